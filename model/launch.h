@@ -1,0 +1,34 @@
+// Launching a row operation: how one piece of row code becomes a CPU loop and a CUDA kernel.
+//
+// A row operation is
+//
+//   struct RmsNormF {
+//     struct Args { Tensor x, gain, y; double eps; };      // `x` is there in every Args: its dtype is T
+//     template <class T, class Group>
+//     HD static void row(Group g, int64_t r, const Args& a) { for (int i = g.lane(); i < a.x.cols; i += Group::size) ... }
+//   };
+//
+// and a caller says  launch<RmsNormF>(stream, rows, {.x = x, .gain = gain, .y = y, .eps = eps}).
+//
+// Each folder lists its operations once (rows/list.h) and compiles the list once for each backend: rows_cpu.cpp, with the flags
+// that let g++ vectorize reductions, and rows_cuda.cu (in a build without nvcc, rows_nocuda.cpp). Read next: rows/group.h.
+#pragma once
+#include "model/device.h"
+
+namespace duet {
+
+// The compiled kernel of Op for a dtype; fields of backends or dtypes that are not built are null. Defined by the lists.
+template <class Op>
+RowKernel row_kernel_cpu(Dtype dtype);
+template <class Op>
+void (*row_kernel_cuda(Dtype dtype))(void* cuda_stream, int64_t rows, const void* args);
+
+template <class Op>
+void launch(Stream& stream, int64_t rows, const typename Op::Args& args) {
+  if (rows == 0) return;
+  RowKernel kernel = row_kernel_cpu<Op>(args.x.dtype);
+  kernel.cuda = row_kernel_cuda<Op>(args.x.dtype);
+  stream.launch(kernel, rows, &args, sizeof args, args.x.cols);
+}
+
+}  // namespace duet
