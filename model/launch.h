@@ -3,12 +3,12 @@
 // A row operation is
 //
 //   struct RmsNormF {
-//     struct Args { Tensor x, gain, y; double eps; };      // `x` is there in every Args: its dtype is T
+//     struct Args { Tensor x, gain, y, rstd; double eps; };      // `x` is there in every Args: its dtype is T
 //     template <class T, class Group>
 //     HD static void row(Group g, int64_t r, const Args& a) { for (int i = g.lane(); i < a.x.cols; i += Group::size) ... }
 //   };
 //
-// and a caller says  launch<RmsNormF>(stream, rows, {.x = x, .gain = gain, .y = y, .eps = eps}).
+// and a caller says  launch<RmsNormF>(stream, rows, {.x = x, .gain = gain, .y = y, .rstd = rstd, .eps = eps}).
 //
 // Each folder lists its operations once (rows/list.h) and compiles the list once for each backend: rows_cpu.cpp, with the flags
 // that let g++ vectorize reductions, and rows_cuda.cu (in a build without nvcc, rows_nocuda.cpp). Read next: rows/group.h.
@@ -17,11 +17,13 @@
 
 namespace duet {
 
-// The compiled kernel of Op for a dtype; fields of backends or dtypes that are not built are null. Defined by the lists.
+using CudaRows = void (*)(void* cuda_stream, int64_t rows, const void* args);
+
+// The compiled kernel of Op for a dtype; null where the backend or the dtype is not built. Defined by the lists.
 template <class Op>
 RowKernel row_kernel_cpu(Dtype dtype);
 template <class Op>
-void (*row_kernel_cuda(Dtype dtype))(void* cuda_stream, int64_t rows, const void* args);
+CudaRows row_kernel_cuda(Dtype dtype);
 
 template <class Op>
 void launch(Stream& stream, int64_t rows, const typename Op::Args& args) {
@@ -32,3 +34,9 @@ void launch(Stream& stream, int64_t rows, const typename Op::Args& args) {
 }
 
 }  // namespace duet
+
+#define DUET_NO_CUDA(Op)               \
+  template <>                          \
+  CudaRows row_kernel_cuda<Op>(Dtype) { \
+    return nullptr;                    \
+  }

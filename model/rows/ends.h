@@ -1,0 +1,69 @@
+// The two ends of the model: the embedding's gather and its gradient, and the fused cross-entropy.
+#pragma once
+#include "model/rows/group.h"
+#include "model/rows/math.h"
+
+namespace duet {
+
+struct EmbedF {
+  struct Args {
+    Tensor x;    // [vocab, d] the table
+    Tensor ids;  // [tokens, 1] i32
+    Tensor y;    // [tokens, d] out
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    const T* __restrict from = a.x.row<T>(*a.ids.row<int32_t>(r));
+    T* __restrict y = a.y.row<T>(r);
+    for (int i = g.lane(); i < a.x.cols; i += Group::size) y[i] = from[i];
+  }
+};
+
+// A row is one token id that occurs: its gradient adds up its tokens in ascending order. The host sorts (embedding.cpp).
+struct EmbedW {
+  struct Args {
+    Tensor x;       // [tokens, d] gradient of the embedding's output
+    Tensor tokens;  // [tokens, 1] i32 token positions, grouped by id, ascending within an id
+    Tensor begins;  // [ids + 1, 1] i32 where each id's group begins
+    Tensor ids;     // [ids, 1] i32
+    Tensor grad;    // [vocab, d] in and out, accumulation type
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    using A = Acc<T>;
+    A* __restrict grad = a.grad.row<A>(*a.ids.row<int32_t>(r));
+    const int begin = *a.begins.row<int32_t>(r), end = *a.begins.row<int32_t>(r + 1);
+    for (int j = begin; j < end; ++j) {
+      const T* __restrict x = a.x.row<T>(*a.tokens.row<int32_t>(j));
+      for (int i = g.lane(); i < a.x.cols; i += Group::size) grad[i] += A(x[i]);
+    }
+  }
+};
+
+// loss = log(sum(exp(logits))) - logits[target]; the logits are overwritten by their gradient, scale * (softmax - onehot).
+struct CrossEntropy {
+  struct Args {
+    Tensor x;       // [tokens, vocab] in logits, out gradient
+    Tensor target;  // [tokens, 1] i32
+    Tensor loss;    // [tokens, 1] out, accumulation type
+    double scale;
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    using A = Acc<T>;
+    T* __restrict x = a.x.row<T>(r);
+    const int n = int(a.x.cols), target = *a.target.row<int32_t>(r);
+    const A at_target = A(x[target]);
+    A top = A(x[0]);
+    for (int i = g.lane(); i < n; i += Group::size) top = A(x[i]) > top ? A(x[i]) : top;
+    top = g.max(top);
+    A sum = 0;
+    for (int i = g.lane(); i < n; i += Group::size) sum += exp_(A(x[i]) - top);
+    sum = g.sum(sum);
+    if (g.lane() == 0) *a.loss.row<A>(r) = log_(sum) + top - at_target;
+    const A p = A(a.scale) / sum;
+    for (int i = g.lane(); i < n; i += Group::size) x[i] = T(exp_(A(x[i]) - top) * p - (i == target ? A(a.scale) : A(0)));
+  }
+};
+
+}  // namespace duet

@@ -1,0 +1,14 @@
+// The row operations of model/, listed once; rows_cpu.cpp, rows_cuda.cu and rows_nocuda.cpp compile this list.
+#pragma once
+#include "model/rows/attention.h"
+#include "model/rows/ends.h"
+#include "model/rows/norm.h"
+#include "model/rows/optimizer.h"
+#include "model/rows/swiglu.h"
+
+#define DUET_MODEL_ROWS(X)                                                                                    \
+  X(RmsNormF) X(AddRmsNormF) X(RmsNormB) X(RmsNormW) X(SumRows)                                               \
+  X(RopeQuery) X(KeyF) X(KeyB) X(CausalSoftmaxF) X(CausalSoftmaxB)                                            \
+  X(SwigluF) X(SwigluB) X(Add)                                                                                \
+  X(EmbedF) X(EmbedW) X(CrossEntropy)                                                                         \
+  X(SumSquares) X(AdamW) X(CastWeight)

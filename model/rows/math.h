@@ -1,0 +1,50 @@
+// Scalar functions of the row operations: a short exp that g++ vectorizes, and what is built on it.
+// In double (gradient checks) they are the library's.
+#pragma once
+#include <cmath>
+
+#include "model/tensor.h"
+
+namespace duet {
+
+HD float fused_multiply_add(float a, float b, float c) {
+#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fmaf(a, b, c);  // out of reach of -fassociative-math, which would merge the two halves of ln 2 below
+#else
+  return a * b + c;
+#endif
+}
+
+// exp(x) to 2 ulp for -87 <= x <= 88, beyond that the value at the end. x = n ln2 + r, |r| <= ln2/2; exp(r) by its Taylor
+// polynomial of degree 6; 2^n by the exponent bits.
+HD float exp_(float x) {
+  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  const float t = x * 1.44269504f;
+  const int n = int(t + (t < 0 ? -0.5f : 0.5f));
+  float r = fused_multiply_add(float(n), -0.693359375f, x);
+  r = fused_multiply_add(float(n), 2.12194440e-4f, r);
+  float p = 1.3888889e-3f;
+  p = fused_multiply_add(p, r, 8.3333333e-3f);
+  p = fused_multiply_add(p, r, 4.1666667e-2f);
+  p = fused_multiply_add(p, r, 1.6666667e-1f);
+  p = fused_multiply_add(p, r, 0.5f);
+  p = fused_multiply_add(p, r, 1.0f);
+  p = fused_multiply_add(p, r, 1.0f);
+  const int32_t bits = (n + 127) << 23;
+  float scale;
+  memcpy(&scale, &bits, 4);
+  return p * scale;
+}
+HD double exp_(double x) { return ::exp(x); }
+
+HD float sqrt_(float x) { return ::sqrtf(x); }
+HD double sqrt_(double x) { return ::sqrt(x); }
+HD float log_(float x) { return ::logf(x); }
+HD double log_(double x) { return ::log(x); }
+
+template <class A>
+HD A sigmoid_(A x) {
+  return A(1) / (A(1) + exp_(-x));
+}
+
+}  // namespace duet

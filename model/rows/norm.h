@@ -1,0 +1,128 @@
+// RMSNorm (Zhang and Sennrich 2019): y = x * rstd * gain with rstd = 1/sqrt(mean(x^2) + eps), a row a token.
+// Its three passes: F, I (gradient for x) and W (gradient for the gain, a sum over tokens in two fixed stages).
+#pragma once
+#include "model/rows/group.h"
+#include "model/rows/math.h"
+
+namespace duet {
+
+struct RmsNormF {
+  struct Args {
+    Tensor x;     // [tokens, d]
+    Tensor gain;  // [1, d]
+    Tensor y;     // [tokens, d] out
+    Tensor rstd;  // [tokens, 1] out, in the accumulation type
+    double eps;
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    using A = Acc<T>;
+    const T* __restrict x = a.x.row<T>(r);
+    const T* __restrict gain = a.gain.row<T>(0);
+    T* __restrict y = a.y.row<T>(r);
+    const int n = int(a.x.cols);
+    A squares = 0;
+    for (int i = g.lane(); i < n; i += Group::size) squares += A(x[i]) * A(x[i]);
+    const A rstd = A(1) / sqrt_(g.sum(squares) / A(n) + A(a.eps));
+    for (int i = g.lane(); i < n; i += Group::size) y[i] = T(A(x[i]) * rstd * A(gain[i]));
+    if (g.lane() == 0) *a.rstd.row<A>(r) = rstd;
+  }
+};
+
+// h = x + delta (the residual stream), y = RMSNorm(h).
+struct AddRmsNormF {
+  struct Args {
+    Tensor x, delta;  // [tokens, d]
+    Tensor gain;      // [1, d]
+    Tensor h, y;      // [tokens, d] out
+    Tensor rstd;      // [tokens, 1] out
+    double eps;
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    const T* __restrict x = a.x.row<T>(r);
+    const T* __restrict delta = a.delta.row<T>(r);
+    T* __restrict h = a.h.row<T>(r);
+    for (int i = g.lane(); i < a.x.cols; i += Group::size) h[i] = T(Acc<T>(x[i]) + Acc<T>(delta[i]));
+    RmsNormF::row<T>(g, r, {a.h, a.gain, a.y, a.rstd, a.eps});  // each lane reads back what it wrote itself
+  }
+};
+
+// dx = residual + rstd * (gain * dy - xhat * mean(gain * dy * xhat)), with xhat = x * rstd.
+struct RmsNormB {
+  struct Args {
+    Tensor x;         // [tokens, d] the input of F
+    Tensor gain;      // [1, d]
+    Tensor rstd;      // [tokens, 1]
+    Tensor dy;        // [tokens, d]
+    Tensor residual;  // [tokens, d] gradient that by-passes the norm, or null
+    Tensor dx;        // [tokens, d] out
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    using A = Acc<T>;
+    const T* __restrict x = a.x.row<T>(r);
+    const T* __restrict gain = a.gain.row<T>(0);
+    const T* __restrict dy = a.dy.row<T>(r);
+    T* __restrict dx = a.dx.row<T>(r);
+    const A rstd = *a.rstd.row<A>(r);
+    const int n = int(a.x.cols);
+    A dot = 0;
+    for (int i = g.lane(); i < n; i += Group::size) dot += A(gain[i]) * A(dy[i]) * A(x[i]);
+    const A mean = g.sum(dot) * rstd * rstd / A(n);
+    if (a.residual) {
+      const T* __restrict residual = a.residual.row<T>(r);
+      for (int i = g.lane(); i < n; i += Group::size)
+        dx[i] = T(A(residual[i]) + rstd * (A(gain[i]) * A(dy[i]) - A(x[i]) * mean));
+    } else {
+      for (int i = g.lane(); i < n; i += Group::size) dx[i] = T(rstd * (A(gain[i]) * A(dy[i]) - A(x[i]) * mean));
+    }
+  }
+};
+
+// Stage one of the gain's gradient: row r sums dy * xhat over tokens r*kTokensPerPartial ... in ascending order.
+inline constexpr int64_t kTokensPerPartial = 64;
+struct RmsNormW {
+  struct Args {
+    Tensor x;        // [tokens, d]
+    Tensor rstd;     // [tokens, 1]
+    Tensor dy;       // [tokens, d]
+    Tensor partial;  // [ceil(tokens / kTokensPerPartial), d] out, accumulation type
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    using A = Acc<T>;
+    A* __restrict sum = a.partial.row<A>(r);
+    const int64_t begin = r * kTokensPerPartial;
+    const int64_t end = begin + kTokensPerPartial < a.x.rows ? begin + kTokensPerPartial : a.x.rows;
+    for (int i = g.lane(); i < a.x.cols; i += Group::size) sum[i] = 0;
+    for (int64_t t = begin; t < end; ++t) {
+      const T* __restrict x = a.x.row<T>(t);
+      const T* __restrict dy = a.dy.row<T>(t);
+      const A rstd = *a.rstd.row<A>(t);
+      for (int i = g.lane(); i < a.x.cols; i += Group::size) sum[i] += A(dy[i]) * A(x[i]) * rstd;
+    }
+  }
+};
+
+// Stage two: y += the rows of x, added in ascending order. Row r of the launch owns columns r*64 ... r*64+63.
+inline constexpr int64_t kColumnsPerSum = 64;
+struct SumRows {
+  static constexpr bool acc_only = true;
+  struct Args {
+    Tensor x;  // [n, d]
+    Tensor y;  // [1, d] in and out, the accumulation type
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    const int begin = int(r * kColumnsPerSum);
+    const int end = begin + kColumnsPerSum < a.x.cols ? begin + int(kColumnsPerSum) : int(a.x.cols);
+    T* __restrict y = a.y.row<T>(0);
+    for (int64_t t = 0; t < a.x.rows; ++t) {
+      const T* __restrict x = a.x.row<T>(t);
+      for (int i = begin + g.lane(); i < end; i += Group::size) y[i] += x[i];
+    }
+  }
+};
+
+}  // namespace duet

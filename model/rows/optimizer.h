@@ -1,0 +1,95 @@
+// Row operations over the flat arena of a chunk's parameters (param.h), which is cut into blocks that never straddle two
+// parameters. A row is a block.
+#pragma once
+#include "model/rows/group.h"
+#include "model/rows/math.h"
+
+namespace duet {
+
+// Where each block lies: begin [blocks + 1] i32 in units of kBlockAlign elements, and the elements used in it.
+inline constexpr int64_t kBlockAlign = 128;    // every parameter begins at a multiple of it
+inline constexpr int64_t kBlockSize = 4096;
+struct Blocks {
+  Tensor begin;  // [blocks, 1] i32, in units of kBlockAlign
+  Tensor count;  // [blocks, 1] i32 elements, at most kBlockSize
+  Tensor decay;  // [blocks, 1] i32, 1 where weight decay applies
+};
+
+// The square of each block of (half 0 + half 1), for the gradient norm.
+struct SumSquares {
+  static constexpr bool acc_only = true;
+  struct Args {
+    Tensor x;      // [1, arena] in gradient of half 0, out the sum of the halves
+    Tensor half1;  // [1, arena]
+    Tensor sum;    // [blocks, 1] f64 out
+    Blocks blocks;
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    const int64_t begin = int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;
+    const int n = *a.blocks.count.row<int32_t>(r);
+    T* __restrict x = a.x.row<T>(0) + begin;
+    const T* __restrict y = a.half1.row<T>(0) + begin;
+    double sum = 0;
+    for (int i = g.lane(); i < n; i += Group::size) {
+      x[i] += y[i];
+      sum += double(x[i]) * double(x[i]);
+    }
+    sum = g.sum(sum);
+    if (g.lane() == 0) *a.sum.row<double>(r) = sum;
+  }
+};
+
+// AdamW (Loshchilov and Hutter 2019), decoupled weight decay; writes the master weight and its copy in the compute type.
+struct AdamW {
+  struct Args {
+    Tensor x;       // [1, arena] weights in the compute type, out
+    Tensor master;  // [1, arena] in and out; may be the same memory as x
+    Tensor grad;    // [1, arena] the sum of the halves
+    Tensor m, v;    // [1, arena] in and out
+    Blocks blocks;
+    double clip;    // factor of the gradient
+    double lr, beta1, beta2, eps, decay;
+    double correct1, correct2;  // 1 / (1 - beta^step)
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    using A = Acc<T>;
+    const int64_t begin = int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;
+    const int n = *a.blocks.count.row<int32_t>(r);
+    const A shrink = A(1) - A(a.lr) * A(*a.blocks.decay.row<int32_t>(r) ? a.decay : 0.0);
+    const A clip = A(a.clip), b1 = A(a.beta1), b2 = A(a.beta2), c1 = A(a.lr * a.correct1), c2 = A(a.correct2), eps = A(a.eps);
+    T* x = a.x.row<T>(0) + begin;
+    A* w = a.master.row<A>(0) + begin;
+    const A* __restrict grad = a.grad.row<A>(0) + begin;
+    A* __restrict m = a.m.row<A>(0) + begin;
+    A* __restrict v = a.v.row<A>(0) + begin;
+    const auto update = [&](int i) {
+      const A d = grad[i] * clip;
+      m[i] = b1 * m[i] + (A(1) - b1) * d;
+      v[i] = b2 * v[i] + (A(1) - b2) * d * d;
+      return w[i] * shrink - c1 * m[i] / (sqrt_(v[i] * c2) + eps);
+    };
+    if (static_cast<void*>(x) == static_cast<void*>(w))
+      for (int i = g.lane(); i < n; i += Group::size) w[i] = update(i);
+    else
+      for (int i = g.lane(); i < n; i += Group::size) x[i] = T(w[i] = update(i));
+  }
+};
+
+// x = the master weight in the compute type.
+struct CastWeight {
+  struct Args {
+    Tensor x;       // [1, arena] out
+    Tensor master;  // [1, arena]
+    Blocks blocks;
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    const int64_t begin = int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;
+    for (int i = g.lane(); i < *a.blocks.count.row<int32_t>(r); i += Group::size)
+      a.x.row<T>(0)[begin + i] = T(a.master.row<Acc<T>>(0)[begin + i]);
+  }
+};
+
+}  // namespace duet

@@ -1,0 +1,7 @@
+// The row operations of model/ on the CPU.
+#include "model/rows/compile_cpu.h"
+#include "model/rows/list.h"
+
+namespace duet {
+DUET_MODEL_ROWS(DUET_COMPILE_CPU)
+}  // namespace duet

@@ -1,0 +1,7 @@
+// The row operations of model/ on CUDA.
+#include "model/rows/compile_cuda.cuh"
+#include "model/rows/list.h"
+
+namespace duet {
+DUET_MODEL_ROWS(DUET_COMPILE_CUDA)
+}  // namespace duet

@@ -1,0 +1,7 @@
+// In a build without nvcc no row operation of model/ has a CUDA kernel.
+#include "model/launch.h"
+#include "model/rows/list.h"
+
+namespace duet {
+DUET_MODEL_ROWS(DUET_NO_CUDA)
+}  // namespace duet

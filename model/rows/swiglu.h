@@ -1,0 +1,57 @@
+// SwiGLU (Shazeer 2020): act = silu(gate) * up, and the plain sum of two tensors.
+#pragma once
+#include "model/rows/group.h"
+#include "model/rows/math.h"
+
+namespace duet {
+
+struct SwigluF {
+  struct Args {
+    Tensor x, up;  // [rows, width] the two projections; x is the gate
+    Tensor act;    // [rows, width] out
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    const T* __restrict gate = a.x.row<T>(r);
+    const T* __restrict up = a.up.row<T>(r);
+    T* __restrict act = a.act.row<T>(r);
+    for (int i = g.lane(); i < a.x.cols; i += Group::size)
+      act[i] = T(Acc<T>(gate[i]) * sigmoid_(Acc<T>(gate[i])) * Acc<T>(up[i]));
+  }
+};
+
+// Everything in place: gate and up become their gradients, and the gradient of act becomes act itself, which F did not keep and W
+// needs.
+struct SwigluB {
+  struct Args {
+    Tensor x, up;  // [rows, width] in gate and up, out their gradients
+    Tensor act;    // [rows, width] in the gradient of act, out act
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    using A = Acc<T>;
+    T* __restrict gate = a.x.row<T>(r);
+    T* __restrict up = a.up.row<T>(r);
+    T* __restrict act = a.act.row<T>(r);
+    for (int i = g.lane(); i < a.x.cols; i += Group::size) {
+      const A x = A(gate[i]), u = A(up[i]), d = A(act[i]), s = sigmoid_(x), silu = x * s;
+      gate[i] = T(d * u * (s + silu * (A(1) - s)));
+      up[i] = T(d * silu);
+      act[i] = T(silu * u);
+    }
+  }
+};
+
+struct Add {
+  struct Args {
+    Tensor x, y;  // [rows, cols]; y += x
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    const T* __restrict x = a.x.row<T>(r);
+    T* __restrict y = a.y.row<T>(r);
+    for (int i = g.lane(); i < a.x.cols; i += Group::size) y[i] = T(Acc<T>(x[i]) + Acc<T>(y[i]));
+  }
+};
+
+}  // namespace duet

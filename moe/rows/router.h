@@ -1,0 +1,176 @@
+// The router's row operations (DeepSeek-V3, section 2.1.2): sigmoid affinities, node-limited group routing, the top-k chosen with
+// the auxiliary-loss-free bias, weights from the affinities without it; and the sequence-wise balance loss.
+//
+// Router arithmetic is in the accumulation type (fp32; fp64 in gradient checks) whatever the compute type is.
+#pragma once
+#include "model/rows/group.h"
+#include "model/rows/math.h"
+
+namespace duet {
+
+struct RouterShape {
+  int experts, topk;
+  int groups, topk_groups;  // experts per group = experts / groups; a token's experts lie in topk_groups of the groups
+  double scaling;           // routed_scaling_factor
+};
+
+inline constexpr float kMasked = -1e30f;  // the paper's -inf, in a file compiled for finite math
+
+// Visits the k largest of values[0..n) in descending order (of equal ones the first), and masks them in `values` on the way.
+template <class A, class Group, class Visit>
+HD void select_top(Group g, A* values, int n, int k, Visit visit) {
+  for (int j = 0; j < k; ++j) {
+    Best<A> best{A(2) * A(kMasked), n};
+    for (int i = g.lane(); i < n; i += Group::size) best = better(best, Best<A>{values[i], i});
+    best = g.best(best);
+    if (best.index % Group::size == g.lane()) values[best.index] = A(kMasked);
+    visit(j, best.index);
+  }
+}
+
+struct RouterF {
+  static constexpr bool acc_only = true;
+  struct Args {
+    Tensor x;          // [tokens, experts] in logits, out affinities
+    Tensor bias;       // [1, experts] e_score_correction_bias
+    Tensor topk_idx;   // [tokens, topk] i32 out, ascending
+    Tensor topk_w;     // [tokens, topk] out
+    Tensor plain_idx;  // [tokens, topk] i32 out: the top-k without bias and groups, which the balance loss counts
+    Tensor total;      // [tokens, 1] out: sum of the affinities
+    Tensor scratch;    // [tokens, experts + groups]
+    RouterShape shape;
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    const RouterShape& s = a.shape;
+    T* score = a.x.row<T>(r);
+    T* choice = a.scratch.row<T>(r);
+    const T* bias = a.bias.row<T>(0);
+    int32_t* plain = a.plain_idx.row<int32_t>(r);
+    int32_t* idx = a.topk_idx.row<int32_t>(r);
+    T total = 0;
+    for (int i = g.lane(); i < s.experts; i += Group::size) total += choice[i] = score[i] = sigmoid_(score[i]);
+    total = g.sum(total);
+    if (g.lane() == 0) *a.total.row<T>(r) = total;
+    select_top(g, choice, s.experts, s.topk, [&](int j, int i) {
+      if (g.lane() == 0) plain[j] = i;
+    });
+    for (int i = g.lane(); i < s.experts; i += Group::size) choice[i] = score[i] + bias[i];
+    if (s.topk_groups < s.groups) mask_groups(g, choice, s);
+    select_top(g, choice, s.experts, s.topk, [&](int j, int i) {
+      if (g.lane() == 0) insert_sorted(idx, j, i);
+    });
+    g.sync();
+    T sum = 0;
+    for (int j = 0; j < s.topk; ++j) sum += score[idx[j]];
+    for (int j = g.lane(); j < s.topk; j += Group::size)
+      a.topk_w.row<T>(r)[j] = score[idx[j]] / (sum + T(1e-20)) * T(s.scaling);
+  }
+
+  // Leaves the experts of the best groups; a group's score is the sum of its two best.
+  template <class T, class Group>
+  HD static void mask_groups(Group g, T* choice, const RouterShape& s) {
+    const int size = s.experts / s.groups;
+    T* group_score = choice + s.experts;
+    g.sync();
+    for (int q = g.lane(); q < s.groups; q += Group::size) {
+      T first = T(kMasked), second = T(kMasked);
+      for (int i = q * size; i < (q + 1) * size; ++i) {
+        if (choice[i] > first) {
+          second = first;
+          first = choice[i];
+        } else if (choice[i] > second) {
+          second = choice[i];
+        }
+      }
+      group_score[q] = size > 1 ? first + second : first;
+    }
+    select_top(g, group_score, s.groups, s.topk_groups, [](int, int) {});
+    g.sync();  // the chosen groups are the masked ones now
+    for (int i = g.lane(); i < s.experts; i += Group::size)
+      if (group_score[i / size] != T(kMasked)) choice[i] = T(kMasked);
+    g.sync();
+  }
+
+  HD static void insert_sorted(int32_t* list, int n, int value) {
+    int j = n;
+    for (; j > 0 && list[j - 1] > value; --j) list[j] = list[j - 1];
+    list[j] = value;
+  }
+};
+
+// Per sequence: f_i = experts / (topk * seq_len) * how often expert i is in plain_idx, P_i = mean affinity share, and the loss
+// sum_i f_i P_i (equations 17 to 20, without the factor alpha).
+struct BalanceLossF {
+  static constexpr bool acc_only = true;
+  struct Args {
+    Tensor x;          // [tokens, experts] affinities
+    Tensor total;      // [tokens, 1]
+    Tensor plain_idx;  // [tokens, topk] i32
+    Tensor f, p;       // [sequences, experts] out
+    Tensor loss;       // [sequences, 1] out
+    int64_t seq_len;
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    const int experts = int(a.x.cols), topk = int(a.plain_idx.cols);
+    T* f = a.f.row<T>(r);
+    T* __restrict p = a.p.row<T>(r);
+    for (int i = g.lane(); i < experts; i += Group::size) f[i] = p[i] = 0;
+    for (int64_t t = r * a.seq_len; t < (r + 1) * a.seq_len; ++t) {
+      const T* __restrict score = a.x.row<T>(t);
+      const T share = T(1) / *a.total.row<T>(t);
+      for (int i = g.lane(); i < experts; i += Group::size) p[i] += score[i] * share;
+      for (int j = 0; j < topk; ++j) {
+        const int i = a.plain_idx.row<int32_t>(t)[j];
+        if (i % Group::size == g.lane()) f[i] += T(1);
+      }
+    }
+    T loss = 0;
+    for (int i = g.lane(); i < experts; i += Group::size) {
+      f[i] *= T(experts) / T(topk * a.seq_len);
+      p[i] /= T(a.seq_len);
+      loss += f[i] * p[i];
+    }
+    loss = g.sum(loss);
+    if (g.lane() == 0) *a.loss.row<T>(r) = loss;
+  }
+};
+
+// Gradient for the logits, from the gradients of the weights and from the balance loss (f is a count: no gradient through it).
+struct RouterB {
+  static constexpr bool acc_only = true;
+  struct Args {
+    Tensor x;         // [tokens, experts] in affinities, out gradient of the logits
+    Tensor topk_idx;  // [tokens, topk] i32
+    Tensor dw;        // [tokens, topk] gradient of topk_w
+    Tensor total;     // [tokens, 1]
+    Tensor f;         // [sequences, experts]
+    RouterShape shape;
+    int64_t seq_len;
+    double balance;   // factor of sum_i f_i P_i in the objective, for this sequence
+  };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    const RouterShape& s = a.shape;
+    T* score = a.x.row<T>(r);
+    const int32_t* idx = a.topk_idx.row<int32_t>(r);
+    const T* dw = a.dw.row<T>(r);
+    const T* f = a.f.row<T>(r / a.seq_len);
+    T sum = T(1e-20), dot = 0, mean_f = 0;
+    for (int j = 0; j < s.topk; ++j) sum += score[idx[j]];
+    for (int j = 0; j < s.topk; ++j) dot += dw[j] * score[idx[j]];
+    for (int i = g.lane(); i < s.experts; i += Group::size) mean_f += f[i] * score[i];
+    const T share = T(1) / *a.total.row<T>(r);
+    mean_f = g.sum(mean_f) * share;
+    const T balance = T(a.balance / double(a.seq_len)) * share;
+    for (int i = g.lane(); i < s.experts; i += Group::size) {
+      T d = balance * (f[i] - mean_f);
+      for (int j = 0; j < s.topk; ++j)
+        if (idx[j] == i) d += T(s.scaling) * (dw[j] - dot / sum) / sum;
+      score[i] = d * score[i] * (T(1) - score[i]);
+    }
+  }
+};
+
+}  // namespace duet

@@ -1,0 +1,7 @@
+// The row operations of moe/ on the CPU.
+#include "model/rows/compile_cpu.h"
+#include "moe/rows/list.h"
+
+namespace duet {
+DUET_MOE_ROWS(DUET_COMPILE_CPU)
+}  // namespace duet

@@ -1,0 +1,7 @@
+// The row operations of moe/ on CUDA.
+#include "model/rows/compile_cuda.cuh"
+#include "moe/rows/list.h"
+
+namespace duet {
+DUET_MOE_ROWS(DUET_COMPILE_CUDA)
+}  // namespace duet
