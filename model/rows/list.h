@@ -11,4 +11,4 @@
   X(RopeQuery) X(KeyF) X(KeyB) X(CausalSoftmaxF) X(CausalSoftmaxB)                                            \
   X(SwigluF) X(SwigluB) X(Add)                                                                                \
   X(EmbedF) X(EmbedW) X(CrossEntropy)                                                                         \
-  X(SumSquares) X(AdamW) X(CastWeight)
+  X(SumSquares) X(AdamW) X(CastRows)

@@ -77,18 +77,17 @@ struct AdamW {
   }
 };
 
-// x = the master weight in the compute type.
-struct CastWeight {
+// x = from, rounded to the compute type.
+struct CastRows {
   struct Args {
-    Tensor x;       // [1, arena] out
-    Tensor master;  // [1, arena]
-    Blocks blocks;
+    Tensor x;     // [rows, cols] out
+    Tensor from;  // [rows, cols] accumulation type
   };
   template <class T, class Group>
   HD static void row(Group g, int64_t r, const Args& a) {
-    const int64_t begin = int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;
-    for (int i = g.lane(); i < *a.blocks.count.row<int32_t>(r); i += Group::size)
-      a.x.row<T>(0)[begin + i] = T(a.master.row<Acc<T>>(0)[begin + i]);
+    const Acc<T>* __restrict from = a.from.row<Acc<T>>(r);
+    T* __restrict x = a.x.row<T>(r);
+    for (int i = g.lane(); i < a.x.cols; i += Group::size) x[i] = T(from[i]);
   }
 };
 

@@ -1,0 +1,184 @@
+// Presets, checks and config.json. See config.h.
+#include "model/config.h"
+
+#include "model/check.h"
+
+namespace duet {
+
+// --- sizes -----------------------------------------------------------------------------------------------------------------------
+
+static int64_t attention_parameters(const ModelConfig& c) {
+  const int64_t q = c.n_heads * c.qk_head_dim();
+  const int64_t queries = c.q_lora_rank ? c.q_lora_rank * (c.d_model + 1 + q) : c.d_model * q;
+  return queries + c.d_model * (c.kv_lora_rank + c.qk_rope_head_dim) +
+         c.kv_lora_rank * (1 + c.n_heads * (c.qk_nope_head_dim + c.v_head_dim)) + c.n_heads * c.v_head_dim * c.d_model;
+}
+
+// `experts`: how many routed ones to count in a layer.
+static int64_t layer_parameters(const ModelConfig& c, int64_t layer, int64_t experts) {
+  const int64_t ffn = c.dense(layer) ? 3 * c.d_model * c.d_ff
+                                     : c.d_model * c.n_routed + 3 * c.d_model * c.d_expert * (c.n_shared + experts);
+  return attention_parameters(c) + 2 * c.d_model + ffn;
+}
+
+int64_t ModelConfig::parameters() const {
+  int64_t sum = 2 * vocab_size * d_model + d_model;
+  for (int64_t l = 0; l < n_layers; ++l) sum += layer_parameters(*this, l, n_routed);
+  return sum;
+}
+
+int64_t ModelConfig::active_parameters() const {
+  int64_t sum = vocab_size * d_model + d_model;
+  for (int64_t l = 0; l < n_layers; ++l) sum += layer_parameters(*this, l, topk);
+  return sum;
+}
+
+double ModelConfig::train_flops_per_token(int64_t seq_len) const {
+  // A token attends to (seq_len + 1) / 2 others: 2 FLOP a multiply-add, forward once and backward twice.
+  const double scores = 3.0 * double(n_layers * n_heads * (qk_head_dim() + v_head_dim)) * double(seq_len + 1);
+  return 6.0 * double(active_parameters()) + scores;
+}
+
+void ModelConfig::validate() const {
+  const struct {
+    const char* name;
+    int64_t value, least;
+  } sizes[] = {{"vocab_size", vocab_size, 2},
+               {"d_model", d_model, 1},
+               {"n_layers", n_layers, 1},
+               {"n_heads", n_heads, 1},
+               {"q_lora_rank", q_lora_rank, 0},
+               {"kv_lora_rank", kv_lora_rank, 1},
+               {"qk_nope_head_dim", qk_nope_head_dim, 1},
+               {"qk_rope_head_dim", qk_rope_head_dim, 2},
+               {"v_head_dim", v_head_dim, 1},
+               {"first_k_dense", first_k_dense, 0},
+               {"d_ff", d_ff, 1},
+               {"d_expert", d_expert, 1},
+               {"n_shared", n_shared, 0},
+               {"n_routed", n_routed, 1},
+               {"topk", topk, 1},
+               {"n_group", n_group, 1},
+               {"topk_group", topk_group, 1}};
+  for (const auto& s : sizes) require(s.value >= s.least, s.name, ": found ", s.value, ", allowed: at least ", s.least);
+  require(qk_rope_head_dim % 2 == 0, "qk_rope_head_dim: found ", qk_rope_head_dim, ", allowed: even numbers");
+  require(topk <= n_routed, "topk: found ", topk, ", allowed: at most n_routed = ", n_routed);
+  require(n_routed % n_group == 0, "n_group: found ", n_group, ", allowed: divisors of n_routed = ", n_routed);
+  require(topk_group <= n_group, "topk_group: found ", topk_group, ", allowed: at most n_group = ", n_group);
+  require(topk <= topk_group * (n_routed / n_group), "topk: found ", topk, ", allowed: at most the experts of topk_group = ",
+          topk_group, " groups, ", topk_group * (n_routed / n_group));
+}
+
+// --- presets ---------------------------------------------------------------------------------------------------------------------
+
+const std::vector<Preset>& presets() {
+  static const std::vector<Preset> all = [] {
+    std::vector<Preset> p;
+    p.push_back({"tiny", "tests: 8 layers, 0.4M parameters",
+                 {.q_lora_rank = 24, .n_group = 4, .topk_group = 2, .routed_scaling = 1.5}, 64, 1});
+    p.push_back({"small", "the default run: 8 layers, 4M parameters",
+                 {.d_model = 128, .kv_lora_rank = 32, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8, .v_head_dim = 24, .d_ff = 384,
+                  .d_expert = 96, .n_routed = 16, .n_group = 4, .topk_group = 2}, 128, 1});
+    p.push_back({"bench", "make bench: wide enough for GEMM to matter",
+                 {.d_model = 256, .n_layers = 4, .n_heads = 8, .kv_lora_rank = 64, .qk_nope_head_dim = 32, .qk_rope_head_dim = 16,
+                  .v_head_dim = 32, .d_ff = 1024, .d_expert = 512, .n_routed = 16}, 256, 8});
+    p.push_back({"base", "one GPU: 768 wide, 12 layers, GPT-2 vocabulary",
+                 {.vocab_size = 50257, .d_model = 768, .n_layers = 12, .n_heads = 12, .q_lora_rank = 384, .kv_lora_rank = 256,
+                  .qk_nope_head_dim = 64, .qk_rope_head_dim = 32, .v_head_dim = 64, .d_ff = 3072, .d_expert = 768, .n_routed = 16,
+                  .n_group = 4, .topk_group = 2, .routed_scaling = 1.5}, 1024, 4});
+    p.push_back({"deepseek-v3", "the full shape, 671B parameters: for planning only",
+                 {.vocab_size = 129280, .d_model = 7168, .n_layers = 61, .n_heads = 128, .q_lora_rank = 1536, .kv_lora_rank = 512,
+                  .qk_nope_head_dim = 128, .qk_rope_head_dim = 64, .v_head_dim = 128, .first_k_dense = 3, .d_ff = 18432,
+                  .d_expert = 2048, .n_routed = 256, .topk = 8, .n_group = 8, .topk_group = 4, .routed_scaling = 2.5}, 4096, 1});
+    for (const Preset& preset : p) preset.model.validate();
+    return p;
+  }();
+  return all;
+}
+
+const Preset& find_preset(const std::string& name) {
+  std::string names;
+  for (const Preset& p : presets()) {
+    if (p.name == name) return p;
+    names += (names.empty() ? "" : ", ") + std::string(p.name);
+  }
+  throw UsageError(cat("--preset: found '", name, "', allowed: ", names));
+}
+
+// --- config.json -----------------------------------------------------------------------------------------------------------------
+
+// Hugging Face's name of each size.
+template <class Fn>
+static void for_each_field(Fn fn) {
+  fn("vocab_size", &ModelConfig::vocab_size);
+  fn("hidden_size", &ModelConfig::d_model);
+  fn("num_hidden_layers", &ModelConfig::n_layers);
+  fn("num_attention_heads", &ModelConfig::n_heads);
+  fn("kv_lora_rank", &ModelConfig::kv_lora_rank);
+  fn("qk_nope_head_dim", &ModelConfig::qk_nope_head_dim);
+  fn("qk_rope_head_dim", &ModelConfig::qk_rope_head_dim);
+  fn("v_head_dim", &ModelConfig::v_head_dim);
+  fn("first_k_dense_replace", &ModelConfig::first_k_dense);
+  fn("intermediate_size", &ModelConfig::d_ff);
+  fn("moe_intermediate_size", &ModelConfig::d_expert);
+  fn("n_shared_experts", &ModelConfig::n_shared);
+  fn("n_routed_experts", &ModelConfig::n_routed);
+  fn("num_experts_per_tok", &ModelConfig::topk);
+  fn("n_group", &ModelConfig::n_group);
+  fn("topk_group", &ModelConfig::topk_group);
+}
+
+Json ModelConfig::to_json(int64_t seq_len, const std::string& dtype) const {
+  Json j = Json::object();
+  j.set("architectures", Json::array({"DeepseekV3ForCausalLM"}));
+  j.set("model_type", "deepseek_v3");
+  for_each_field([&](const char* name, int64_t ModelConfig::*field) { j.set(name, this->*field); });
+  j.set("q_lora_rank", q_lora_rank ? Json(q_lora_rank) : Json());
+  j.set("num_key_value_heads", n_heads);
+  j.set("routed_scaling_factor", routed_scaling);
+  j.set("rope_theta", rope_theta);
+  j.set("rope_interleave", true);
+  j.set("norm_topk_prob", true);
+  j.set("scoring_func", "sigmoid");
+  j.set("topk_method", "noaux_tc");
+  j.set("hidden_act", "silu");
+  j.set("rms_norm_eps", kNormEps);
+  j.set("attention_bias", false);
+  j.set("tie_word_embeddings", false);
+  j.set("num_nextn_predict_layers", int64_t(0));
+  j.set("max_position_embeddings", seq_len);
+  j.set("bos_token_id", Json());
+  j.set("eos_token_id", Json());
+  j.set("torch_dtype", dtype);
+  return j;
+}
+
+ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
+  const auto refuse_unless = [&](bool ok, const char* key, const char* allowed) {
+    require(ok, where, ": ", key, ": found ", j.at(key).dump(), ", allowed: ", allowed);
+  };
+  const auto expect = [&](const char* key, const Json& value) {
+    if (j.find(key)) refuse_unless(j.at(key).dump() == value.dump(), key, value.dump().c_str());
+  };
+  require(j.find("model_type") && j.at("model_type").dump() == "\"deepseek_v3\"", where,
+          ": model_type: allowed: \"deepseek_v3\"");
+  expect("tie_word_embeddings", false);
+  expect("attention_bias", false);
+  expect("norm_topk_prob", true);
+  expect("rope_interleave", true);
+  expect("hidden_act", "silu");
+  if (j.find("rms_norm_eps")) refuse_unless(j.at("rms_norm_eps").number() == kNormEps, "rms_norm_eps", "1e-06");
+  if (j.find("rope_scaling")) refuse_unless(j.at("rope_scaling").is_null(), "rope_scaling", "null");
+  ModelConfig c;
+  for_each_field([&](const char* name, int64_t ModelConfig::*field) { c.*field = j.at(name).integer(); });
+  const Json* q_lora = j.find("q_lora_rank");
+  c.q_lora_rank = q_lora && !q_lora->is_null() ? q_lora->integer() : 0;
+  c.routed_scaling = j.at("routed_scaling_factor").number();
+  // transformers 5 writes rope_parameters, earlier versions and duet rope_theta.
+  const Json* rope = j.find("rope_parameters");
+  c.rope_theta = rope && !rope->is_null() ? rope->at("rope_theta").number() : j.at("rope_theta").number();
+  c.validate();
+  return c;
+}
+
+}  // namespace duet

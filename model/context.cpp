@@ -1,0 +1,22 @@
+// See context.h.
+#include "model/context.h"
+
+#include "model/launch.h"
+#include "model/rows/list.h"
+
+namespace duet {
+
+void norm_w(const Context& context, const Tensor& x, const Tensor& rstd, const Tensor& dy, const Param& gain, int half) {
+  const int64_t partials = (x.rows + kTokensPerPartial - 1) / kTokensPerPartial;
+  Buf partial = context.device.buffer(partials, x.cols, acc_dtype(context.dtype), Use::scratch);
+  launch<RmsNormW>(context.stream(), partials, {.x = x, .rstd = rstd, .dy = dy, .partial = partial});
+  launch<SumRows>(context.stream(), (x.cols + kColumnsPerSum - 1) / kColumnsPerSum, {.x = partial, .y = gain.grad[half]});
+}
+
+Buf upload(const Context& context, std::span<const int32_t> values) {
+  Buf buf = context.device.buffer(int64_t(values.size()), 1, Dtype::i32, Use::activations);
+  context.stream().copy(buf->data, values.data(), values.size_bytes());
+  return buf;
+}
+
+}  // namespace duet

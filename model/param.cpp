@@ -1,0 +1,137 @@
+// The arenas, initial values and the optimizer's launches. See param.h.
+#include "model/param.h"
+
+#include <cmath>
+
+#include "model/launch.h"
+#include "model/rows/list.h"
+
+namespace duet {
+
+Param& Params::matrix(const std::string& name, int64_t in, int64_t out) {
+  return all_.emplace_back(Param{.name = name, .rows = in, .cols = out, .transposed = true, .decay = true});
+}
+
+Param& Params::vector(const std::string& name, int64_t n, Init init, bool trained) {
+  return all_.emplace_back(Param{.name = name, .rows = 1, .cols = n, .init = init, .trained = trained});
+}
+
+Param& Params::table(const std::string& name, int64_t rows, int64_t cols) {
+  return all_.emplace_back(Param{.name = name, .rows = rows, .cols = cols});
+}
+
+void Params::place(Device& device, Dtype dtype) {
+  const Dtype acc = acc_dtype(dtype);
+  elements_ = 0;
+  for (Param& p : all_) {
+    p.offset = elements_;
+    elements_ += stride(p.rows, p.cols);
+  }
+  weight_ = device.buffer(1, elements_, dtype, Use::weights);
+  if (acc != dtype) master_ = device.buffer(1, elements_, acc, Use::weights);
+  for (Buf& half : grad_) half = device.buffer(1, elements_, acc, Use::gradients);
+  m_ = device.buffer(1, elements_, acc, Use::moments);
+  v_ = device.buffer(1, elements_, acc, Use::moments);
+  for (Param& p : all_) {
+    const auto part = [&](const Buf& arena) { return arena->col_slice(p.offset, p.rows * p.cols).reshape(p.rows, p.cols); };
+    p.weight = part(weight_);
+    p.master = master_ ? part(master_) : p.weight;
+    for (int half : {0, 1}) p.grad[half] = part(grad_[half]);
+    p.m = part(m_);
+    p.v = part(v_);
+  }
+}
+
+void Params::allocate(Device& device, Dtype dtype, uint64_t seed) {
+  place(device, dtype);
+  Stream& stream = device.compute();
+  for (const Buf* arena : {&weight_, &master_, &grad_[0], &grad_[1], &m_, &v_})
+    if (*arena) stream.zero((*arena)->data, (*arena)->bytes());
+
+  std::vector<int32_t> begin, count, decay;
+  for (const Param& p : all_) {
+    if (!p.trained) continue;
+    for (int64_t i = 0; i < p.rows * p.cols; i += kBlockSize) {
+      begin.push_back(int32_t((p.offset + i) / kBlockAlign));
+      count.push_back(int32_t(std::min(kBlockSize, p.rows * p.cols - i)));
+      decay.push_back(p.decay);
+    }
+  }
+  const auto upload = [&](const std::vector<int32_t>& v) {
+    Buf buf = device.buffer(int64_t(v.size()), 1, Dtype::i32, Use::scratch);
+    stream.copy(buf->data, v.data(), v.size() * 4);
+    return buf;
+  };
+  block_begin_ = upload(begin);
+  block_count_ = upload(count);
+  block_decay_ = upload(decay);
+  blocks_ = {block_begin_, block_count_, block_decay_};
+  squares_ = device.buffer(int64_t(begin.size()), 1, Dtype::f64, Use::scratch);
+  squares_host_ = device.host_buffer(int64_t(begin.size()), 1, Dtype::f64);
+
+  for (const Param& p : all_) {
+    if (p.init == Init::zeros) continue;
+    Buf host = device.host_buffer(p.rows, p.cols, p.master.dtype);
+    for (int64_t i = 0; i < host->size(); ++i) {
+      const double value = p.init == Init::ones ? 1.0 : initial_normal(seed, p.name, i);
+      if (host->dtype == Dtype::f64)
+        host->row<double>(0)[i] = value;
+      else
+        host->row<float>(0)[i] = float(value);
+    }
+    stream.copy(p.master.data, host->data, size_t(host->bytes()));
+    stream.synchronize();
+  }
+  masters_changed(stream);
+}
+
+void Params::zero_grad(Stream& stream) {
+  for (Buf& half : grad_) stream.zero(half->data, size_t(half->bytes()));
+}
+
+std::vector<double> Params::finish_grad(Stream& stream) {
+  launch<SumSquares>(stream, squares_->rows, {.x = grad_[0], .half1 = grad_[1], .sum = squares_, .blocks = blocks_});
+  stream.copy(squares_host_->data, squares_->data, size_t(squares_->bytes()));
+  stream.synchronize();
+  std::vector<double> sums;
+  const double* block = squares_host_->row<double>(0);
+  for (const Param& p : all_) {
+    if (!p.trained) continue;
+    double sum = 0;
+    for (int64_t i = 0; i < p.rows * p.cols; i += kBlockSize) sum += *block++;
+    sums.push_back(sum);
+  }
+  return sums;
+}
+
+void Params::adamw(Stream& stream, const AdamWOptions& o, double clip, int64_t step) {
+  launch<AdamW>(stream, squares_->rows,
+                {.x = weight_, .master = master_ ? *master_ : *weight_, .grad = grad_[0], .m = m_, .v = v_, .blocks = blocks_,
+                 .clip = clip, .lr = o.lr, .beta1 = o.beta1, .beta2 = o.beta2, .eps = o.eps, .decay = o.weight_decay,
+                 .correct1 = 1 / (1 - std::pow(o.beta1, double(step))), .correct2 = 1 / (1 - std::pow(o.beta2, double(step)))});
+}
+
+void Params::masters_changed(Stream& stream) {
+  if (!master_) return;
+  launch<CastRows>(stream, elements_ / kBlockAlign,
+                   {.x = weight_->reshape(elements_ / kBlockAlign, kBlockAlign),
+                    .from = master_->reshape(elements_ / kBlockAlign, kBlockAlign)});
+}
+
+// SplitMix64's mixing step (Steele, Lea, Flood 2014).
+static uint64_t mix(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+double initial_normal(uint64_t seed, const std::string& name, int64_t i) {
+  uint64_t key = mix(seed);
+  for (unsigned char c : name) key = mix(key ^ c);
+  const uint64_t a = mix(key ^ mix(2 * uint64_t(i))), b = mix(key ^ mix(2 * uint64_t(i) + 1));
+  const double u = (double(a >> 11) + 1) * 0x1p-53, v = double(b >> 11) * 0x1p-53;  // u in (0, 1]
+  return 0.02 * std::sqrt(-2 * std::log(u)) * std::cos(2 * M_PI * v);
+}
+
+}  // namespace duet

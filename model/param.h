@@ -1,0 +1,80 @@
+// Params: the parameters of one chunk of the model, their gradients in two halves, and the optimizer's state.
+//
+// A Param is one logical tensor under its Hugging Face name. All Params of a chunk lie in flat arenas (one each for weights,
+// master weights, the two halves of the gradient, and AdamW's two moments) at the same offsets, so that the optimizer and the
+// gradient norm are one launch each, and reductions between ranks can take long pieces.
+//
+// Two halves: the gradient of a step is (sum over microbatches 0 .. M/2-1) + (sum over microbatches M/2 .. M-1), each in ascending
+// order; see DESIGN, "The exactness ladder". Read next: attention.h.
+#pragma once
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "model/device.h"
+#include "model/rows/optimizer.h"
+
+namespace duet {
+
+enum class Init { normal, ones, zeros };
+
+struct Param {
+  std::string name;         // Hugging Face's
+  int64_t rows = 0, cols = 0;  // [in, out]; a vector is [1, n]
+  Init init = Init::normal;
+  bool transposed = false;  // stored [in, out] here, [out, in] in checkpoints
+  bool decay = false;       // weight decay applies
+  bool trained = true;      // false: state that is stored with the weights but has no gradient (e_score_correction_bias)
+
+  int64_t offset = 0;  // in elements, from the beginning of each arena
+  Tensor weight;       // [rows, cols] compute type: what F and I read
+  Tensor master;       // [rows, cols] accumulation type; the same memory as weight where the types are the same
+  Tensor grad[2];      // [rows, cols] accumulation type: half 0, half 1
+  Tensor m, v;         // [rows, cols] accumulation type: AdamW's moments
+};
+
+struct AdamWOptions {
+  double lr = 3e-4, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
+};
+
+class Params {
+ public:
+  // Declares a parameter; the reference stays valid. Weight matrices decay, vectors and the embedding's table do not.
+  Param& matrix(const std::string& name, int64_t in, int64_t out);
+  Param& vector(const std::string& name, int64_t n, Init init, bool trained = true);
+  Param& table(const std::string& name, int64_t rows, int64_t cols);
+
+  // Gives every declared parameter its memory and its initial value, a function of (seed, name, element index).
+  void allocate(Device& device, Dtype dtype, uint64_t seed);
+
+  void zero_grad(Stream& stream);
+  // Adds half 1 to half 0 and returns each trained parameter's sum of squares, in order of declaration. Synchronizes.
+  std::vector<double> finish_grad(Stream& stream);
+  // One step of AdamW on the finished gradient times `clip`; step counts from 1.
+  void adamw(Stream& stream, const AdamWOptions& options, double clip, int64_t step);
+  // After the masters were written: brings the weights up to date.
+  void masters_changed(Stream& stream);
+
+  std::deque<Param>& all() { return all_; }
+  const std::deque<Param>& all() const { return all_; }
+  int64_t elements() const { return elements_; }  // length of an arena
+  Tensor grad_arena(int half) const { return *grad_[half]; }  // [1, elements]
+
+  // Elements from one expert's matrix to the next one's, where both were declared one after the other with the same sizes.
+  static int64_t stride(int64_t rows, int64_t cols) { return (rows * cols + kBlockAlign - 1) / kBlockAlign * kBlockAlign; }
+
+ private:
+  void place(Device& device, Dtype dtype);
+  std::deque<Param> all_;
+  int64_t elements_ = 0;
+  Buf weight_, master_, grad_[2], m_, v_;        // [1, elements]
+  Buf block_begin_, block_count_, block_decay_;  // [blocks, 1]
+  Buf squares_, squares_host_;                   // [blocks, 1] f64
+  Blocks blocks_;
+};
+
+// Element i of the parameter `name`: normal with standard deviation 0.02 (Box-Muller over a counter-based generator).
+double initial_normal(uint64_t seed, const std::string& name, int64_t i);
+
+}  // namespace duet
