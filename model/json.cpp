@@ -193,9 +193,9 @@ const T& Json::as(const char* expected) const {
 }
 
 bool Json::boolean() const { return as<bool>("true or false"); }
-const std::string& Json::string() const { return as<std::string>("a string"); }
-const Json::Array& Json::items() const { return as<Array>("an array"); }
-const Json::Object& Json::members() const { return as<Object>("an object"); }
+const std::string& Json::string() const& { return as<std::string>("a string"); }
+const Json::Array& Json::items() const& { return as<Array>("an array"); }
+const Json::Object& Json::members() const& { return as<Object>("an object"); }
 
 int64_t Json::integer(int64_t lo, int64_t hi) const {
   const int64_t i = as<int64_t>("an integer");
@@ -208,13 +208,13 @@ double Json::number() const {
   return as<double>("a number");
 }
 
-const Json* Json::find(std::string_view key) const {
+const Json* Json::find(std::string_view key) const& {
   for (const auto& [name, value] : members())
     if (name == key) return &value;
   return nullptr;
 }
 
-const Json& Json::at(std::string_view key) const {
+const Json& Json::at(std::string_view key) const& {
   if (const Json* value = find(key)) return *value;
   std::string keys;
   for (const auto& member : members()) keys += (keys.empty() ? "\"" : ", \"") + member.first + "\"";

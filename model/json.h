@@ -72,11 +72,17 @@ class Json {
   bool boolean() const;
   int64_t integer(int64_t lo = INT64_MIN, int64_t hi = INT64_MAX) const;
   double number() const;  // an integer counts
-  const std::string& string() const;
-  const Array& items() const;
-  const Object& members() const;
-  const Json& at(std::string_view key) const;    // the object's member, which must exist
-  const Json* find(std::string_view key) const;  // the object's member, or null
+  const std::string& string() const&;
+  const Array& items() const&;
+  const Object& members() const&;
+  const Json& at(std::string_view key) const&;    // the object's member, which must exist
+  const Json* find(std::string_view key) const&;  // the object's member, or null
+  // From a temporary, values instead of references that would dangle: for (const Json& x : Json::load(path).at("files").items())
+  std::string string() && { return std::as_const(*this).string(); }
+  Array items() && { return std::as_const(*this).items(); }
+  Json at(std::string_view key) && { return std::as_const(*this).at(key); }
+  void members() && = delete;
+  void find(std::string_view key) && = delete;
   std::string where() const { return where_ ? *where_ : ""; }  // the value's place; empty if it was not parsed
 
  private:

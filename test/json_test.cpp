@@ -35,6 +35,12 @@ TEST(Json, KeepsOrderAndTypes) {
   EXPECT_EQ(j.find("none"), nullptr);
 }
 
+TEST(Json, ATemporaryGivesValues) {
+  int64_t sum = 0;
+  for (const Json& x : Json::parse(R"({"a":{"b":[1,2,3]}})", "t").at("a").at("b").items()) sum += x.integer();
+  EXPECT_EQ(sum, 6);
+}
+
 TEST(Json, BuildsAndIndents) {
   Json j = Json::object({{"name", "duet"}, {"pp", 4}, {"on", true}, {"none", Json()}});
   j.set("ranks", Json(std::vector<std::vector<std::string>>{{"0F0", "0B0"}, {}})).set("pp", 8u);
