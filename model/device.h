@@ -34,7 +34,7 @@ enum class Form { NN, NT, TN };
 
 struct Gemm {
   Form form = Form::NN;
-  Tensor a, b, c;
+  Tensor a = {}, b = {}, c = {};
   bool accumulate = false;
   double alpha = 1;
   // Batch: matrix i starts i * stride elements further; a stride of 0 shares the matrix.

@@ -1,0 +1,225 @@
+// Json on top of nlohmann-json's event parser and its number and string printers. The only file that includes it.
+// Read next: json.h has the contract; pipeline/safetensors.cpp is a user.
+#include "model/json.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+namespace duet {
+
+namespace {
+
+constexpr size_t kMaxDepth = 200;  // values are destroyed recursively: a file of a million '[' must not overflow the stack
+
+}  // namespace
+
+// Receives the parser's events and keeps the stack of open arrays and objects.
+struct JsonBuilder {
+  std::shared_ptr<const std::string> place;  // of the value that comes next
+  std::string text_name, error;
+  Json root;
+  std::vector<Json> open;
+  std::vector<std::string> keys;  // the pending key of each open value ("" in arrays)
+
+  bool add(Json value) {
+    value.where_ = open.empty() ? place : open.back().is_array() ? open.back().where_ : place;
+    if (open.empty()) root = std::move(value);
+    else if (auto* a = std::get_if<Json::Array>(&open.back().value_)) a->push_back(std::move(value));
+    else std::get<Json::Object>(open.back().value_).emplace_back(std::move(keys.back()), std::move(value));
+    return true;
+  }
+  bool begin(Json value) {
+    if (open.size() == kMaxDepth) return fail(cat("nested deeper than the ", kMaxDepth, " levels allowed"));
+    value.where_ = !open.empty() && open.back().is_array() ? open.back().where_ : place;
+    open.push_back(std::move(value));
+    keys.emplace_back();
+    return true;
+  }
+  bool end() {
+    Json done = std::move(open.back());
+    open.pop_back();
+    keys.pop_back();
+    place = done.where_;
+    return add(std::move(done));
+  }
+  bool fail(const std::string& what) {
+    error = cat(*place, ": ", what);
+    return false;
+  }
+
+  bool null() { return add(Json()); }
+  bool boolean(bool b) { return add(b); }
+  bool number_integer(int64_t i) { return add(i); }
+  bool number_unsigned(uint64_t u) { return u <= INT64_MAX ? add(int64_t(u)) : add(double(u)); }
+  bool number_float(double x, const std::string&) { return add(x); }
+  bool string(std::string& s) { return add(std::move(s)); }
+  bool binary(std::vector<uint8_t>&) { return false; }
+  bool start_array(size_t) { return begin(Json::array()); }
+  bool end_array() { return end(); }
+  bool start_object(size_t) { return begin(Json::object()); }
+  bool key(std::string& k) {
+    const std::string& parent = *open.back().where_;
+    place = std::make_shared<const std::string>(parent + (open.size() == 1 ? ": " : ".") + k);
+    keys.back() = std::move(k);
+    return true;
+  }
+  bool end_object() {
+    std::vector<std::string_view> names;
+    for (const auto& [name, value] : open.back().members()) names.push_back(name);
+    std::sort(names.begin(), names.end());
+    const auto twice = std::adjacent_find(names.begin(), names.end());
+    if (twice == names.end()) return end();
+    place = open.back().where_;
+    return fail(cat("the key \"", *twice, "\" occurs twice"));
+  }
+  bool parse_error(size_t, const std::string&, const nlohmann::json::exception& e) {
+    const std::string text = e.what();  // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
+    const size_t start = text.find("] ");
+    error = cat(text_name, ": not valid JSON: ", start == std::string::npos ? text : text.substr(start + 2));
+    return false;
+  }
+};
+
+Json Json::parse(std::string_view text, const std::string& where) {
+  JsonBuilder builder;
+  builder.place = std::make_shared<const std::string>(where);
+  builder.text_name = where;
+  if (!nlohmann::json::sax_parse(text.begin(), text.end(), &builder)) throw UsageError(builder.error);
+  return std::move(builder.root);
+}
+
+Json Json::load(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  require(bool(in), path, ": cannot be opened: ", std::strerror(errno));
+  std::string text;
+  char block[1 << 16];
+  while (in.read(block, sizeof block) || in.gcount() > 0) text.append(block, size_t(in.gcount()));
+  require(!in.bad(), path, ": cannot be read: ", std::strerror(errno));
+  return parse(text, path);
+}
+
+Json Json::object(Object members) {
+  Json j;
+  j.value_ = std::move(members);
+  return j;
+}
+
+Json& Json::set(std::string key, Json value) {
+  auto& members = std::get<Object>(value_);
+  for (auto& [name, old] : members) {
+    if (name != key) continue;
+    old = std::move(value);
+    return *this;
+  }
+  members.emplace_back(std::move(key), std::move(value));
+  return *this;
+}
+
+Json& Json::push(Json value) {
+  std::get<Array>(value_).push_back(std::move(value));
+  return *this;
+}
+
+namespace {
+
+std::string quoted(const std::string& s) {
+  return nlohmann::json(s).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+// A line break and the indentation of `depth`, or nothing where all goes on one line.
+void new_line(std::string& out, int indent, int depth) {
+  if (indent < 0) return;
+  out += '\n';
+  out.append(size_t(indent * depth), ' ');
+}
+
+void print(const Json& j, int indent, int depth, std::string& out);
+
+void print_array(const Json::Array& items, int indent, int depth, std::string& out) {
+  const bool plain = std::none_of(items.begin(), items.end(), [](const Json& x) { return x.is_array() || x.is_object(); });
+  out += '[';
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (i) out += plain && indent >= 0 ? ", " : ",";
+    if (!plain) new_line(out, indent, depth + 1);
+    print(items[i], indent, depth + 1, out);
+  }
+  if (!plain) new_line(out, indent, depth);
+  out += ']';
+}
+
+void print_object(const Json::Object& members, int indent, int depth, std::string& out) {
+  out += '{';
+  for (size_t i = 0; i < members.size(); ++i) {
+    if (i) out += ',';
+    new_line(out, indent, depth + 1);
+    out += quoted(members[i].first) + (indent < 0 ? ":" : ": ");
+    print(members[i].second, indent, depth + 1, out);
+  }
+  if (!members.empty()) new_line(out, indent, depth);
+  out += '}';
+}
+
+void print(const Json& j, int indent, int depth, std::string& out) {
+  if (j.is_object()) print_object(j.members(), indent, depth, out);
+  else if (j.is_array()) print_array(j.items(), indent, depth, out);
+  else if (j.is_string()) out += quoted(j.string());
+  else if (j.is_integer()) out += std::to_string(j.integer());
+  else if (j.is_number()) out += nlohmann::json(j.number()).dump();
+  else out += j.is_null() ? "null" : j.boolean() ? "true" : "false";
+}
+
+}  // namespace
+
+std::string Json::dump(int indent) const {
+  std::string out;
+  print(*this, indent, 0, out);
+  return out;
+}
+
+void Json::fail(const std::string& expected) const {
+  std::string found = dump();
+  if (found.size() > 60) found = found.substr(0, 57) + "...";
+  throw UsageError(cat(where(), where_ ? ": " : "", "expected ", expected, ", found ", found));
+}
+
+template <class T>
+const T& Json::as(const char* expected) const {
+  const T* value = std::get_if<T>(&value_);
+  if (!value) fail(expected);
+  return *value;
+}
+
+bool Json::boolean() const { return as<bool>("true or false"); }
+const std::string& Json::string() const& { return as<std::string>("a string"); }
+const Json::Array& Json::items() const& { return as<Array>("an array"); }
+const Json::Object& Json::members() const& { return as<Object>("an object"); }
+
+int64_t Json::integer(int64_t lo, int64_t hi) const {
+  const int64_t i = as<int64_t>("an integer");
+  if (i < lo || i > hi) fail(hi == INT64_MAX ? cat("an integer of at least ", lo) : cat("an integer in ", lo, " .. ", hi));
+  return i;
+}
+
+double Json::number() const {
+  if (const int64_t* i = std::get_if<int64_t>(&value_)) return double(*i);
+  return as<double>("a number");
+}
+
+const Json* Json::find(std::string_view key) const& {
+  for (const auto& [name, value] : members())
+    if (name == key) return &value;
+  return nullptr;
+}
+
+const Json& Json::at(std::string_view key) const& {
+  if (const Json* value = find(key)) return *value;
+  std::string keys;
+  for (const auto& member : members()) keys += (keys.empty() ? "\"" : ", \"") + member.first + "\"";
+  if (keys.size() > 200) keys = keys.substr(0, 197) + "...";
+  throw UsageError(cat(where(), where_ ? ": " : "", "expected the key \"", key, "\", found ", keys.empty() ? "no keys" : keys));
+}
+
+}  // namespace duet

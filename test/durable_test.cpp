@@ -1,0 +1,224 @@
+// Durable directories: complete or not there, whatever happens to the writer; and every alteration is found and named.
+#include "pipeline/durable.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <sstream>
+
+namespace duet {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Durable : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/duet_durable_XXXXXX";
+    root = mkdtemp(name);
+  }
+  void TearDown() override { fs::remove_all(root); }
+
+  // Writes <root>/<name> with two files of `bytes` and 3 bytes that are functions of `seed`.
+  void write(const std::string& name, int seed, size_t bytes) const {
+    DurableDir dir(root + "/" + name);
+    dir.file("big.bin").write(content(seed, bytes));
+    dir.file("small.txt").write(content(seed + 1, 3));
+    dir.publish();
+  }
+  static std::string content(int seed, size_t bytes) {
+    std::string s(bytes, '\0');
+    uint32_t x = uint32_t(seed) * 2654435761u + 1;
+    for (char& c : s) c = char((x = x * 1664525u + 1013904223u) >> 24);
+    return s;
+  }
+  std::vector<std::string> names() const {
+    std::vector<std::string> all;
+    for (const auto& e : fs::directory_iterator(root)) all.push_back(e.path().filename().string());
+    std::sort(all.begin(), all.end());
+    return all;
+  }
+  std::string root;
+};
+
+std::string slurp(const std::string& path) {
+  std::stringstream s;
+  s << std::ifstream(path, std::ios::binary).rdbuf();
+  return s.str();
+}
+
+template <class E = Error>
+std::string error_of(auto&& f) {
+  try {
+    f();
+  } catch (const E& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+TEST_F(Durable, WritesAndVerifies) {
+  for (size_t bytes : {size_t(0), size_t(5), size_t(1) << 20, (size_t(3) << 20) + 11}) {
+    write("a", 1, bytes);
+    verify(root + "/a");
+    EXPECT_EQ(slurp(root + "/a/big.bin"), content(1, bytes));
+    EXPECT_EQ(slurp(root + "/a/small.txt"), content(2, 3));
+  }
+  EXPECT_EQ(names(), std::vector<std::string>{"a"});
+  EXPECT_TRUE(contains(slurp(root + "/a/DONE"), "\"bytes\": 3145739"));
+}
+
+TEST_F(Durable, PiecesDoNotChangeTheChecksum) {
+  const std::string text = content(3, 2500000);
+  FileWriter whole(root + "/whole"), pieces(root + "/pieces");
+  whole.write(text);
+  whole.close();
+  std::mt19937 random(5);
+  for (size_t i = 0; i < text.size();) {
+    const size_t n = std::min<size_t>(random() % 9999, text.size() - i);
+    pieces.write(text.data() + i, n);
+    i += n;
+  }
+  pieces.close();
+  EXPECT_EQ(whole.checksum(), pieces.checksum());
+  EXPECT_EQ(slurp(root + "/pieces"), text);
+}
+
+TEST_F(Durable, ChecksumSeesEveryBitAndTheSize) {
+  auto sum = [](const std::string& s) {
+    Checksum c;
+    c.add(s.data(), s.size());
+    return c.value();
+  };
+  const std::string text(67, '\0');
+  std::vector<uint64_t> seen{sum(text)};
+  for (size_t bit = 0; bit < text.size() * 8; ++bit) {
+    std::string flipped = text;
+    flipped[bit / 8] = char(1 << (bit % 8));
+    seen.push_back(sum(flipped));
+  }
+  for (size_t size = 0; size < text.size(); ++size) seen.push_back(sum(text.substr(0, size)));
+  std::sort(seen.begin(), seen.end());
+  EXPECT_EQ(std::adjacent_find(seen.begin(), seen.end()), seen.end());
+}
+
+TEST_F(Durable, NamesTheFileThatIsMissingTruncatedOrAltered) {
+  write("a", 1, 100000);
+  const std::string big = root + "/a/big.bin";
+  auto verify_error = [&] { return error_of<UsageError>([&] { verify(root + "/a"); }); };
+  for (size_t at : {size_t(0), size_t(50001), size_t(99999)}) {
+    std::string bytes = content(1, 100000);
+    bytes[at] ^= 0x10;
+    std::ofstream(big, std::ios::binary) << bytes;
+    EXPECT_EQ(verify_error().rfind(big + ": altered: 100000 bytes with checksum", 0), 0u) << verify_error();
+  }
+  std::ofstream(big, std::ios::binary) << content(1, 100000) << "x";
+  EXPECT_TRUE(contains(verify_error(), big + ": altered: 100001 bytes")) << verify_error();
+  fs::resize_file(big, 99992);
+  EXPECT_EQ(verify_error(), big + ": truncated: 99992 bytes, DONE says 100000");
+  fs::remove(big);
+  EXPECT_TRUE(contains(verify_error(), big + ": missing")) << verify_error();
+  fs::remove(root + "/a/DONE");
+  EXPECT_EQ(verify_error(), root + "/a: not a complete checkpoint: it has no DONE file");
+}
+
+TEST_F(Durable, UnpublishedLeavesNothing) {
+  { DurableDir(root + "/a").file("x").write("hello"); }
+  EXPECT_TRUE(names().empty());
+}
+
+TEST_F(Durable, LeftoversAreRemovedAndOthersKept) {
+  write("a", 1, 10);
+  write("b", 2, 10);
+  fs::create_directories(root + "/c.duet-writing");  // killed while writing
+  fs::rename(root + "/b/DONE", root + "/b/DONE.pending");  // killed between the renames
+  fs::create_directories(root + "/mine.tmp");
+  std::ofstream(root + "/mine.txt") << "x";
+  EXPECT_EQ(complete_dirs(root), std::vector<std::string>{root + "/a"});
+  write("d", 3, 10);
+  EXPECT_EQ(names(), (std::vector<std::string>{"a", "d", "mine.tmp", "mine.txt"}));
+  EXPECT_TRUE(complete_dirs(root + "/none").empty());
+}
+
+TEST_F(Durable, AReplacedDirectoryCountsUntilItsReplacementIsComplete) {
+  write("a", 1, 10);
+  fs::rename(root + "/a", root + "/a.duet-replaced");
+  write("b", 2, 10);  // cleans up: the replacement never came
+  EXPECT_EQ(names(), (std::vector<std::string>{"a", "b"}));
+  verify(root + "/a");
+  fs::copy(root + "/a", root + "/a.duet-replaced");  // killed before the old one was removed
+  EXPECT_EQ(complete_dirs(root), (std::vector<std::string>{root + "/a", root + "/b"}));
+  remove_leftovers(root);
+  EXPECT_EQ(names(), (std::vector<std::string>{"a", "b"}));
+}
+
+TEST_F(Durable, AFullDiskIsNamedAndLeavesTheOlderDirectory) {
+  const std::string full = error_of([] {
+    FileWriter out("/dev/full");
+    out.write("x");
+    out.close();
+  });
+  EXPECT_EQ(full.rfind("/dev/full: cannot be written (1 bytes so far): No space left on device; ", 0), 0u) << full;
+  EXPECT_TRUE(contains(full, "MiB free there"));
+
+  write("a", 1, 10);
+  rlimit old;
+  getrlimit(RLIMIT_FSIZE, &old);
+  signal(SIGXFSZ, SIG_IGN);
+  const rlimit small{2 << 20, old.rlim_max};
+  setrlimit(RLIMIT_FSIZE, &small);
+  const std::string error = error_of([&] { write("b", 2, 5 << 20); });
+  setrlimit(RLIMIT_FSIZE, &old);
+  signal(SIGXFSZ, SIG_DFL);
+  EXPECT_TRUE(contains(error, root + "/b.duet-writing/big.bin: cannot be written")) << error;
+  EXPECT_EQ(names(), std::vector<std::string>{"a"});
+  verify(root + "/a");
+}
+
+TEST_F(Durable, ADirectoryThatCannotBeMadeIsAUsageError) {
+  std::ofstream(root + "/file") << "x";
+  const std::string error = error_of<UsageError>([&] { DurableDir(root + "/file/a"); });
+  EXPECT_EQ(error, root + "/file/a: cannot be created: Not a directory");
+}
+
+// A child writes step after step, some of them twice, and is killed at a random moment. What is complete then must be whole, and
+// no complete directory may be lost.
+TEST_F(Durable, KilledAtAnyMomentTheNewestCompleteDirectoryIsWhole) {
+  std::mt19937 random(11);
+  int step = 0;
+  for (int round = 0; round < 25; ++round) {
+    int progress[2];
+    ASSERT_EQ(pipe(progress), 0);
+    const pid_t child = fork();
+    if (child == 0) {
+      for (int s = step;; ++s) {
+        write("step-" + std::to_string(1000 + s / 2), s / 2, 300000);
+        if (::write(progress[1], &s, sizeof s) < 0) _exit(1);
+      }
+    }
+    close(progress[1]);
+    usleep(random() % 20000);
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+    for (int s; read(progress[0], &s, sizeof s) == sizeof s;) step = s;  // the last that the child knew to be published
+    close(progress[0]);
+    const auto dirs = complete_dirs(root);
+    for (const auto& dir : dirs) verify(dir);
+    ASSERT_GE(int(dirs.size()), step == 0 ? 0 : step / 2 + 1);
+  }
+  EXPECT_GT(step, 10);
+  remove_leftovers(root);
+  EXPECT_EQ(names().size(), complete_dirs(root).size());
+}
+
+}  // namespace
+}  // namespace duet
