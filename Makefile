@@ -36,7 +36,7 @@ MPI  ?= $(shell command -v mpicxx 2>/dev/null)
 # --- flags -----------------------------------------------------------------------------------------------------------------------
 BUILD    := build/$(notdir $(CXX))$(if $(NVCC),-cuda)$(if $(MPI),-mpi)$(if $(SAN),-$(SAN))
 CPPFLAGS += -I. $(addprefix -I,$(wildcard .deps/usr/include))
-CXXFLAGS += -std=c++20 -O3 -g1 -march=$(MARCH) -ffp-contract=off -Wall -Wextra -Wno-unused-parameter -pthread \
+CXXFLAGS += -std=c++20 -O3 -g1 -march=$(MARCH) -ffp-contract=off -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -pthread \
             $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
 # Row files: reductions over lanes may be reassociated, which is what vectorizes them. No peeling for alignment: a row's bits must
 # not depend on where it lies.

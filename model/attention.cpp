@@ -115,7 +115,9 @@ Buf Attention::backward_input(Saved& s, const Tensor& dy) const {
                                       .residual = {}, .dx = s.dqa});
     linear_i(stream, s.dqa, *q_a_, dx, true);
   }
-  s.q = s.k = s.kv = Buf();
+  s.q = Buf();
+  s.k = Buf();
+  s.kv = Buf();
   return dx;
 }
 

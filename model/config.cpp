@@ -130,7 +130,7 @@ static void for_each_field(Fn fn) {
 
 Json ModelConfig::to_json(int64_t seq_len, const std::string& dtype) const {
   Json j = Json::object();
-  j.set("architectures", Json::array({"DeepseekV3ForCausalLM"}));
+  j.set("architectures", Json(Json::Array{"DeepseekV3ForCausalLM"}));
   j.set("model_type", "deepseek_v3");
   for_each_field([&](const char* name, int64_t ModelConfig::*field) { j.set(name, this->*field); });
   j.set("q_lora_rank", q_lora_rank ? Json(q_lora_rank) : Json());
