@@ -1,0 +1,87 @@
+// Stage: a chunk of consecutive layers, perhaps with the embedding before and the head behind, as one unit of a pipeline.
+//
+// A schedule's actions are its methods, each for one microbatch:
+//   F  forward           x in, y out (the first chunk takes tokens, the last one gives losses)
+//   I  backward_input    dy in, dx out
+//   W  backward_weight   adds to the gradient's half; microbatches of a half are added in ascending order, so a W that comes before
+//                        its predecessors is held until they are done: any legal order of W gives the same bits
+// Tensors are [tokens of a microbatch, d_model]. Everything is enqueued on the device's compute stream; only the router of a
+// mixture of experts makes the host wait. Used by one thread.
+// Read next: trainer.h.
+#pragma once
+#include <map>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "model/ends.h"
+#include "model/layer.h"
+#include "moe/moe.h"
+
+namespace duet {
+
+// One microbatch's tokens and the tokens to predict. [tokens] each, on the host
+struct Microbatch {
+  std::vector<int32_t> inputs, targets;
+};
+
+struct StageOptions {
+  int64_t layer_begin = 0, layer_end = 0;  // layers layer_begin .. layer_end-1
+  bool embedding = true, head = true;
+  int microbatches = 1;  // of a step
+  uint64_t seed = 0;     // of the initial values
+};
+
+class Stage {
+ public:
+  Stage(const Context& context, const StageOptions& options);
+
+  Buf forward(int microbatch, Buf x, const Microbatch& tokens);
+  Buf backward_input(int microbatch, Buf dy);
+  void backward_weight(int microbatch);
+  // After a forward without backward (validation, sampling): frees what it kept.
+  void drop(int microbatch) { saved_[size_t(microbatch)].reset(); }
+
+  // Of the last chunk, valid once the stream is synchronized: a microbatch's cross-entropies, summed over each sequence's tokens in
+  // ascending order. [sequences], nats
+  std::vector<double> losses(int microbatch) const;
+  // Of the last chunk between forward and backward_input, if keep_logits was set before: [tokens, vocab] on the device.
+  const Tensor& logits() const { return *logits_; }
+  void keep_logits(bool keep) { keep_logits_ = keep; }
+
+  // A new step: gradients and loads to zero.
+  void begin_step();
+  int held_weights() const { return held_; }  // the most W held at a time in this step
+
+  Params& params() { return params_; }
+  const Params& params() const { return params_; }
+  // The mixture-of-experts layers in order, null where a layer is dense. [layer_end - layer_begin]
+  const std::vector<Moe*>& moe() const { return moe_; }
+  const StageOptions& options() const { return options_; }
+
+ private:
+  struct Saved {
+    Embedding::Saved embedding;
+    std::vector<Layer::Saved> layers;
+    Head::Saved head;
+    bool weight_ready = false;
+  };
+  int half(int microbatch) const { return microbatch < options_.microbatches / 2 ? 0 : 1; }
+  void weight_now(int microbatch);
+
+  const Context& context_;
+  StageOptions options_;
+  Params params_;
+  std::optional<Embedding> embedding_;
+  std::vector<Moe*> moe_;
+  std::vector<Layer> layers_;
+  std::optional<Head> head_;
+  std::vector<std::unique_ptr<Saved>> saved_;  // [microbatches]
+  int next_weight_[2] = {0, 0};                // of each half, the microbatch whose W is due
+  int held_ = 0;
+  Buf loss_host_;  // [microbatches, tokens]
+  bool keep_logits_ = false;
+  Buf logits_;     // [tokens, vocab]
+};
+
+}  // namespace duet
