@@ -89,6 +89,14 @@ $(BUILD)/%.cpp.o: %.cpp | found
 	@mkdir -p $(@D)
 	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c -o $@ $<
 
+# The embedded data: the text of all sources and READMEs, joined in sorted order; replaced only when it changes.
+TEXT := $(sort $(foreach d,. $(FOLDERS) scripts test,$(foreach f,*.h *.cpp *.cu README.md,$(wildcard $(d)/$(f)))))
+$(BUILD)/embedded.txt: found
+	@mkdir -p $(@D)
+	@cat $(TEXT) > $@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+$(BUILD)/data/embedded.cpp.o: CPPFLAGS += -DEMBEDDED_TEXT='"$(BUILD)/embedded.txt"'
+$(BUILD)/data/embedded.cpp.o: $(BUILD)/embedded.txt
+
 -include $(OBJ:.o=.d) $(TESTOBJ:.o=.d) $(BUILD)/main.cu.d
 
 .PHONY: duet found run test bench clean

@@ -1,0 +1,197 @@
+// Finding, mapping and checking the files of a dataset. Read dataset.h first, tokens.cpp next.
+#include "data/dataset.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "data/tokenizer.h"
+#include "model/check.h"
+
+namespace duet {
+namespace fs = std::filesystem;
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "shards are little-endian and read in place");
+
+constexpr const char* kAllowed = " (allowed: a text file, a folder, a .bin token shard, or nothing for the embedded text)";
+constexpr int64_t kHeader = 256 * sizeof(int32_t);  // bytes
+constexpr int64_t kProbe = 8192;                    // bytes in which a zero byte means: not text
+
+struct Format {
+  const char* name;
+  int32_t magic, version;
+  int width;
+  int64_t vocab_size;
+};
+constexpr Format kFormats[] = {{"GPT-2", 20240520, 1, 2, 50257}, {"Llama 3", 20240801, 7, 4, 128256}};
+
+// The whole file as bytes; count 0 where it is empty.
+TokenPart map_file(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  require(fd >= 0, path, ": cannot open: ", strerror(errno), kAllowed);
+  const off_t size = lseek(fd, 0, SEEK_END);
+  void* p = size > 0 ? mmap(nullptr, size_t(size), PROT_READ, MAP_PRIVATE, fd, 0) : nullptr;
+  const int error = errno;
+  close(fd);
+  require(size >= 0 && p != MAP_FAILED, path, ": cannot read: ", strerror(error), kAllowed);
+  TokenPart file;
+  file.name = path;
+  file.data = p;
+  file.count = size;
+  if (p) file.owner = std::shared_ptr<const void>(p, [size](const void* q) { munmap(const_cast<void*>(q), size_t(size)); });
+  return file;
+}
+
+bool is_text(const TokenPart& file) {
+  return file.count > 0 && !memchr(file.data, 0, size_t(std::min(file.count, kProbe)));
+}
+
+TokenPart load_text(const std::string& path) {
+  TokenPart file = map_file(path);
+  require(file.count > 0, path, ": the file is empty", kAllowed);
+  require(is_text(file), path, ": not a text file: found a zero byte in its first ", kProbe, " bytes", kAllowed);
+  return file;
+}
+
+const Format& format_of(const std::string& path, int32_t magic, int32_t version) {
+  for (const Format& f : kFormats) {
+    if (f.magic != magic) continue;
+    require(f.version == version, path, ": a ", f.name, " token shard of unknown version ", version, ", expected ", f.version);
+    return f;
+  }
+  throw UsageError(cat(path, ": not a token shard: found magic ", magic, ", expected ", kFormats[0].magic, " or ",
+                       kFormats[1].magic));
+}
+
+TokenPart load_shard(const std::string& path, Dataset& dataset) {
+  TokenPart shard = map_file(path);
+  require(shard.count >= kHeader, path, ": truncated: found ", shard.count, " bytes, a token shard starts with ", kHeader);
+  const auto* header = static_cast<const int32_t*>(shard.data);
+  const Format& format = format_of(path, header[0], header[1]);
+  require(dataset.vocab_size == 0 || dataset.vocab_size == format.vocab_size, path, ": a ", format.name,
+          " token shard among shards of another vocabulary, expected one kind in a folder");
+  dataset.vocab_size = format.vocab_size;
+
+  const int64_t count = header[2], expected = kHeader + count * format.width;
+  require(count > 0, path, ": the token shard is empty: its header announces ", count, " tokens");
+  require(shard.count == expected, path, shard.count < expected ? ": truncated" : ": too long", ": its header says ", count,
+          " tokens, that is ", expected, " bytes, found ", shard.count);
+  shard.data = static_cast<const char*>(shard.data) + kHeader;
+  shard.width = format.width;
+  shard.count = count;
+  return shard;
+}
+
+bool is_shard_name(const fs::path& path) { return path.extension() == ".bin"; }
+
+// Whether `val` is one of the words of a shard's name: fineweb_val_000000.bin, tiny_shakespeare_val.bin.
+bool is_val_name(const fs::path& path) { return cat("_", path.stem().string(), "_").find("_val_") != std::string::npos; }
+
+// The .bin files that lie directly in a folder, sorted by name; llm.c's tokenizer file is noted and left out.
+std::vector<std::string> list_shards(const fs::path& folder, Dataset& dataset) {
+  std::vector<std::string> shards;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    if (!is_shard_name(entry.path()) || entry.is_directory()) continue;
+    const std::string path = entry.path().string();
+    std::ifstream in(path, std::ios::binary);
+    int32_t magic = 0;
+    if (in.read(reinterpret_cast<char*>(&magic), sizeof magic) && magic == kTokenizerMagic) dataset.tokenizer_path = path;
+    else shards.push_back(path);
+  }
+  std::sort(shards.begin(), shards.end());
+  return shards;
+}
+
+std::vector<TokenPart> load_text_folder(const std::string& folder) {
+  std::vector<std::string> paths;
+  for (fs::recursive_directory_iterator it(folder), end; it != end; ++it) {
+    if (it->path().filename() == ".git") it.disable_recursion_pending();
+    else if (it->is_regular_file()) paths.push_back(it->path().string());
+  }
+  std::sort(paths.begin(), paths.end());
+  std::vector<TokenPart> parts;
+  for (const std::string& path : paths)
+    if (TokenPart file = map_file(path); is_text(file)) parts.push_back(std::move(file));
+  return parts;
+}
+
+struct Parts {
+  std::vector<TokenPart> train, val;  // val is empty where no name asks for it
+};
+
+Parts load_parts(const std::string& path, Dataset& dataset) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  require(!error, path, ": ", error.message(), kAllowed);
+  if (fs::is_directory(status)) {
+    const std::vector<std::string> shards = list_shards(path, dataset);
+    Parts parts;
+    for (const std::string& s : shards) (is_val_name(s) ? parts.val : parts.train).push_back(load_shard(s, dataset));
+    if (shards.empty()) parts.train = load_text_folder(path);
+    require(!parts.train.empty(), path, ": the folder holds ",
+            shards.empty() ? "no text file and no .bin token shard" : "validation shards only", kAllowed);
+    return parts;
+  }
+  require(fs::is_regular_file(status), path, ": neither a file nor a folder", kAllowed);
+  if (!is_shard_name(path)) return {{load_text(path)}, {}};
+  list_shards(fs::absolute(path).parent_path(), dataset);  // for the tokenizer
+  return {{load_shard(path, dataset)}, {}};
+}
+
+void split(Parts parts, int64_t seq_len, Dataset& dataset) {
+  const int64_t need = seq_len + 1;  // the last token of a sequence is only a target
+  dataset.train = Tokens(std::move(parts.train));
+  if (parts.val.empty()) {
+    const int64_t total = dataset.train.size(), val = std::max(total / 10, need);
+    require(total >= 2 * need, dataset.source, ": too short: found ", total, " tokens, expected at least ", 2 * need,
+            ": a sequence of --seq-len ", seq_len, " and its last target for training, and one for validation");
+    dataset.val = dataset.train.slice(total - val, total);
+    dataset.train = dataset.train.slice(0, total - val);
+    return;
+  }
+  dataset.val = Tokens(std::move(parts.val));
+  for (const Tokens* t : {&dataset.train, &dataset.val})
+    require(t->size() >= need, dataset.source, ": too short: found ", t->size(), " tokens in the ",
+            t == &dataset.val ? "validation" : "training", " shards, expected at least ", need, ", one more than --seq-len");
+}
+
+}  // namespace
+
+Dataset load_dataset(const std::string& path, int64_t seq_len) {
+  require(seq_len >= 1, "--seq-len: found ", seq_len, ", expected at least 1");
+  Dataset dataset;
+  dataset.source = path;
+  Parts parts;
+  if (path.empty()) {
+    dataset.source = "embedded";
+    const std::string_view text = embedded_text();
+    parts.train = {{"embedded", nullptr, text.data(), 1, 0, int64_t(text.size())}};
+  } else {
+    try {
+      parts = load_parts(path, dataset);
+    } catch (const fs::filesystem_error& e) {
+      throw UsageError(cat(path, ": cannot read the folder: ", e.what()));
+    }
+  }
+  if (dataset.vocab_size == 0) dataset.vocab_size = 256;
+  split(std::move(parts), seq_len, dataset);
+  for (const Tokens* t : {&dataset.train, &dataset.val})
+    for (const TokenPart& part : t->parts()) dataset.bytes += part.count * part.width;
+  dataset.hash = token_hash(dataset.train, dataset.val);
+  return dataset;
+}
+
+std::string describe(const Dataset& d) {
+  return cat(d.source, ": ", d.bytes, " bytes, ", d.tokens(), " tokens (", d.train.size(), " train, ", d.val.size(),
+             " validation), vocabulary ", d.vocab_size, ", hash ", std::hex, d.hash);
+}
+
+}  // namespace duet

@@ -1,0 +1,80 @@
+// The two tables and what is done with them. Read tokenizer.h first.
+#include "data/tokenizer.h"
+
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+
+#include "model/check.h"
+
+namespace duet {
+namespace {
+
+constexpr size_t kHeader = 256 * sizeof(int32_t);     // bytes
+constexpr const char* kReplacement = "\xEF\xBF\xBD";  // U+FFFD in UTF-8
+
+std::string read_all(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream bytes;
+  bytes << in.rdbuf();
+  require(bytes.tellp() > 0, path, ": cannot read a tokenizer from it: missing, empty or not a file");
+  return bytes.str();
+}
+
+}  // namespace
+
+Tokenizer::Tokenizer() {
+  for (int byte = 0; byte < 256; byte++) tokens_.emplace_back(1, char(byte));
+  index();
+}
+
+Tokenizer::Tokenizer(const std::string& path) {
+  const std::string file = read_all(path);
+  require(file.size() >= kHeader, path, ": truncated: a tokenizer file starts with ", kHeader, " bytes, found ", file.size());
+  int32_t header[4];
+  memcpy(header, file.data(), sizeof header);
+  const auto [magic, version, vocab, eot] = header;
+  require(magic == kTokenizerMagic, path, ": not llm.c's tokenizer file: expected magic ", kTokenizerMagic, ", found ", magic);
+  require(version == 1 || version == 2, path, ": unknown tokenizer version ", version, ", expected 1 or 2");
+  eot_ = version == 1 ? 50256 : eot;  // version 1 was written for GPT-2 only
+  require(eot_ >= 0 && eot_ < vocab, path, ": the end-of-text token ", eot_, " is not in the vocabulary of ", vocab);
+
+  size_t at = kHeader;
+  for (int32_t id = 0; id < vocab; id++) {
+    const size_t length = at < file.size() ? uint8_t(file[at]) : 1;
+    require(length > 0, path, ": token ", id, " has length 0, expected 1 to 255");
+    require(at + 1 + length <= file.size(), path, ": truncated in token ", id, " of ", vocab);
+    tokens_.push_back(file.substr(at + 1, length));
+    at += 1 + length;
+  }
+  index();
+}
+
+void Tokenizer::index() {
+  for (size_t id = 0; id < tokens_.size(); id++) {
+    ids_.try_emplace(tokens_[id], int32_t(id));
+    longest_ = std::max(longest_, tokens_[id].size());
+  }
+}
+
+std::string Tokenizer::decode(std::span<const int32_t> ids) const {
+  std::string text;
+  for (const int32_t id : ids) text += id >= 0 && id < vocab_size() ? tokens_[size_t(id)] : kReplacement;
+  return text;
+}
+
+std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
+  std::vector<int32_t> ids;
+  while (!text.empty()) {
+    size_t length = std::min(longest_, text.size());
+    auto found = ids_.find(text.substr(0, length));
+    while (found == ids_.end() && length > 1) found = ids_.find(text.substr(0, --length));
+    require(found != ids_.end(), "--prompt: the tokenizer has no token for byte ", int(uint8_t(text[0])));
+    ids.push_back(found->second);
+    text.remove_prefix(length);
+  }
+  return ids;
+}
+
+}  // namespace duet

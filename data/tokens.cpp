@@ -1,0 +1,96 @@
+// Tokens: slicing, copying and hashing a sequence of ids that lies in several places. Read dataset.h first, batch.h next.
+#include <algorithm>
+#include <utility>
+
+#include "data/dataset.h"
+#include "model/check.h"
+
+namespace duet {
+namespace {
+
+// Calls f with a part's ids as a pointer to the type in which they are stored.
+template <class F>
+auto with_ids(const TokenPart& part, F f) {
+  switch (part.width) {
+    case 1: return f(static_cast<const uint8_t*>(part.data));
+    case 2: return f(static_cast<const uint16_t*>(part.data));
+    default: return f(static_cast<const uint32_t*>(part.data));
+  }
+}
+
+// Tokens begin .. begin+n-1 of a part into out; returns the largest of them.
+uint32_t copy_part(const TokenPart& part, int64_t begin, int64_t n, int32_t* out) {
+  return with_ids(part, [=](const auto* ids) {
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < n; i++) {
+      const uint32_t id = ids[begin + i];
+      largest = std::max(largest, id);
+      out[i] = int32_t(id);
+    }
+    return largest;
+  });
+}
+
+// There is such a token at `begin` or after it.
+[[noreturn]] void report_beyond(const TokenPart& part, int64_t begin, int64_t vocab_size) {
+  const auto [at, id] = with_ids(part, [=](const auto* ids) {
+    int64_t i = begin;
+    while (int64_t(ids[i]) < vocab_size) i++;
+    return std::pair(i, int64_t(ids[i]));
+  });
+  throw UsageError(cat(part.name, ": token ", id, " at offset ", part.offset + at,
+                       " is beyond the model's vocabulary, allowed: 0 to ", vocab_size - 1));
+}
+
+}  // namespace
+
+Tokens::Tokens(std::vector<TokenPart> parts) : parts_(std::move(parts)) {
+  int64_t start = 0;
+  for (const TokenPart& part : parts_) {
+    DUET_CHECK(part.count > 0, part.name, ": expected tokens, found none");
+    starts_.push_back(start);
+    start += part.count;
+  }
+}
+
+Tokens Tokens::slice(int64_t begin, int64_t end) const {
+  DUET_CHECK(0 <= begin && begin < end && end <= size(), "expected tokens of ", size(), ", found ", begin, " .. ", end);
+  std::vector<TokenPart> kept;
+  for (size_t p = 0; p < parts_.size(); p++) {
+    const int64_t from = std::max(begin - starts_[p], int64_t(0)), to = std::min(end - starts_[p], parts_[p].count);
+    if (from >= to) continue;
+    TokenPart part = parts_[p];
+    part.data = static_cast<const char*>(part.data) + from * part.width;
+    part.offset += from;
+    part.count = to - from;
+    kept.push_back(std::move(part));
+  }
+  return Tokens(std::move(kept));
+}
+
+void Tokens::copy(int64_t begin, std::span<int32_t> out, int64_t vocab_size) const {
+  const int64_t count = int64_t(out.size());
+  DUET_CHECK(0 <= begin && begin + count <= size(), "expected tokens of ", size(), ", found ", begin, " and ", count, " more");
+  auto p = size_t(std::upper_bound(starts_.begin(), starts_.end(), begin) - starts_.begin()) - 1;
+  for (int64_t done = 0; done < count; p++) {
+    const int64_t from = begin + done - starts_[p], n = std::min(parts_[p].count - from, count - done);
+    if (int64_t(copy_part(parts_[p], from, n, out.data() + done)) >= vocab_size) report_beyond(parts_[p], from, vocab_size);
+    done += n;
+  }
+}
+
+uint64_t token_hash(const Tokens& train, const Tokens& val) {
+  constexpr int64_t budget = int64_t(1) << 28;
+  const int64_t total = train.size() + val.size();
+  const int64_t share = total <= budget ? total : budget / int64_t(train.parts().size() + val.parts().size());
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (const Tokens* t : {&train, &val})
+    for (const TokenPart& part : t->parts())
+      hash = with_ids(part, [h = hash, n = std::min(part.count, share)](const auto* ids) mutable {
+        for (int64_t i = 0; i < n; i++) h = (h ^ ids[i]) * 0x100000001b3u;
+        return h;
+      });
+  return hash;
+}
+
+}  // namespace duet
