@@ -1,0 +1,199 @@
+// safetensors: what is written reads back, the bytes are the format's, and every kind of damage is refused by name.
+#include "pipeline/safetensors.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <sstream>
+
+namespace duet {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Safetensors : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/duet_safetensors_XXXXXX";
+    root = mkdtemp(name);
+    path = root + "/t.safetensors";
+  }
+  void TearDown() override { fs::remove_all(root); }
+
+  // A file with this header text and this many bytes of data.
+  void raw(const std::string& header, size_t data_bytes) const {
+    std::ofstream out(path, std::ios::binary);
+    const uint64_t length = header.size();
+    out.write(reinterpret_cast<const char*>(&length), 8);
+    out << header << std::string(data_bytes, '\0');
+  }
+  std::string error() const {
+    try {
+      SafetensorsReader reader(path);
+    } catch (const UsageError& e) {
+      return e.what();
+    }
+    return "no error";
+  }
+  std::string root, path;
+};
+
+std::string slurp(const std::string& path) {
+  std::stringstream s;
+  s << std::ifstream(path, std::ios::binary).rdbuf();
+  return s.str();
+}
+
+std::string tensor(const char* name, const char* dtype, const char* shape, const char* offsets) {
+  return cat("\"", name, "\":{\"dtype\":\"", dtype, "\",\"shape\":", shape, ",\"data_offsets\":", offsets, "}");
+}
+
+TEST_F(Safetensors, RoundTrip) {
+  const std::vector<float> w{1, -2, 3.5f, 4, 5, 6};
+  const std::vector<bf16> h{bf16(1), bf16(-0.5f), bf16(3)};
+  const std::vector<int64_t> ids{-1, int64_t(1) << 40};
+  const double norm = 0.1;
+  FileWriter out(path);
+  SafetensorsWriter writer(
+      out, {{"h", "BF16", {3}}, {"w", "F32", {2, 3}}, {"a.w", "F32", {0, 4}}, {"ids", "I64", {2}}, {"norm", "F64", {}}},
+      {{"format", "pt"}});
+  std::vector<std::string> order;
+  for (const TensorSpec& t : writer.tensors()) order.push_back(t.name);
+  EXPECT_EQ(order, (std::vector<std::string>{"ids", "norm", "a.w", "w", "h"}));
+  writer.write("ids", ids.data(), 16);
+  writer.write("norm", &norm, 8);
+  writer.write("w", w.data(), 8);  // in pieces
+  writer.write("w", w.data() + 2, 16);
+  writer.write("h", h.data(), 6);
+  writer.finish();
+  out.close();
+
+  const SafetensorsReader reader(path);
+  EXPECT_EQ(reader.metadata(), (std::map<std::string, std::string>{{"format", "pt"}}));
+  EXPECT_EQ(reader.tensors().size(), 5u);
+  const std::map<std::string, size_t> align{{"ids", 8}, {"norm", 8}, {"a.w", 4}, {"w", 4}, {"h", 2}};
+  for (const auto& [name, t] : reader.tensors()) EXPECT_EQ(uintptr_t(t.data) % align.at(name), 0u) << name;
+  EXPECT_EQ(std::memcmp(reader.at("w", {2, 3}, "F32").data, w.data(), 24), 0);
+  EXPECT_EQ(std::memcmp(reader.at("ids", {2}, "I64").data, ids.data(), 16), 0);
+  EXPECT_EQ(reader.at("a.w", {0, 4}).elements(), 0);
+  float got[3];
+  reader.read_floats(reader.at("w", {2, 3}), 2, 3, got);
+  EXPECT_EQ(std::vector<float>(got, got + 3), (std::vector<float>{3.5f, 4, 5}));
+  reader.read_floats(reader.at("h", {3}), 0, 3, got);
+  EXPECT_EQ(std::vector<float>(got, got + 3), (std::vector<float>{1, -0.5f, 3}));
+  reader.read_floats(reader.at("norm", {}), 0, 1, got);
+  EXPECT_EQ(got[0], 0.1f);
+  EXPECT_EQ(reader.find("none"), nullptr);
+  EXPECT_THROW(reader.read_floats(reader.at("ids", {2}), 0, 1, got), UsageError);
+}
+
+TEST_F(Safetensors, BytesAreTheFormats) {
+  FileWriter out(path);
+  SafetensorsWriter writer(out, {{"b", "I32", {1}}});
+  const int32_t seven = 7;
+  writer.write("b", &seven, 4);
+  writer.finish();
+  out.close();
+  const std::string header = R"({"b":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}})";
+  std::string expected("\x38\0\0\0\0\0\0\0", 8);
+  expected += header + std::string(0x38 - header.size(), ' ') + std::string("\7\0\0\0", 4);
+  EXPECT_EQ(slurp(path), expected);
+}
+
+TEST_F(Safetensors, WriterWantsEveryTensorInOrder) {
+  FileWriter out(path);
+  SafetensorsWriter writer(out, {{"a", "F32", {2}}, {"b", "F32", {1}}});
+  const float x[3] = {};
+  EXPECT_THROW(writer.write("b", x, 4), Error);
+  writer.write("a", x, 4);
+  EXPECT_THROW(writer.write("b", x, 4), Error);
+  EXPECT_THROW(writer.finish(), Error);
+  EXPECT_THROW(writer.write("a", x, 8), Error);
+}
+
+TEST_F(Safetensors, AtNamesTheTensor) {
+  raw("{" + tensor("w", "F32", "[2,3]", "[0,24]") + "}", 24);
+  const SafetensorsReader reader(path);
+  auto at_error = [&](const std::string& name, const std::vector<int64_t>& shape, const std::string& dtype) -> std::string {
+    try {
+      reader.at(name, shape, dtype);
+    } catch (const UsageError& e) {
+      return std::string(e.what()).substr(path.size());
+    }
+    return "no error";
+  };
+  EXPECT_EQ(at_error("w", {2, 3}, "F32"), "no error");
+  EXPECT_EQ(at_error("v", {2, 3}, ""), ": tensor v is missing (the file has 1 tensors)");
+  EXPECT_EQ(at_error("w", {3, 2}, ""), ": w: expected shape [3, 2], found [2, 3]");
+  EXPECT_EQ(at_error("w", {2, 3}, "BF16"), ": w: expected dtype BF16, found F32");
+}
+
+TEST_F(Safetensors, RefusesDamageByName) {
+  struct Case {
+    std::string header;
+    size_t data;
+    std::string error;
+  };
+  const std::string f4 = tensor("a", "F32", "[4]", "[0,16]");
+  const std::vector<Case> cases = {
+      {"{" + f4 + "}", 16, "no error"},
+      {"{}", 0, "no error"},
+      {"{" + f4 + "}", 15, ": a: the data ends at byte 16, but the file has only 15 bytes of data: truncated?"},
+      {"{" + f4 + "}", 17, ": 1 bytes after the last tensor"},
+      {"{" + tensor("a", "F16", "[4]", "[0,8]") + "}", 8, ": a: expected dtype F64, F32, BF16, I64 or I32, found F16"},
+      {"{" + tensor("a", "F32", "[5]", "[0,16]") + "}", 16, ": a: F32 [5] needs 20 bytes, data_offsets give 16"},
+      {"{" + tensor("a", "F32", "[-1]", "[0,4]") + "}", 4, ": a.shape: expected an integer of at least 0, found -1"},
+      {"{" + tensor("a", "F32", "[4294967296,4294967296]", "[0,0]") + "}", 0,
+       ": a: the shape overflows 64 bits: [4294967296, 4294967296]"},
+      {"{" + tensor("a", "F32", "[1]", "[4,0]") + "}", 4, ": a.data_offsets: expected an integer of at least 4, found 0"},
+      {"{" + tensor("a", "F32", "[1]", "[0]") + "}", 4, ": a: expected two data_offsets, found 1"},
+      {"{" + f4 + "," + tensor("b", "F32", "[1]", "[12,16]") + "}", 16, ": b: overlaps the tensor before it by 4 bytes"},
+      {"{" + f4 + "," + tensor("b", "F32", "[1]", "[20,24]") + "}", 24, ": b: a gap of 4 bytes before it"},
+      {"{" + f4 + "," + f4 + "}", 16, ": the key \"a\" occurs twice"},
+      {"{\"a\":{\"dtype\":\"F32\"}}", 0, ": a: expected the key \"shape\", found \"dtype\""},
+      {"{\"__metadata__\":{\"k\":1}}", 0, ": __metadata__.k: expected a string, found 1"},
+      {"[]", 0, ": expected an object, found []"},
+  };
+  for (const Case& c : cases) {
+    raw(c.header, c.data);
+    const std::string found = error();
+    EXPECT_EQ(c.error == "no error" ? found : found.substr(std::min(path.size(), found.size())), c.error) << c.header;
+  }
+}
+
+TEST_F(Safetensors, RefusesWhatIsNotSafetensors) {
+  EXPECT_EQ(error(), path + ": cannot be opened: No such file or directory");
+  std::ofstream(path) << "short";
+  EXPECT_EQ(error(), path + ": expected a safetensors file, found only 5 bytes");
+  std::ofstream(path) << "a text that is longer than eight bytes";
+  EXPECT_EQ(error(), path + ": expected a header of at most 30 bytes, found 8367816168101388385: truncated, or not a safetensors file");
+  fs::remove(path);
+  fs::create_directory(path);
+  EXPECT_EQ(error(), path + ": expected a safetensors file, found a directory or device");
+}
+
+// Cut anywhere, or with any byte of the header altered, a file either still reads as a valid one or is refused: never a crash.
+TEST_F(Safetensors, RandomDamageNeverCrashes) {
+  raw("{" + tensor("a", "F32", "[4]", "[0,16]") + "," + tensor("b", "BF16", "[2,2]", "[16,24]") + "}", 24);
+  const std::string good = slurp(path);
+  for (size_t cut = 0; cut < good.size(); ++cut) {
+    std::ofstream(path, std::ios::binary) << good.substr(0, cut);
+    EXPECT_NE(error(), "no error") << cut;
+  }
+  std::mt19937 random(3);
+  int refused = 0;
+  for (int n = 0; n < 600; ++n) {
+    std::string bad = good;
+    for (int k = 0; k < 1 + n % 3; ++k) bad[random() % (bad.size() - 24)] = char(random());
+    std::ofstream(path, std::ios::binary) << bad;
+    refused += error() != "no error";
+  }
+  EXPECT_GT(refused, 300);
+}
+
+}  // namespace
+}  // namespace duet
