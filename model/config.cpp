@@ -1,6 +1,9 @@
 // Presets, checks and config.json. See config.h.
 #include "model/config.h"
 
+#include <charconv>
+#include <sstream>
+
 #include "model/check.h"
 
 namespace duet {
@@ -39,28 +42,51 @@ double ModelConfig::train_flops_per_token(int64_t seq_len) const {
   return 6.0 * double(active_parameters()) + scores;
 }
 
+// The integer sizes: duet's name, Hugging Face's name, the least value.
+struct Size {
+  const char *name, *hf_name;
+  int64_t ModelConfig::*field;
+  int64_t least;
+};
+static const Size kSizes[] = {{"vocab_size", "vocab_size", &ModelConfig::vocab_size, 2},
+                              {"d_model", "hidden_size", &ModelConfig::d_model, 1},
+                              {"n_layers", "num_hidden_layers", &ModelConfig::n_layers, 1},
+                              {"n_heads", "num_attention_heads", &ModelConfig::n_heads, 1},
+                              {"q_lora_rank", "q_lora_rank", &ModelConfig::q_lora_rank, 0},
+                              {"kv_lora_rank", "kv_lora_rank", &ModelConfig::kv_lora_rank, 1},
+                              {"qk_nope_head_dim", "qk_nope_head_dim", &ModelConfig::qk_nope_head_dim, 1},
+                              {"qk_rope_head_dim", "qk_rope_head_dim", &ModelConfig::qk_rope_head_dim, 2},
+                              {"v_head_dim", "v_head_dim", &ModelConfig::v_head_dim, 1},
+                              {"first_k_dense", "first_k_dense_replace", &ModelConfig::first_k_dense, 0},
+                              {"d_ff", "intermediate_size", &ModelConfig::d_ff, 1},
+                              {"d_expert", "moe_intermediate_size", &ModelConfig::d_expert, 1},
+                              {"n_shared", "n_shared_experts", &ModelConfig::n_shared, 0},
+                              {"n_routed", "n_routed_experts", &ModelConfig::n_routed, 1},
+                              {"topk", "num_experts_per_tok", &ModelConfig::topk, 1},
+                              {"n_group", "n_group", &ModelConfig::n_group, 1},
+                              {"topk_group", "topk_group", &ModelConfig::topk_group, 1}};
+
+void ModelConfig::override_sizes(const std::string& text) {
+  std::istringstream list(text);
+  for (std::string item; std::getline(list, item, ',');) {
+    const size_t equals = item.find('=');
+    std::string names;
+    const Size* size = nullptr;
+    for (const Size& s : kSizes) {
+      names += (names.empty() ? "" : ", ") + std::string(s.name);
+      if (item.substr(0, equals) == s.name) size = &s;
+    }
+    require(size && equals != std::string::npos, "--model: found '", item, "', allowed: NAME=SIZE with a name of ", names);
+    const char *begin = item.data() + equals + 1, *end = item.data() + item.size();
+    const auto [stop, error] = std::from_chars(begin, end, this->*(size->field));
+    require(begin != end && stop == end && error == std::errc(), "--model: found '", item, "', allowed: a whole number");
+  }
+  validate();
+}
+
 void ModelConfig::validate() const {
-  const struct {
-    const char* name;
-    int64_t value, least;
-  } sizes[] = {{"vocab_size", vocab_size, 2},
-               {"d_model", d_model, 1},
-               {"n_layers", n_layers, 1},
-               {"n_heads", n_heads, 1},
-               {"q_lora_rank", q_lora_rank, 0},
-               {"kv_lora_rank", kv_lora_rank, 1},
-               {"qk_nope_head_dim", qk_nope_head_dim, 1},
-               {"qk_rope_head_dim", qk_rope_head_dim, 2},
-               {"v_head_dim", v_head_dim, 1},
-               {"first_k_dense", first_k_dense, 0},
-               {"d_ff", d_ff, 1},
-               {"d_expert", d_expert, 1},
-               {"n_shared", n_shared, 0},
-               {"n_routed", n_routed, 1},
-               {"topk", topk, 1},
-               {"n_group", n_group, 1},
-               {"topk_group", topk_group, 1}};
-  for (const auto& s : sizes) require(s.value >= s.least, s.name, ": found ", s.value, ", allowed: at least ", s.least);
+  for (const Size& s : kSizes)
+    require(this->*s.field >= s.least, s.name, ": found ", this->*s.field, ", allowed: at least ", s.least);
   require(qk_rope_head_dim % 2 == 0, "qk_rope_head_dim: found ", qk_rope_head_dim, ", allowed: even numbers");
   require(topk <= n_routed, "topk: found ", topk, ", allowed: at most n_routed = ", n_routed);
   require(n_routed % n_group == 0, "n_group: found ", n_group, ", allowed: divisors of n_routed = ", n_routed);
@@ -74,9 +100,9 @@ void ModelConfig::validate() const {
 const std::vector<Preset>& presets() {
   static const std::vector<Preset> all = [] {
     std::vector<Preset> p;
-    p.push_back({"tiny", "tests: 8 layers, 0.4M parameters",
+    p.push_back({"tiny", "tests: 8 layers, 0.6M parameters",
                  {.q_lora_rank = 24, .n_group = 4, .topk_group = 2, .routed_scaling = 1.5}, 64, 1});
-    p.push_back({"small", "the default run: 8 layers, 4M parameters",
+    p.push_back({"small", "the default run: 8 layers, 5M parameters",
                  {.d_model = 128, .kv_lora_rank = 32, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8, .v_head_dim = 24, .d_ff = 384,
                   .d_expert = 96, .n_routed = 16, .n_group = 4, .topk_group = 2}, 128, 1});
     p.push_back({"bench", "make bench: wide enough for GEMM to matter",
@@ -107,32 +133,11 @@ const Preset& find_preset(const std::string& name) {
 
 // --- config.json -----------------------------------------------------------------------------------------------------------------
 
-// Hugging Face's name of each size.
-template <class Fn>
-static void for_each_field(Fn fn) {
-  fn("vocab_size", &ModelConfig::vocab_size);
-  fn("hidden_size", &ModelConfig::d_model);
-  fn("num_hidden_layers", &ModelConfig::n_layers);
-  fn("num_attention_heads", &ModelConfig::n_heads);
-  fn("kv_lora_rank", &ModelConfig::kv_lora_rank);
-  fn("qk_nope_head_dim", &ModelConfig::qk_nope_head_dim);
-  fn("qk_rope_head_dim", &ModelConfig::qk_rope_head_dim);
-  fn("v_head_dim", &ModelConfig::v_head_dim);
-  fn("first_k_dense_replace", &ModelConfig::first_k_dense);
-  fn("intermediate_size", &ModelConfig::d_ff);
-  fn("moe_intermediate_size", &ModelConfig::d_expert);
-  fn("n_shared_experts", &ModelConfig::n_shared);
-  fn("n_routed_experts", &ModelConfig::n_routed);
-  fn("num_experts_per_tok", &ModelConfig::topk);
-  fn("n_group", &ModelConfig::n_group);
-  fn("topk_group", &ModelConfig::topk_group);
-}
-
 Json ModelConfig::to_json(int64_t seq_len, const std::string& dtype) const {
   Json j = Json::object();
   j.set("architectures", Json(Json::Array{"DeepseekV3ForCausalLM"}));
   j.set("model_type", "deepseek_v3");
-  for_each_field([&](const char* name, int64_t ModelConfig::*field) { j.set(name, this->*field); });
+  for (const Size& s : kSizes) j.set(s.hf_name, this->*s.field);
   j.set("q_lora_rank", q_lora_rank ? Json(q_lora_rank) : Json());
   j.set("num_key_value_heads", n_heads);
   j.set("routed_scaling_factor", routed_scaling);
@@ -170,9 +175,10 @@ ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
   if (j.find("rms_norm_eps")) refuse_unless(j.at("rms_norm_eps").number() == kNormEps, "rms_norm_eps", "1e-06");
   if (j.find("rope_scaling")) refuse_unless(j.at("rope_scaling").is_null(), "rope_scaling", "null");
   ModelConfig c;
-  for_each_field([&](const char* name, int64_t ModelConfig::*field) { c.*field = j.at(name).integer(); });
-  const Json* q_lora = j.find("q_lora_rank");
-  c.q_lora_rank = q_lora && !q_lora->is_null() ? q_lora->integer() : 0;
+  for (const Size& s : kSizes) {
+    const bool no_q_lora = s.field == &ModelConfig::q_lora_rank && (!j.find(s.hf_name) || j.at(s.hf_name).is_null());
+    c.*s.field = no_q_lora ? 0 : j.at(s.hf_name).integer();
+  }
   c.routed_scaling = j.at("routed_scaling_factor").number();
   // transformers 5 writes rope_parameters, earlier versions and duet rope_theta.
   const Json* rope = j.find("rope_parameters");

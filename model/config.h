@@ -47,6 +47,8 @@ struct ModelConfig {
   // FLOP of forward and backward for one token: 6 for each active parameter, and attention's scores and values.
   double train_flops_per_token(int64_t seq_len) const;
 
+  // Sizes as "n_layers=4,d_model=256", in the names above; throws UsageError.
+  void override_sizes(const std::string& text);
   // Throws UsageError that names the field where sizes do not fit together.
   void validate() const;
   bool operator==(const ModelConfig&) const = default;

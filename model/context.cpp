@@ -1,6 +1,8 @@
 // See context.h.
 #include "model/context.h"
 
+#include <algorithm>
+
 #include "model/launch.h"
 #include "model/rows/list.h"
 
@@ -17,6 +19,22 @@ Buf upload(const Context& context, std::span<const int32_t> values) {
   Buf buf = context.device.buffer(int64_t(values.size()), 1, Dtype::i32, Use::activations);
   context.stream().copy(buf->data, values.data(), values.size_bytes());
   return buf;
+}
+
+std::vector<float> to_host(Stream& stream, const Tensor& x) {
+  DUET_CHECK(x.ld == x.cols && (x.dtype == Dtype::f32 || x.dtype == Dtype::bf16), "expected a contiguous fp32 or bf16 tensor, found ",
+             dtype_name(x.dtype), " with ", x.ld, " elements from row to row of ", x.cols);
+  std::vector<float> host(size_t(x.size()));
+  if (x.dtype == Dtype::f32) {
+    stream.copy(host.data(), x.data, size_t(x.bytes()));
+    stream.synchronize();
+    return host;
+  }
+  std::vector<bf16> raw(host.size());
+  stream.copy(raw.data(), x.data, size_t(x.bytes()));
+  stream.synchronize();
+  std::copy(raw.begin(), raw.end(), host.begin());
+  return host;
 }
 
 }  // namespace duet

@@ -1,6 +1,9 @@
 // Context: what the parts of a chunk share, and the three products of a linear layer.
 // Read next: attention.h.
 #pragma once
+#include <span>
+#include <vector>
+
 #include "model/config.h"
 #include "model/device.h"
 #include "model/param.h"
@@ -40,5 +43,7 @@ void norm_w(const Context& context, const Tensor& x, const Tensor& rstd, const T
 
 // Host integers to a [n, 1] i32 tensor on the device.
 Buf upload(const Context& context, std::span<const int32_t> values);
+// A contiguous fp32 or bf16 tensor to host floats. Synchronizes.
+std::vector<float> to_host(Stream& stream, const Tensor& x);
 
 }  // namespace duet

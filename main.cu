@@ -1,0 +1,117 @@
+// duet's command line: options in, one call per subsystem. A command's body lives with its subject.
+//
+//   duet train      pipeline/train_command.h   trains a model, leaves checkpoints and metrics
+//   duet generate   pipeline/generate.h        text from a checkpoint
+//   duet bench      pipeline/bench.h           tokens/s and GFLOP/s of this machine
+//
+// g++ compiles this file as plain C++ (the Makefile says -x c++); it is the only one that includes CLI11.
+// Exit status: 0 done, 1 failed while running, 2 wrong input. Start reading here, then model/README.md.
+#include <CLI/CLI.hpp>
+#include <fstream>
+#include <iostream>
+
+#include "pipeline/bench.h"
+#include "pipeline/generate.h"
+#include "pipeline/train_command.h"
+
+using namespace duet;
+
+static void train_options(CLI::App& cli, TrainOptions& o) {
+  cli.add_option("--preset", o.preset, "sizes of the model: tiny, small, bench, base, deepseek-v3");
+  cli.add_option("--model", o.model, "sizes other than the preset's, e.g. n_layers=4,d_model=256")->delimiter('\0');
+  cli.add_option("--data", o.data, "text file, folder, or llm.c token shards; default: duet's own sources");
+  cli.add_option("--init", o.init, "start from the weights in this checkpoint or DeepseekV3ForCausalLM directory");
+  cli.add_option("--seq-len", o.seq_len, "tokens of a sequence; default: the preset's");
+  cli.add_option("--micro-batch-size", o.micro_batch_size, "sequences of a microbatch; default: the preset's");
+  cli.add_option("--microbatches", o.microbatches, "microbatches per data-parallel rank and step");
+  cli.add_option("--steps", o.steps, "steps in all");
+  cli.add_option("--decay-steps", o.decay_steps, "steps over which the learning rate decays; default: --steps");
+  cli.add_option("--warmup-steps", o.warmup_steps, "steps over which the learning rate rises");
+  cli.add_option("--lr-schedule", o.lr_schedule, "cosine, or wsd (constant, then linear over the last fifth)");
+  cli.add_option("--lr", o.adamw.lr, "peak learning rate");
+  cli.add_option("--min-lr", o.min_lr, "learning rate at the end, as a fraction of the peak");
+  cli.add_option("--beta1", o.adamw.beta1, "AdamW");
+  cli.add_option("--beta2", o.adamw.beta2, "AdamW");
+  cli.add_option("--weight-decay", o.adamw.weight_decay, "AdamW, decoupled; not on norms and the embedding");
+  cli.add_option("--clip", o.clip, "largest gradient norm; 0: no clipping");
+  cli.add_option("--balance-loss", o.balance_loss, "alpha of the sequence-wise balance loss");
+  cli.add_option("--bias-update-speed", o.bias_update_speed, "gamma: how far a router bias moves in a step");
+  cli.add_option("--seed", o.seed, "of initial values, batches and sampling");
+  cli.add_option("--device", o.device, "cpu or cuda; default: cuda if there is one");
+  cli.add_option("--dtype", o.dtype, "fp32, or on cuda bf16 (master weights, gradients and moments stay fp32)");
+  cli.add_option("--threads", o.threads, "cores a rank uses; default: the cores of the node / its ranks");
+  cli.add_option("--out", o.out, "the run's folder: checkpoints and metrics.jsonl; default: nothing is kept");
+  cli.add_flag("--resume", o.resume, "go on from the newest checkpoint in --out; start if there is none");
+  cli.add_flag("--overwrite", o.overwrite, "replace the run in --out");
+  cli.add_option("--checkpoint-every", o.checkpoint_every, "steps between checkpoints; 0: only at the end");
+  cli.add_option("--val-every", o.val_every, "steps between validations; 0: only at the end");
+  cli.add_option("--val-sequences", o.val_sequences, "sequences of a validation");
+  cli.add_option("--log-every", o.log_every, "steps between log lines; metrics.jsonl has them all");
+  cli.add_option("--sample", o.sample, "tokens of text generated at the end; 0: none");
+  cli.add_option("--dump-step", o.dump_step, "write this step's batch, logits, loss and gradients to OUT/dump-step-N.safetensors");
+}
+
+static void generate_options(CLI::App& cli, GenerateOptions& o) {
+  cli.add_option("--from", o.from, "a run's folder or a checkpoint; default: a small model is trained on the spot");
+  cli.add_option("--prompt", o.sample.prompt, "text to continue");
+  cli.add_option("--tokens", o.sample.tokens, "how many tokens to add");
+  cli.add_option("--temperature", o.sample.temperature, "0: always the most likely token");
+  cli.add_option("--top-k", o.sample.top_k, "sample from the k most likely tokens; 0: from all");
+  cli.add_option("--seed", o.sample.seed, "of the sampling");
+  cli.add_option("--tokenizer", o.tokenizer, "llm.c's tokenizer .bin; default: bytes");
+  cli.add_option("--device", o.device, "cpu or cuda; default: cuda if there is one");
+  cli.add_option("--threads", o.threads, "cores used; default: all");
+}
+
+static int run(int argc, char** argv) {
+  CLI::App cli("duet trains small DeepSeek-V3-style mixture-of-experts models, on a laptop or on GPUs.\n"
+               "Change the schedule: not one bit of the loss changes.");
+  cli.option_defaults()->always_capture_default();
+  cli.require_subcommand(1);
+  cli.set_config("--config", "", "a TOML file with the same options, e.g. [train] steps=300");
+  std::string format = "text";
+  const auto command = [&](const char* name, const char* purpose) {
+    CLI::App* sub = cli.add_subcommand(name, purpose);
+    sub->fallthrough();
+    sub->option_defaults()->always_capture_default();
+    return sub;
+  };
+
+  TrainOptions train;
+  CLI::App* train_cli = command("train", "train a model; without options a demonstration of under a minute");
+  train_options(*train_cli, train);
+  GenerateOptions generate;
+  CLI::App* generate_cli = command("generate", "continue a prompt; without options with a model trained on the spot");
+  generate_options(*generate_cli, generate);
+  BenchOptions bench;
+  CLI::App* bench_cli = command("bench", "tokens/s and GFLOP/s of training steps and of GEMM on this machine");
+  bench_cli->add_option("--preset", bench.preset, "model to time");
+  bench_cli->add_option("--threads", bench.threads, "cores used");
+  bench_cli->add_option("--steps", bench.steps, "timed steps; the median counts");
+  bench_cli->add_option("--microbatches", bench.microbatches, "per step");
+  bench_cli->add_flag("--gemm", bench.gemm, "time GEMM on the shapes of the bench preset instead");
+
+  try {
+    cli.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return cli.exit(error);  // --help
+    std::cerr << "duet: " << error.what() << " (duet --help lists what is allowed)\n";
+    return 2;
+  }
+  if (*train_cli) train_command(train, std::cout);
+  if (*generate_cli) generate_command(generate, std::cout);
+  if (*bench_cli) bench_command(bench, std::cout);
+  return 0;
+}
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const UsageError& error) {
+    std::cerr << "duet: " << error.what() << "\n";
+    return 2;
+  } catch (const std::exception& error) {
+    std::cerr << "duet: " << error.what() << "\n";
+    return 1;
+  }
+}

@@ -1,0 +1,18 @@
+// `duet bench`: how fast this machine trains. One JSON line a measurement, so that scripts/bench.sh can put it beside PyTorch's.
+#pragma once
+#include <cstdint>
+#include <iosfwd>
+#include <string>
+
+namespace duet {
+
+struct BenchOptions {
+  std::string preset = "bench";
+  int64_t threads = 1;
+  int64_t steps = 5;         // timed, after one that is not; the median counts
+  int64_t microbatches = 1;  // per step
+  bool gemm = false;
+};
+void bench_command(const BenchOptions& options, std::ostream& out);
+
+}  // namespace duet

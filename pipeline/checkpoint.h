@@ -1,0 +1,51 @@
+// Checkpoints: a directory that Hugging Face transformers opens as DeepseekV3ForCausalLM, plus the training state.
+//
+//   config.json            the model's sizes (model/config.h)
+//   model.safetensors      master weights, fp32, under Hugging Face's names and shapes ([out, in])
+//   optimizer.safetensors  AdamW's moments: "m." and "v." + the weight's name
+//   trainer.json           step, seed, and what the run was told
+//   DONE                   sizes and checksums (durable.h), written last
+//
+// Everything is in logical order: no trace of schedule, layout, device or expert placement. A directory without optimizer and
+// trainer state (someone else's model) can be started from, not resumed.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "model/context.h"
+
+namespace duet {
+
+enum class State { weight, m, v };
+
+// A logical tensor in the shape that checkpoints have.
+struct LogicalTensor {
+  std::string name;
+  std::vector<int64_t> shape;
+  bool trained = true;  // has moments
+};
+LogicalTensor logical_tensor(const Param& p);
+
+// Copies between a parameter and the host, in the checkpoint's element order. Synchronizes.
+std::vector<float> download(Stream& stream, const Param& p, const Tensor& values);  // values: master, grad, m or v of p
+void upload_state(Stream& stream, const Param& p, const Tensor& values, const std::vector<float>& host);
+
+// Writes a complete directory. fetch is called once for each tensor and state.
+struct CheckpointContents {
+  Json config, trainer;
+  std::vector<LogicalTensor> tensors;
+  std::function<std::vector<float>(const std::string& name, State state)> fetch;
+};
+void write_checkpoint(const std::string& dir, const CheckpointContents& contents);
+
+// Fills the parameters from a directory: weights always, moments if it has a training state. Returns its trainer.json, or null.
+// Throws UsageError naming the file where it is damaged, incomplete or of another model.
+Json read_checkpoint(const std::string& dir, Stream& stream, const ModelConfig& config, Params& params);
+
+// The newest complete checkpoint of a run's folder, or empty; and of a folder that is a checkpoint itself, the folder.
+std::string newest_checkpoint(const std::string& out);
+ModelConfig checkpoint_config(const std::string& dir);
+
+}  // namespace duet

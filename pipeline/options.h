@@ -1,0 +1,55 @@
+// TrainOptions: everything that `duet train` can be told, with its defaults; main.cu fills it from the command line.
+// Read next: trainer.h.
+#pragma once
+#include <cstdint>
+#include <string>
+
+#include "model/config.h"
+#include "model/param.h"
+
+namespace duet {
+
+struct TrainOptions {
+  // Model and data
+  std::string preset = "small";
+  std::string model;  // overrides of the preset's sizes, "n_layers=4,d_model=256"
+  std::string data;   // file or folder; empty: the project's own sources
+  std::string init;   // a checkpoint, or any DeepseekV3ForCausalLM directory, to start from
+  int64_t seq_len = 0;           // 0: the preset's
+  int64_t micro_batch_size = 0;  // sequences; 0: the preset's
+  int64_t microbatches = 16;     // per data-parallel rank and step
+
+  // Length and learning rate
+  int64_t steps = 100;        // in all
+  int64_t decay_steps = 0;    // over which the learning rate decays; 0: steps
+  int64_t warmup_steps = 20;
+  std::string lr_schedule = "cosine";  // or wsd: constant, then linear over the last fifth
+  double min_lr = 0.1;                 // of the peak, at the end of the decay
+  AdamWOptions adamw{.lr = 2e-3};
+  double clip = 1.0;  // largest gradient norm; 0: no clipping
+  double balance_loss = 1e-4;       // alpha of the sequence-wise balance loss
+  double bias_update_speed = 1e-3;  // gamma of the auxiliary-loss-free balancing
+  uint64_t seed = 0;
+
+  // Where it runs
+  std::string device;          // cpu, cuda; empty: cuda if there is one
+  std::string dtype = "fp32";  // or bf16
+  int64_t threads = 0;         // 0: the cores of the node / its ranks
+
+  // What it leaves and says
+  std::string out;  // the run's folder; empty: nothing is kept
+  bool resume = false, overwrite = false;
+  int64_t checkpoint_every = 0;  // steps; 0: only at the end
+  int64_t val_every = 50;        // steps; 0: only at the end
+  int64_t val_sequences = 32;
+  int64_t log_every = 10;
+  int64_t sample = 200;    // tokens generated at the end; 0: none
+  int64_t dump_step = 0;   // writes this step's batch, logits, loss and gradients; 0: none
+  bool json = false;       // one JSON document on stdout instead of text
+
+  // Defaults that depend on others filled in, then everything checked; throws UsageError that names the option.
+  ModelConfig resolve();
+  double lr_at(int64_t step) const;  // step counts from 1
+};
+
+}  // namespace duet

@@ -1,0 +1,94 @@
+// See run_log.h.
+#include "pipeline/run_log.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <iostream>
+
+namespace duet {
+
+template <class... Args>
+static std::string format(const char* pattern, Args... args) {
+  char text[256];
+  std::snprintf(text, sizeof text, pattern, args...);
+  return text;
+}
+
+// Drops the lines of steps that are done again.
+static void truncate_metrics(const std::string& path, int64_t first_step) {
+  std::ifstream in(path);
+  if (!in) return;
+  std::string kept;
+  for (std::string line; std::getline(in, line) && !in.eof();)
+    if (Json::parse(line, path).at("step").integer() < first_step) kept += line + "\n";
+  std::ofstream(path, std::ios::trunc) << kept;
+}
+
+RunLog::RunLog(const TrainOptions& options, Device& device, std::ostream& out, int64_t first_step)
+    : options_(options), device_(device), out_(out), terminal_(&out == &std::cout && isatty(STDOUT_FILENO)), first_step_(first_step) {
+  if (options.out.empty()) return;
+  const std::string path = options.out + "/metrics.jsonl";
+  truncate_metrics(path, first_step);
+  metrics_.open(path, std::ios::app);
+  require(metrics_.good(), "--out: cannot write ", path);
+}
+
+RunLog::~RunLog() { clear_progress(); }
+
+void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
+  seconds_ += r.seconds;
+  const double rate = double(r.tokens) / r.seconds;
+  if (metrics_.is_open()) {
+    Json j = Json::object({{"step", r.step}, {"loss", r.loss}, {"loss_hex", format("%a", r.loss)}, {"grad_norm", r.grad_norm},
+                           {"grad_norm_hex", format("%a", r.grad_norm)}, {"lr", r.lr}, {"step_ms", r.seconds * 1e3},
+                           {"tokens_per_s", rate}, {"balance_loss", r.balance_loss}});
+    if (val_loss) j.set("val_loss", *val_loss);
+    Json layers = Json::array();
+    for (const LayerLoad& l : r.loads)
+      layers.push(Json::object({{"layer", l.layer}, {"tokens_per_expert", Json(l.tokens_per_expert)}}));
+    j.set("moe", layers);
+    metrics_ << j.dump() << std::endl;
+    DUET_CHECK(metrics_.good(), options_.out, "/metrics.jsonl: expected to write a line, found the disk full or the file gone");
+  }
+  if (r.step % options_.log_every == 0 || r.step == first_step_ || r.step == options_.steps || val_loss) {
+    const int width = int(std::to_string(options_.steps).size()) + 1;
+    std::string line = format("step %*lld/%lld | loss %.6f | norm %.4f | lr %.2e | %.2f ms | %.0f tok/s", width, (long long)r.step,
+                              (long long)options_.steps, r.loss, r.grad_norm, r.lr, r.seconds * 1e3, rate);
+    const double peak = device_.peak_flops(options_.dtype == "bf16" ? Dtype::bf16 : Dtype::f32);
+    if (peak > 0) line += format(" | mfu %.1f%%", 100 * double(r.flops) / r.seconds / peak);
+    if (val_loss) line += format(" | val %.6f", *val_loss);
+    say(line);
+  }
+  progress(r);
+}
+
+void RunLog::memory_table() {
+  say("memory of this rank, MiB at the peak of the first step:");
+  for (int u = 0; u < kUses; ++u)
+    if (const MemoryStats m = device_.memory(Use(u)); m.peak > 0) say(format("  %-12s %10.1f", use_name(u), double(m.peak) / (1 << 20)));
+  say(format("  %-12s %10.1f  taken from the system", "all", double(device_.pool_bytes()) / (1 << 20)));
+}
+
+void RunLog::say(const std::string& line) {
+  clear_progress();
+  out_ << line << std::endl;
+}
+
+void RunLog::progress(const StepResult& r) {
+  if (!terminal_ || r.step == options_.steps) return;
+  clear_progress();
+  const double left = seconds_ / double(r.step - first_step_ + 1) * double(options_.steps - r.step);
+  const int filled = int(30 * r.step / options_.steps);
+  out_ << '[' << std::string(size_t(filled), '#') << std::string(size_t(30 - filled), '.')
+       << format("] %lld%%, %d:%02d left", (long long)(100 * r.step / options_.steps), int(left) / 60, int(left) % 60) << std::flush;
+  progress_shown_ = true;
+}
+
+void RunLog::clear_progress() {
+  if (progress_shown_) out_ << "\r\033[K" << std::flush;
+  progress_shown_ = false;
+}
+
+}  // namespace duet

@@ -1,0 +1,41 @@
+// RunLog: what a run says while it trains. Log lines in the manner of llm.c, a progress line on a terminal, and metrics.jsonl.
+//
+//   step   42/200 | loss 2.431873 | norm 0.8312 | lr 3.00e-04 | 412.31 ms | 9934 tok/s
+//
+// metrics.jsonl has one object a step: step, loss, loss_hex (C's %a, every bit), grad_norm, grad_norm_hex, lr, step_ms,
+// tokens_per_s, balance_loss, val_loss where measured, and per mixture-of-experts layer the tokens of each expert.
+#pragma once
+#include <fstream>
+#include <iosfwd>
+#include <optional>
+#include <string>
+
+#include "pipeline/options.h"
+#include "pipeline/trainer.h"
+
+namespace duet {
+
+class RunLog {
+ public:
+  // out: where lines go. On resume after `first_step - 1` steps, metrics.jsonl loses what an interrupted run wrote beyond them.
+  RunLog(const TrainOptions& options, Device& device, std::ostream& out, int64_t first_step);
+  ~RunLog();
+
+  void step(const StepResult& result, std::optional<double> val_loss);
+  void memory_table();
+  // A line of its own, clear of the progress line.
+  void say(const std::string& line);
+
+ private:
+  void progress(const StepResult& result);
+  void clear_progress();
+  const TrainOptions& options_;
+  Device& device_;
+  std::ostream& out_;
+  std::ofstream metrics_;
+  bool terminal_, progress_shown_ = false;
+  int64_t first_step_;
+  double seconds_ = 0;  // of all steps so far
+};
+
+}  // namespace duet

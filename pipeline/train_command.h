@@ -1,0 +1,18 @@
+// `duet train` and `duet generate`: a run from its first line to its last.
+//
+//   data -> model (initial values, --init or --resume) -> steps, validation, checkpoints -> a sample of text
+//
+// A run with --out keeps OUT/metrics.jsonl and OUT/step-NNNNNN/ (checkpoint.h). SIGINT and SIGTERM let the step finish, write a
+// checkpoint and say how to go on. Read next: trainer.h, then generate.h.
+#pragma once
+#include <iosfwd>
+#include <string>
+
+#include "pipeline/options.h"
+
+namespace duet {
+
+// Lines go to `out`. Throws UsageError for wrong input (nothing is written then), Error where the run fails.
+void train_command(TrainOptions options, std::ostream& out);
+
+}  // namespace duet
