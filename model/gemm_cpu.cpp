@@ -94,16 +94,43 @@ constexpr std::array<std::array<TileFn<T>, 2>, kTileRows> make_tiles(std::intege
 template <class T>
 constexpr auto kTiles = make_tiles<T>(std::make_integer_sequence<int, kTileRows>{});
 
+// Even and odd places of the result alternate between the lower (or upper) halves of x and y.
+template <bool kUpper, class V, int... I>
+V zip(V x, V y, std::integer_sequence<int, I...>) {
+  constexpr int N = sizeof...(I);
+  return __builtin_shufflevector(x, y, (kUpper * N / 2 + I / 2 + I % 2 * N)...);
+}
+
+// panel[k][j] = b[j][k] for k < depth, j < cols, zeros up to width: by squares of N x N, each log2(N) times zipped.
+template <class T>
+void pack_transposed(const T* b, int64_t ldb, int64_t depth, int cols, int width, T* panel) {
+  using V = Vec<T>;
+  constexpr int N = V::N;
+  constexpr auto lanes = std::make_integer_sequence<int, N>{};
+  for (int64_t k = 0; k < depth; k += N) {
+    const int rows = int(std::min<int64_t>(N, depth - k));
+    const auto mask = V::mask(rows);
+    for (int j = 0; j < width; j += N) {
+      typename V::V x[N], y[N];
+      UNROLL for (int i = 0; i < N; i++) x[i] = j + i < cols ? V::load(b + (j + i) * ldb + k, mask) : V::fill(0);
+      UNROLL for (int n = 1; n < N; n *= 2) {
+        UNROLL for (int i = 0; i < N / 2; i++) {
+          y[2 * i] = zip<false>(x[i], x[i + N / 2], lanes);
+          y[2 * i + 1] = zip<true>(x[i], x[i + N / 2], lanes);
+        }
+        UNROLL for (int i = 0; i < N; i++) x[i] = y[i];
+      }
+      UNROLL for (int i = 0; i < N; i++) {
+        if (i < rows) V::store(panel + (k + i) * width + j, x[i]);
+      }
+    }
+  }
+}
+
 // panel[k][j] = op(B)[k0 + k][j0 + j] for k < depth, j < cols, zeros up to width.
 template <class T>
 void pack(const Product<T>& p, int64_t k0, int64_t depth, int64_t j0, int cols, int width, T* panel) {
-  if (p.form == Form::NT) {
-    for (int64_t k = 0; k < depth; k++) {
-      for (int j = 0; j < cols; j++) panel[k * width + j] = p.b[(j0 + j) * p.ldb + k0 + k];
-      for (int j = cols; j < width; j++) panel[k * width + j] = 0;
-    }
-    return;
-  }
+  if (p.form == Form::NT) return pack_transposed(p.b + j0 * p.ldb + k0, p.ldb, depth, cols, width, panel);
   using V = Vec<T>;
   const auto last = V::mask(cols - (width - V::N));
   for (int64_t k = 0; k < depth; k++) {
