@@ -22,7 +22,7 @@
 namespace duet {
 namespace {
 
-constexpr int64_t kRows = 504, kCols = 256;      // a block of C: A's part of it, [504, kBlock], stays in the L2 cache
+constexpr int64_t kRows = 516, kCols = 256;      // a block of C: A's part of it, [504, kBlock], stays in the L2 cache
 constexpr int64_t kParallelFlops = 1'000'000;    // below, about 10 us, a product is not worth waking anyone
 
 // One product of a batch or group, rows x depth times depth x cols; element (i, k) of A is a[i * a_row + k * a_k].
@@ -200,12 +200,14 @@ void gemm_typed(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& poo
   }
   if (rows == 0 || cols == 0) return;
   const bool parallel = pool.size() > 1 && gemm_flops(g, offsets) >= kParallelFlops;
-  // Rows of a block: fewer where there are too few blocks to go round, in whole tiles.
+  // Row blocks: even ones of whole tiles, and more of them where there are too few blocks to go round.
   const int64_t col_blocks = (cols + kCols - 1) / kCols;
-  int64_t row_step = kRows;
-  while (parallel && row_step > 8 * kTileRows && count * col_blocks * ((rows + row_step - 1) / row_step) < 4 * pool.size())
-    row_step = (row_step / 2 + kTileRows - 1) / kTileRows * kTileRows;
-  const int64_t row_blocks = (rows + row_step - 1) / row_step;
+  int64_t row_blocks = (rows + kRows - 1) / kRows;
+  if (parallel) {
+    const int64_t wanted = (4 * pool.size() + count * col_blocks - 1) / (count * col_blocks);
+    row_blocks = std::max(row_blocks, std::min(wanted, rows / (8 * kTileRows)));
+  }
+  const int64_t row_step = (rows + row_blocks * kTileRows - 1) / (row_blocks * kTileRows) * kTileRows;
   const int64_t blocks = count * row_blocks * col_blocks;
   pool.parallel_for(blocks, parallel ? std::max<int64_t>(1, blocks / (8 * pool.size())) : blocks, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; block++) {
