@@ -4,141 +4,67 @@
 //
 //   gemm_cpu     cuts C into blocks of at most kRows x kCols for the threads
 //   multiply     one block: over blocks of k, over panels of B, over row tiles
-//   tile         12 x 32 elements of C (with AVX-512) summed in registers over one block of k
+//   tile         12 x 32 elements of C (with AVX-512) summed in registers over one block of k: gemm_tile.h, read next
 #include "model/gemm_cpu.h"
 
-#include <algorithm>
-#include <array>
-#include <utility>
-
-#include "model/gemm_vec.h"
-
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "model/gemm_tile.h"
 
 namespace duet {
 namespace {
 
-constexpr int64_t kRows = 504, kCols = 256;      // a block of C: A's part of it, [504, kBlock], stays in the L2 cache
+constexpr int64_t kRows = 516, kCols = 256;      // a block of C: A's part of it, [516, kBlock], stays in the L2 cache
 constexpr int64_t kParallelFlops = 1'000'000;    // below, about 10 us, a product is not worth waking anyone
 
-// One product of a batch or group, rows x depth times depth x cols; element (i, k) of A is a[i * a_row + k * a_k].
+// One product of a batch or group, rows x depth times depth x cols.
 template <class T>
 struct Product {
-  const T* a;
-  const T* b;
-  T* c;
-  int64_t a_row, a_k, ldb, ldc;
+  const T* a;          // element (i, k): a[i * a_row + k * a_k]
+  const T* b;          // element (k, j): b[k * b_k + j * b_col]
+  T* c;                // element (i, j): c[i * ldc + j]
+  int64_t a_row, a_k, b_k, b_col, ldc;
   int64_t rows, cols, depth;
-  T alpha;
-  bool accumulate, causal;
-  Form form;
+  const Gemm& g;
 };
-
-template <class T>
-struct Tile {
-  const T* a = nullptr;
-  const T* b = nullptr;  // [depth, up to kTileVecs vectors]
-  T* c = nullptr;
-  int64_t a_row, a_k, b_k, ldc;
-  int64_t depth = 0;
-  T alpha;
-  bool add;
-  typename Vec<T>::Mask last;  // of the last vector of a row
-};
-
-template <class T, int R, int NV>
-void tile(const Tile<T>& t) {
-  using V = Vec<T>;
-  typename V::V acc[R][NV];
-  UNROLL for (int i = 0; i < R; i++) {
-    UNROLL for (int v = 0; v < NV; v++) acc[i][v] = V::fill(0);
-  }
-  // Three rows share a pointer: x86 addresses p, p + a_row and p + 2 a_row without arithmetic.
-  const int64_t a_row = t.a_row, a_k = t.a_k, b_k = t.b_k;
-  const T* a[(R + 2) / 3];
-  UNROLL for (int i = 0; i < (R + 2) / 3; i++) a[i] = t.a + 3 * i * a_row;
-  const T* b = t.b;
-  for (int64_t k = t.depth; k > 0; k--) {
-    typename V::V bv[NV];
-    UNROLL for (int v = 0; v < NV - 1; v++) bv[v] = V::load(b + v * V::N);
-    bv[NV - 1] = V::load(b + (NV - 1) * V::N, t.last);
-    b += b_k;
-    UNROLL for (int i = 0; i < R; i++) {
-      const typename V::V x = V::fill(a[i / 3][i % 3 * a_row]);
-      UNROLL for (int v = 0; v < NV; v++) acc[i][v] = V::madd(x, bv[v], acc[i][v]);
-    }
-    UNROLL for (int i = 0; i < (R + 2) / 3; i++) a[i] += a_k;
-  }
-  const typename V::V alpha = V::fill(t.alpha);
-  UNROLL for (int i = 0; i < R; i++) {
-    UNROLL for (int v = 0; v < NV; v++) {
-      T* c = t.c + i * t.ldc + v * V::N;
-      if (v < NV - 1) V::store(c, V::madd(alpha, acc[i][v], t.add ? V::load(c) : V::fill(0)));
-      else V::store(c, V::madd(alpha, acc[i][v], t.add ? V::load(c, t.last) : V::fill(0)), t.last);
-    }
-  }
-}
-
-template <class T>
-using TileFn = void (*)(const Tile<T>&);
-
-// tiles[rows - 1][vectors - 1]
-template <class T, int... R>
-constexpr std::array<std::array<TileFn<T>, 2>, kTileRows> make_tiles(std::integer_sequence<int, R...>) {
-  return {{{tile<T, R + 1, 1>, tile<T, R + 1, 2>}...}};
-}
-template <class T>
-constexpr auto kTiles = make_tiles<T>(std::make_integer_sequence<int, kTileRows>{});
-
-// panel[k][j] = op(B)[k0 + k][j0 + j] for k < depth, j < cols, zeros up to width.
-template <class T>
-void pack(const Product<T>& p, int64_t k0, int64_t depth, int64_t j0, int cols, int width, T* panel) {
-  if (p.form == Form::NT) {
-    for (int64_t k = 0; k < depth; k++) {
-      for (int j = 0; j < cols; j++) panel[k * width + j] = p.b[(j0 + j) * p.ldb + k0 + k];
-      for (int j = cols; j < width; j++) panel[k * width + j] = 0;
-    }
-    return;
-  }
-  using V = Vec<T>;
-  const auto last = V::mask(cols - (width - V::N));
-  for (int64_t k = 0; k < depth; k++) {
-    const T* from = p.b + (k0 + k) * p.ldb + j0;
-    T* to = panel + k * width;
-    for (int v = 0; v < width - V::N; v += V::N) V::store(to + v, V::load(from + v));
-    V::store(to + width - V::N, V::load(from + width - V::N, last));
-  }
-}
 
 // Rows i0 .. i1-1, columns j0 .. j1-1 of C.
 template <class T>
 void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
   constexpr int N = Vec<T>::N, kWidth = kTileVecs * N;
+  const bool nt = p.g.form == Form::NT, tn = p.g.form == Form::TN, causal = p.g.causal;
   alignas(64) T panel[kBlock * kWidth];
   for (int64_t k0 = 0; k0 == 0 || k0 < p.depth; k0 += kBlock) {
     const int64_t depth = std::min<int64_t>(kBlock, p.depth - k0);
     for (int64_t j = j0; j < j1; j += kWidth) {
       const int cols = int(std::min<int64_t>(kWidth, j1 - j)), vecs = (cols + N - 1) / N;
-      const int64_t first = p.causal && p.form == Form::NT ? std::max(i0, j) : i0;
-      const bool packed = p.form == Form::NT || i1 - first > 2 * kTileRows;
-      if (packed && first < i1) pack(p, k0, depth, j, cols, vecs * N, panel);
-      Tile<T> t = {.a_row = p.a_row, .a_k = p.a_k, .b_k = packed ? vecs * N : p.ldb, .ldc = p.ldc, .alpha = p.alpha,
-                   .add = p.accumulate || k0 > 0, .last = Vec<T>::mask(cols - (vecs - 1) * N)};
-      const T* b = packed ? panel : p.b + k0 * p.ldb + j;
+      const int64_t first = causal && nt ? std::max(i0, j) : i0;  // above lies nothing but what causal leaves out
+      const T* b = p.b + k0 * p.b_k + j * p.b_col;
+      const T* next = j + kWidth < j1 ? b + kWidth * p.b_col : k0 + kBlock < p.depth ? b + kBlock * p.b_k - (j - j0) * p.b_col : nullptr;
+      int64_t b_k = p.b_k;
+      if (first < i1 && (nt || i1 - first > 2 * kTileRows)) {  // with fewer rows a copy does not pay
+        if (nt) pack_transposed(b, p.b_col, depth, cols, vecs * N, panel);
+        else pack(b, p.b_k, depth, cols, vecs * N, panel);
+        b = panel, b_k = vecs * N;
+      }
+      Tile<T> t = {.a_row = p.a_row, .a_k = p.a_k, .b_k = b_k, .ldc = p.ldc, .alpha = T(p.g.alpha),
+                   .add = p.g.accumulate || k0 > 0, .last = Vec<T>::mask(cols - (vecs - 1) * N)};
       for (int64_t i = first; i < i1; i += kTileRows) {
         const int rows = int(std::min<int64_t>(kTileRows, i1 - i));
-        int64_t begin = 0, end = depth;  // within the block of k
-        if (p.causal && p.form == Form::NN) end = std::min(depth, i + rows - k0);
-        if (p.causal && p.form == Form::TN) begin = std::max<int64_t>(0, i - k0);
+        int64_t begin = 0, end = depth;  // what is not zero in this block of k
+        if (causal && p.g.form == Form::NN) end = std::min(depth, i + rows - k0);
+        if (causal && tn) begin = std::max<int64_t>(0, i - k0);
         if (begin >= end && k0 > 0) continue;
         t.depth = std::max<int64_t>(0, end - begin);
         t.a = p.a + i * p.a_row + (k0 + begin) * p.a_k;
-        t.b = b + begin * t.b_k;
+        t.b = b + begin * b_k;
         t.c = p.c + i * p.ldc + j;
+        // The first two tiles look ahead to the next panel of B, the others, while the first panel lasts, to the next rows of A.
+        const int64_t nth = (i - first) / kTileRows;
+        const T* next_a = t.a + kTileRows * p.a_row;
+        if (nth < 2 && next) t.ahead = nt ? Ahead<T>::across(next + nth * 16 * p.b_col, p.b_col)
+                                          : Ahead<T>::down(next + nth * Ahead<T>::kLine, p.b_k);
+        else if (j == j0 && i + 2 * kTileRows <= i1) t.ahead = tn ? Ahead<T>::down(next_a + kTileRows - 1, p.a_k)
+                                                                  : Ahead<T>::across(next_a, p.a_row);
+        else t.ahead = {t.c};
         kTiles<T>[rows - 1][vecs - 1](t);
       }
     }
@@ -150,9 +76,9 @@ template <class T>
 Product<T> product(const Gemm& g, std::span<const int64_t> offsets, int64_t i) {
   const bool tn = g.form == Form::TN, nt = g.form == Form::NT;
   Product<T> p = {.a = g.a.row<T>(0) + i * g.stride_a, .b = g.b.row<T>(0) + i * g.stride_b, .c = g.c.row<T>(0) + i * g.stride_c,
-                  .a_row = tn ? 1 : g.a.ld, .a_k = tn ? g.a.ld : 1, .ldb = g.b.ld, .ldc = g.c.ld,
+                  .a_row = tn ? 1 : g.a.ld, .a_k = tn ? g.a.ld : 1, .b_k = nt ? 1 : g.b.ld, .b_col = nt ? g.b.ld : 1, .ldc = g.c.ld,
                   .rows = tn ? g.a.cols : g.a.rows, .cols = nt ? g.b.rows : g.b.cols, .depth = tn ? g.a.rows : g.a.cols,
-                  .alpha = T(g.alpha), .accumulate = g.accumulate, .causal = g.causal, .form = g.form};
+                  .g = g};
   if (offsets.empty()) return p;
   const int64_t begin = offsets[i], n = offsets[i + 1] - begin;
   p.a = g.a.row<T>(begin);
@@ -173,12 +99,14 @@ void gemm_typed(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& poo
   }
   if (rows == 0 || cols == 0) return;
   const bool parallel = pool.size() > 1 && gemm_flops(g, offsets) >= kParallelFlops;
-  // Rows of a block: fewer where there are too few blocks to go round, in whole tiles.
+  // Row blocks: even ones of whole tiles, and more of them where there are too few blocks to go round.
   const int64_t col_blocks = (cols + kCols - 1) / kCols;
-  int64_t row_step = kRows;
-  while (parallel && row_step > 8 * kTileRows && count * col_blocks * ((rows + row_step - 1) / row_step) < 4 * pool.size())
-    row_step = (row_step / 2 + kTileRows - 1) / kTileRows * kTileRows;
-  const int64_t row_blocks = (rows + row_step - 1) / row_step;
+  int64_t row_blocks = (rows + kRows - 1) / kRows;
+  if (parallel) {
+    const int64_t wanted = (4 * pool.size() + count * col_blocks - 1) / (count * col_blocks);
+    row_blocks = std::max(row_blocks, std::min(wanted, rows / (8 * kTileRows)));
+  }
+  const int64_t row_step = (rows + row_blocks * kTileRows - 1) / (row_blocks * kTileRows) * kTileRows;
   const int64_t blocks = count * row_blocks * col_blocks;
   pool.parallel_for(blocks, parallel ? std::max<int64_t>(1, blocks / (8 * pool.size())) : blocks, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; block++) {
