@@ -1,0 +1,275 @@
+// Runs of `duet train`, from outside: what a run keeps, what resuming and kills may not change, and what wrong input is told.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <sstream>
+#include <thread>
+
+#include "model/json.h"
+#include "pipeline/checkpoint.h"
+#include "pipeline/durable.h"
+#include "pipeline/generate.h"
+#include "pipeline/train_command.h"
+
+namespace duet {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Train : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (fs::temp_directory_path() / "duet-train-XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  // A short run of a very small model.
+  TrainOptions options(const std::string& out, int64_t steps = 4) const {
+    TrainOptions o;
+    o.preset = "tiny";
+    o.model = "n_layers=3";
+    o.seq_len = 16;
+    o.microbatches = 4;
+    o.steps = steps;
+    o.decay_steps = 8;
+    o.warmup_steps = 2;
+    o.device = "cpu";
+    o.threads = 1;
+    o.val_sequences = 3;
+    o.sample = 0;
+    o.log_every = 1;
+    if (!out.empty()) o.out = folder_ + "/" + out;
+    return o;
+  }
+  std::string run(const TrainOptions& o) const {
+    std::ostringstream text;
+    train_command(o, text);
+    return text.str();
+  }
+  // What a run computed: loss and norm of every step in all their bits, and a hash of its newest checkpoint's tensors.
+  std::vector<std::string> bits(const std::string& out) const {
+    std::vector<std::string> all;
+    std::ifstream metrics(folder_ + "/" + out + "/metrics.jsonl");
+    for (std::string line; std::getline(metrics, line);) {
+      const Json j = Json::parse(line, "metrics");
+      all.push_back(cat(j.at("step").integer(), " ", j.at("loss_hex").string(), " ", j.at("grad_norm_hex").string()));
+    }
+    const std::string dir = newest_checkpoint(folder_ + "/" + out);
+    for (const char* name : {"model.safetensors", "optimizer.safetensors"}) all.push_back(cat(name, " ", std::hash<std::string>()(contents(dir + "/" + name))));
+    return all;
+  }
+  static std::string contents(const std::string& path) {
+    std::ifstream in(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+  static void expect_refused(const std::function<void()>& call, const std::vector<std::string>& words) {
+    try {
+      call();
+      FAIL() << "accepted, expected a refusal that says " << words[0];
+    } catch (const UsageError& error) {
+      for (const std::string& word : words) EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
+      EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos) << error.what();
+    }
+  }
+  std::string folder_;
+};
+
+TEST_F(Train, LearnsAndSaysSo) {
+  TrainOptions o = options("", 60);
+  o.seq_len = 32;
+  o.decay_steps = 60;
+  o.log_every = 59;
+  o.sample = 20;
+  const std::string text = run(o);
+  const auto loss_after = [&](const std::string& step) {
+    const size_t at = text.find("loss ", text.find(step));
+    EXPECT_NE(at, std::string::npos) << text;
+    return std::stod(text.substr(at + 5));
+  };
+  EXPECT_NEAR(loss_after("step   1/60"), std::log(256.0), 0.2);
+  EXPECT_LT(loss_after("step  60/60"), 4.2);
+  for (const char* part : {"model  tiny", "batch  4 microbatches", "device cpu", "data   embedded", "weights", "| val ", "sample:"})
+    EXPECT_NE(text.find(part), std::string::npos) << part << " is missing in\n" << text;
+}
+
+TEST_F(Train, SameBitsTwiceAndOnMoreThreads) {
+  run(options("a"));
+  run(options("b"));
+  TrainOptions three = options("c");
+  three.threads = 3;
+  run(three);
+  EXPECT_EQ(bits("a"), bits("b"));
+  EXPECT_EQ(bits("a"), bits("c"));
+  TrainOptions other = options("d");
+  other.seed = 1;
+  run(other);
+  EXPECT_NE(bits("a"), bits("d"));
+}
+
+TEST_F(Train, FirstLossDoesNotDependOnTheDivisionIntoMicrobatches) {
+  run(options("a"));
+  TrainOptions two = options("b");
+  two.microbatches = 2;
+  two.micro_batch_size = 2;
+  run(two);
+  const auto a = bits("a"), b = bits("b");
+  const auto loss = [](const std::string& line) { return line.substr(0, line.rfind(' ')); };
+  EXPECT_EQ(loss(a[0]), loss(b[0]));
+}
+
+TEST_F(Train, ResumedRunHasTheBitsOfAnUninterruptedOne) {
+  run(options("whole", 6));
+  TrainOptions part = options("parts", 2);
+  for (int64_t steps : {2, 5, 6}) {
+    part.steps = steps;
+    part.resume = true;  // the first time there is nothing to resume: it starts
+    run(part);
+  }
+  EXPECT_EQ(bits("whole"), bits("parts"));
+}
+
+TEST_F(Train, KilledRunGoesOnFromItsLastCheckpoint) {
+  run(options("whole", 8));
+  TrainOptions o = options("killed", 8);
+  o.checkpoint_every = 2;
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    o.resume = true;
+    const pid_t child = fork();
+    if (child == 0) {
+      std::ostringstream text;
+      train_command(o, text);
+      _exit(0);
+    }
+    usleep(60000 + 45000 * attempt);
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+  }
+  run(o);
+  EXPECT_EQ(bits("whole"), bits("killed"));
+}
+
+TEST_F(Train, SignalFinishesTheStepAndSaves) {
+  TrainOptions o = options("run", 100000);
+  std::thread sender([] {
+    usleep(150000);
+    kill(getpid(), SIGTERM);
+  });
+  const std::string text = run(o);
+  sender.join();
+  EXPECT_NE(text.find("--resume"), std::string::npos) << text;
+  EXPECT_TRUE(is_complete(newest_checkpoint(o.out)));
+}
+
+TEST_F(Train, InfiniteLossStopsAndKeepsTheLastGoodCheckpoint) {
+  TrainOptions o = options("run", 40);
+  o.checkpoint_every = 1;
+  o.clip = 0;
+  o.warmup_steps = 0;
+  o.adamw.lr = 1000;
+  o.adamw.weight_decay = 1000;
+  try {
+    run(o);
+    FAIL() << "a learning rate of 1000 did not diverge";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("step "), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("finite"), std::string::npos) << error.what();
+  }
+  const std::string last = newest_checkpoint(o.out);
+  ASSERT_FALSE(last.empty());
+  EXPECT_NO_THROW(verify(last));
+}
+
+TEST_F(Train, ImportStartsFromAnotherModelsWeights) {
+  run(options("first", 3));
+  TrainOptions o = options("second", 1);
+  o.init = newest_checkpoint(folder_ + "/first");
+  o.adamw.lr = 0;
+  o.bias_update_speed = 0;
+  run(o);
+  const std::string before = contents(o.init + "/model.safetensors");
+  EXPECT_FALSE(before.empty());
+  EXPECT_TRUE(before == contents(newest_checkpoint(o.out) + "/model.safetensors"));
+}
+
+TEST_F(Train, GeneratesFromACheckpoint) {
+  run(options("run", 2));
+  GenerateOptions g{.from = folder_ + "/run", .tokenizer = "", .device = "cpu", .threads = 1, .sample = {.prompt = "To be", .tokens = 24}};
+  std::ostringstream a, b;
+  generate_command(g, a);
+  generate_command(g, b);
+  EXPECT_EQ(a.str(), b.str());
+  EXPECT_EQ(a.str().substr(0, 5), "To be");
+  g.sample.temperature = -1;
+  expect_refused([&] { generate_command(g, a); }, {"--temperature", "-1"});
+  g.sample.temperature = 1;
+  g.from = folder_ + "/nowhere";
+  expect_refused([&] { generate_command(g, a); }, {"--from", "nowhere"});
+}
+
+// --- wrong input ---------------------------------------------------------------------------------------------------------------
+
+TEST_F(Train, RefusesWrongOptionsAndWritesNothing) {
+  const auto refused = [&](auto change, const std::vector<std::string>& words) {
+    TrainOptions o = options("run");
+    change(o);
+    expect_refused([&] { run(o); }, words);
+    EXPECT_FALSE(fs::exists(folder_ + "/run")) << words[0];
+  };
+  refused([](TrainOptions& o) { o.preset = "huge"; }, {"--preset", "huge", "tiny"});
+  refused([](TrainOptions& o) { o.model = "topk=9"; }, {"topk", "9", "8"});
+  refused([](TrainOptions& o) { o.model = "n_group=3"; }, {"n_group", "3", "8"});
+  refused([](TrainOptions& o) { o.model = "depth=3"; }, {"--model", "depth", "n_layers"});
+  refused([](TrainOptions& o) { o.model = "n_layers=x"; }, {"--model", "n_layers=x"});
+  refused([](TrainOptions& o) { o.dtype = "bf16"; }, {"--dtype", "bf16", "fp32"});
+  refused([](TrainOptions& o) { o.dtype = "fp8"; }, {"--dtype", "fp8", "bf16"});
+  refused([](TrainOptions& o) { o.microbatches = 0; }, {"--microbatches", "0", "at least 1"});
+  refused([](TrainOptions& o) { o.adamw.lr = -1; }, {"--lr", "-1"});
+  refused([](TrainOptions& o) { o.data = "/no/such/file"; }, {"/no/such/file"});
+  refused([this](TrainOptions& o) {
+    std::ofstream(folder_ + "/short.txt") << "short";
+    o.data = folder_ + "/short.txt";
+  }, {"short.txt"});
+  refused([](TrainOptions& o) { o.seq_len = 100000000; }, {"embedded"});
+  refused([](TrainOptions& o) { o.model = "vocab_size=100"; o.init = ""; o.dtype = "fp16"; }, {"--dtype"});
+}
+
+TEST_F(Train, RefusesAFolderThatHoldsARunOrCannotBeMade) {
+  run(options("run", 1));
+  expect_refused([&] { run(options("run", 1)); }, {"--out", "--resume", "--overwrite"});
+  TrainOptions o = options("run", 1);
+  o.overwrite = true;
+  run(o);
+  std::ofstream(folder_ + "/file") << "x";
+  expect_refused([&] { run(options("file/run", 1)); }, {"--out", "file/run"});
+}
+
+TEST_F(Train, NamesWhatIsDamagedInACheckpoint) {
+  run(options("run", 1));
+  const std::string dir = newest_checkpoint(folder_ + "/run");
+  TrainOptions o = options("run", 2);
+  o.resume = true;
+  for (const char* name : {"model.safetensors", "optimizer.safetensors", "trainer.json"}) {
+    const std::string path = dir + "/" + name, good = contents(path);
+    std::string altered = good;
+    altered[altered.size() / 2] ^= 1;
+    std::ofstream(path, std::ios::binary) << altered;
+    expect_refused([&] { run(o); }, {name});
+    std::ofstream(path, std::ios::binary) << good.substr(0, good.size() - 3);
+    expect_refused([&] { run(o); }, {name});
+    std::ofstream(path, std::ios::binary) << good;
+  }
+  TrainOptions other = o;
+  other.model = "n_layers=2";
+  expect_refused([&] { run(other); }, {"--resume", "other sizes"});
+  EXPECT_NO_THROW(run(o));
+}
+
+}  // namespace
+}  // namespace duet
