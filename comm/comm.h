@@ -1,0 +1,191 @@
+// Ranks and what they say to one another. The whole of comm/ for its users; how messages travel is in transport.h.
+//
+// A RANK IS A FUNCTION. run_ranks calls it once for each rank: as threads of this process (`local`, the default: eight ranks
+// fit a laptop, several share a GPU) or as this MPI process's one rank (`mpi`, under mpirun or srun). The function gets its
+// Comm, the world, and makes all it needs inside, its Device first:
+//
+//   run_ranks({.ranks = 4}, [&](Comm& world) {
+//     auto device = make_cpu_device(1);
+//     Comm dp = world.group({world.rank() % 2, world.rank() % 2 + 2});
+//     dp.all_reduce(device->compute(), gradients, scratch);
+//   });
+//
+// The first rank to throw decides: its error is thrown by run_ranks with the rank named; the others are woken from whatever
+// they wait for, within 10 seconds in any case. Nothing hangs: a message that does not come within `timeout` is an error that
+// says who waits for whom and for which action.
+//
+// MESSAGES are asynchronous and tagged by the action whose result they carry (3F7: stage 3, forward, microbatch 7), and never
+// queue behind one another: a receive matches the send of the same tag, whatever else is under way. COLLECTIVES are called by
+// all ranks of a group in the same order.
+//
+// STREAMS. What takes a Stream is enqueued in that stream's order and returns: data is read after the work enqueued before,
+// results are there for the work enqueued after. On the CPU's compute stream, which works at once, this means it blocks; on a
+// CommStream that stream's thread does, and computation goes on. On CUDA the host may block until the peer has called its
+// side.
+//
+// EXACTNESS. Sums are formed in rank order, ((rank 0 + rank 1) + rank 2) + ..., element by element, whatever the transport:
+// never MPI_Allreduce, never ncclAllReduce, which choose an order by size and machine.
+//
+// Contract: one thread per rank, the rank's own, uses its Comms. Tensors are contiguous (ld == cols), of equal dtype and stated
+// shape on all ranks, and live until the message is done. A broken contract throws Error.
+// Read next: transport.h; README.md is the chapter.
+#pragma once
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "model/device.h"
+
+namespace duet {
+
+class Transport;
+struct Post;
+
+// --- ranks -------------------------------------------------------------------------------------------------------------------
+
+enum class Wire { local, mpi };
+
+struct RunOptions {
+  Wire transport = Wire::local;
+  int ranks = 1;         // under mpi it must equal the number of processes
+  double timeout = 300;  // seconds a rank waits for a message (--comm-timeout)
+};
+
+class Comm;
+
+// Throws what the first failing rank threw, as Error "rank 2: ..." (a UsageError stays as it is). Under mpi a failing rank
+// instead prints its error and ends all processes, with exit status 2 for a UsageError, else 1.
+void run_ranks(const RunOptions& options, const std::function<void(Comm& world)>& rank);
+
+// Who started this process, and as one of how many: {"mpirun", 4}; {"", 1} where nobody did. Costs nothing: it reads variables
+// of the environment, and MPI is not started before run_ranks.
+struct Launch {
+  std::string by;
+  int ranks = 1;
+};
+Launch find_launch(const std::function<const char*(const char*)>& getenv);
+Launch find_launch();
+
+bool have_mpi();  // whether this program was built with MPI
+
+// --- messages ----------------------------------------------------------------------------------------------------------------
+
+// The action whose result a message carries: forward activations, backward gradients, weights and moments of a migrating expert
+// (stage: layer, microbatch: piece). A tag need be unique only between its two ranks while the message is under way, and only
+// modulo 2048 microbatches; equal tags match in the order they were posted.
+struct Tag {
+  enum Kind { F, B, W };
+  Kind kind;
+  int stage;  // 0 .. 511
+  int microbatch;
+};
+
+// A message under way. Drop it only when it is done, or when the rank fails (the message is then taken back): the tensor must
+// outlive it.
+class Request {
+ public:
+  Request() = default;
+  explicit operator bool() const { return post_ != nullptr; }
+  bool done() const;  // on CUDA: its copy is enqueued
+  void wait() const;  // the calling thread waits
+
+ private:
+  friend class Comm;
+  std::shared_ptr<Post> post_;
+};
+
+// A further stream of the device, for messages. Unlike one from make_stream it does not hold up a rank that fails: the waits
+// of its thread are given up.
+class CommStream {
+ public:
+  CommStream(Comm& world, Device& device);
+  CommStream(const CommStream&) = delete;
+  ~CommStream();
+  operator Stream&() { return *stream_; }
+  Stream* operator->() { return stream_.get(); }
+
+ private:
+  Transport* transport_;
+  int exceptions_;
+  std::unique_ptr<Stream> stream_;
+};
+
+class Comm {
+ public:
+  explicit Comm(Transport& transport);  // the world; made by run_ranks
+  Comm(Comm&&) = default;
+  Comm& operator=(Comm&&) = default;
+
+  int rank() const { return rank_; }
+  int size() const { return int(ranks_.size()); }
+  int world_rank(int r) const { return ranks_[size_t(r)]; }
+
+  // A group of ranks of the world, numbered as listed. All ranks of the world call it, in the same order, each with the list
+  // of its own group (alone: {rank}); groups of one call are disjoint. Only the world has groups.
+  Comm group(std::vector<int> ranks);
+
+  // `peer` is a rank of this group. The buffer is read, or written, after the work enqueued on `after` so far.
+  Request isend(Stream& after, const Tensor& t, int peer, Tag tag);
+  Request irecv(Stream& after, const Tensor& t, int peer, Tag tag);
+  void wait(Stream& stream, const Request& request);  // work enqueued on `stream` from now on starts after the message
+
+  // --- collectives, in a stream's order; n = size() ---
+
+  // t [rows, cols], in place: f32, f64, i32. scratch: at least scratch_size(t.size()) elements of the same dtype, contents
+  // lost.
+  void all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch);
+  int64_t scratch_size(int64_t elements) const;
+  // in [n * rows, cols]: rank r gets the sum of everyone's r-th part in out [rows, cols]. scratch: at least in.size() elements.
+  void reduce_scatter(Stream& stream, const Tensor& in, const Tensor& out, const Tensor& scratch);
+  // mine [rows, cols] of rank r becomes the r-th part of all [n * rows, cols]; mine may be that part.
+  void all_gather(Stream& stream, const Tensor& mine, const Tensor& all);
+  void broadcast(Stream& stream, const Tensor& t, int root);
+  // Rows send_offsets[r] .. send_offsets[r+1]-1 of `send` go to rank r, rows recv_offsets[r] .. recv_offsets[r+1]-1 of `recv`
+  // come from it. Offsets: n+1 entries each, ascending, copied. cols and dtype are equal everywhere.
+  void all_to_all_v(Stream& stream, const Tensor& send, std::span<const int64_t> send_offsets, const Tensor& recv,
+                    std::span<const int64_t> recv_offsets);
+
+  // --- collectives of host values: block ---
+
+  std::vector<std::string> gather(const std::string& mine);  // everyone's bytes, by rank; lengths may differ
+  template <class T>
+  std::vector<T> gather_values(const T& mine);               // T: trivially copyable
+  void barrier() { gather(std::string()); }
+  // Throws UsageError naming `what`, two ranks and their texts where not all ranks hold the same text.
+  void require_same(const std::string& what, const std::string& text);
+
+ private:
+  friend class CommStream;
+  struct Leg {  // one rank's part of a collective
+    int peer;
+    void* data;
+    int64_t bytes;
+  };
+  Comm(Transport& transport, std::vector<int> ranks, uint32_t id);
+  std::shared_ptr<Post> make_post(bool send, const Leg& leg, uint32_t tag, const char* collective) const;
+  void post(Stream& after, const std::shared_ptr<Post>& p, bool collective);
+  void wait(Stream& stream, const std::shared_ptr<Post>& p);
+  void exchange(Stream& stream, const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs);
+  void exchange_host(const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs);
+  uint32_t next_tag();
+
+  Transport* transport_;
+  std::vector<int> ranks_;  // of the world
+  int rank_;
+  uint32_t id_;             // 0: the world
+  uint32_t groups_ = 0;     // made from the world so far
+  uint32_t collectives_ = 0;
+};
+
+template <class T>
+std::vector<T> Comm::gather_values(const T& mine) {
+  std::vector<T> all(ranks_.size());
+  const std::vector<std::string> bytes = gather(std::string(reinterpret_cast<const char*>(&mine), sizeof mine));
+  for (size_t r = 0; r < all.size(); r++) memcpy(&all[r], bytes[r].data(), sizeof mine);
+  return all;
+}
+
+}  // namespace duet

@@ -1,0 +1,87 @@
+// run_ranks: starting ranks, and stopping all when one fails. Read next: launch.cpp, mpi_mpi.cpp.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+
+#include "comm/transport.h"
+
+namespace duet {
+namespace {
+
+constexpr auto kTimeToStop = std::chrono::seconds(9);  // after the first failure, before the process is ended
+
+// The first failure of a run, and who is still running.
+struct Outcome {
+  std::mutex mutex;
+  std::condition_variable changed;
+  int running;
+  int failed_rank = -1;
+  std::exception_ptr why;
+};
+
+void run_one(int r, const std::vector<std::unique_ptr<Transport>>& transports, Outcome& outcome,
+             const std::function<void(Comm&)>& rank) {
+  std::exception_ptr why;
+  try {
+    Comm world(*transports[size_t(r)]);
+    rank(world);
+    transports[size_t(r)]->check();
+  } catch (...) {
+    why = std::current_exception();
+  }
+  std::lock_guard lock(outcome.mutex);
+  outcome.running--;
+  if (why && outcome.failed_rank < 0) {
+    outcome.failed_rank = r;
+    outcome.why = why;
+    for (const auto& t : transports) t->fail(std::make_exception_ptr(Stopped(cat("stopped: rank ", r, " failed"))));
+  }
+  outcome.changed.notify_all();
+}
+
+[[noreturn]] void rethrow_named(int rank, std::exception_ptr why) {
+  try {
+    std::rethrow_exception(why);
+  } catch (const UsageError&) {
+    throw;
+  } catch (const std::exception& e) {
+    throw Error(cat("rank ", rank, ": ", e.what()));
+  }
+}
+
+void run_local(const RunOptions& options, const std::function<void(Comm&)>& rank) {
+  const auto transports = make_local_ranks(options.ranks, options.timeout);
+  Outcome outcome;
+  outcome.running = options.ranks;
+  std::vector<std::thread> threads;
+  for (int r = 0; r < options.ranks; r++) threads.emplace_back([&, r] { run_one(r, transports, outcome, rank); });
+
+  std::unique_lock lock(outcome.mutex);
+  outcome.changed.wait(lock, [&] { return outcome.running == 0 || outcome.why; });
+  if (!outcome.changed.wait_for(lock, kTimeToStop, [&] { return outcome.running == 0; })) {
+    try {
+      rethrow_named(outcome.failed_rank, outcome.why);
+    } catch (const std::exception& e) {
+      fprintf(stderr, "duet: %s\nduet: %d ranks did not stop; ending the process\n", e.what(), outcome.running);
+    }
+    std::_Exit(1);
+  }
+  lock.unlock();
+  for (std::thread& t : threads) t.join();
+  if (outcome.why) rethrow_named(outcome.failed_rank, outcome.why);
+}
+
+}  // namespace
+
+void run_ranks(const RunOptions& options, const std::function<void(Comm& world)>& rank) {
+  require(options.ranks >= 1, "ranks: expected at least 1, found ", options.ranks);
+  require(options.timeout > 0, "--comm-timeout: expected more than 0 seconds, found ", options.timeout);
+  const Launch launch = find_launch();
+  if (options.transport == Wire::mpi) return run_mpi(options, launch, rank);
+  require(launch.ranks == 1, "--transport local: ", launch.by, " started ", launch.ranks,
+          " processes, and each would run all ranks by itself; use --transport mpi, or start duet without ", launch.by);
+  run_local(options, rank);
+}
+
+}  // namespace duet

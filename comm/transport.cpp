@@ -1,0 +1,58 @@
+// What all transports share: tags and their text, waiting, failing. Read next: local.cpp.
+#include "comm/transport.h"
+
+#include <chrono>
+
+namespace duet {
+
+uint32_t pack(Tag tag) {
+  DUET_CHECK(tag.stage >= 0 && tag.stage < 512, "tag: expected a stage in 0..511, found ", tag.stage);
+  DUET_CHECK(tag.microbatch >= 0, "tag: expected a microbatch >= 0, found ", tag.microbatch);
+  return uint32_t(tag.kind) << 20 | uint32_t(tag.stage) << 11 | (uint32_t(tag.microbatch) & 2047);
+}
+
+uint32_t pack_collective(uint32_t group, uint32_t number) {
+  DUET_CHECK(group < 1024, "a world has at most 1023 groups a rank");
+  return 1u << 22 | group << 12 | (number & 4095);
+}
+
+std::string Post::text() const {
+  const std::string action = collective ? cat(collective, " ", tag & 4095, " of group ", tag >> 12 & 1023)
+                                        : cat(tag >> 11 & 511, "FBW?"[tag >> 20 & 3], tag & 2047);
+  return cat(action, send ? " to be taken by rank " : " from rank ", peer);
+}
+
+Post::~Post() {
+  if (posted && !transport.done(*this)) transport.cancel(*this);
+}
+
+void Transport::wait(Post& p) {
+  std::unique_lock lock(mutex_);
+  cv_.wait_for(lock, std::chrono::duration<double>(timeout_), [&] { return p.done || failure_; });
+  if (p.done) return;
+  if (failure_) std::rethrow_exception(failure_);
+  throw Error(cat("waited ", timeout_, " s for ", p.text(), "; it did not come (--comm-timeout)"));
+}
+
+bool Transport::done(Post& p) {
+  std::lock_guard lock(mutex_);
+  return p.done;
+}
+
+void Transport::fail(std::exception_ptr why) {
+  std::lock_guard lock(mutex_);
+  if (!failure_) failure_ = why;
+  cv_.notify_all();
+}
+
+void Transport::check() {
+  std::lock_guard lock(mutex_);
+  if (failure_) std::rethrow_exception(failure_);
+}
+
+void Transport::complete(Post& p) {
+  p.done = true;
+  cv_.notify_all();
+}
+
+}  // namespace duet

@@ -1,0 +1,101 @@
+// Transport: how one rank's messages reach another. Not collectives, not groups: those are built once, in comm.cpp, on these
+// verbs.
+//
+// A message has two sides, each a Post: one rank posts the send, the other the receive, in either order; they match when peers
+// and tag agree, and of several with the same peers and tag in the order in which each side posted them. Posting never blocks
+// and never copies the data aside: the buffer belongs to the message until the post is done (rendezvous), and messages with
+// different tags do not wait for one another.
+//
+//   local.cpp     ranks are threads: whoever posts second copies from buffer to buffer
+//   mpi_mpi.cpp   ranks are processes: a thread of each rank makes all MPI calls
+//
+// Threads: post, wait and done may be called by any thread of the rank.
+// Errors: the first failure of a rank (`fail`) is kept; it wakes all that wait, and whatever is called then throws it.
+// Read next: local.cpp, then comm.cpp.
+#pragma once
+#include <condition_variable>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include <vector>
+
+#include "comm/comm.h"
+
+namespace duet {
+
+// Tags travel as 23 bits, what every MPI gives: 0, kind 2, stage 9, microbatch 11; or 1, group 10, number of the collective 12.
+constexpr int kTagBits = 23;
+uint32_t pack(Tag tag);
+uint32_t pack_collective(uint32_t group, uint32_t number);
+
+// One side of a message. Destroyed before it is done, it takes the message back: nobody touches the buffer afterwards.
+struct Post {
+  Post(Transport& t, bool is_send, int to, uint32_t packed_tag) : transport(t), send(is_send), peer(to), tag(packed_tag) {}
+  Post(const Post&) = delete;
+  ~Post();
+  std::string text() const;  // what is awaited, for people: "3F7 from rank 1"
+
+  Transport& transport;
+  const bool send;
+  const int peer;      // rank in the world
+  const uint32_t tag;  // kTagBits bits
+  void* data = nullptr;
+  int64_t bytes = 0;
+  const char* collective = nullptr;  // its name; null for a message of isend and irecv
+
+  // Only for memory on a GPU: the buffer may be used after `ready`; the copy is enqueued on `lane` of whoever posts second, and
+  // `copied` (set before the post is done) tells when it has happened.
+  std::shared_ptr<Event> ready, copied;
+  Stream* lane = nullptr;
+  std::unique_ptr<Stream> own_lane;  // keeps the lane where it serves this message alone
+
+  bool posted = false, done = false;  // `done` is guarded by the transport's mutex
+  int64_t pieces = 0;                 // under way, where a transport cuts messages; its own
+};
+
+class Transport {
+ public:
+  Transport(int rank, int size, double timeout) : rank_(rank), size_(size), timeout_(timeout) {}
+  virtual ~Transport() = default;
+  Transport(const Transport&) = delete;
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+
+  virtual void post(Post& p) = 0;
+  virtual void cancel(Post& p) = 0;       // of a post that is not done; for ~Post
+  virtual bool moves_gpu_memory() const = 0;
+
+  void wait(Post& p);  // blocks until done; after the timeout throws an Error that says who waits for whom and for what
+  bool done(Post& p);
+  void fail(std::exception_ptr why);
+  void check();  // throws if the rank has failed
+
+ protected:
+  void complete(Post& p);  // p is done: wakes its waiter; the mutex is held, and once it is released p may be gone
+  std::mutex mutex_;
+  std::condition_variable cv_;
+
+ private:
+  const int rank_, size_;
+  const double timeout_;  // seconds
+  std::exception_ptr failure_;
+};
+
+// What a rank throws that stops only because another one failed: never the error that is reported.
+struct Stopped : Error {
+  using Error::Error;
+};
+
+// The ranks of one process; they must live until the last rank has ended.
+std::vector<std::unique_ptr<Transport>> make_local_ranks(int ranks, double timeout);
+
+// run_ranks under MPI, for a job that its launcher announced as `launch`. (A build without MPI: throws UsageError.)
+void run_mpi(const RunOptions& options, const Launch& launch, const std::function<void(Comm&)>& rank);
+
+// What must be equal on all ranks for equal bits: compiler, instruction set, processor features that the C library looks at,
+// and a hash of the program.
+std::string build_text();
+
+}  // namespace duet
