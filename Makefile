@@ -2,12 +2,12 @@
 #
 #   CXX=g++|clang++     the host compiler (g++ 12 or newer, clang++ 14 or newer)
 #   MARCH=native        the CPU's instruction set, e.g. MARCH=x86-64-v3
-#   ARCH=90             the GPU's compute capability; default: the GPU found, else 80, 90 and PTX
-#   CUDA= NCCL= MPI=    empty switches one off; CUDA=/path/to/toolkit names one
-#   SAN=thread|address  instrumented build, in a build folder of its own
+#   ARCH=90             the GPU's compute capability; default: the GPUs found, else 80, 90 and PTX
+#   CUDA= NCCL= MPI=    empty switches one off; CUDA=DIR and NCCL=DIR say where it is, MPI=FILE is OpenMPI's mpicxx
+#   SAN=thread|address  instrumented build: CPU only, ranks are threads
 #
 # Capability is chosen by file: without nvcc the *.cu files are left out and the *_nocuda.cpp files are linked instead (likewise
-# *_nonccl.cpp and *_nompi.cpp), so no body has an #ifdef for it.
+# *_nonccl.cpp and *_nompi.cpp), so no body has an #ifdef for it, and builds with and without share their objects.
 
 CXX   ?= g++
 MARCH ?= native
@@ -16,78 +16,101 @@ MAKEFLAGS += --no-print-directory
 ifeq ($(filter -j%,$(MAKEFLAGS)),)
 MAKEFLAGS += -j$(JOBS)
 endif
-
-# --- what is there ---------------------------------------------------------------------------------------------------------------
-CUDA ?= $(firstword $(wildcard $(CUDA_HOME) $(CUDA_PATH) /usr/local/cuda /opt/cuda /usr/lib/cuda) \
-          $(patsubst %/bin/nvcc,%,$(shell command -v nvcc 2>/dev/null)))
-NVCC := $(and $(CUDA),$(firstword $(wildcard $(CUDA)/bin/nvcc) $(shell command -v nvcc 2>/dev/null)))
-ifneq ($(NVCC),)
-CUDA_INC := $(firstword $(wildcard $(CUDA)/include $(CUDA)/targets/*/include))
-CUDA_LIB := $(patsubst %/libcublas.so,%,$(firstword $(wildcard $(foreach d,$(CUDA) $(CUDA)/targets/*,\
-              $(d)/lib64/libcublas.so $(d)/lib/libcublas.so) /usr/lib/*/libcublas.so /usr/lib64/libcublas.so)))
-ARCH ?= $(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1))
-GENCODE := $(if $(ARCH),-gencode arch=compute_$(ARCH)$(comma)code=sm_$(ARCH),\
-             -gencode arch=compute_80$(comma)code=sm_80 -gencode arch=compute_90$(comma)code=[sm_90$(comma)compute_90])
-endif
 comma := ,
-NCCL ?= $(if $(NVCC),$(patsubst %/nccl.h,%,$(firstword $(wildcard $(CUDA_INC)/nccl.h /usr/include/nccl.h))))
-MPI  ?= $(shell command -v mpicxx 2>/dev/null)
+space := $() $()
 
-# --- flags -----------------------------------------------------------------------------------------------------------------------
-BUILD    := build/$(notdir $(CXX))$(if $(NVCC),-cuda)$(if $(MPI),-mpi)$(if $(SAN),-$(SAN))
-CPPFLAGS += -I. $(addprefix -I,$(wildcard .deps/usr/include))
-CXXFLAGS += -std=c++20 -O3 -g1 -march=$(MARCH) -ffp-contract=off -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers -pthread \
-            $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
-# Row files: reductions over lanes may be reassociated, which is what vectorizes them. No peeling for alignment: a row's bits must
-# not depend on where it lies.
-ROWFLAGS := -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -ffinite-math-only -ffp-contract=fast \
-            $(if $(findstring clang,$(CXX)),,--param vect-max-peeling-for-alignment=0 -fopenmp-simd)
-LDLIBS   += -pthread -ldl
-ifneq ($(NVCC),)
-NVFLAGS  := -std=c++20 -O3 $(GENCODE) -I. -Xcompiler -Wall -ccbin $(CXX) --expt-relaxed-constexpr -diag-suppress 20012
-LDLIBS   += -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcublas -lcudart
-CPPFLAGS += -isystem $(CUDA_INC)
+# --- what is there ------------------------------------------------------------------------------------------------------------
+# The first of the folders $(2) that holds a shared library lib$(1), by its full name: some installations lack the plain .so.
+lib = $(firstword $(wildcard $(foreach d,$(2),$(d)/lib$(1).so $(d)/lib$(1).so.*)))
+libdirs = $(foreach d,$(1),$(d)/lib64 $(d)/lib $(d)/targets/*/lib $(d)/lib/*-linux-gnu)
+
+ifneq ($(SAN),)
+CUDA :=
+MPI  :=
 endif
-ifneq ($(NCCL),)
-LDLIBS   += -lnccl
+ifeq ($(origin CUDA),undefined)
+CUDA := $(patsubst %/bin/nvcc,%,$(firstword \
+          $(wildcard $(addsuffix /bin/nvcc,$(CUDA_HOME) $(CUDA_PATH) /usr/local/cuda /opt/cuda)) $(shell command -v nvcc)))
+else ifneq ($(CUDA),)
+$(if $(wildcard $(CUDA)/bin/nvcc),,$(error CUDA=$(CUDA): expected a toolkit, found no bin/nvcc there))
+endif
+CUBLAS := $(if $(CUDA),$(call lib,cublas,$(call libdirs,$(abspath $(CUDA)))))
+CUDART := $(if $(CUDA),$(call lib,cudart,$(call libdirs,$(abspath $(CUDA)))))
+NVCC   := $(if $(CUBLAS),$(if $(CUDART),$(CUDA)/bin/nvcc))
+ifneq ($(NVCC),)
+ARCH ?= $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
+          sed -n 's/^\([0-9]*\)\.\([0-9]\)$$/\1\2/p' | sort -nu)
+ARCH := $(ARCH)
+GENCODE := $(if $(ARCH),$(foreach a,$(ARCH),-gencode arch=compute_$(a)$(comma)code=sm_$(a)),\
+             -gencode arch=compute_80$(comma)code=sm_80 -gencode arch=compute_90$(comma)code=[sm_90$(comma)compute_90])
+NCCL ?= $(firstword $(foreach d,$(CUDA) /usr/local /usr,$(if $(wildcard $(d)/include/nccl.h),$(d))))
+NCCL_LIB := $(if $(NCCL),$(call lib,nccl,$(call libdirs,$(abspath $(NCCL)))))
+endif
+ifeq ($(origin MPI),undefined)  # MPICH's mpicxx does not know --showme
+MPI := $(shell mpicxx --showme:command >/dev/null 2>&1 && command -v mpicxx)
+endif
+CLANG := $(findstring clang,$(shell $(CXX) --version 2>/dev/null))
+
+# --- flags --------------------------------------------------------------------------------------------------------------------
+# CPPFLAGS, CXXFLAGS, LDFLAGS and NVCCFLAGS are the user's and come last. system: include folders, but for the compiler's own,
+# which must keep their place.
+system   = $(addprefix -isystem ,$(filter-out /usr/include,$(wildcard $(1))))
+BUILD   := build/$(notdir $(lastword $(CXX)))-$(MARCH)$(addprefix -,$(SAN))
+CAPABLE := $(if $(NVCC),-cuda)$(if $(NCCL_LIB),-nccl)$(if $(MPI),-mpi)
+PREFLAGS := -I. $(call system,.deps/usr/include /opt/homebrew/include)
+FLAGS   := -std=c++20 -O3 -g1 -ffp-contract=off -pthread -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers \
+           $(shell $(CXX) -march=$(MARCH) -E -x c /dev/null >/dev/null 2>&1 && echo -march=$(MARCH) || echo -mcpu=$(MARCH)) \
+           $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
+# Row files: reductions over lanes may be reassociated, which is what vectorizes them. No peeling for alignment: a row's bits
+# must not depend on where it lies.
+ROWFLAGS := -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -ffinite-math-only -ffp-contract=fast \
+            $(if $(CLANG),,--param vect-max-peeling-for-alignment=0 -fopenmp-simd)
+LIBS    := $(addprefix -L,$(wildcard /opt/homebrew/lib)) -pthread -ldl
+ifneq ($(NVCC),)
+NVFLAGS := -std=c++20 -O3 $(GENCODE) -I. -Xcompiler -Wall -ccbin $(lastword $(CXX)) --expt-relaxed-constexpr \
+           -diag-suppress 20012
+PREFLAGS += $(call system,$(CUDA)/include $(if $(NCCL_LIB),$(NCCL)/include))
+LIBS    += $(foreach l,$(CUBLAS) $(CUDART) $(NCCL_LIB),$(l) -Wl$(comma)-rpath$(comma)$(patsubst %/,%,$(dir $(l))))
 endif
 ifneq ($(MPI),)
-CPPFLAGS += $(shell $(MPI) --showme:incdirs 2>/dev/null | sed 's/[^ ]*/-isystem &/g')
-LDLIBS   += $(shell $(MPI) --showme:link 2>/dev/null)
+PREFLAGS += $(call system,$(shell $(MPI) --showme:incdirs))
+LIBS    += $(shell $(MPI) --showme:link)
 endif
+COMPILE = $(CXX) $(PREFLAGS) $(CPPFLAGS) $(FLAGS)
 
-# --- files -----------------------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------------------------
 FOLDERS := model model/rows data comm moe moe/rows pipeline pipeline/schedules pipeline/insight
 ALL_CPP := $(foreach d,$(FOLDERS),$(wildcard $(d)/*.cpp))
-ALL_CU  := $(foreach d,$(FOLDERS),$(wildcard $(d)/*.cu))
-SRC := $(filter-out %_nocuda.cpp %_nonccl.cpp %_nompi.cpp %_nccl.cpp %_mpi.cpp,$(ALL_CPP)) \
-       $(filter $(if $(NVCC),%.none,%_nocuda.cpp) $(if $(NCCL),%_nccl.cpp,%_nonccl.cpp) $(if $(MPI),%_mpi.cpp,%_nompi.cpp),$(ALL_CPP)) \
-       $(if $(NVCC),$(ALL_CU))
-OBJ  := $(SRC:%=$(BUILD)/%.o)
+CU  := $(if $(NVCC),$(foreach d,$(FOLDERS),$(wildcard $(d)/*.cu)))
+CPP := $(filter-out %_nocuda.cpp %_nonccl.cpp %_nompi.cpp %_nccl.cpp %_mpi.cpp,$(ALL_CPP)) \
+       $(filter $(if $(NVCC),,%_nocuda.cpp) $(if $(NCCL_LIB),%_nccl.cpp,%_nonccl.cpp) $(if $(MPI),%_mpi.cpp,%_nompi.cpp), \
+         $(ALL_CPP))
+CUBUILD := $(BUILD)/sm_$(or $(subst $(space),_,$(ARCH)),80_90)
+OBJ     := $(CPP:%=$(BUILD)/%.o) $(CU:%=$(CUBUILD)/%.o)
 TESTOBJ := $(patsubst %,$(BUILD)/%.o,$(wildcard test/*.cpp))
 
-duet: $(BUILD)/duet
+duet: $(BUILD)/duet$(CAPABLE)
 	@ln -sf $< $@
 .DEFAULT_GOAL := duet
 
-$(BUILD)/duet: $(OBJ) $(BUILD)/main.cu.o
-	$(CXX) $(CXXFLAGS) -o $@ $^ $(LDLIBS)
+$(BUILD)/duet$(CAPABLE): $(OBJ) $(BUILD)/main.cu.o
+	$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
-$(BUILD)/test_duet: $(OBJ) $(TESTOBJ)
-	$(CXX) $(CXXFLAGS) -o $@ $^ -lgtest -lgtest_main $(LDLIBS)
+$(BUILD)/test_duet$(CAPABLE): $(OBJ) $(TESTOBJ)
+	$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ -lgtest_main -lgtest $(LIBS)
 
 $(BUILD)/%_cpu.cpp.o: %_cpu.cpp | found
 	@mkdir -p $(@D)
-	$(CXX) $(CPPFLAGS) $(CXXFLAGS) $(if $(findstring /rows_,/$(notdir $<)),$(ROWFLAGS)) -MMD -MP -c -o $@ $<
+	$(COMPILE) $(if $(findstring /rows_,/$(notdir $<)),$(ROWFLAGS)) $(CXXFLAGS) -MMD -MP -c -o $@ $<
 $(BUILD)/main.cu.o: main.cu | found
 	@mkdir -p $(@D)
-	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -O1 -MMD -MP -x c++ -c -o $@ $<
-$(BUILD)/%.cu.o: %.cu | found
+	$(COMPILE) -O1 $(CXXFLAGS) -MMD -MP -x c++ -c -o $@ $<
+$(CUBUILD)/%.cu.o: %.cu | found
 	@mkdir -p $(@D)
-	$(NVCC) $(NVFLAGS) -MMD -MP -c -o $@ $<
+	$(NVCC) $(NVFLAGS) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
 $(BUILD)/%.cpp.o: %.cpp | found
 	@mkdir -p $(@D)
-	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c -o $@ $<
+	$(COMPILE) $(CXXFLAGS) -MMD -MP -c -o $@ $<
 
 # The embedded data: the text of all sources and READMEs, joined in sorted order; replaced only when it changes.
 TEXT := $(sort $(foreach d,. $(FOLDERS) scripts test,$(foreach f,*.h *.cpp *.cu README.md,$(wildcard $(d)/$(f)))))
@@ -102,13 +125,16 @@ $(BUILD)/data/embedded.cpp.o: $(BUILD)/embedded.txt
 .PHONY: duet found run test bench clean
 found:
 	@echo "duet: $(CXX), -march=$(MARCH)$(if $(SAN), with the $(SAN) sanitizer)"
-	@echo "  CUDA  $(if $(NVCC),$(NVCC)$(comma) GPU architecture $(or $(ARCH),80 and 90),not found: CPU only (all features, no GPU))"
-	@echo "  NCCL  $(if $(NCCL),$(NCCL)/nccl.h,not found: no NCCL transport)"
-	@echo "  MPI   $(if $(MPI),$(MPI),not found: ranks are threads of one process)"
+	@echo "  CUDA  $(if $(NVCC),$(NVCC)$(comma) for GPU architecture $(or $(ARCH),80$(comma) 90 and PTX),none: CPU only)"
+	@echo "  NCCL  $(or $(NCCL_LIB),none: no NCCL transport)"
+	@echo "  MPI   $(or $(MPI),none: ranks are threads of one process)"
+	@printf '#if !__has_include(<CLI/CLI.hpp>) || !__has_include(<nlohmann/json.hpp>)\n#error\n#endif\n' | \
+	  $(COMPILE) $(CXXFLAGS) -E -x c++ - >/dev/null 2>&1 || \
+	  { echo "CLI11 or nlohmann-json is missing: run scripts/setup.sh"; exit 1; }
 
 run: duet
 	./duet train
-test: $(BUILD)/test_duet
+test: $(BUILD)/test_duet$(CAPABLE) $(patsubst main.cu,duet,$(wildcard main.cu))
 	scripts/run_tests.sh $<
 clean:
 	rm -rf build duet

@@ -195,7 +195,7 @@ TEST_F(Durable, ADirectoryThatCannotBeMadeIsAUsageError) {
 TEST_F(Durable, KilledAtAnyMomentTheNewestCompleteDirectoryIsWhole) {
   std::mt19937 random(11);
   int published = 0;  // writes that the child reported
-  for (int round = 0; round < 20; ++round) {
+  for (int round = 0; round < 12; ++round) {
     int report[2];
     ASSERT_EQ(pipe(report), 0);
     const pid_t child = fork();

@@ -180,19 +180,19 @@ TEST_F(Safetensors, RefusesWhatIsNotSafetensors) {
 TEST_F(Safetensors, RandomDamageNeverCrashes) {
   raw("{" + tensor("a", "F32", "[4]", "[0,16]") + "," + tensor("b", "BF16", "[2,2]", "[16,24]") + "}", 24);
   const std::string good = slurp(path);
-  for (size_t cut = 0; cut < good.size(); ++cut) {
+  for (size_t cut = 0; cut < good.size(); cut += 3) {
     std::ofstream(path, std::ios::binary) << good.substr(0, cut);
     EXPECT_NE(error(), "no error") << cut;
   }
   std::mt19937 random(3);
   int refused = 0;
-  for (int n = 0; n < 600; ++n) {
+  for (int n = 0; n < 150; ++n) {
     std::string bad = good;
     for (int k = 0; k < 1 + n % 3; ++k) bad[random() % (bad.size() - 24)] = char(random());
     std::ofstream(path, std::ios::binary) << bad;
     refused += error() != "no error";
   }
-  EXPECT_GT(refused, 300);
+  EXPECT_GT(refused, 75);
 }
 
 }  // namespace
