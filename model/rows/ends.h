@@ -60,6 +60,7 @@ struct CrossEntropy {
     A sum = 0;
     for (int i = g.lane(); i < n; i += Group::size) sum += exp_(A(x[i]) - top);
     sum = g.sum(sum);
+    g.sync();  // lane 0 has read at_target
     if (g.lane() == 0) *a.loss.row<A>(r) = log_(sum) + top - at_target;
     const A p = A(a.scale) / sum;
     for (int i = g.lane(); i < n; i += Group::size) x[i] = T(exp_(A(x[i]) - top) * p - (i == target ? A(a.scale) : A(0)));

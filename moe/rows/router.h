@@ -17,12 +17,14 @@ struct RouterShape {
 inline constexpr float kMasked = -1e30f;  // the paper's -inf, in a file compiled for finite math
 
 // Visits the k largest of values[0..n) in descending order (of equal ones the first), and masks them in `values` on the way.
+// Where nothing but NaN is left the choice is arbitrary, but one of 0..n-1: a diverged run ends at its loss, not in foreign memory.
 template <class A, class Group, class Visit>
 HD void select_top(Group g, A* values, int n, int k, Visit visit) {
   for (int j = 0; j < k; ++j) {
     Best<A> best{A(2) * A(kMasked), n};
     for (int i = g.lane(); i < n; i += Group::size) best = better(best, Best<A>{values[i], i});
     best = g.best(best);
+    if (best.index == n) best.index = j;
     if (best.index % Group::size == g.lane()) values[best.index] = A(kMasked);
     visit(j, best.index);
   }
@@ -164,6 +166,7 @@ struct RouterB {
     const T share = T(1) / *a.total.row<T>(r);
     mean_f = g.sum(mean_f) * share;
     const T balance = T(a.balance / double(a.seq_len)) * share;
+    g.sync();  // every lane has read the affinities
     for (int i = g.lane(); i < s.experts; i += Group::size) {
       T d = balance * (f[i] - mean_f);
       for (int j = 0; j < s.topk; ++j)
