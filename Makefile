@@ -9,6 +9,7 @@
 # Capability is chosen by file: without nvcc the *.cu files are left out and the *_nocuda.cpp files are linked instead (likewise
 # *_nonccl.cpp and *_nompi.cpp), so no body has an #ifdef for it.
 
+comma := ,
 CXX   ?= g++
 MARCH ?= native
 JOBS  ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
@@ -29,7 +30,6 @@ ARCH ?= $(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,nohea
 GENCODE := $(if $(ARCH),-gencode arch=compute_$(ARCH)$(comma)code=sm_$(ARCH),\
              -gencode arch=compute_80$(comma)code=sm_80 -gencode arch=compute_90$(comma)code=[sm_90$(comma)compute_90])
 endif
-comma := ,
 NCCL ?= $(if $(NVCC),$(patsubst %/nccl.h,%,$(firstword $(wildcard $(CUDA_INC)/nccl.h /usr/include/nccl.h))))
 MPI  ?= $(shell command -v mpicxx 2>/dev/null)
 
