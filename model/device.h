@@ -9,7 +9,11 @@
 // Exactness (DESIGN, "The exactness ladder"): on the CPU an element of a GEMM is one chain of fused multiply-adds in ascending k,
 // cut at fixed places, so that its bits depend neither on the number of rows nor on threads; no operation uses float atomics.
 //
-// Backends: device_cpu.cpp, gemm_cpu.cpp; device_cuda.cu (a build without nvcc links no_cuda.cpp instead).
+// Where CUDA differs. Every method of the compute stream only enqueues: its failures (a GPU's errors, what a host function threw)
+// come out at a later call, at the latest at synchronize(). A device is made by the rank's thread and makes its GPU that thread's
+// current one; a thread that has made a device of one GPU makes none of another.
+//
+// Backends: device_cpu.cpp, gemm_cpu.cpp; device_cuda.cu, gemm_cuda.cu (a build without nvcc links device_nocuda.cpp instead).
 // Read next: launch.h.
 #pragma once
 #include <functional>
@@ -45,13 +49,18 @@ struct Gemm {
   bool causal = false;
 };
 
+// What every backend does first: throws where the shapes do not fit (`offsets`: as Stream::grouped_gemm says, or empty), and counts
+// 2 per multiply-add, half of it where causal.
+void check_gemm(const Gemm& g, std::span<const int64_t> offsets);
+int64_t gemm_flops(const Gemm& g, std::span<const int64_t> offsets);
+
 // A mark in a stream's order of work. Recorded again, it forgets its earlier mark.
 class Event {
  public:
   virtual ~Event() = default;
   virtual bool done() const = 0;       // never recorded counts as done
   virtual void synchronize() = 0;      // the calling thread waits
-  virtual double seconds() const = 0;  // when it happened, on the device's clock; call after done()
+  virtual double seconds() const = 0;  // when it happened, on the host's steady clock; call after done()
 };
 
 // One row operation compiled for each backend and dtype; made by launch.h, called by Stream::launch.
@@ -80,9 +89,14 @@ class Stream {
   // of A and B, with C matrix e at e * stride_c; an empty group writes zeros, or adds nothing where `accumulate`.
   virtual void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) = 0;
 
-  virtual void copy(void* dst, const void* src, size_t bytes) = 0;  // any direction; a host side should come from host_buffer
+  // Any direction. A host side should come from host_buffer, and be left alone until the copy is done. Other host memory costs
+  // another copy or a wait; on compute() it may be let go at once where it is the source (upload in context.h does).
+  virtual void copy(void* dst, const void* src, size_t bytes) = 0;
   virtual void zero(void* dst, size_t bytes) = 0;
-  virtual void host(std::function<void()> work) = 0;  // a host function in the stream's order; it must not call the device
+  // A host function in the stream's order. It neither calls the device nor owns Bufs or Events; on CUDA it must not wait for other
+  // host functions either, which may all share one thread. Where it throws, the stream's later host functions are skipped until
+  // synchronize() has rethrown it (on the CPU: all of the stream's work, and events carry the failure on).
+  virtual void host(std::function<void()> work) = 0;
 };
 
 // What memory is for: the rows of the table a run prints at its start.
@@ -94,8 +108,8 @@ constexpr const char* use_name(int u) {
 }
 
 // Owns the memory of one tensor (contiguous, 256-byte aligned, contents undefined) and returns it to its device's pool. The pool
-// hands it out again at once, so a Buf may be dropped while work on the stream that used it is still queued, but not while work
-// on another stream is. The device must outlive it.
+// hands it out again at once, so a device Buf may be dropped while work of compute() on it is still queued, but not while work of
+// another stream is; a host_buffer not before its copies are done. The device must outlive it.
 class Buf {
  public:
   Buf() = default;
@@ -144,7 +158,7 @@ class Device {
   MemoryStats memory(Use use) const { return stats_[int(use)]; }  // of buffer(); host buffers are not counted
   int64_t pool_bytes() const { return pool_bytes_; }              // device memory taken from the system so far
 
-  int64_t flops = 0;  // of all GEMMs enqueued so far: 2 m n k, half of it where causal
+  int64_t flops = 0;  // of all GEMMs enqueued so far
 
  protected:
   virtual void* allocate(int64_t bytes, bool host) = 0;  // 256-byte aligned; throws where there is no more

@@ -117,33 +117,16 @@ void gemm_typed(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& poo
   });
 }
 
-void check_shapes(const Gemm& g, std::span<const int64_t> offsets) {
-  DUET_CHECK(g.a.dtype == g.b.dtype && g.a.dtype == g.c.dtype, "GEMM: expected equal dtypes, found ", dtype_name(g.a.dtype), ", ",
-             dtype_name(g.b.dtype), ", ", dtype_name(g.c.dtype));
-  const bool tn = g.form == Form::TN, nt = g.form == Form::NT;
-  const Tensor &a = g.a, &b = g.b, &c = g.c;
-  const bool fits = (tn ? a.cols : a.rows) == c.rows && (nt ? b.rows : b.cols) == c.cols &&
-                    (tn ? a.rows : a.cols) == (nt ? b.cols : b.rows);
-  DUET_CHECK(fits, "GEMM ", tn ? "TN" : nt ? "NT" : "NN", ": shapes do not fit: A [", a.rows, ", ", a.cols, "], B [", b.rows,
-             ", ", b.cols, "], C [", c.rows, ", ", c.cols, "]");
-  if (offsets.empty()) return;
-  DUET_CHECK(std::is_sorted(offsets.begin(), offsets.end()) && offsets.front() >= 0 && offsets.back() <= a.rows,
-             "grouped GEMM: expected ascending offsets within 0 .. ", a.rows, ", found ", offsets.front(), " .. ", offsets.back());
-}
-
 }  // namespace
 
 void gemm_cpu(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& pool) {
-  check_shapes(g, offsets);
+  check_gemm(g, offsets);
+  DUET_CHECK(g.a.dtype == g.c.dtype, "GEMM on the CPU: expected equal dtypes, found ", dtype_name(g.a.dtype), " and C in ",
+             dtype_name(g.c.dtype));
   if (g.a.dtype == Dtype::f32) return gemm_typed<float>(g, offsets, pool);
   if (g.a.dtype == Dtype::f64) return gemm_typed<double>(g, offsets, pool);
   DUET_CHECK(false, "GEMM on the CPU: expected fp32 or fp64, found ", dtype_name(g.a.dtype),
              " (bf16 needs a GPU: the CPU has no bf16 kernels)");
-}
-
-int64_t gemm_flops(const Gemm& g, std::span<const int64_t> offsets) {
-  const int64_t rows = offsets.empty() ? g.a.rows * g.batch : offsets.back() - offsets.front();
-  return 2 * rows * g.a.cols * (g.form == Form::NT ? g.b.rows : g.b.cols) / (g.causal ? 2 : 1);
 }
 
 const char* cpu_instruction_set() { return kInstructionSet; }

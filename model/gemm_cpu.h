@@ -24,9 +24,6 @@ inline constexpr int kBlock = 256;  // where the chain over k is cut
 // Works at once, on the pool's threads. `offsets` is empty for a plain or batched product, else as Stream::grouped_gemm says.
 void gemm_cpu(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& pool);
 
-// Multiply-adds count as two; half where causal.
-int64_t gemm_flops(const Gemm& g, std::span<const int64_t> offsets);
-
 const char* cpu_instruction_set();
 
 }  // namespace duet
