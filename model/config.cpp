@@ -36,10 +36,16 @@ int64_t ModelConfig::active_parameters() const {
   return sum;
 }
 
-double ModelConfig::train_flops_per_token(int64_t seq_len) const {
+double ModelConfig::layer_flops_per_token(int64_t layer, int64_t seq_len) const {
   // A token attends to (seq_len + 1) / 2 others: 2 FLOP a multiply-add, forward once and backward twice.
-  const double scores = 3.0 * double(n_layers * n_heads * (qk_head_dim() + v_head_dim)) * double(seq_len + 1);
-  return 6.0 * double(active_parameters()) + scores;
+  const double scores = 3.0 * double(n_heads * (qk_head_dim() + v_head_dim)) * double(seq_len + 1);
+  return 6.0 * double(layer_parameters(*this, layer, topk)) + scores;
+}
+
+double ModelConfig::train_flops_per_token(int64_t seq_len) const {
+  double sum = head_flops_per_token();
+  for (int64_t l = 0; l < n_layers; ++l) sum += layer_flops_per_token(l, seq_len);
+  return sum;
 }
 
 // The integer sizes: duet's name, Hugging Face's name, the least value.

@@ -46,6 +46,8 @@ struct ModelConfig {
   int64_t active_parameters() const;  // those that one token uses; without the embedding's table
   // FLOP of forward and backward for one token: 6 for each active parameter, and attention's scores and values.
   double train_flops_per_token(int64_t seq_len) const;
+  double layer_flops_per_token(int64_t layer, int64_t seq_len) const;  // one layer's part of it
+  double head_flops_per_token() const { return 6.0 * double(vocab_size * d_model); }
 
   // Sizes as "n_layers=4,d_model=256", in the names above; throws UsageError.
   void override_sizes(const std::string& text);

@@ -89,8 +89,13 @@ void Params::zero_grad(Stream& stream) {
   for (Buf& half : grad_) stream.zero(half->data, size_t(half->bytes()));
 }
 
-std::vector<double> Params::finish_grad(Stream& stream) {
-  launch<SumSquares>(stream, squares_->rows, {.x = grad_[0], .half1 = grad_[1], .sum = squares_, .blocks = blocks_});
+void Params::add_halves(Stream& stream) {
+  const auto rows = [&](int half) { return grad_[half]->reshape(elements_ / kBlockAlign, kBlockAlign); };
+  launch<Add>(stream, elements_ / kBlockAlign, {.x = rows(1), .y = rows(0)});
+}
+
+std::vector<double> Params::squares(Stream& stream) {
+  launch<SumSquares>(stream, squares_->rows, {.x = grad_[0], .sum = squares_, .blocks = blocks_});
   stream.copy(squares_host_->data, squares_->data, size_t(squares_->bytes()));
   stream.synchronize();
   std::vector<double> sums;

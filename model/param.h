@@ -49,8 +49,9 @@ class Params {
   void allocate(Device& device, Dtype dtype, uint64_t seed);
 
   void zero_grad(Stream& stream);
-  // Adds half 1 to half 0 and returns each trained parameter's sum of squares, in order of declaration. Synchronizes.
-  std::vector<double> finish_grad(Stream& stream);
+  void add_halves(Stream& stream);  // half 0 += half 1
+  // Of the finished gradient in half 0: each trained parameter's sum of squares, in order of declaration. Synchronizes.
+  std::vector<double> squares(Stream& stream);
   // One step of AdamW on the finished gradient times `clip`; step counts from 1.
   void adamw(Stream& stream, const AdamWOptions& options, double clip, int64_t step);
   // After the masters were written: brings the weights up to date.

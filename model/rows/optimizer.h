@@ -15,26 +15,19 @@ struct Blocks {
   Tensor decay;  // [blocks, 1] i32, 1 where weight decay applies
 };
 
-// The square of each block of (half 0 + half 1), for the gradient norm.
+// The sum of squares of each block, for the gradient norm.
 struct SumSquares {
   static constexpr bool acc_only = true;
   struct Args {
-    Tensor x;      // [1, arena] in gradient of half 0, out the sum of the halves
-    Tensor half1;  // [1, arena]
-    Tensor sum;    // [blocks, 1] f64 out
+    Tensor x;    // [1, arena] gradient
+    Tensor sum;  // [blocks, 1] f64 out
     Blocks blocks;
   };
   template <class T, class Group>
   HD static void row(Group g, int64_t r, const Args& a) {
-    const int64_t begin = int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;
-    const int n = *a.blocks.count.row<int32_t>(r);
-    T* __restrict x = a.x.row<T>(0) + begin;
-    const T* __restrict y = a.half1.row<T>(0) + begin;
+    const T* __restrict x = a.x.row<T>(0) + int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;
     double sum = 0;
-    for (int i = g.lane(); i < n; i += Group::size) {
-      x[i] += y[i];
-      sum += double(x[i]) * double(x[i]);
-    }
+    for (int i = g.lane(); i < *a.blocks.count.row<int32_t>(r); i += Group::size) sum += double(x[i]) * double(x[i]);
     sum = g.sum(sum);
     if (g.lane() == 0) *a.sum.row<double>(r) = sum;
   }
@@ -45,7 +38,7 @@ struct AdamW {
   struct Args {
     Tensor x;       // [1, arena] weights in the compute type, out
     Tensor master;  // [1, arena] in and out; may be the same memory as x
-    Tensor grad;    // [1, arena] the sum of the halves
+    Tensor grad;    // [1, arena] half 0, to which half 1 and the other ranks' were added
     Tensor m, v;    // [1, arena] in and out
     Blocks blocks;
     double clip;    // factor of the gradient

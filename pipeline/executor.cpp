@@ -1,0 +1,92 @@
+// See executor.h.
+#include "pipeline/executor.h"
+
+#include <chrono>
+
+#include "pipeline/add_comms.h"
+
+namespace duet {
+
+Executor::Executor(const Schedule& schedule, Comm& pipeline, const Context& context, Stages& stages)
+    : schedule_(schedule), pipeline_(pipeline), context_(context), stages_(stages) {}
+
+void Executor::run(std::span<const Action> actions, const std::function<Microbatch(int m)>& tokens) {
+  waited_ = 0;
+  for (const Action& a : actions) {
+    act(a, tokens);
+    sending_.remove_if([](const Message& m) { return m.request.done(); });
+  }
+  for (const Message& m : sending_) m.request.wait();
+  sending_.clear();
+  DUET_CHECK(made_.empty() && received_.empty(), "end of a schedule: expected every result used, found ",
+             made_.size() + received_.size(), " left over");
+}
+
+void Executor::act(const Action& a, const std::function<Microbatch(int m)>& tokens) {
+  if (a.overlapped()) return overlap(a, tokens);
+  switch (a.kind) {
+    case Kind::F: return forward(a, tokens);
+    case Kind::I: return backward(a);
+    case Kind::W: return stages_.at(a.stage)->backward_weight(a.microbatch);
+    case Kind::B:
+      backward(a);
+      return stages_.at(a.stage)->backward_weight(a.microbatch);
+    case Kind::SEND_F:
+    case Kind::SEND_B: return send(a);
+    case Kind::RECV_F:
+    case Kind::RECV_B: return receive(a);
+  }
+}
+
+// A forward and a backward chunk that may overlap: here one after the other.
+void Executor::overlap(const Action& pair, const std::function<Microbatch(int m)>& tokens) {
+  forward({Kind::F, pair.stage, pair.microbatch}, tokens);
+  act({Kind::B, pair.b_stage, pair.b_microbatch}, tokens);
+}
+
+void Executor::forward(const Action& a, const std::function<Microbatch(int m)>& tokens) {
+  const bool first = a.stage == schedule_.first_stage(a.microbatch), last = a.stage == schedule_.last_stage(a.microbatch);
+  Buf x = first ? Buf() : take(Kind::F, a.stage, a.microbatch, a.stage - 1);
+  Buf y = stages_.at(a.stage)->forward(a.microbatch, std::move(x), first || last ? tokens(a.microbatch) : Microbatch());
+  if (!last) made_[{Kind::F, a.stage, a.microbatch}] = std::move(y);
+}
+
+void Executor::backward(const Action& a) {
+  const bool first = a.stage == schedule_.first_stage(a.microbatch), last = a.stage == schedule_.last_stage(a.microbatch);
+  Buf dy = last ? Buf() : take(Kind::B, a.stage, a.microbatch, a.stage + 1);
+  Buf dx = stages_.at(a.stage)->backward_input(a.microbatch, std::move(dy));
+  if (!first) made_[{Kind::B, a.stage, a.microbatch}] = std::move(dx);
+}
+
+// What `from_stage` made for `stage`: on this rank, or in a message that is waited for now.
+Buf Executor::take(Kind kind, int stage, int microbatch, int from_stage) {
+  const Key key{kind, from_stage, microbatch};
+  if (auto made = made_.extract(key)) return std::move(made.mapped());
+  auto message = received_.extract(key);
+  DUET_CHECK(message, "stage ", stage, ", microbatch ", microbatch, ": expected the result of stage ", from_stage, ", found none");
+  const auto begin = std::chrono::steady_clock::now();
+  pipeline_.wait(context_.stream(), message.mapped().request);
+  waited_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return std::move(message.mapped().data);
+}
+
+void Executor::send(const Action& a) {
+  const Kind kind = a.kind == Kind::SEND_F ? Kind::F : Kind::B;
+  auto made = made_.extract({kind, a.stage, a.microbatch});
+  DUET_CHECK(made, to_string(a), ": expected its result, found none");
+  Message message{std::move(made.mapped()), {}};
+  message.request = pipeline_.isend(context_.stream(), message.data, peer_rank(schedule_, a),
+                                    {kind == Kind::F ? Tag::F : Tag::B, a.stage, a.microbatch});
+  sending_.push_back(std::move(message));
+}
+
+void Executor::receive(const Action& a) {
+  const Kind kind = a.kind == Kind::RECV_F ? Kind::F : Kind::B;
+  const int from = kind == Kind::F ? a.stage - 1 : a.stage + 1;
+  Message message{context_.device.buffer(context_.tokens(), context_.config.d_model, context_.dtype, Use::messages), {}};
+  message.request = pipeline_.irecv(context_.stream(), message.data, peer_rank(schedule_, a),
+                                    {kind == Kind::F ? Tag::F : Tag::B, from, a.microbatch});
+  received_[{kind, from, a.microbatch}] = std::move(message);
+}
+
+}  // namespace duet
