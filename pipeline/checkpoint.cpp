@@ -11,6 +11,12 @@ namespace duet {
 
 namespace fs = std::filesystem;
 
+int64_t LogicalTensor::elements() const {
+  int64_t n = 1;
+  for (int64_t dim : shape) n *= dim;
+  return n;
+}
+
 LogicalTensor logical_tensor(const Param& p) {
   LogicalTensor t{p.name, {p.rows, p.cols}, p.trained};
   if (p.rows == 1 && !p.transposed) t.shape = {p.cols};
@@ -46,16 +52,20 @@ void upload_state(Stream& stream, const Param& p, const Tensor& values, const st
 }
 
 static void write_tensors(FileWriter& file, const CheckpointContents& contents, bool moments) {
+  std::map<std::string, std::pair<const LogicalTensor*, State>> by_name;
   std::vector<TensorSpec> specs;
+  const auto add = [&](const std::string& prefix, const LogicalTensor& t, State state) {
+    by_name[prefix + t.name] = {&t, state};
+    specs.push_back({prefix + t.name, "F32", t.shape});
+  };
   for (const LogicalTensor& t : contents.tensors) {
-    if (!moments) specs.push_back({t.name, "F32", t.shape});
-    if (moments && t.trained)
-      for (const char* prefix : {"m.", "v."}) specs.push_back({prefix + t.name, "F32", t.shape});
+    if (!moments) add("", t, State::weight);
+    if (moments && t.trained) add("m.", t, State::m), add("v.", t, State::v);
   }
   SafetensorsWriter writer(file, specs, {{"format", "pt"}});
   for (const TensorSpec& spec : writer.tensors()) {
-    const State state = !moments ? State::weight : spec.name[0] == 'm' ? State::m : State::v;
-    const std::vector<float> values = contents.fetch(moments ? spec.name.substr(2) : spec.name, state);
+    const auto& [tensor, state] = by_name.at(spec.name);
+    const std::vector<float> values = contents.fetch(*tensor, state);
     writer.write(spec.name, values.data(), values.size() * sizeof(float));
   }
   writer.finish();
@@ -88,14 +98,17 @@ static void read_tensors(const SafetensorsReader& file, const std::string& prefi
   }
 }
 
-Json read_checkpoint(const std::string& dir, Stream& stream, const ModelConfig& config, Params& params) {
+void check_checkpoint(const std::string& dir, const ModelConfig& config) {
   const bool ours = fs::exists(dir + "/trainer.json");
   require(!ours || is_complete(dir), dir, ": found no DONE file, allowed: a complete checkpoint");
   if (ours) verify(dir);
   require(checkpoint_config(dir) == config, dir, "/config.json: found a model of other sizes than the run's, allowed: the same");
+}
+
+Json read_checkpoint(const std::string& dir, Stream& stream, Params& params) {
   read_tensors(SafetensorsReader(dir + "/model.safetensors"), "", stream, params, State::weight);
   params.masters_changed(stream);
-  if (!ours) return Json();
+  if (!fs::exists(dir + "/trainer.json")) return Json();
   const SafetensorsReader moments(dir + "/optimizer.safetensors");
   read_tensors(moments, "m.", stream, params, State::m);
   read_tensors(moments, "v.", stream, params, State::v);

@@ -25,6 +25,7 @@ struct LogicalTensor {
   std::string name;
   std::vector<int64_t> shape;
   bool trained = true;  // has moments
+  int64_t elements() const;
 };
 LogicalTensor logical_tensor(const Param& p);
 
@@ -32,17 +33,19 @@ LogicalTensor logical_tensor(const Param& p);
 std::vector<float> download(Stream& stream, const Param& p, const Tensor& values);  // values: master, grad, m or v of p
 void upload_state(Stream& stream, const Param& p, const Tensor& values, const std::vector<float>& host);
 
-// Writes a complete directory. fetch is called once for each tensor and state.
+// Writes a complete directory. fetch is called once for each tensor and state: first all weights, then all m, then all v, each in
+// order of name.
 struct CheckpointContents {
   Json config, trainer;
-  std::vector<LogicalTensor> tensors;
-  std::function<std::vector<float>(const std::string& name, State state)> fetch;
+  std::vector<LogicalTensor> tensors;  // by name
+  std::function<std::vector<float>(const LogicalTensor& tensor, State state)> fetch;
 };
 void write_checkpoint(const std::string& dir, const CheckpointContents& contents);
 
 // Fills the parameters from a directory: weights always, moments if it has a training state. Returns its trainer.json, or null.
-// Throws UsageError naming the file where it is damaged, incomplete or of another model.
-Json read_checkpoint(const std::string& dir, Stream& stream, const ModelConfig& config, Params& params);
+// Throws UsageError naming the file where it does not fit. Whether the files are whole is for check_checkpoint, once for all ranks.
+void check_checkpoint(const std::string& dir, const ModelConfig& config);
+Json read_checkpoint(const std::string& dir, Stream& stream, Params& params);
 
 // The newest complete checkpoint of a run's folder, or empty; and of a folder that is a checkpoint itself, the folder.
 std::string newest_checkpoint(const std::string& out);

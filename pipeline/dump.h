@@ -1,27 +1,42 @@
 // StepDump: one step's batch, logits, loss and every gradient in a safetensors file, so that anyone's own trainer can be compared
 // with duet.
 //
-//   input_ids, targets  I32 [sequences, seq_len]      in global sequence order
+//   input_ids, targets  I32 [sequences, seq_len]         in global sequence order
 //   logits              F32 [sequences, seq_len, vocab]
-//   loss                F32 [1]                       mean cross-entropy, nats; without the balance loss
-//   grad.NAME           F32 Hugging Face's shape      of the loss and the balance loss, before clipping
+//   loss                F32 [1]                          mean cross-entropy, nats; without the balance loss
+//   grad.NAME           F32 Hugging Face's shape         of the loss and the balance loss, before clipping
+//
+// Each rank adds what it has; rank 0 writes. Everything is held in host memory, on every rank: meant for small models.
 #pragma once
+#include <map>
 #include <string>
 
+#include "comm/comm.h"
 #include "pipeline/stage.h"
 
 namespace duet {
 
 class StepDump {
  public:
-  StepDump(const Context& context, int64_t tokens) : context_(context) { logits_.reserve(size_t(tokens * context.config.vocab_size)); }
-  void add(const Microbatch& batch, const Tensor& logits);  // in ascending order of microbatch
-  void write(const std::string& path, double loss, const Params& params) const;
+  explicit StepDump(const Context& context) : context_(context) {}
+  // Of a last stage. index: the microbatch's place in global sequence order, microbatch * dp + dp_rank.
+  void add(int64_t index, const Microbatch& batch, const Tensor& logits);
+  void add(const Params& params);  // with finished gradients
+  void write(Comm& world, const std::string& path, double loss) const;  // collective
 
  private:
+  struct Piece {
+    std::vector<int64_t> shape;
+    std::string bytes;
+  };
+  using Pieces = std::map<std::string, Piece>;  // by name; a part of a tensor is named "tensor@index", to be joined along dim 0
+  template <class T>
+  void add(const std::string& name, std::vector<int64_t> shape, const std::vector<T>& values);
+  static std::string serialize(const Pieces& pieces);
+  static void parse(const std::string& text, Pieces& pieces);
+
   const Context& context_;
-  std::vector<int32_t> inputs_, targets_;
-  std::vector<float> logits_;
+  Pieces pieces_;
 };
 
 }  // namespace duet

@@ -49,6 +49,7 @@ void generate_command(const GenerateOptions& g, std::ostream& out) {
   TrainOptions o;
   o.device = g.device;
   o.threads = g.threads;
+  o.dp = o.pp = 1;
   if (g.from.empty()) {
     out << "no --from: a small model is trained on the spot\n";
     o.steps = 60;
@@ -57,22 +58,23 @@ void generate_command(const GenerateOptions& g, std::ostream& out) {
   }
   const std::string dir = newest_checkpoint(g.from);
   require(g.from.empty() || !dir.empty(), "--from: found no checkpoint in ", g.from, ", allowed: a run's folder or a checkpoint");
-  ModelConfig config = o.resolve();
   if (!dir.empty()) {
-    config = checkpoint_config(dir);
+    o.init = dir;
     o.seq_len = Json::load(dir + "/config.json").at("max_position_embeddings").integer(1);
     o.micro_batch_size = o.microbatches = 1;
   }
+  const Job job = make_job(o);
   const Tokenizer tokenizer = g.tokenizer.empty() ? Tokenizer() : Tokenizer(g.tokenizer);
-  require(tokenizer.vocab_size() <= config.vocab_size, "--tokenizer: found ", tokenizer.vocab_size(),
-          " tokens, allowed: at most the model's ", config.vocab_size);
-  const Dataset dataset = load_dataset("", o.seq_len);
-  const BatchSource batches(dataset, o.seq_len, o.microbatches * o.micro_batch_size, config.vocab_size);
-  const std::unique_ptr<Device> device = make_device(o);
-  Trainer trainer(o, config, *device, batches);
-  if (!dir.empty()) trainer.load(dir);
-  for (int64_t step = 1; dir.empty() && step <= o.steps; ++step) trainer.step(step);
-  generate(trainer, tokenizer, s, out);
+  require(tokenizer.vocab_size() <= job.config.vocab_size, "--tokenizer: found ", tokenizer.vocab_size(),
+          " tokens, allowed: at most the model's ", job.config.vocab_size);
+  if (!dir.empty()) check_checkpoint(dir, job.config);
+  run_ranks(job.run, [&](Comm& world) {
+    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    Trainer trainer(job, world, *device);
+    if (!dir.empty()) trainer.load(dir);
+    for (int64_t step = 1; dir.empty() && step <= o.steps; ++step) trainer.step(step);
+    generate(trainer, tokenizer, s, out);
+  });
 }
 
 }  // namespace duet

@@ -26,14 +26,14 @@ ModelConfig TrainOptions::resolve() {
                   {"--steps", steps, 0}, {"--decay-steps", decay_steps, 0}, {"--warmup-steps", warmup_steps, 0},
                   {"--threads", threads, 0}, {"--checkpoint-every", checkpoint_every, 0}, {"--val-every", val_every, 0},
                   {"--val-sequences", val_sequences, 1}, {"--log-every", log_every, 1}, {"--sample", sample, 0},
-                  {"--dump-step", dump_step, 0}};
+                  {"--dump-step", dump_step, 0}, {"--dp", dp, 0}, {"--pp", pp, 1}, {"--virtual-stages", virtual_stages, 1}};
   for (const auto& i : integers) require(i.value >= i.least, i.option, ": found ", i.value, ", allowed: at least ", i.least);
   const struct {
     const char* option;
     double value, least, most;
   } numbers[] = {{"--lr", adamw.lr, 0, 1e3}, {"--min-lr", min_lr, 0, 1}, {"--beta1", adamw.beta1, 0, 0.9999999},
                  {"--beta2", adamw.beta2, 0, 0.9999999}, {"--weight-decay", adamw.weight_decay, 0, 1e3}, {"--clip", clip, 0, 1e30},
-                 {"--balance-loss", balance_loss, 0, 1e3}, {"--bias-update-speed", bias_update_speed, 0, 1e3}};
+                 {"--balance-loss", balance_loss, 0, 1e3}, {"--comm-timeout", comm_timeout, 0.001, 1e6}, {"--bias-update-speed", bias_update_speed, 0, 1e3}};
   for (const auto& n : numbers)
     require(n.value >= n.least && n.value <= n.most, n.option, ": found ", n.value, ", allowed: ", n.least, " to ", n.most);
   const auto one_of = [](const char* option, const std::string& value, const char* a, const char* b) {
@@ -42,6 +42,7 @@ ModelConfig TrainOptions::resolve() {
   one_of("--lr-schedule", lr_schedule, "cosine", "wsd");
   one_of("--device", device, "cpu", "cuda");
   one_of("--dtype", dtype, "fp32", "bf16");
+  if (!transport.empty()) one_of("--transport", transport, "local", "mpi");
   require(dtype == "fp32" || device == "cuda",
           "--dtype: found bf16 with --device cpu, allowed: fp32 (the CPU's GEMM has no bf16: it would be slower than fp32)");
   require(!(resume && out.empty()), "--resume: found no --out, allowed: with the --out of the run to go on with");

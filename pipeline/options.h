@@ -31,6 +31,15 @@ struct TrainOptions {
   double bias_update_speed = 1e-3;  // gamma of the auxiliary-loss-free balancing
   uint64_t seed = 0;
 
+  // Ranks: world size = dp x pp
+  int64_t dp = 0;                 // data-parallel ranks; 0: as many as the MPI processes make, else 1
+  int64_t pp = 1;                 // pipeline ranks
+  std::string schedule = "1f1b";  // a name of schedule_kinds(), or a CSV file
+  int64_t virtual_stages = 2;     // stages a rank holds under interleaved
+  std::string split;              // layers of each stage, "3,4,4,3"; empty: even by cost
+  std::string transport;          // local, mpi; empty: mpi under mpirun or srun, else local
+  double comm_timeout = 300;      // seconds a rank waits for a message
+
   // Where it runs
   std::string device;          // cpu, cuda; empty: cuda if there is one
   std::string dtype = "fp32";  // or bf16

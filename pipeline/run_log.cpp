@@ -26,10 +26,11 @@ static void truncate_metrics(const std::string& path, int64_t first_step) {
   std::ofstream(path, std::ios::trunc) << kept;
 }
 
-RunLog::RunLog(const TrainOptions& options, Device& device, std::ostream& out, int64_t first_step)
-    : options_(options), device_(device), out_(out), terminal_(&out == &std::cout && isatty(STDOUT_FILENO)), first_step_(first_step) {
-  if (options.out.empty()) return;
-  const std::string path = options.out + "/metrics.jsonl";
+RunLog::RunLog(const Job& job, Device& device, std::ostream& out, int64_t first_step)
+    : job_(job), options_(job.options), device_(device), out_(out), terminal_(&out == &std::cout && isatty(STDOUT_FILENO)),
+      first_step_(first_step) {
+  if (options_.out.empty()) return;
+  const std::string path = options_.out + "/metrics.jsonl";
   truncate_metrics(path, first_step);
   metrics_.open(path, std::ios::app);
   require(metrics_.good(), "--out: cannot write ", path);
@@ -58,6 +59,7 @@ void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
                               (long long)options_.steps, r.loss, r.grad_norm, r.lr, r.seconds * 1e3, rate);
     const double peak = device_.peak_flops(options_.dtype == "bf16" ? Dtype::bf16 : Dtype::f32);
     if (peak > 0) line += format(" | mfu %.1f%%", 100 * double(r.flops) / r.seconds / peak);
+    if (job_.layout.world() > 1 && why_not_timed(job_).empty()) line += format(" | idle %.1f%%", 100 * r.idle);
     if (val_loss) line += format(" | val %.6f", *val_loss);
     say(line);
   }

@@ -1,7 +1,8 @@
 // RunLog: what a run says while it trains. Log lines in the manner of llm.c, a progress line on a terminal, and metrics.jsonl.
 //
-//   step   42/200 | loss 2.431873 | norm 0.8312 | lr 3.00e-04 | 412.31 ms | 9934 tok/s
+//   step   42/200 | loss 2.431873 | norm 0.8312 | lr 3.00e-04 | 412.31 ms | 9934 tok/s | idle 12.1%
 //
+// idle is the part of the schedule's time that ranks stood still for messages, with more than one rank each on cores of its own.
 // metrics.jsonl has one object a step: step, loss, loss_hex (C's %a, every bit), grad_norm, grad_norm_hex, lr, step_ms,
 // tokens_per_s, balance_loss, val_loss where measured, and per mixture-of-experts layer the tokens of each expert.
 #pragma once
@@ -10,15 +11,14 @@
 #include <optional>
 #include <string>
 
-#include "pipeline/options.h"
 #include "pipeline/trainer.h"
 
 namespace duet {
 
 class RunLog {
  public:
-  // out: where lines go. On resume after `first_step - 1` steps, metrics.jsonl loses what an interrupted run wrote beyond them.
-  RunLog(const TrainOptions& options, Device& device, std::ostream& out, int64_t first_step);
+  // Of rank 0. out: where lines go. On resume after `first_step - 1` steps, metrics.jsonl loses what an interrupted run wrote beyond them.
+  RunLog(const Job& job, Device& device, std::ostream& out, int64_t first_step);
   ~RunLog();
 
   void step(const StepResult& result, std::optional<double> val_loss);
@@ -29,6 +29,7 @@ class RunLog {
  private:
   void progress(const StepResult& result);
   void clear_progress();
+  const Job& job_;
   const TrainOptions& options_;
   Device& device_;
   std::ostream& out_;

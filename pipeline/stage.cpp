@@ -36,10 +36,7 @@ Buf Stage::forward(int microbatch, Buf x, const Microbatch& tokens) {
   }
   if (!head_) return x;
   head_->forward(saved->head, std::move(x));
-  if (keep_logits_) {
-    logits_ = context_.activation(context_.config.vocab_size);
-    context_.stream().copy(logits_->data, saved->head.logits->data, size_t(logits_->bytes()));
-  }
+  if (on_logits_) on_logits_(microbatch, saved->head.logits);
   head_->loss(saved->head, tokens.targets, loss_host_->row_slice(microbatch, 1));
   return Buf();
 }

@@ -45,9 +45,8 @@ class Stage {
   // Of the last chunk, valid once the stream is synchronized: a microbatch's cross-entropies, summed over each sequence's tokens in
   // ascending order. [sequences], nats
   std::vector<double> losses(int microbatch) const;
-  // Of the last chunk between forward and backward_input, if keep_logits was set before: [tokens, vocab] on the device.
-  const Tensor& logits() const { return *logits_; }
-  void keep_logits(bool keep) { keep_logits_ = keep; }
+  // Of the last chunk: called in forward with the microbatch's logits [tokens, vocab], before the loss turns them into their gradient.
+  void on_logits(std::function<void(int microbatch, const Tensor& logits)> fn) { on_logits_ = std::move(fn); }
 
   // A new step: gradients and loads to zero.
   void begin_step();
@@ -80,8 +79,7 @@ class Stage {
   int next_weight_[2] = {0, 0};                // of each half, the microbatch whose W is due
   int held_ = 0;
   Buf loss_host_;  // [microbatches, tokens]
-  bool keep_logits_ = false;
-  Buf logits_;     // [tokens, vocab]
+  std::function<void(int, const Tensor&)> on_logits_;
 };
 
 }  // namespace duet

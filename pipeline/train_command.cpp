@@ -6,7 +6,6 @@
 #include <ostream>
 #include <sstream>
 
-#include "data/dataset.h"
 #include "pipeline/durable.h"
 #include "pipeline/generate.h"
 #include "pipeline/run_log.h"
@@ -62,65 +61,85 @@ void open_out(const TrainOptions& o) {
   fs::remove(o.out + "/metrics.jsonl");
 }
 
-std::string first_lines(const TrainOptions& o, const ModelConfig& c, Device& device) {
-  return cat("model  ", o.preset, o.model.empty() ? "" : " with " + o.model, ": ", c.n_layers, " layers, d_model ", c.d_model, ", ",
-             c.n_routed, " routed experts (top ", c.topk, ") + ", c.n_shared, " shared; ", c.parameters() / 1000, "K parameters, ",
-             c.active_parameters() / 1000, "K active\n", "batch  ", o.microbatches, " microbatches of ", o.micro_batch_size,
-             " sequences of ", o.seq_len, " tokens; seed ", o.seed, "\n", "device ", device.name(), ", ", o.dtype);
+void say_first_lines(const Job& job, Device& device, RunLog& log) {
+  const TrainOptions& o = job.options;
+  const ModelConfig& c = job.config;
+  log.say(cat("model  ", o.init.empty() ? o.preset : o.init, o.model.empty() ? "" : " with " + o.model, ": ", c.n_layers,
+              " layers, d_model ", c.d_model, ", ", c.n_routed, " routed experts (top ", c.topk, ") + ", c.n_shared, " shared; ",
+              c.parameters() / 1000, "K parameters, ", c.active_parameters() / 1000, "K active"));
+  log.say(cat("batch  ", job.layout.dp > 1 ? cat(job.layout.dp, " x ") : "", o.microbatches, " microbatches of ", o.micro_batch_size,
+              " sequences of ", o.seq_len, " tokens; seed ", o.seed));
+  log.say(cat("ranks  ", job.run.ranks, job.run.ranks > 1 ? cat(" (dp ", o.dp ? o.dp : job.layout.dp, " x pp ", job.layout.pp, "), schedule ",
+              job.compute.name, ", ", job.run.transport == Wire::mpi ? "MPI processes" : "threads") : "", "; device ", device.name(), ", ", o.dtype));
+  log.say("data   " + describe(job.dataset));
 }
 
-}  // namespace
-
-void train_command(TrainOptions o, std::ostream& out) {
-  ModelConfig config = o.init.empty() ? o.resolve() : (o.resolve(), checkpoint_config(o.init));
-  const Dataset dataset = load_dataset(o.data, o.seq_len);
-  config.vocab_size = o.init.empty() ? std::max(config.vocab_size, dataset.vocab_size) : config.vocab_size;
-  const BatchSource batches(dataset, o.seq_len, o.microbatches * o.micro_batch_size, config.vocab_size);
-  const std::string resume_from = o.resume ? newest_checkpoint(o.out) : "";
-  if (!resume_from.empty())
-    require(checkpoint_config(resume_from) == config, "--resume: found a model of other sizes in ", resume_from,
-            ", allowed: the same --preset, --model and vocabulary");
-  const std::unique_ptr<Device> device = make_device(o);
+// What rank 0 alone does with files, so that every rank finds them done.
+void prepare_files(const Job& job, const std::string& resume_from) {
+  const TrainOptions& o = job.options;
+  if (!resume_from.empty()) check_checkpoint(resume_from, job.config);
+  if (!o.init.empty()) check_checkpoint(o.init, job.config);
   open_out(o);
+}
 
-  Trainer trainer(o, config, *device, batches);
+// One rank from its first step to its last.
+void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostream& out) {
+  const TrainOptions& o = job.options;
+  const std::string resume_from = o.resume ? newest_checkpoint(o.out) : "";
+  world.barrier();  // everyone has looked before rank 0 changes anything
+  if (world.rank() == 0) prepare_files(job, resume_from);
+  world.barrier();
+  const std::unique_ptr<Device> device = make_device(job, world.rank());
+  Trainer trainer(job, world, *device);
   if (!o.init.empty()) trainer.load(o.init);
   const int64_t done = resume_from.empty() ? 0 : trainer.load(resume_from);
-  RunLog log(o, *device, out, done + 1);
-  log.say(first_lines(o, config, *device));
-  log.say("data   " + describe(dataset));
-  if (!resume_from.empty()) log.say(cat("resume ", resume_from, ", after step ", done));
 
-  StopOnSignal stop;
+  std::optional<RunLog> log;
+  if (world.rank() == 0) log.emplace(job, *device, out, done + 1);
+  const auto say = [&](const std::string& line) {
+    if (log) log->say(line);
+  };
+  if (log) say_first_lines(job, *device, *log);
+  if (!resume_from.empty()) say(cat("resume ", resume_from, ", after step ", done));
+
   int64_t step = done, saved = done;
   const auto save = [&] {
     if (o.out.empty() || saved == step) return;
     trainer.save(checkpoint_dir(o, step), step);
     saved = step;
   };
-  while (step < o.steps && !stop.asked()) {
+  bool stopped = false;
+  while (step < o.steps && !stopped) {
     ++step;
-    const StepResult result = trainer.step(step, step == o.dump_step ? cat(o.out, "/dump-step-", step, ".safetensors") : "");
-    const bool last = step == o.steps, validate = last || (o.val_every && step % o.val_every == 0);
-    log.step(result, validate ? std::optional(trainer.validate()) : std::nullopt);
-    if (step == done + 1) log.memory_table();
+    const std::string dump = step == o.dump_step ? cat(o.out, "/dump-step-", step, ".safetensors") : "";
+    const StepResult result = trainer.step(step, {dump, [&] { return stop.asked(); }});
+    stopped = result.stop;
+    const bool validate = step == o.steps || (o.val_every && step % o.val_every == 0);
+    const std::optional<double> val_loss = validate ? std::optional(trainer.validate()) : std::nullopt;
+    if (log) log->step(result, val_loss);
+    if (log && step == done + 1) log->memory_table();
     if (o.checkpoint_every && step % o.checkpoint_every == 0) save();
   }
   save();
-  if (!o.out.empty()) log.say("saved  " + checkpoint_dir(o, step));
+  if (!o.out.empty()) say("saved  " + checkpoint_dir(o, step));
   if (step < o.steps) {
-    log.say(cat("stopped by a signal after step ", step, "; go on with the same command and --resume",
-                o.out.empty() ? " (nothing was kept: give it an --out)" : ""));
-    return;
+    return say(cat("stopped by a signal after step ", step, "; go on with the same command and --resume",
+                   o.out.empty() ? " (nothing was kept: give it an --out)" : ""));
   }
   if (o.sample == 0) return;
-  const Tokenizer tokenizer = dataset.tokenizer_path.empty() ? Tokenizer() : Tokenizer(dataset.tokenizer_path);
-  if (tokenizer.vocab_size() < dataset.vocab_size) {
-    log.say("no sample: the shards' folder has no tokenizer .bin");
-    return;
-  }
-  log.say("sample:");
-  generate(trainer, tokenizer, {.tokens = o.sample, .seed = o.seed}, out);
+  const Tokenizer tokenizer = job.dataset.tokenizer_path.empty() ? Tokenizer() : Tokenizer(job.dataset.tokenizer_path);
+  if (tokenizer.vocab_size() < job.dataset.vocab_size) return say("no sample: the shards' folder has no tokenizer .bin");
+  say("sample:");
+  std::ostringstream unheard;
+  generate(trainer, tokenizer, {.tokens = o.sample, .seed = o.seed}, log ? out : unheard);
+}
+
+}  // namespace
+
+void train_command(const TrainOptions& options, std::ostream& out) {
+  const Job job = make_job(options);
+  StopOnSignal stop;
+  run_ranks(job.run, [&](Comm& world) { train_rank(job, world, stop, out); });
 }
 
 }  // namespace duet

@@ -1,6 +1,6 @@
-// `duet train` and `duet generate`: a run from its first line to its last.
+// `duet train`: a run from its first line to its last.
 //
-//   data -> model (initial values, --init or --resume) -> steps, validation, checkpoints -> a sample of text
+//   job (data, schedule, ranks) -> on every rank: initial values, --init or --resume -> steps, validation, checkpoints -> a sample
 //
 // A run with --out keeps OUT/metrics.jsonl and OUT/step-NNNNNN/ (checkpoint.h). SIGINT and SIGTERM let the step finish, write a
 // checkpoint and say how to go on. Read next: trainer.h, then generate.h.
@@ -13,6 +13,6 @@
 namespace duet {
 
 // Lines go to `out`. Throws UsageError for wrong input (nothing is written then), Error where the run fails.
-void train_command(TrainOptions options, std::ostream& out);
+void train_command(const TrainOptions& options, std::ostream& out);
 
 }  // namespace duet

@@ -1,155 +1,205 @@
-// See trainer.h.
+// A training step. See trainer.h; what a trainer does between steps is in trainer_state.cpp.
 #include "pipeline/trainer.h"
 
 #include <chrono>
 #include <cmath>
-#include <thread>
 
-#include "pipeline/dump.h"
+#include "model/launch.h"
 
 namespace duet {
 
-std::unique_ptr<Device> make_device(const TrainOptions& o) {
-  if (o.device == "cuda") return make_cuda_device(0);
-  return make_cpu_device(o.threads ? int(o.threads) : int(std::max(1u, std::thread::hardware_concurrency())));
+static double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+Trainer::Trainer(const Job& job, Comm& world, Device& device)
+    : job_(job), o_(job.options), world_(world), device_(device),
+      pipeline_(world.group(job.layout.pipeline_of(world.rank()))), replicas_(world.group(job.layout.replicas_of(world.rank()))),
+      dp_rank_(job.layout.dp_rank(world.rank())), pp_rank_(job.layout.pp_rank(world.rank())),
+      context_{device, job.config, o_.dtype == "bf16" ? Dtype::bf16 : Dtype::f32, o_.seq_len, o_.micro_batch_size} {
+  context_.loss_scale = 1 / double(job.global_sequences() * o_.seq_len);
+  context_.balance_scale = o_.balance_loss / double(job.global_sequences());
+  make_stages();
+  executor_ = std::make_unique<Executor>(job.schedule, pipeline_, context_, stages_);
+  make_report();
 }
 
-Trainer::Trainer(const TrainOptions& o, const ModelConfig& config, Device& device, const BatchSource& batches)
-    : options_(o), config_(config), device_(device), batches_(batches),
-      context_{device, config_, o.dtype == "bf16" ? Dtype::bf16 : Dtype::f32, o.seq_len, o.micro_batch_size} {
-  const double sequences = double(o.microbatches * o.micro_batch_size);
-  context_.loss_scale = 1 / (sequences * double(o.seq_len));
-  context_.balance_scale = o.balance_loss / sequences;
-  stage_ = std::make_unique<Stage>(
-      context_, StageOptions{.layer_begin = 0, .layer_end = config.n_layers, .microbatches = int(o.microbatches), .seed = o.seed});
+void Trainer::make_stages() {
+  const Schedule& s = job_.schedule;
+  for (int stage = 0; stage < s.stages(); ++stage) {
+    if (s.rank_of[size_t(stage)] != pp_rank_) continue;
+    const int part = s.model_stage(stage);
+    stages_[stage] = std::make_unique<Stage>(
+        context_, StageOptions{.layer_begin = job_.layer_bounds[size_t(part)], .layer_end = job_.layer_bounds[size_t(part) + 1],
+                               .embedding = part == 0, .head = part == s.model_stages() - 1,
+                               .microbatches = int(o_.microbatches), .seed = o_.seed});
+  }
 }
 
-Microbatch Trainer::microbatch(int64_t step, int64_t m) const {
+// --- the global batch ------------------------------------------------------------------------------------------------------------
+
+Microbatch Trainer::pack(std::span<const int32_t> tokens) const {  // sequences of seq_len + 1 tokens
   Microbatch batch;
-  std::vector<int32_t> tokens(size_t(options_.seq_len) + 1);
-  for (int64_t j = 0; j < options_.micro_batch_size; ++j) {
-    batches_.sequence(options_.seed, step - 1, sequence_index(m, 0, 1, options_.micro_batch_size, j), tokens);
-    batch.inputs.insert(batch.inputs.end(), tokens.begin(), tokens.end() - 1);
-    batch.targets.insert(batch.targets.end(), tokens.begin() + 1, tokens.end());
+  for (size_t at = 0; at < tokens.size(); at += size_t(o_.seq_len) + 1) {
+    const auto one = tokens.subspan(at, size_t(o_.seq_len) + 1);
+    batch.inputs.insert(batch.inputs.end(), one.begin(), one.end() - 1);
+    batch.targets.insert(batch.targets.end(), one.begin() + 1, one.end());
   }
   return batch;
 }
 
-StepResult Trainer::step(int64_t step, const std::string& dump) {
-  const auto begin = std::chrono::steady_clock::now();
-  device_.flops = 0;
-  StepResult result{.step = step, .lr = options_.lr_at(step), .tokens = options_.microbatches * context_.tokens()};
-  std::unique_ptr<StepDump> dumped;
-  if (!dump.empty()) dumped = std::make_unique<StepDump>(context_, result.tokens);
-  stage_->keep_logits(bool(dumped));
+Microbatch Trainer::microbatch(int64_t step, int64_t m) const {
+  const size_t length = size_t(o_.seq_len) + 1;
+  std::vector<int32_t> tokens(length * size_t(o_.micro_batch_size));
+  for (int64_t j = 0; j < o_.micro_batch_size; ++j)
+    job_.batches->sequence(o_.seed, step - 1, sequence_index(m, dp_rank_, job_.layout.dp, o_.micro_batch_size, j),
+                           std::span(tokens).subspan(size_t(j) * length, length));
+  return pack(tokens);
+}
 
-  stage_->begin_step();
-  for (int m = 0; m < options_.microbatches; ++m) {
-    const Microbatch batch = microbatch(step, m);
-    stage_->forward(m, Buf(), batch);
-    if (dumped) dumped->add(batch, stage_->logits());
-    stage_->backward_input(m, Buf());
-    stage_->backward_weight(m);
+// The stage of this rank that computes the losses of a microbatch, or null.
+Stage* Trainer::head_stage(int microbatch) {
+  const auto found = stages_.find(job_.schedule.last_stage(microbatch));
+  return found == stages_.end() ? nullptr : found->second.get();
+}
+
+// --- a step ----------------------------------------------------------------------------------------------------------------------
+
+StepResult Trainer::step(int64_t step, const StepHooks& hooks) {
+  const double begin = now();
+  device_.flops = 0;
+  StepResult result{.step = step, .lr = o_.lr_at(step), .tokens = job_.global_sequences() * o_.seq_len};
+  std::unique_ptr<StepDump> dump;
+  if (!hooks.dump.empty()) dump = std::make_unique<StepDump>(context_);
+  for (auto& [s, stage] : stages_) {
+    stage->begin_step();
+    stage->on_logits(dump && stage->options().head
+                         ? [&](int m, const Tensor& logits) { dump->add(m * job_.layout.dp + dp_rank_, microbatch(step, m), logits); }
+                         : std::function<void(int, const Tensor&)>());
   }
-  finish_step(result);
-  if (dumped) dumped->write(dump, result.loss, stage_->params());
-  AdamWOptions adamw = options_.adamw;
-  adamw.lr = result.lr;
-  const bool clip = options_.clip > 0 && result.grad_norm > options_.clip;
-  stage_->params().adamw(context_.stream(), adamw, clip ? options_.clip / result.grad_norm : 1.0, step);
-  collect_loads(result);
+  executor_->run(job_.schedule.ranks[size_t(pp_rank_)], [&](int m) { return microbatch(step, m); });
   context_.stream().synchronize();
-  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const double schedule_seconds = now() - begin;
+
+  reduce_gradients();
+  finish_step(result, hooks.asked_to_stop, schedule_seconds);
+  if (dump) {
+    for (auto& [s, stage] : stages_) dump->add(stage->params());
+    dump->write(world_, hooks.dump, result.loss);
+  }
+  update(result);
+  context_.stream().synchronize();
+  result.seconds = now() - begin;
   result.flops = device_.flops;
   return result;
 }
 
-// Loss and gradient norm, each a sum in a fixed order: losses by global sequence, squares by tensor name.
-void Trainer::finish_step(StepResult& result) {
-  const std::vector<double> squares = stage_->params().finish_grad(context_.stream());  // synchronizes
-  for (int m = 0; m < options_.microbatches; ++m)
-    for (double loss : stage_->losses(m)) result.loss += loss;
-  result.loss /= double(result.tokens);
+// DualPipe's two copies of a part of the model each have one half of the microbatches: they swap, so that both have both.
+void Trainer::exchange_mirrored(int virtual_stage, Stage& stage) {
+  const Schedule& s = job_.schedule;
+  const int other = (virtual_stage + s.stages() / 2) % s.stages(), mine = virtual_stage >= s.stages() / 2;
+  const int peer = s.rank_of[size_t(other)], part = s.model_stage(virtual_stage);
+  Stream& stream = context_.stream();
+  const Request in = pipeline_.irecv(stream, stage.params().grad_arena(1 - mine), peer, {Tag::W, part, 1 - mine});
+  const Request out = pipeline_.isend(stream, stage.params().grad_arena(mine), peer, {Tag::W, part, mine});
+  pipeline_.wait(stream, in);
+  out.wait();
+}
 
-  std::map<std::string, double> by_name;
-  size_t i = 0;
-  for (const Param& p : stage_->params().all())
-    if (p.trained) by_name[p.name] = squares[i++];
-  double sum = 0;
-  for (const auto& [name, square] : by_name) sum += square;
-  result.grad_norm = std::sqrt(sum);
-  if (!std::isfinite(result.loss) || !std::isfinite(result.grad_norm))
-    throw Error(cat("step ", result.step, ": loss is ", result.loss, " and the gradient norm ", result.grad_norm,
+void Trainer::reduce_gradients() {
+  constexpr int64_t kBucket = 4 << 20;  // elements reduced at a time, so that scratch memory stays small
+  if (job_.schedule.two_directions)
+    for (auto& [s, stage] : stages_) exchange_mirrored(s, *stage);
+  for (auto& [s, stage] : stages_) {
+    Params& params = stage->params();
+    params.add_halves(context_.stream());
+    if (replicas_.size() == 1) continue;
+    const Tensor grad = params.grad_arena(0);
+    Buf scratch = device_.buffer(1, replicas_.scratch_size(std::min(kBucket, grad.cols)), grad.dtype, Use::messages);
+    for (int64_t at = 0; at < grad.cols; at += kBucket)
+      replicas_.all_reduce(context_.stream(), grad.col_slice(at, std::min(kBucket, grad.cols - at)).reshape(1, std::min(kBucket, grad.cols - at)),
+                           scratch);
+  }
+}
+
+// The keys of the report, in the order in which finish_step collects their values. A number in a key is padded, so that the order
+// of keys is the order of sums: losses by global sequence, squares by name.
+static std::string key(const char* kind, int64_t a, int64_t b = 0) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%s%012lld/%06lld", kind, (long long)a, (long long)b);
+  return text;
+}
+
+void Trainer::make_report() {
+  std::vector<std::string> keys;
+  for (auto& [s, stage] : stages_) {
+    for (const Param& p : stage->params().all())
+      if (p.trained) keys.push_back("square " + p.name);
+    for (size_t l = 0; l < stage->moe().size(); ++l) {
+      if (!stage->moe()[l]) continue;
+      const int64_t layer = stage->options().layer_begin + int64_t(l);
+      for (int64_t e = 0; e < job_.config.n_routed; ++e) keys.push_back(key("load ", layer, e));
+      for (int m = 0; m < o_.microbatches; ++m)
+        if (job_.schedule.visits(s, m)) keys.push_back(key("balance ", layer, m * job_.layout.dp + dp_rank_));
+    }
+  }
+  for (int m = 0; m < o_.microbatches; ++m)
+    if (head_stage(m))
+      for (int64_t j = 0; j < o_.micro_batch_size; ++j)
+        keys.push_back(key("loss ", sequence_index(m, dp_rank_, job_.layout.dp, o_.micro_batch_size, j)));
+  keys.push_back("stop");
+  keys.push_back("idle");
+  report_ = std::make_unique<StepReport>(world_, keys);
+}
+
+void Trainer::finish_step(StepResult& r, const std::function<bool()>& asked_to_stop, double schedule_seconds) {
+  std::vector<double> values;
+  for (auto& [s, stage] : stages_) {
+    for (double square : stage->params().squares(context_.stream())) values.push_back(square);  // synchronizes
+    for (Moe* moe : stage->moe()) {
+      if (!moe) continue;
+      values.insert(values.end(), moe->load().begin(), moe->load().end());
+      const std::vector<double> balance = moe->balance_loss();
+      for (int m = 0; m < o_.microbatches; ++m)
+        if (job_.schedule.visits(s, m)) values.push_back(balance[size_t(m)]);
+    }
+  }
+  for (int m = 0; m < o_.microbatches; ++m)
+    if (Stage* head = head_stage(m))
+      for (double loss : head->losses(m)) values.push_back(loss);
+  values.push_back(asked_to_stop());
+  values.push_back(executor_->waited() / schedule_seconds);
+  report_->exchange(values);
+
+  double squares = 0;
+  report_->for_each("square ", [&](const std::string&, double first, double) { squares += first; });
+  report_->for_each("loss ", [&](const std::string&, double first, double) { r.loss += first; });
+  report_->for_each("balance ", [&](const std::string&, double first, double) { r.balance_loss += first; });
+  report_->for_each("stop", [&](const std::string&, double, double sum) { r.stop = sum > 0; });
+  report_->for_each("idle", [&](const std::string&, double, double sum) { r.idle = sum / world_.size(); });
+  report_->for_each("load ", [&](const std::string& k, double, double sum) {
+    const int64_t layer = std::stoll(k.substr(5));
+    if (r.loads.empty() || r.loads.back().layer != layer) r.loads.push_back({layer, {}});
+    r.loads.back().tokens_per_expert.push_back(int64_t(sum));
+  });
+  r.loss /= double(r.tokens);
+  r.balance_loss /= double(job_.global_sequences());
+  r.grad_norm = std::sqrt(squares);
+  if (!std::isfinite(r.loss) || !std::isfinite(r.grad_norm))
+    throw Error(cat("step ", r.step, ": the loss is ", r.loss, " and the gradient norm ", r.grad_norm,
                     ", expected finite numbers; no weight was changed"));
 }
 
-void Trainer::collect_loads(StepResult& result) {
-  const double sequences = double(options_.microbatches * options_.micro_batch_size);
-  for (size_t l = 0; l < stage_->moe().size(); ++l) {
-    Moe* moe = stage_->moe()[l];
-    if (!moe) continue;
-    result.loads.push_back({int64_t(l), moe->load()});
-    for (double loss : moe->balance_loss()) result.balance_loss += loss / sequences;
-    if (options_.bias_update_speed > 0) moe->update_bias(moe->load(), options_.bias_update_speed);
-  }
-}
-
-double Trainer::validate() {
-  const int64_t n = std::min(options_.val_sequences, batches_.val_sequences());
-  std::vector<int32_t> tokens(size_t(options_.seq_len) + 1);
-  double sum = 0;
-  stage_->keep_logits(false);
-  for (int64_t first = 0; first < n; first += options_.micro_batch_size) {
-    Microbatch batch;
-    for (int64_t j = 0; j < options_.micro_batch_size; ++j) {  // the last microbatch is filled up with sequences that do not count
-      batches_.val_sequence((first + j) % n, tokens);
-      batch.inputs.insert(batch.inputs.end(), tokens.begin(), tokens.end() - 1);
-      batch.targets.insert(batch.targets.end(), tokens.begin() + 1, tokens.end());
+void Trainer::update(StepResult& r) {
+  AdamWOptions adamw = o_.adamw;
+  adamw.lr = r.lr;
+  const bool clip = o_.clip > 0 && r.grad_norm > o_.clip;
+  for (auto& [s, stage] : stages_) {
+    stage->params().adamw(context_.stream(), adamw, clip ? o_.clip / r.grad_norm : 1.0, r.step);
+    if (o_.bias_update_speed == 0) continue;
+    for (const LayerLoad& load : r.loads) {
+      const int64_t l = load.layer - stage->options().layer_begin;
+      if (l >= 0 && l < int64_t(stage->moe().size())) stage->moe()[size_t(l)]->update_bias(load.tokens_per_expert, o_.bias_update_speed);
     }
-    stage_->forward(0, Buf(), batch);
-    context_.stream().synchronize();
-    const std::vector<double> losses = stage_->losses(0);
-    for (int64_t j = 0; j < std::min(options_.micro_batch_size, n - first); ++j) sum += losses[size_t(j)];
-    stage_->drop(0);
   }
-  return sum / double(n * options_.seq_len);
-}
-
-std::vector<float> Trainer::next_token_logits(std::span<const int32_t> context) {
-  const size_t used = std::min(context.size(), size_t(options_.seq_len));
-  DUET_CHECK(used > 0, "expected at least one token of context, found none");
-  Microbatch batch;
-  batch.inputs.assign(size_t(context_.tokens()), 0);  // what follows the context does not reach back: attention is causal
-  batch.targets = batch.inputs;
-  std::copy(context.end() - ptrdiff_t(used), context.end(), batch.inputs.begin());
-  stage_->keep_logits(true);
-  stage_->forward(0, Buf(), batch);
-  std::vector<float> logits = to_host(context_.stream(), stage_->logits().row_slice(int64_t(used) - 1, 1));
-  stage_->drop(0);
-  return logits;
-}
-
-void Trainer::save(const std::string& dir, int64_t step) {
-  std::map<std::string, const Param*> by_name;
-  CheckpointContents contents;
-  for (const Param& p : stage_->params().all()) {
-    by_name[p.name] = &p;
-    contents.tensors.push_back(logical_tensor(p));
-  }
-  contents.config = config_.to_json(options_.seq_len, "float32");
-  contents.trainer = Json::object({{"step", step}, {"seed", int64_t(options_.seed)}, {"data", options_.data},
-                                   {"seq_len", options_.seq_len}, {"micro_batch_size", options_.micro_batch_size},
-                                   {"microbatches", options_.microbatches}, {"dtype", options_.dtype}});
-  contents.fetch = [&](const std::string& name, State state) {
-    const Param& p = *by_name.at(name);
-    return download(context_.stream(), p, state == State::weight ? p.master : state == State::m ? p.m : p.v);
-  };
-  write_checkpoint(dir, contents);
-}
-
-int64_t Trainer::load(const std::string& dir) {
-  const Json trainer = read_checkpoint(dir, context_.stream(), config_, stage_->params());
-  return trainer.is_null() ? 0 : trainer.at("step").integer(0);
 }
 
 }  // namespace duet

@@ -1,73 +1,93 @@
-// Trainer: one training step after another on a device, in one rank.
+// Trainer: one rank's part in the training steps of a job.
 //
-//   gradients of the global batch, microbatch by microbatch -> gradient norm and clipping -> AdamW -> router bias
+//   the schedule's list on this rank's stages      gradients in two halves                       (executor.h)
+//   the mirrored stage's half (DualPipe), half 0 + half 1, the data-parallel ranks', each sum in a fixed order
+//   one exchange of losses, squares and expert loads; the gradient norm; clipping; AdamW; router bias
 //
-// What makes its numbers reproducible is stated where it happens: batches (data/batch.h), halves (param.h), sums in a fixed order
-// (here). Used by one thread. Read next: train_command.h, which is the run around it.
+// What makes its numbers reproducible is stated where it happens: batches (data/batch.h), halves (model/param.h), sums over ranks
+// (comm/comm.h), sums over names and sequences (step_report.h). All methods are collective: every rank of the world calls them in
+// the same order. Used by one thread, the rank's. Read next: train_command.h, the run around it.
 #pragma once
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
-#include "data/batch.h"
 #include "pipeline/checkpoint.h"
-#include "pipeline/options.h"
-#include "pipeline/stage.h"
+#include "pipeline/dump.h"
+#include "pipeline/executor.h"
+#include "pipeline/job.h"
+#include "pipeline/step_report.h"
 
 namespace duet {
 
 struct LayerLoad {
   int64_t layer;
-  std::vector<int64_t> tokens_per_expert;  // [n_routed], of the step
+  std::vector<int64_t> tokens_per_expert;  // [n_routed], of the step, all ranks
 };
 
-struct StepResult {
+struct StepResult {  // the same on every rank, but for seconds
   int64_t step = 0;
   double loss = 0;          // mean cross-entropy of the global batch, nats per token
   double balance_loss = 0;  // mean over sequences, summed over layers, without the factor alpha
   double grad_norm = 0;     // before clipping
   double lr = 0;
   double seconds = 0;
-  int64_t tokens = 0;
-  int64_t flops = 0;        // of all GEMMs
+  double idle = 0;          // fraction of the ranks' time in the schedule spent waiting for messages, mean over ranks
+  int64_t tokens = 0;       // of all ranks
+  int64_t flops = 0;        // of this rank's GEMMs
+  bool stop = false;        // a rank was asked to stop
   std::vector<LayerLoad> loads;
 };
 
 class Trainer {
  public:
-  // options resolved; the references outlive the trainer.
-  Trainer(const TrainOptions& options, const ModelConfig& config, Device& device, const BatchSource& batches);
+  // The references outlive the trainer.
+  Trainer(const Job& job, Comm& world, Device& device);
 
+  struct StepHooks {
+    std::string dump;                   // file that takes the step's batch, logits, loss and gradients; empty: none
+    std::function<bool()> asked_to_stop = [] { return false; };
+  };
   // Step `step` (from 1) of the run. A loss or a gradient norm that is not finite throws Error before any weight changes.
-  // dump: a file that takes the step's batch, logits, loss and gradients; empty: none.
-  StepResult step(int64_t step, const std::string& dump = "");
+  StepResult step(int64_t step, const StepHooks& hooks);
+  StepResult step(int64_t step) { return this->step(step, StepHooks()); }
   double validate();  // mean loss over the first --val-sequences validation sequences
 
-  // Logits of the last of `context`'s tokens (at most seq_len of them). [vocab]
+  // Logits of the last of `context`'s tokens (of its last seq_len, if it is longer). [vocab]
   std::vector<float> next_token_logits(std::span<const int32_t> context);
 
   void save(const std::string& dir, int64_t step);
   // Weights, and the optimizer's state where the directory has one; returns the step it was saved at (0: no training state).
   int64_t load(const std::string& dir);
-
-  Device& device() { return device_; }
-  Params& params() { return stage_->params(); }
-  const ModelConfig& config() const { return config_; }
+  // A hash of every weight and moment, the same for the same bits however they are spread over ranks.
+  uint64_t fingerprint();
+  // Whether the two copies of each mirrored stage, and the data-parallel replicas, hold the same bits.
+  bool copies_agree();
 
  private:
+  struct Owned;
   Microbatch microbatch(int64_t step, int64_t m) const;
-  void finish_step(StepResult& result);
-  void collect_loads(StepResult& result);
+  Microbatch pack(std::span<const int32_t> tokens) const;
+  void make_stages();
+  void make_report();
+  void reduce_gradients();
+  void exchange_mirrored(int virtual_stage, Stage& stage);
+  void finish_step(StepResult& result, const std::function<bool()>& asked_to_stop, double schedule_seconds);
+  void update(StepResult& result);
+  std::vector<std::pair<std::string, uint64_t>> tensor_hashes();
+  Stage* head_stage(int microbatch);
 
-  const TrainOptions& options_;
-  const ModelConfig& config_;
+  const Job& job_;
+  const TrainOptions& o_;
+  Comm& world_;
   Device& device_;
-  const BatchSource& batches_;
+  Comm pipeline_, replicas_;
+  int dp_rank_, pp_rank_;
   Context context_;
-  std::unique_ptr<Stage> stage_;
+  Executor::Stages stages_;  // by virtual stage
+  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<StepReport> report_;
 };
-
-// A Device as the options say.
-std::unique_ptr<Device> make_device(const TrainOptions& options);
 
 }  // namespace duet

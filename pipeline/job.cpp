@@ -1,0 +1,77 @@
+// See job.h.
+#include "pipeline/job.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <thread>
+
+#include "pipeline/add_comms.h"
+#include "pipeline/checkpoint.h"
+
+namespace duet {
+
+int64_t Job::global_sequences() const { return layout.dp * options.microbatches * options.micro_batch_size; }
+
+// dp follows from the number of MPI processes where there are some.
+static void find_ranks(Job& job) {
+  const TrainOptions& o = job.options;
+  const Launch launch = find_launch();
+  const bool mpi = o.transport == "mpi" || (o.transport.empty() && launch.ranks > 1);
+  require(o.transport != "local" || launch.ranks == 1, "--transport: found local under ", launch.by, ", allowed: mpi");
+  job.layout.pp = int(o.pp);
+  job.layout.dp = int(o.dp ? o.dp : mpi ? std::max<int64_t>(1, launch.ranks / o.pp) : 1);
+  require(!mpi || job.layout.world() == launch.ranks, "--dp, --pp: found ", job.layout.dp, " x ", job.layout.pp, ", allowed: products of ",
+          launch.ranks, ", the number of MPI processes");
+  job.run = {.transport = mpi ? Wire::mpi : Wire::local, .ranks = job.layout.world(), .timeout = o.comm_timeout};
+}
+
+// Each rank goes through its forwards in order of microbatch, then stage: an order in which no rank can wait for ever.
+static Schedule forwards(const Schedule& s, int microbatches) {
+  Schedule f = s;
+  f.ranks.assign(s.ranks.size(), {});
+  for (int m = 0; m < microbatches; ++m)
+    for (int stage = s.first_stage(m); stage <= s.last_stage(m); ++stage)
+      f.ranks[size_t(s.rank_of[size_t(stage)])].push_back({Kind::F, stage, m});
+  return add_comms(f);
+}
+
+Job make_job(TrainOptions options) {
+  Job job;
+  job.config = options.resolve();
+  if (!options.init.empty()) job.config = checkpoint_config(options.init);
+  job.options = options;
+  const TrainOptions& o = job.options;
+  find_ranks(job);
+
+  job.compute = make_schedule(o.schedule, {.pp = int(o.pp), .microbatches = int(o.microbatches), .virtual_stages = int(o.virtual_stages)});
+  job.usage = check(job.compute);
+  job.schedule = add_comms(job.compute);
+  job.forward_microbatches = job.compute.two_directions ? int(o.microbatches) / 2 : int(o.microbatches);
+  job.forward_only = forwards(job.compute, job.forward_microbatches);
+  job.layer_bounds = split_layers(job.config, o.seq_len, job.compute.model_stages(), o.split);
+
+  job.dataset = load_dataset(o.data, o.seq_len);
+  if (o.init.empty()) job.config.vocab_size = std::max(job.config.vocab_size, job.dataset.vocab_size);
+  job.batches = std::make_unique<BatchSource>(job.dataset, o.seq_len, job.global_sequences(), job.config.vocab_size);
+  return job;
+}
+
+int threads_per_rank(const Job& job) {
+  if (job.options.threads) return int(job.options.threads);
+  return std::max(1, int(std::thread::hardware_concurrency()) / job.run.ranks);
+}
+
+std::unique_ptr<Device> make_device(const Job& job, int rank) {
+  if (job.options.device == "cuda") return make_cuda_device(rank % cuda_device_count());
+  return make_cpu_device(threads_per_rank(job));
+}
+
+std::string why_not_timed(const Job& job) {
+  const int cores = int(std::thread::hardware_concurrency()), gpus = job.options.device == "cuda" ? cuda_device_count() : 0;
+  if (gpus && job.run.ranks > gpus) return cat(job.run.ranks, " ranks share ", gpus, " GPUs");
+  if (!gpus && job.run.ranks * threads_per_rank(job) > cores)
+    return cat(job.run.ranks, " ranks share ", cores, " cores");
+  return "";
+}
+
+}  // namespace duet

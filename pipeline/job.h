@@ -1,0 +1,40 @@
+// Job: a training job prepared from its options: what every rank of it reads, checked before the first rank starts.
+// Read next: trainer.h.
+#pragma once
+#include "comm/comm.h"
+#include "data/batch.h"
+#include "data/dataset.h"
+#include "pipeline/checker.h"
+#include "pipeline/layout.h"
+#include "pipeline/options.h"
+#include "pipeline/schedule.h"
+
+namespace duet {
+
+struct Job {
+  TrainOptions options;  // resolved
+  ModelConfig config;
+  Layout layout;
+  RunOptions run;        // transport, ranks, timeout
+  Schedule compute;      // as generated or read
+  Schedule schedule;     // with sends and receives
+  Usage usage;           // what the checker counted
+  Schedule forward_only; // for validation and sampling: microbatches 0 .. forward_microbatches-1, with sends and receives
+  int forward_microbatches = 1;
+  std::vector<int64_t> layer_bounds;  // [model stages + 1]
+  Dataset dataset;
+  std::unique_ptr<BatchSource> batches;
+
+  int64_t global_sequences() const;  // of a step
+};
+
+// Throws UsageError that names the option for whatever does not fit together.
+Job make_job(TrainOptions options);
+
+// The rank's device as the options say.
+std::unique_ptr<Device> make_device(const Job& job, int rank);
+int threads_per_rank(const Job& job);
+// Why times of this job's ranks say nothing about a real cluster ("4 ranks share 2 cores"), or empty where each has its own cores.
+std::string why_not_timed(const Job& job);
+
+}  // namespace duet

@@ -1,0 +1,184 @@
+// What a trainer does between steps: validation, sampling, checkpoints, fingerprints. See trainer.h.
+#include <algorithm>
+#include <sstream>
+
+#include "pipeline/durable.h"
+#include "pipeline/trainer.h"
+
+namespace duet {
+
+// --- forward only ----------------------------------------------------------------------------------------------------------------
+
+double Trainer::validate() {
+  const int64_t n = std::min(o_.val_sequences, job_.batches->val_sequences());
+  const size_t length = size_t(o_.seq_len) + 1;
+  const int64_t at_once = job_.forward_microbatches * o_.micro_batch_size * job_.layout.dp;
+  double sum = 0;
+  for (auto& [s, stage] : stages_) stage->on_logits({});
+  for (int64_t begin = 0; begin < n; begin += at_once) {
+    const auto index = [&](int m, int64_t j) { return begin + sequence_index(m, dp_rank_, job_.layout.dp, o_.micro_batch_size, j); };
+    executor_->run(job_.forward_only.ranks[size_t(pp_rank_)], [&](int m) {
+      std::vector<int32_t> tokens(length * size_t(o_.micro_batch_size));
+      for (int64_t j = 0; j < o_.micro_batch_size; ++j)  // the last round is filled up with sequences that do not count
+        job_.batches->val_sequence(index(m, j) % n, std::span(tokens).subspan(size_t(j) * length, length));
+      return pack(tokens);
+    });
+    context_.stream().synchronize();
+    std::vector<double> losses(size_t(at_once), 0.0);  // by sequence of this round; those of other ranks zero
+    for (int m = 0; m < job_.forward_microbatches; ++m) {
+      if (Stage* head = head_stage(m)) {
+        const std::vector<double> of_microbatch = head->losses(m);
+        for (int64_t j = 0; j < o_.micro_batch_size; ++j) losses[size_t(index(m, j) - begin)] = of_microbatch[size_t(j)];
+      }
+      for (auto& [s, stage] : stages_) stage->drop(m);
+    }
+    const std::string mine(reinterpret_cast<const char*>(losses.data()), losses.size() * sizeof(double));
+    const std::vector<std::string> all = world_.gather(mine);
+    for (size_t i = 0; i < size_t(std::min(at_once, n - begin)); ++i)
+      for (const std::string& of_rank : all) sum += reinterpret_cast<const double*>(of_rank.data())[i];
+  }
+  return sum / double(n * o_.seq_len);
+}
+
+std::vector<float> Trainer::next_token_logits(std::span<const int32_t> context) {
+  const size_t used = std::min(context.size(), size_t(o_.seq_len));
+  DUET_CHECK(used > 0, "expected at least one token of context, found none");
+  Microbatch batch;
+  batch.inputs.assign(size_t(context_.tokens()), 0);  // what follows the context does not reach back: attention is causal
+  batch.targets = batch.inputs;
+  std::copy(context.end() - ptrdiff_t(used), context.end(), batch.inputs.begin());
+  std::string mine;
+  for (auto& [s, stage] : stages_)
+    stage->on_logits([&](int m, const Tensor& all) {
+      const std::vector<float> logits = to_host(context_.stream(), all.row_slice(int64_t(used) - 1, 1));
+      if (m == 0) mine.assign(reinterpret_cast<const char*>(logits.data()), logits.size() * sizeof(float));
+    });
+  std::vector<Action> one;  // microbatch 0 alone
+  for (const Action& a : job_.forward_only.ranks[size_t(pp_rank_)])
+    if (a.microbatch == 0) one.push_back(a);
+  executor_->run(one, [&](int) { return batch; });
+  context_.stream().synchronize();
+  for (auto& [s, stage] : stages_) stage->drop(0);
+  for (const std::string& of_rank : world_.gather(mine)) {
+    if (of_rank.empty()) continue;
+    const float* logits = reinterpret_cast<const float*>(of_rank.data());
+    return {logits, logits + of_rank.size() / sizeof(float)};
+  }
+  throw Error("sampling: expected a rank with logits, found none");
+}
+
+// --- checkpoints -----------------------------------------------------------------------------------------------------------------
+
+// Which rank hands out each logical tensor: the lowest that has it.
+struct Trainer::Owned {
+  std::vector<LogicalTensor> tensors;      // by name
+  std::map<std::string, int> rank;         // by name
+  std::map<std::string, const Param*> mine;
+
+  Owned(Comm& world, const Executor::Stages& stages) {
+    std::ostringstream text;
+    for (auto& [s, stage] : stages)
+      for (const Param& p : stage->params().all()) {
+        mine[p.name] = &p;
+        const LogicalTensor t = logical_tensor(p);
+        text << t.name << ' ' << t.trained << ' ' << t.shape.size();
+        for (int64_t n : t.shape) text << ' ' << n;
+        text << '\n';
+      }
+    std::map<std::string, LogicalTensor> by_name;
+    const std::vector<std::string> all = world.gather(text.str());
+    for (size_t r = 0; r < all.size(); ++r) {
+      std::istringstream lines(all[r]);
+      LogicalTensor t;
+      for (size_t dims; lines >> t.name >> t.trained >> dims;) {
+        t.shape.resize(dims);
+        for (int64_t& n : t.shape) lines >> n;
+        if (rank.emplace(t.name, int(r)).second) by_name[t.name] = t;
+      }
+    }
+    for (const auto& [name, t] : by_name) tensors.push_back(t);
+  }
+};
+
+static const Tensor& state_of(const Param& p, State state) { return state == State::weight ? p.master : state == State::m ? p.m : p.v; }
+
+void Trainer::save(const std::string& dir, int64_t step) {
+  Stream& stream = context_.stream();
+  const Owned owned(world_, stages_);
+  const Tag tag{Tag::W, 0, 0};
+  if (world_.rank() != 0) {  // in the order in which rank 0 asks
+    for (State state : {State::weight, State::m, State::v})
+      for (const LogicalTensor& t : owned.tensors) {
+        if (owned.rank.at(t.name) != world_.rank() || (state != State::weight && !t.trained)) continue;
+        const Param& p = *owned.mine.at(t.name);
+        std::vector<float> values = download(stream, p, state_of(p, state));
+        world_.isend(stream, {values.data(), Dtype::f32, 1, int64_t(values.size()), int64_t(values.size())}, 0, tag).wait();
+      }
+    return world_.barrier();
+  }
+  CheckpointContents contents;
+  contents.tensors = owned.tensors;
+  contents.config = job_.config.to_json(o_.seq_len, "float32");
+  contents.trainer = Json::object({{"step", step}, {"seed", int64_t(o_.seed)}, {"data", o_.data}, {"tokenizer", job_.dataset.tokenizer_path},
+                                   {"seq_len", o_.seq_len}, {"global_sequences", job_.global_sequences()}, {"dtype", o_.dtype}});
+  contents.fetch = [&](const LogicalTensor& t, State state) {
+    if (owned.rank.at(t.name) == 0) return download(stream, *owned.mine.at(t.name), state_of(*owned.mine.at(t.name), state));
+    std::vector<float> values(size_t(t.elements()));
+    world_.irecv(stream, {values.data(), Dtype::f32, 1, t.elements(), t.elements()}, owned.rank.at(t.name), tag).wait();
+    return values;
+  };
+  write_checkpoint(dir, contents);
+  world_.barrier();
+}
+
+int64_t Trainer::load(const std::string& dir) {
+  Json trainer;
+  for (auto& [s, stage] : stages_) trainer = read_checkpoint(dir, context_.stream(), stage->params());
+  world_.barrier();
+  return trainer.is_null() ? 0 : trainer.at("step").integer(0);
+}
+
+// --- bits ------------------------------------------------------------------------------------------------------------------------
+
+std::vector<std::pair<std::string, uint64_t>> Trainer::tensor_hashes() {
+  std::vector<std::pair<std::string, uint64_t>> hashes;
+  for (auto& [s, stage] : stages_)
+    for (const Param& p : stage->params().all()) {
+      Checksum sum;
+      for (State state : {State::weight, State::m, State::v}) {
+        std::vector<float> values = to_host(context_.stream(), state_of(p, state));
+        values.resize((values.size() + 1) / 2 * 2);  // pieces of a Checksum are multiples of 8 bytes
+        sum.add(values.data(), values.size() * sizeof(float));
+      }
+      hashes.emplace_back(p.name, sum.value());
+    }
+  std::ostringstream text;
+  for (const auto& [name, hash] : hashes) text << name << ' ' << hash << '\n';
+  hashes.clear();
+  for (const std::string& of_rank : world_.gather(text.str())) {
+    std::istringstream lines(of_rank);
+    std::string name;
+    for (uint64_t hash; lines >> name >> hash;) hashes.emplace_back(name, hash);
+  }
+  std::sort(hashes.begin(), hashes.end());
+  return hashes;
+}
+
+uint64_t Trainer::fingerprint() {
+  Checksum sum;
+  std::string before;
+  for (const auto& [name, hash] : tensor_hashes()) {
+    if (name != before) sum.add(&hash, sizeof hash);
+    before = name;
+  }
+  return sum.value();
+}
+
+bool Trainer::copies_agree() {
+  const auto hashes = tensor_hashes();
+  for (size_t i = 1; i < hashes.size(); ++i)
+    if (hashes[i].first == hashes[i - 1].first && hashes[i].second != hashes[i - 1].second) return false;
+  return true;
+}
+
+}  // namespace duet
