@@ -2,7 +2,7 @@
 # Installs what duet needs and is missing, and says what it does; run again, it does nothing.
 #
 #   scripts/setup.sh            Debian, Ubuntu: with apt, as root or by sudo. Elsewhere: lists what to install.
-#   scripts/setup.sh --local    without root: unpacks the header-only packages into .deps/ of this folder
+#   scripts/setup.sh --local    without root: unpacks the three small libraries into .deps/ of this folder
 #
 # Needed: g++ (12 or newer) and make, CLI11, nlohmann-json. For `make test`: GoogleTest. For ranks as processes: OpenMPI.
 # CUDA is never touched: the Makefile uses it where it is.
@@ -18,7 +18,7 @@ has() { command -v "$1" >/dev/null 2>&1; }
 # has_library NAME: for the linker, among the system's libraries or Homebrew's
 has_library() {
   local folder
-  for folder in /usr/lib /usr/lib/* /usr/lib64 /usr/local/lib* /opt/homebrew/lib; do
+  for folder in .deps/usr/lib/* /usr/lib /usr/lib/* /usr/lib64 /usr/local/lib* /opt/homebrew/lib; do
     ! compgen -G "$folder/lib$1.*" >/dev/null || return 0
   done
   return 1
@@ -46,12 +46,12 @@ if [ ${#missing[@]} -eq 0 ]; then
 fi
 echo "setup.sh: missing: ${missing[*]}"
 
-# Without root: the header-only packages, unpacked here.
+# Without root: the libraries that work from any place (two of headers only, and GoogleTest's), unpacked here.
 unpack_local() {
   local package left=()
   for package in "${missing[@]}"; do
     case $package in
-      libcli11-dev | nlohmann-json3-dev)
+      libcli11-dev | nlohmann-json3-dev | libgtest-dev)
         echo "setup.sh: unpacking $package into .deps/"
         mkdir -p .deps
         (cd .deps && apt-get download "$package" && dpkg -x "${package}"_*.deb . && rm -f "${package}"_*.deb)
@@ -60,7 +60,7 @@ unpack_local() {
     esac
   done
   [ ${#left[@]} -eq 0 ] || echo "setup.sh: still missing, and for root to install: ${left[*]}" \
-    "(make test needs libgtest-dev; OpenMPI is optional)"
+    "(OpenMPI is optional)"
 }
 
 if ! has apt-get; then
@@ -81,7 +81,7 @@ elif [ "$(id -u)" -eq 0 ] || { has sudo && { [ -t 0 ] || sudo -n true 2>/dev/nul
 else
   echo "setup.sh: installing them needs root:"
   echo "  sudo apt-get install ${missing[*]}"
-  echo "or, for the header-only packages (enough for make and make run, given a compiler), without root:"
+  echo "or, for CLI11, nlohmann-json and GoogleTest (enough, given g++ and make), without root:"
   echo "  scripts/setup.sh --local"
   exit 1
 fi
