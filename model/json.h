@@ -1,8 +1,8 @@
 // Json: the one JSON value of the project, for config.json, metrics.jsonl, schedules, loads, traces and --format json.
 //
 // A value is null, a bool, an int64, a double, a string, an array or an object whose members keep the order of insertion. It is
-// built once and then read. Numbers written with a point or an exponent, or beyond int64, are doubles; doubles are printed in the
-// shortest form that reads back to the same bits, NaN and infinity as null; bytes that are not UTF-8 as U+FFFD.
+// built once and then read. Numbers written with a point or an exponent, or beyond int64, are doubles; doubles are printed in
+// the shortest form that reads back to the same bits, NaN and infinity as null; bytes that are not UTF-8 as U+FFFD.
 //
 // A parsed value knows its place ("config.json: rope.theta"; elements of an array share the array's), and every accessor throws
 // UsageError naming it, what was expected and what was found. So whoever reads a file needs no checks of its own:
@@ -77,7 +77,7 @@ class Json {
   const Object& members() const&;
   const Json& at(std::string_view key) const&;    // the object's member, which must exist
   const Json* find(std::string_view key) const&;  // the object's member, or null
-  // From a temporary, values instead of references that would dangle: for (const Json& x : Json::load(path).at("files").items())
+  // From a temporary, values instead of references that would dangle: for (const Json& x : Json::load(f).at("files").items())
   std::string string() && { return std::as_const(*this).string(); }
   Array items() && { return std::as_const(*this).items(); }
   Json at(std::string_view key) && { return std::as_const(*this).at(key); }

@@ -59,7 +59,7 @@ std::string parent_of(const std::string& path) {
 
 }  // namespace
 
-// --- Checksum: as FNV, xor and multiply, over words; multiplied before as well, and rotated, so that high bits spread too ---------
+// --- Checksum: as FNV, xor and multiply, over words; multiplied before as well, and rotated, so that high bits spread too ----
 
 void Checksum::add(const void* data, size_t bytes) {
   constexpr uint64_t p = 0x9fb21c651e98df25u, q = 0xd6e8feb86659fd93u;
@@ -85,7 +85,7 @@ uint64_t Checksum::value() const {
   return h ^ (h >> 32);
 }
 
-// --- FileWriter -----------------------------------------------------------------------------------------------------------------
+// --- FileWriter --------------------------------------------------------------------------------------------------------------
 
 FileWriter::FileWriter(const std::string& path) : path_(path) {
   buffer_.reserve(kBuffer);
@@ -139,7 +139,7 @@ void FileWriter::close() {
   buffer_ = std::vector<char>();
 }
 
-// --- DurableDir -----------------------------------------------------------------------------------------------------------------
+// --- DurableDir --------------------------------------------------------------------------------------------------------------
 
 DurableDir::DurableDir(const std::string& target) : target_(target), tmp_(target + kTmp) {
   std::error_code error;
@@ -184,7 +184,7 @@ void DurableDir::publish() {
   files_.clear();
 }
 
-// --- Readers --------------------------------------------------------------------------------------------------------------------
+// --- Readers -----------------------------------------------------------------------------------------------------------------
 
 bool is_complete(const std::string& dir) { return fs::exists(dir + "/DONE"); }
 

@@ -1,7 +1,7 @@
 // Files that survive a kill, a power cut and a full disk: how checkpoints are written.
 //
-// A directory appears complete or not at all. Its files are written into TARGET.duet-writing beside it and fsynced; then the directory is
-// renamed to TARGET; last, DONE appears in it, with the size and a checksum of every file. A directory without DONE is not there
+// A directory appears complete or not at all. Its files are written into TARGET.duet-writing beside it and fsynced; then it is
+// renamed to TARGET; last, DONE appears in it, with size and checksum of every file. A directory without DONE is not there
 // for any reader, and the next write beside it removes it. So whatever happens, the newest directory with DONE is whole.
 //
 //   DurableDir dir("out/step-000100");
@@ -10,8 +10,8 @@
 //   ...
 //   dir.publish();
 //
-// One thread writes; one process writes into a parent folder at a time. Errors: UsageError if the directory cannot be made; Error,
-// naming the path, the reason and the free space, when a write fails (also where the disk fills only at fsync or close).
+// One thread writes; one process writes into a parent folder at a time. Errors: UsageError if the directory cannot be made;
+// Error, naming the path, the reason and the free space, when a write fails (also where the disk fills only at fsync or close).
 // Read next: safetensors.h.
 #pragma once
 #include <cstdint>

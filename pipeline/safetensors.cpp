@@ -50,7 +50,7 @@ std::string safetensors_dtype(Dtype dtype) {
   return dtype == Dtype::f64 ? "F64" : dtype == Dtype::bf16 ? "BF16" : dtype == Dtype::i32 ? "I32" : "F32";
 }
 
-// --- Writer ---------------------------------------------------------------------------------------------------------------------
+// --- Writer ------------------------------------------------------------------------------------------------------------------
 
 SafetensorsWriter::SafetensorsWriter(FileWriter& out, std::vector<TensorSpec> tensors, const Metadata& metadata)
     : out_(out), tensors_(std::move(tensors)) {
@@ -87,18 +87,19 @@ void SafetensorsWriter::write(const std::string& name, const void* data, size_t 
   DUET_CHECK(current_ < tensors_.size() && tensors_[current_].name == name, out_.path(), ": expected tensor ",
              current_ < tensors_.size() ? tensors_[current_].name : "none", ", got ", name);
   written_ += int64_t(bytes);
-  DUET_CHECK(written_ <= tensors_[current_].bytes(), out_.path(), ": ", name, " is ", tensors_[current_].text(), ", got ", written_,
-             " bytes");
+  DUET_CHECK(written_ <= tensors_[current_].bytes(), out_.path(), ": ", name, " is ", tensors_[current_].text(), ", got ",
+             written_, " bytes");
   out_.write(data, bytes);
 }
 
 void SafetensorsWriter::finish() {
-  for (; current_ < tensors_.size(); ++current_, written_ = 0)
-    DUET_CHECK(written_ == tensors_[current_].bytes(), out_.path(), ": ", tensors_[current_].name, " is ", tensors_[current_].text(),
-               ", got ", written_, " bytes");
+  for (; current_ < tensors_.size(); ++current_, written_ = 0) {
+    const TensorSpec& t = tensors_[current_];
+    DUET_CHECK(written_ == t.bytes(), out_.path(), ": ", t.name, " is ", t.text(), ", got ", written_, " bytes");
+  }
 }
 
-// --- Reader ---------------------------------------------------------------------------------------------------------------------
+// --- Reader ------------------------------------------------------------------------------------------------------------------
 
 SafetensorsReader::SafetensorsReader(const std::string& path) : path_(path) {
   map_file();
@@ -139,13 +140,15 @@ SafetensorsReader::Entry parse_entry(const std::string& name, const Json& j, con
   int64_t bytes = element;
   for (const Json& d : j.at("shape").items()) {
     t.shape.push_back(d.integer(0));
-    require(!__builtin_mul_overflow(bytes, t.shape.back(), &bytes), j.where(), ": the shape overflows 64 bits: ", shape_text(t.shape));
+    const bool overflow = __builtin_mul_overflow(bytes, t.shape.back(), &bytes);
+    require(!overflow, j.where(), ": the shape overflows 64 bits: ", shape_text(t.shape));
   }
   const auto& offsets = j.at("data_offsets").items();
   require(offsets.size() == 2, j.where(), ": expected two data_offsets, found ", offsets.size());
   const int64_t begin = offsets[0].integer(0), end = offsets[1].integer(begin);
   require(end - begin == bytes, j.where(), ": ", t.text(), " needs ", bytes, " bytes, data_offsets give ", end - begin);
-  require(end <= size, j.where(), ": the data ends at byte ", end, ", but the file has only ", size, " bytes of data: truncated?");
+  require(end <= size, j.where(), ": the data ends at byte ", end, ", but the file has only ", size,
+          " bytes of data: truncated?");
   t.data = data + begin;
   return t;
 }
@@ -193,7 +196,7 @@ const SafetensorsReader::Entry& SafetensorsReader::at(const std::string& name, c
 }
 
 void SafetensorsReader::read_floats(const Entry& t, int64_t begin, int64_t count, float* out) const {
-  DUET_CHECK(begin >= 0 && count >= 0 && begin + count <= t.elements(), t.name, ": elements ", begin, " .. ", begin + count - 1);
+  DUET_CHECK(begin >= 0 && count >= 0 && begin + count <= t.elements(), t.name, ": ", count, " elements from ", begin);
   const char* from = t.data + begin * element_size(t.dtype);
   auto convert = [&]<class T>(T x) {
     for (int64_t i = 0; i < count; ++i) {

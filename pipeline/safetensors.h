@@ -1,9 +1,9 @@
 // The safetensors file format: 8 bytes of little-endian header length, a JSON header, then the tensors' raw bytes without gaps.
 //
-// The header maps each name to {"dtype", "shape", "data_offsets": [begin, end]} and "__metadata__" to strings. Dtypes here: F64, I64,
-// F32, I32, BF16. The writer puts larger dtypes first and sorts by name within one, so that every tensor lies at a multiple of its
-// element size; it needs the shapes in advance and then takes the data piece by piece, so no copy of the model is made. The reader
-// maps the file into memory and trusts nothing: whatever does not fit is a UsageError that names the file and the tensor.
+// The header maps each name to {"dtype", "shape", "data_offsets": [begin, end]} and "__metadata__" to strings. Dtypes here:
+// F64, I64, F32, I32, BF16. The writer puts larger dtypes first and sorts by name within one, so that every tensor lies at a
+// multiple of its element size; it needs the shapes in advance and then takes the data piece by piece, so no copy of the model
+// is made. The reader maps the file and trusts nothing: whatever does not fit is a UsageError naming the file and the tensor.
 // Little-endian machines only. Read next: durable.h, where the bytes go.
 #pragma once
 #include <cstdint>

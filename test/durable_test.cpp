@@ -207,7 +207,8 @@ TEST_F(Durable, KilledAtAnyMomentTheNewestCompleteDirectoryIsWhole) {
       }
     }
     close(report[1]);
-    for (int n = 1 + int(random() % 4); n > 0; --n) ASSERT_EQ(read(report[0], &published, sizeof published), long(sizeof published));
+    for (int n = 1 + int(random() % 4); n > 0; --n)
+      ASSERT_EQ(read(report[0], &published, sizeof published), long(sizeof published));
     usleep(random() % 3000);
     kill(child, SIGKILL);
     waitpid(child, nullptr, 0);

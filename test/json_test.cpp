@@ -94,7 +94,7 @@ TEST(Json, RefusesWhatIsNotJson) {
   EXPECT_EQ(error_of([&] { Json::parse(R"({"x":{"a":1,"b":2,"a":3}})", "f"); }), "f: x: the key \"a\" occurs twice");
   const std::string deep(1000000, '[');
   EXPECT_NE(error_of([&] { Json::parse(deep, "f"); }).find("nested deeper than the 200 levels allowed"), std::string::npos);
-  EXPECT_EQ(error_of([&] { Json::load("/nonexistent.json"); }), "/nonexistent.json: cannot be opened: No such file or directory");
+  EXPECT_EQ(error_of([&] { Json::load("/none.json"); }), "/none.json: cannot be opened: No such file or directory");
   EXPECT_EQ(error_of([&] { Json::load("/"); }), "/: cannot be read: Is a directory");
 }
 

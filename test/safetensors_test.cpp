@@ -170,7 +170,8 @@ TEST_F(Safetensors, RefusesWhatIsNotSafetensors) {
   std::ofstream(path) << "short";
   EXPECT_EQ(error(), path + ": expected a safetensors file, found only 5 bytes");
   std::ofstream(path) << "a text that is longer than eight bytes";
-  EXPECT_EQ(error(), path + ": expected a header of at most 30 bytes, found 8367816168101388385: truncated, or not a safetensors file");
+  EXPECT_EQ(error(), path + ": expected a header of at most 30 bytes, found 8367816168101388385: "
+                            "truncated, or not a safetensors file");
   fs::remove(path);
   fs::create_directory(path);
   EXPECT_EQ(error(), path + ": expected a safetensors file, found a directory or device");
