@@ -3,6 +3,7 @@
 // Without a GPU these tests are skipped and say so.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <functional>
@@ -24,7 +25,9 @@ class Rig {
   Rig(Device& device, Dtype dtype, bool rounded) : device_(device), dtype_(dtype), rounded_(rounded) {}
   Stream& stream() { return device_.compute(); }
 
-  Tensor real(int64_t rows, int64_t cols, double low = -1, double high = 1) { return make(dtype_, rows, cols, low, high, rounded_); }
+  Tensor real(int64_t rows, int64_t cols, double low = -1, double high = 1) {
+    return make(dtype_, rows, cols, low, high, rounded_);
+  }
   Tensor acc(int64_t rows, int64_t cols, double low = -1, double high = 1) {
     return make(acc_dtype(dtype_), rows, cols, low, high, false);
   }
@@ -109,13 +112,18 @@ struct Cuda : testing::Test {
       for (double x : expected[t]) largest = std::max(largest, std::abs(x));
       for (size_t i = 0; i < found[t].size(); i++)
         ASSERT_LE(std::abs(found[t][i] - expected[t][i]), tolerance * largest)
-            << dtype_name(dtype) << ", tensor " << t << ", element " << i << ": " << found[t][i] << ", on the CPU " << expected[t][i];
+            << dtype_name(dtype) << ", tensor " << t << ", element " << i << ": found " << found[t][i] << ", on the CPU "
+            << expected[t][i];
     }
     EXPECT_EQ(run(*gpu, dtype), found) << dtype_name(dtype) << ": other bits when run again";
   }
 };
 
-// --- products --------------------------------------------------------------------------------------------------------------------
+// --- products ----------------------------------------------------------------------------------------------------------------
+
+// Inputs, and whether C is in the accumulation type.
+constexpr std::pair<Dtype, bool> kTypes[] = {
+    {Dtype::f32, false}, {Dtype::f64, false}, {Dtype::bf16, false}, {Dtype::bf16, true}};
 
 struct Shape {
   int64_t m, n, k;
@@ -140,9 +148,9 @@ TEST_F(Cuda, ProductsOfEveryFormAndType) {
   for (Form form : {Form::NN, Form::NT, Form::TN})
     for (const Shape& s : shapes)
       for (bool accumulate : {false, true})
-        for (auto [dtype, acc_out] : {std::pair{Dtype::f32, false}, {Dtype::f64, false}, {Dtype::bf16, false}, {Dtype::bf16, true}}) {
+        for (const auto& [dtype, acc_out] : kTypes) {
           SCOPED_TRACE(cat("form ", int(form), " ", s.m, "x", s.n, "x", s.k, " batch ", s.batch, acc_out ? " to fp32" : ""));
-          expect_same(dtype, [&, acc_out = acc_out](Rig& rig) { multiply(rig, form, s, accumulate, acc_out); });
+          expect_same(dtype, [&, to_acc = acc_out](Rig& rig) { multiply(rig, form, s, accumulate, to_acc); });
         }
 }
 
@@ -151,13 +159,14 @@ TEST_F(Cuda, GroupedProducts) {
   const int64_t rows = 95, k = 33, n = 45, groups = int64_t(offsets.size()) - 1;
   for (Form form : {Form::NN, Form::NT, Form::TN})
     for (bool accumulate : {false, true})
-      for (auto [dtype, acc_out] : {std::pair{Dtype::f32, false}, {Dtype::f64, false}, {Dtype::bf16, false}, {Dtype::bf16, true}}) {
+      for (const auto& [dtype, acc_out] : kTypes) {
         SCOPED_TRACE(cat("form ", int(form)));
-        expect_same(dtype, [&, acc_out = acc_out](Rig& rig) {
+        expect_same(dtype, [&, to_acc = acc_out](Rig& rig) {
           const bool tn = form == Form::TN, nt = form == Form::NT;
-          const auto out = [&](int64_t r, int64_t c) { return acc_out ? rig.acc(r, c) : rig.real(r, c); };
+          const auto out = [&](int64_t r, int64_t c) { return to_acc ? rig.acc(r, c) : rig.real(r, c); };
           const int64_t b_rows = nt ? n : k, b_cols = nt ? k : n;
-          const Tensor a = rig.real(rows, k), b = tn ? rig.real(rows, n) : rig.real(groups * b_rows, b_cols).row_slice(0, b_rows);
+          const Tensor a = rig.real(rows, k);
+          const Tensor b = tn ? rig.real(rows, n) : rig.real(groups * b_rows, b_cols).row_slice(0, b_rows);
           const Tensor c = tn ? out(groups * k, n).row_slice(0, k) : out(rows, n);
           rig.stream().grouped_gemm({.form = form, .a = a, .b = b, .c = c, .accumulate = accumulate,
                                      .stride_b = tn ? 0 : k * n, .stride_c = tn ? k * n : 0}, offsets);
@@ -176,7 +185,7 @@ TEST_F(Cuda, ProductsAreCountedAndWrongOnesRefused) {
   gpu->compute().synchronize();
 }
 
-// --- row operations --------------------------------------------------------------------------------------------------------------
+// --- row operations ----------------------------------------------------------------------------------------------------------
 
 struct RowCase {
   const char* name;
@@ -184,15 +193,17 @@ struct RowCase {
   void (*run)(Rig&);
 };
 
-HeadShape heads(Rig& r) { return {.heads = 3, .nope = 20, .rope = 12, .v = 24, .seq_len = 9, .cos = r.acc(9, 6), .sin = r.acc(9, 6)}; }
+HeadShape heads(Rig& r) {
+  return {.heads = 3, .nope = 20, .rope = 12, .v = 24, .seq_len = 9, .cos = r.acc(9, 6), .sin = r.acc(9, 6)};
+}
 Blocks blocks(Rig& r) { return {.begin = r.ints({0, 3}), .count = r.ints({300, 4096}), .decay = r.ints({1, 0})}; }
 constexpr int64_t kArena = 3 * kBlockAlign + 4096;
 constexpr RouterShape kRouter = {.experts = 16, .topk = 3, .groups = 4, .topk_groups = 2, .scaling = 2.5};
 
 const RowCase kRowCases[] = {
     {"RmsNormF", false, [](Rig& r) {
-       launch<RmsNormF>(r.stream(), 37, {.x = r.real(37, 200), .gain = r.real(1, 200), .y = r.real(37, 200), .rstd = r.acc(37, 1),
-                                         .eps = 1e-6});
+       launch<RmsNormF>(r.stream(), 37, {.x = r.real(37, 200), .gain = r.real(1, 200), .y = r.real(37, 200),
+                                         .rstd = r.acc(37, 1), .eps = 1e-6});
      }},
     {"AddRmsNormF", false, [](Rig& r) {
        launch<AddRmsNormF>(r.stream(), 37, {.x = r.real(37, 200), .delta = r.real(37, 200), .gain = r.real(1, 200),
@@ -212,10 +223,12 @@ const RowCase kRowCases[] = {
        launch<RopeQuery>(r.stream(), 36, {.x = r.real(36, 3 * 32), .shape = heads(r), .sign = -1});
      }},
     {"KeyF", false, [](Rig& r) {
-       launch<KeyF>(r.stream(), 36, {.x = r.real(36, 3 * 44), .rotary = r.real(36, 12), .k = r.real(36, 3 * 32), .shape = heads(r)});
+       launch<KeyF>(r.stream(), 36, {.x = r.real(36, 3 * 44), .rotary = r.real(36, 12), .k = r.real(36, 3 * 32),
+                                     .shape = heads(r)});
      }},
     {"KeyB", false, [](Rig& r) {
-       launch<KeyB>(r.stream(), 36, {.x = r.real(36, 3 * 32), .dkv = r.real(36, 3 * 44), .drotary = r.real(36, 12), .shape = heads(r)});
+       launch<KeyB>(r.stream(), 36, {.x = r.real(36, 3 * 32), .dkv = r.real(36, 3 * 44), .drotary = r.real(36, 12),
+                                     .shape = heads(r)});
      }},
     {"CausalSoftmaxF", false, [](Rig& r) { launch<CausalSoftmaxF>(r.stream(), 200, {.x = r.real(200, 50, -5, 5)}); }},
     {"CausalSoftmaxB", false, [](Rig& r) {
@@ -240,7 +253,8 @@ const RowCase kRowCases[] = {
                                              .scale = 0.01});
      }},
     {"SumSquares", true, [](Rig& r) {
-       launch<SumSquares>(r.stream(), 2, {.x = r.acc(1, kArena), .half1 = r.acc(1, kArena), .sum = r.f64(2, 1), .blocks = blocks(r)});
+       launch<SumSquares>(r.stream(), 2, {.x = r.acc(1, kArena), .half1 = r.acc(1, kArena), .sum = r.f64(2, 1),
+                                          .blocks = blocks(r)});
      }},
     {"AdamW", false, [](Rig& r) {
        launch<AdamW>(r.stream(), 2, {.x = r.real(1, kArena), .master = r.acc(1, kArena), .grad = r.acc(1, kArena),
@@ -250,13 +264,15 @@ const RowCase kRowCases[] = {
      }},
     {"CastRows", false, [](Rig& r) { launch<CastRows>(r.stream(), 37, {.x = r.real(37, 200), .from = r.acc(37, 200)}); }},
     {"RouterF", true, [](Rig& r) {
-       launch<RouterF>(r.stream(), 37, {.x = r.acc(37, 16, -3, 3), .bias = r.acc(1, 16, -0.1, 0.1), .topk_idx = r.ints(37, 3, 16),
-                                        .topk_w = r.acc(37, 3), .plain_idx = r.ints(37, 3, 16), .total = r.acc(37, 1),
+       launch<RouterF>(r.stream(), 37, {.x = r.acc(37, 16, -3, 3), .bias = r.acc(1, 16, -0.1, 0.1),
+                                        .topk_idx = r.ints(37, 3, 16), .topk_w = r.acc(37, 3),
+                                        .plain_idx = r.ints(37, 3, 16), .total = r.acc(37, 1),
                                         .scratch = r.acc(37, 20), .shape = kRouter});
      }},
     {"BalanceLossF", true, [](Rig& r) {
-       launch<BalanceLossF>(r.stream(), 4, {.x = r.acc(36, 16, 0.1, 0.9), .total = r.acc(36, 1, 5, 9), .plain_idx = r.ints(36, 3, 16),
-                                            .f = r.acc(4, 16), .p = r.acc(4, 16), .loss = r.acc(4, 1), .seq_len = 9});
+       launch<BalanceLossF>(r.stream(), 4, {.x = r.acc(36, 16, 0.1, 0.9), .total = r.acc(36, 1, 5, 9),
+                                            .plain_idx = r.ints(36, 3, 16), .f = r.acc(4, 16), .p = r.acc(4, 16),
+                                            .loss = r.acc(4, 1), .seq_len = 9});
      }},
     {"RouterB", true, [](Rig& r) {
        launch<RouterB>(r.stream(), 36, {.x = r.acc(36, 16, 0.1, 0.9), .topk_idx = r.ints(36, 3, 16), .dw = r.acc(36, 3),
@@ -272,8 +288,8 @@ const RowCase kRowCases[] = {
                                            .residual = r.real(37, 200), .y = r.real(37, 200)});
      }},
     {"CombineB", false, [](Rig& r) {
-       launch<CombineB>(r.stream(), 37, {.x = r.real(111, 200), .dy = r.real(37, 200), .pos = r.ints(37, 3, 0), .w = r.acc(37, 3),
-                                         .dw = r.acc(37, 3)});
+       launch<CombineB>(r.stream(), 37, {.x = r.real(111, 200), .dy = r.real(37, 200), .pos = r.ints(37, 3, 0),
+                                         .w = r.acc(37, 3), .dw = r.acc(37, 3)});
      }},
     {"DispatchB", false, [](Rig& r) {
        launch<DispatchB>(r.stream(), 37, {.x = r.real(111, 200), .pos = r.ints(37, 3, 0), .dx = r.real(37, 200)});
@@ -306,7 +322,7 @@ TEST_F(Cuda, ARowOperationThatIsNotBuiltIsNamed) {
   }
 }
 
-// --- streams, events, memory -----------------------------------------------------------------------------------------------------
+// --- streams, events, memory -------------------------------------------------------------------------------------------------
 
 void pause_for(int milliseconds) { std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds)); }
 
