@@ -1,8 +1,8 @@
-// The CUDA device: streams are CUDA streams, events CUDA events, host buffers pinned memory. Work is enqueued and goes on by itself;
-// whatever fails is found by CUDA_CHECK at a later call.
+// The CUDA device: streams are CUDA streams, events CUDA events, host buffers pinned memory. Work is enqueued and goes on by
+// itself; whatever fails is found by CUDA_CHECK at a later call.
 //
-// Not here: row kernels (rows/compile_cuda.cuh) and products (gemm_cuda.cu). Nothing of CUDA is touched before cuda_device_count,
-// so that the binary starts where there is no driver. The contract is in device.h. Read next: gemm_cuda.h.
+// Not here: row kernels (rows/compile_cuda.cuh) and products (gemm_cuda.cu). Nothing of CUDA is touched before
+// cuda_device_count, so that the binary starts where there is no driver. The contract is in device.h. Read next: gemm_cuda.h.
 #include <cuda_bf16.h>
 
 #include <chrono>
@@ -24,7 +24,7 @@ constexpr double kEraSeconds = 4;
 
 double host_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// --- events ----------------------------------------------------------------------------------------------------------------------
+// --- events ------------------------------------------------------------------------------------------------------------------
 
 struct RawEvent {
   cudaEvent_t event;
@@ -74,7 +74,7 @@ class Clock {
   std::shared_ptr<const Era> era_;
 };
 
-// --- streams ---------------------------------------------------------------------------------------------------------------------
+// --- streams -----------------------------------------------------------------------------------------------------------------
 
 // What the first failing host function of a stream threw; shared by the stream and its host functions.
 struct Failure {
@@ -191,7 +191,7 @@ class CudaStream final : public Stream {
   bool keeps_host_ = false;    // staged copies or host functions may be under way: the destructor waits for them
 };
 
-// --- the device ------------------------------------------------------------------------------------------------------------------
+// --- the device --------------------------------------------------------------------------------------------------------------
 
 // Dense peaks of NVIDIA's datasheets in TFLOP/s, fp64 as cuBLAS computes it, on tensor cores; the first name found counts.
 constexpr struct {
@@ -236,8 +236,8 @@ class CudaDevice final : public Device {
     cudaGetLastError();  // or the next row kernel would find it
     size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
-    throw Error(cat(name(), ": no memory: asked for ", bytes, " bytes ", host ? "of pinned host memory" : "on the GPU", ", found ",
-                    cudaGetErrorString(status), "; free on the GPU: ", free >> 20, " of ", total >> 20, " MiB"));
+    throw Error(cat(name(), ": no memory: asked for ", bytes, " bytes ", host ? "of pinned host memory" : "on the GPU",
+                    ", found ", cudaGetErrorString(status), "; free on the GPU: ", free >> 20, " of ", total >> 20, " MiB"));
   }
   // Work that is still queued may use the memory. Nothing can be thrown here; a GPU that has failed says so at the next call.
   void release(void* p, bool host) override {

@@ -63,8 +63,8 @@ void CudaGemm::grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) {
   }
 }
 
-// cuBLAS reads matrices by columns. A row-major matrix read so is its own transpose, hence C^T = op(B)^T op(A)^T is asked for: the
-// operands change places, and a form's transposition stays with its operand.
+// cuBLAS reads matrices by columns. A row-major matrix read so is its own transpose, hence C^T = op(B)^T op(A)^T is asked for:
+// the operands change places, and a form's transposition stays with its operand.
 void CudaGemm::multiply(const Gemm& g) {
   const cublasOperation_t op_b = g.form == Form::NT ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t op_a = g.form == Form::TN ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -79,11 +79,11 @@ void CudaGemm::multiply(const Gemm& g) {
   const void* beta = f64 ? static_cast<const void*>(&beta64) : &beta32;
 
   if (g.batch == 1)
-    CUDA_CHECK(cublasGemmEx_64(handle_, op_b, op_a, n, m, k, alpha, g.b.data, in, g.b.ld, g.a.data, in, g.a.ld, beta, g.c.data, out,
-                               g.c.ld, compute, CUBLAS_GEMM_DEFAULT));
+    CUDA_CHECK(cublasGemmEx_64(handle_, op_b, op_a, n, m, k, alpha, g.b.data, in, g.b.ld, g.a.data, in, g.a.ld, beta, g.c.data,
+                               out, g.c.ld, compute, CUBLAS_GEMM_DEFAULT));
   else
-    CUDA_CHECK(cublasGemmStridedBatchedEx_64(handle_, op_b, op_a, n, m, k, alpha, g.b.data, in, g.b.ld, g.stride_b, g.a.data, in,
-                                             g.a.ld, g.stride_a, beta, g.c.data, out, g.c.ld, g.stride_c, g.batch, compute,
+    CUDA_CHECK(cublasGemmStridedBatchedEx_64(handle_, op_b, op_a, n, m, k, alpha, g.b.data, in, g.b.ld, g.stride_b, g.a.data,
+                                             in, g.a.ld, g.stride_a, beta, g.c.data, out, g.c.ld, g.stride_c, g.batch, compute,
                                              CUBLAS_GEMM_DEFAULT));
 }
 

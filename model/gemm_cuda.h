@@ -1,8 +1,8 @@
 // GEMM on CUDA: cuBLAS behind duet's row-major Gemm.
 //
-// Exactness. One handle with one workspace for each stream, no atomics, TF32 off in fp32, and sums in fp32 also where bf16 comes
-// out: the same shapes on the same GPU then give the same bits, run after run, as NVIDIA's documentation of cuBLAS states under
-// "Results reproducibility". It does not promise that a row's bits are independent of the number of rows.
+// Exactness. One handle with one workspace for each stream, no atomics, TF32 off in fp32, and sums in fp32 also where bf16
+// comes out: the same shapes on the same GPU then give the same bits, run after run, as NVIDIA's documentation of cuBLAS states
+// under "Results reproducibility". It does not promise that a row's bits are independent of the number of rows.
 //
 // fp32, fp64, and bf16 with C in bf16 or fp32. Not here: shapes and forms (Gemm in device.h). Read next: gemm_cuda.cu.
 #pragma once
