@@ -15,7 +15,7 @@ HD float fused_multiply_add(float a, float b, float c) {
 #endif
 }
 
-// exp(x) to 2 ulp for -87 <= x <= 88, beyond that the value at the end. x = n ln2 + r, |r| <= ln2/2; exp(r) by its Taylor
+// exp(x) to 3 ulp for -87 <= x <= 88, beyond that the value at the end. x = n ln2 + r, |r| <= ln2/2; exp(r) by its Taylor
 // polynomial of degree 6; 2^n by the exponent bits.
 HD float exp_(float x) {
   x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
