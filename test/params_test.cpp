@@ -83,7 +83,7 @@ TEST(Params, FinishGradAddsHalvesAndSquares) {
     expected.emplace_back();
     for (int64_t i = 0; i < p.grad[0].size(); ++i) expected.back().push_back(float(get(p.grad[0], i)) + float(get(p.grad[1], i)));
   }
-  const std::vector<double> squares = params.finish_grad(device->compute());
+  const std::vector<double> squares = params.squares(device->compute());
   ASSERT_EQ(squares.size(), 3u);  // of the trained ones, in order of declaration
   const size_t trained[] = {0, 1, 3};
   for (size_t j = 0; j < 3; ++j) {
@@ -96,7 +96,7 @@ TEST(Params, FinishGradAddsHalvesAndSquares) {
     EXPECT_NEAR(squares[j], sum, 1e-12 * sum);
   }
   params.zero_grad(device->compute());
-  EXPECT_EQ(params.finish_grad(device->compute()), std::vector<double>(3, 0));
+  EXPECT_EQ(params.squares(device->compute()), std::vector<double>(3, 0));
 }
 
 TEST(Params, SquaresDoNotDependOnWhatElseIsDeclaredNorOnThreads) {
@@ -110,7 +110,7 @@ TEST(Params, SquaresDoNotDependOnWhatElseIsDeclaredNorOnThreads) {
       set(a.grad[0], i, initial_normal(1, "g0", i));
       set(a.grad[1], i, initial_normal(1, "g1", i));
     }
-    return params.finish_grad(device->compute()).back();
+    return params.squares(device->compute()).back();
   };
   const double expected = squares_of_a(0, 1);
   EXPECT_EQ(squares_of_a(3, 1), expected);
@@ -144,7 +144,7 @@ TEST(Params, AdamWOverThreeSteps) {
     const AdamWOptions options{.lr = 0.01, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.3};
     for (int t = 1; t <= 3; ++t) {
       random_gradients(params, unsigned(t));
-      params.finish_grad(stream);
+      params.squares(stream);
       const double clip = 0.5 / t;
       for (size_t k : {0, 1, 3}) {
         std::vector<double> g = values(params.all()[k].grad[0]);
