@@ -13,7 +13,7 @@ namespace duet {
 namespace {
 
 constexpr int64_t kRows = 516, kCols = 256;      // a block of C: A's part of it, [516, kBlock], stays in the L2 cache
-constexpr int64_t kParallelFlops = 1'000'000;    // below, about 10 us, a product is not worth waking anyone
+constexpr int64_t kParallelFlops = 500'000;      // below, about 5 us, a product is not worth waking anyone
 
 // One product of a batch or group, rows x depth times depth x cols.
 template <class T>
@@ -105,16 +105,14 @@ void gemm_typed(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& poo
   }
   if (rows == 0 || cols == 0) return;
   const bool parallel = pool.size() > 1 && gemm_flops(g, offsets) >= kParallelFlops;
-  // Row blocks: even ones of whole tiles, and more of them where there are too few blocks to go round.
-  const int64_t col_blocks = (cols + kCols - 1) / kCols;
+  // Row blocks: even ones of whole tiles, and more of them until all threads get the same number, or many.
+  const int64_t col_blocks = (cols + kCols - 1) / kCols, threads = pool.size();
   int64_t row_blocks = (rows + kRows - 1) / kRows;
-  if (parallel) {
-    const int64_t wanted = (4 * pool.size() + count * col_blocks - 1) / (count * col_blocks);
-    row_blocks = std::max(row_blocks, std::min(wanted, rows / (8 * kTileRows)));
-  }
+  const auto even = [&](int64_t blocks) { return blocks % threads == 0 || blocks >= 8 * threads; };
+  while (parallel && !even(count * row_blocks * col_blocks) && rows > row_blocks * 4 * kTileRows) row_blocks++;
   const int64_t row_step = (rows + row_blocks * kTileRows - 1) / (row_blocks * kTileRows) * kTileRows;
   const int64_t blocks = count * row_blocks * col_blocks;
-  const int64_t grain = parallel ? std::max<int64_t>(1, blocks / (8 * pool.size())) : blocks;
+  const int64_t grain = parallel ? std::max<int64_t>(1, blocks / (8 * threads)) : blocks;
   pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; block++) {
       const Product<T> p = product<T>(g, offsets, block / (row_blocks * col_blocks));

@@ -19,7 +19,7 @@ void pause_core() {
 #endif
 }
 
-constexpr int kSpins = 1000;  // of a waiting worker before it sleeps: some tens of microseconds
+constexpr int kSpins = 3000;  // of a waiting worker before it sleeps: some 50 to 100 microseconds
 
 }  // namespace
 

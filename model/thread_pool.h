@@ -2,7 +2,7 @@
 //
 // The calling thread takes part, and workers that come late (asleep, or the system has put something else on their core) are
 // not waited for: the loop ends when its pieces are done. A region of a few microseconds is therefore never much slower than
-// without the pool. Workers spin for some microseconds after a loop, then sleep. Several pools coexist, one per rank.
+// without the pool. Workers spin for up to 0.1 ms after a loop, then sleep. Several pools coexist, one per rank.
 // What it is not: a task system. There are no futures, no nesting, and no order between pieces.
 // Read next: device_cpu.cpp, gemm_cpu.cpp, its users.
 #pragma once
