@@ -9,8 +9,8 @@
 namespace duet {
 namespace {
 
-// Eight sizes per power of two, none below 256 bytes: at most an eighth is lost, and the sizes of dropless experts, which change
-// a little with every batch, find the memory of the step before.
+// Eight sizes per power of two, none below 256 bytes: at most an eighth is lost, and the sizes of dropless experts, which
+// change a little with every batch, find the memory of the step before.
 int64_t size_class(int64_t bytes) {
   if (bytes <= 256) return 256;
   const int64_t step = std::max<int64_t>(256, int64_t(std::bit_floor(uint64_t(bytes - 1))) / 8);

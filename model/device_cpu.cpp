@@ -1,5 +1,5 @@
-// The CPU device. Its compute stream works at once, on the calling thread and the rank's pool; any further stream is a thread with
-// a queue, and its products run on that thread alone, so that they leave the pool to the compute stream.
+// The CPU device. Its compute stream works at once, on the calling thread and the rank's pool; any further stream is a thread
+// with a queue, and its products run on that thread alone, so that they leave the pool to the compute stream.
 //
 // Failures on a stream's thread: the stream skips its remaining work, events recorded after the failure carry it on to whoever
 // waits for them, and it is rethrown at the stream's synchronize(). Nobody waits for ever.

@@ -1,5 +1,5 @@
-// The shapes of the `bench` preset: d_model 256, 8 heads, q.k 48 wide (32 + 16 rotary), v 32, kv_lora 64, 16 experts of width 512,
-// sequences of 256 tokens, 8 at a time. GFLOP/s counts useful work: half of a causal product.
+// The shapes of the `bench` preset: d_model 256, 8 heads, q.k 48 wide (32 + 16 rotary), v 32, kv_lora 64, 16 experts of width
+// 512, sequences of 256 tokens, 8 at a time. GFLOP/s counts useful work: half of a causal product.
 #include "model/gemm_bench.h"
 
 #include <chrono>
@@ -97,8 +97,8 @@ void bench_gemm(int threads, std::ostream& out) {
     }
     const double flops = 2. * double(s.m * s.n * s.k * s.batch) / (s.causal ? 2 : 1);
     const char* form = s.form == Form::NN ? "NN" : s.form == Form::NT ? "NT" : "TN";
-    out << "  " << std::left << std::setw(30) << s.what << form << std::right << std::setw(6) << s.m << " x" << std::setw(5) << s.n
-        << " x" << std::setw(5) << s.k << std::setw(9) << std::setprecision(1) << best * 1e6 << " us" << std::setw(8)
+    out << "  " << std::left << std::setw(30) << s.what << form << std::right << std::setw(6) << s.m << " x" << std::setw(5)
+        << s.n << " x" << std::setw(5) << s.k << std::setw(9) << std::setprecision(1) << best * 1e6 << " us" << std::setw(8)
         << flops / best * 1e-9 << "\n";
   }
 }

@@ -1,6 +1,6 @@
 // The blocked GEMM of the CPU (contract: gemm_cpu.h), after Goto and van de Geijn, "Anatomy of High-Performance Matrix
-// Multiplication" (2008), with less packing: a panel of B, [kBlock, 32 columns], is copied to the stack, where all row tiles of A
-// meet it; A is read where it lies, because a cache line of it is used for 16 steps of k.
+// Multiplication" (2008), with less packing: a panel of B, [kBlock, 32 columns], is copied to the stack, where all row tiles of
+// A meet it; A is read where it lies, because a cache line of it is used for 16 steps of k or shared with the next tile.
 //
 //   gemm_cpu     cuts C into blocks of at most kRows x kCols for the threads
 //   multiply     one block: over blocks of k, over panels of B, over row tiles
@@ -13,7 +13,7 @@ namespace duet {
 namespace {
 
 constexpr int64_t kRows = 516, kCols = 256;      // a block of C: A's part of it, [516, kBlock], stays in the L2 cache
-constexpr int64_t kParallelFlops = 1'000'000;    // below, about 10 us, a product is not worth waking anyone
+constexpr int64_t kParallelFlops = 500'000;      // below, about 5 us, a product is not worth waking anyone
 
 // One product of a batch or group, rows x depth times depth x cols.
 template <class T>
@@ -38,7 +38,9 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
       const int cols = int(std::min<int64_t>(kWidth, j1 - j)), vecs = (cols + N - 1) / N;
       const int64_t first = causal && nt ? std::max(i0, j) : i0;  // above lies nothing but what causal leaves out
       const T* b = p.b + k0 * p.b_k + j * p.b_col;
-      const T* next = j + kWidth < j1 ? b + kWidth * p.b_col : k0 + kBlock < p.depth ? b + kBlock * p.b_k - (j - j0) * p.b_col : nullptr;
+      const T* next = nullptr;  // panel
+      if (j + kWidth < j1) next = b + kWidth * p.b_col;
+      else if (k0 + kBlock < p.depth) next = b + kBlock * p.b_k - (j - j0) * p.b_col;
       int64_t b_k = p.b_k;
       if (first < i1 && (nt || i1 - first > 2 * kTileRows)) {  // with fewer rows a copy does not pay
         if (nt) pack_transposed(b, p.b_col, depth, cols, vecs * N, panel);
@@ -57,14 +59,16 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
         t.a = p.a + i * p.a_row + (k0 + begin) * p.a_k;
         t.b = b + begin * b_k;
         t.c = p.c + i * p.ldc + j;
-        // The first two tiles look ahead to the next panel of B, the others, while the first panel lasts, to the next rows of A.
+        // The first two tiles look ahead to the next panel of B; the others, during the first panel, to the next rows of A.
         const int64_t nth = (i - first) / kTileRows;
         const T* next_a = t.a + kTileRows * p.a_row;
-        if (nth < 2 && next) t.ahead = nt ? Ahead<T>::across(next + nth * 16 * p.b_col, p.b_col)
-                                          : Ahead<T>::down(next + nth * Ahead<T>::kLine, p.b_k);
-        else if (j == j0 && i + 2 * kTileRows <= i1) t.ahead = tn ? Ahead<T>::down(next_a + kTileRows - 1, p.a_k)
-                                                                  : Ahead<T>::across(next_a, p.a_row);
-        else t.ahead = {t.c};
+        t.ahead = {t.c};
+        if (nth < 2 && next) {
+          t.ahead = nt ? Ahead<T>::across(next + nth * 16 * p.b_col, p.b_col)
+                       : Ahead<T>::down(next + nth * Ahead<T>::kLine, p.b_k);
+        } else if (j == j0 && i + 2 * kTileRows <= i1) {
+          t.ahead = tn ? Ahead<T>::down(next_a + kTileRows - 1, p.a_k) : Ahead<T>::across(next_a, p.a_row);
+        }
         kTiles<T>[rows - 1][vecs - 1](t);
       }
     }
@@ -75,8 +79,10 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
 template <class T>
 Product<T> product(const Gemm& g, std::span<const int64_t> offsets, int64_t i) {
   const bool tn = g.form == Form::TN, nt = g.form == Form::NT;
-  Product<T> p = {.a = g.a.row<T>(0) + i * g.stride_a, .b = g.b.row<T>(0) + i * g.stride_b, .c = g.c.row<T>(0) + i * g.stride_c,
-                  .a_row = tn ? 1 : g.a.ld, .a_k = tn ? g.a.ld : 1, .b_k = nt ? 1 : g.b.ld, .b_col = nt ? g.b.ld : 1, .ldc = g.c.ld,
+  Product<T> p = {.a = g.a.row<T>(0) + i * g.stride_a, .b = g.b.row<T>(0) + i * g.stride_b,
+                  .c = g.c.row<T>(0) + i * g.stride_c,
+                  .a_row = tn ? 1 : g.a.ld, .a_k = tn ? g.a.ld : 1,
+                  .b_k = nt ? 1 : g.b.ld, .b_col = nt ? g.b.ld : 1, .ldc = g.c.ld,
                   .rows = tn ? g.a.cols : g.a.rows, .cols = nt ? g.b.rows : g.b.cols, .depth = tn ? g.a.rows : g.a.cols,
                   .g = g};
   if (offsets.empty()) return p;
@@ -99,16 +105,15 @@ void gemm_typed(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& poo
   }
   if (rows == 0 || cols == 0) return;
   const bool parallel = pool.size() > 1 && gemm_flops(g, offsets) >= kParallelFlops;
-  // Row blocks: even ones of whole tiles, and more of them where there are too few blocks to go round.
-  const int64_t col_blocks = (cols + kCols - 1) / kCols;
+  // Row blocks: even ones of whole tiles, and more of them until all threads get the same number, or many.
+  const int64_t col_blocks = (cols + kCols - 1) / kCols, threads = pool.size();
   int64_t row_blocks = (rows + kRows - 1) / kRows;
-  if (parallel) {
-    const int64_t wanted = (4 * pool.size() + count * col_blocks - 1) / (count * col_blocks);
-    row_blocks = std::max(row_blocks, std::min(wanted, rows / (8 * kTileRows)));
-  }
+  const auto even = [&](int64_t blocks) { return blocks % threads == 0 || blocks >= 8 * threads; };
+  while (parallel && !even(count * row_blocks * col_blocks) && rows > row_blocks * 4 * kTileRows) row_blocks++;
   const int64_t row_step = (rows + row_blocks * kTileRows - 1) / (row_blocks * kTileRows) * kTileRows;
   const int64_t blocks = count * row_blocks * col_blocks;
-  pool.parallel_for(blocks, parallel ? std::max<int64_t>(1, blocks / (8 * pool.size())) : blocks, [&](int64_t begin, int64_t end) {
+  const int64_t grain = parallel ? std::max<int64_t>(1, blocks / (8 * threads)) : blocks;
+  pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; block++) {
       const Product<T> p = product<T>(g, offsets, block / (row_blocks * col_blocks));
       const int64_t i = block / col_blocks % row_blocks * row_step, j = block % col_blocks * kCols;
@@ -126,7 +131,7 @@ void gemm_cpu(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& pool)
   if (g.a.dtype == Dtype::f32) return gemm_typed<float>(g, offsets, pool);
   if (g.a.dtype == Dtype::f64) return gemm_typed<double>(g, offsets, pool);
   DUET_CHECK(false, "GEMM on the CPU: expected fp32 or fp64, found ", dtype_name(g.a.dtype),
-             " (bf16 needs a GPU: the CPU has no bf16 kernels)");
+             " (bf16 needs a GPU; use --dtype fp32)");
 }
 
 const char* cpu_instruction_set() { return kInstructionSet; }

@@ -2,13 +2,15 @@
 //
 // Contract. An element of C is
 //
-//   c = c0;  for each block of kBlock indices k, ascending:  { p = 0;  for k in the block, ascending:  p = fma(a, b, p);
-//                                                               c = fma(alpha, p, c); }
+//   c = accumulate ? C's old element : 0
+//   for each block of kBlock indices k, ascending:
+//     p = 0;  for k in the block, ascending:  p = fma(a, b, p)
+//     c = fma(alpha, p, c)
 //
-// with c0 = 0, or C's old element where `accumulate`. Nothing else enters: its bits do not depend on the number of rows or columns
-// around it, on the batch or group it came in, nor on threads, which share out tiles of C and never k. Terms that `causal` skips
-// are zeros, which change no bits. (Finite values: a skipped 0 * infinity would have been NaN. On machines without fused
-// multiply-add, gemm_vec.h, fma above is a multiply and an add.)
+// Nothing else enters: its bits do not depend on the number of rows or columns around it, on the batch or group it came in, nor
+// on threads, which share out tiles of C and never k. Terms that `causal` skips are zeros, which change no bits. (Of finite
+// values: a skipped 0 * infinity would have been NaN. On machines without fused multiply-add, gemm_vec.h, each fma above is a
+// multiply and an add.)
 //
 // f32 and f64; bf16 is for CUDA and refused. Gemm (device.h) states shapes and forms. Read next: gemm_vec.h, gemm_cpu.cpp.
 #pragma once

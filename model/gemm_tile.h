@@ -1,7 +1,7 @@
 // The inner loops of the CPU's GEMM: a tile of C summed in registers, and the panels of B that tiles read.
 //
-// Everything about order of summation is here: `tile` sums one block of k in ascending order and adds it to C. Which tiles there
-// are, and who computes them, is gemm_cpu.cpp's business; no choice made there can change a bit. Read next: gemm_vec.h.
+// The order of summation is all here: `tile` sums one block of k in ascending order and adds it to C. Which tiles there are,
+// and who computes them, is gemm_cpu.cpp's business; no choice made there can change a bit. Read next: gemm_vec.h.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -25,8 +25,8 @@ struct Ahead {
   int64_t step = 0, jump = 0;
 
   static constexpr int64_t kLine = 64 / sizeof(T);  // elements of a cache line
-  static Ahead down(const T* p, int64_t ld) { return {p, ld, 0}; }                       // one line of each row
-  static Ahead across(const T* p, int64_t ld) { return {p, ld, kLine - 16 * ld}; }       // 16 rows, line by line
+  static Ahead down(const T* p, int64_t ld) { return {p, ld, 0}; }                  // one line of each row
+  static Ahead across(const T* p, int64_t ld) { return {p, ld, kLine - 16 * ld}; }  // 16 rows, line by line
 };
 
 template <class T>

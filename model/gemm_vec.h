@@ -1,8 +1,8 @@
 // Vec<T>: the machine's vector of floats or doubles, the six verbs that the GEMM needs, and the shape of its register tile.
 //
 // The only file that knows instruction sets. With AVX-512, AVX2 and NEON madd is one fused multiply-add; on a machine without
-// (x86-64's baseline) it is a multiply and an add, which changes the bits (the ladder's row "instruction set") and nothing else.
-// Elsewhere than on AVX the compiler's own vectors of 16 bytes are used. Read next: gemm_cpu.cpp.
+// (x86-64's baseline) it is a multiply and an add, which changes the bits (the ladder's row "instruction set"), nothing else.
+// Elsewhere than on AVX the compiler's own vectors of 16 bytes are used. Read next: gemm_tile.h, where it is used.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -1,6 +1,6 @@
-// ThreadPool's protocol. All of it hangs on state_: the owner writes the loop and opens it (release); a worker joins by counting
-// itself in (acquire), which succeeds only while the loop is open; the owner closes it and waits until the last worker has counted
-// itself out. So the loop's fields and the caller's data are handed over by state_ alone. The interface is in thread_pool.h.
+// ThreadPool's protocol. All of it hangs on state_: the owner writes the loop and opens it (release); a worker joins by
+// counting itself in (acquire), which succeeds only while the loop is open; the owner closes it and waits until the last worker
+// has counted itself out. So the loop and the caller's data are handed over by state_ alone. The interface: thread_pool.h.
 #include "model/thread_pool.h"
 
 #include <algorithm>
@@ -19,7 +19,7 @@ void pause_core() {
 #endif
 }
 
-constexpr int kSpins = 1000;  // of a waiting worker before it sleeps: some tens of microseconds
+constexpr int kSpins = 3000;  // of a waiting worker before it sleeps: some 50 to 100 microseconds
 
 }  // namespace
 

@@ -36,8 +36,10 @@ struct Matrix {
 };
 
 // op(A)[i, k] and op(B)[k, j] of a plain product.
-template <class T> T a_at(const Gemm& g, int64_t i, int64_t k) { return g.form == Form::TN ? g.a.row<T>(k)[i] : g.a.row<T>(i)[k]; }
-template <class T> T b_at(const Gemm& g, int64_t k, int64_t j) { return g.form == Form::NT ? g.b.row<T>(j)[k] : g.b.row<T>(k)[j]; }
+template <class T>
+T a_at(const Gemm& g, int64_t i, int64_t k) { return g.form == Form::TN ? g.a.row<T>(k)[i] : g.a.row<T>(i)[k]; }
+template <class T>
+T b_at(const Gemm& g, int64_t k, int64_t j) { return g.form == Form::NT ? g.b.row<T>(j)[k] : g.b.row<T>(k)[j]; }
 
 // The contract.
 template <class T>
@@ -85,8 +87,9 @@ TYPED_TEST_SUITE(GemmTest, Types);
 
 TYPED_TEST(GemmTest, EveryFormAndSizeHasTheContractsBits) {
   using T = TypeParam;
-  const int64_t sizes[][3] = {{1, 1, 1},   {1, 33, 7},   {12, 32, 64},  {13, 31, 5},  {25, 40, 300}, {3, 36, 257},
-                              {37, 96, 1}, {61, 17, 31}, {11, 48, 512}, {64, 32, 64}, {30, 20, 700}, {7, 300, 19}, {600, 9, 10}};
+  const int64_t sizes[][3] = {{1, 1, 1},    {1, 33, 7},    {12, 32, 64}, {13, 31, 5},   {25, 40, 300}, {3, 36, 257},
+                              {37, 96, 1},  {61, 17, 31},  {11, 48, 512}, {64, 32, 64}, {30, 20, 700}, {7, 300, 19},
+                              {600, 9, 10}};
   ThreadPool pool(2);
   for (Form form : kForms)
     for (const auto& [m, n, k] : sizes)
@@ -195,7 +198,8 @@ TYPED_TEST(GemmTest, CausalSkipsOnlyZeros) {
         Matrix<T> a(seq, nt ? dim : seq, 1, 2), b(seq, dim, 2, 4);
         if (!nt) zero_above_diagonal(a);
         Matrix<T> found(seq, nt ? seq : dim, 3), expected = found;
-        Gemm g = {.form = form, .a = a.view, .b = b.view, .c = found.view, .accumulate = accumulate, .alpha = -0.25, .causal = true};
+        Gemm g = {.form = form, .a = a.view, .b = b.view, .c = found.view, .accumulate = accumulate, .alpha = -0.25,
+                  .causal = true};
         gemm_cpu(g, {}, pool);
         g.c = expected.view;
         oracle<T>(g);
@@ -213,17 +217,24 @@ TYPED_TEST(GemmTest, GroupsAreTheirProductsOneByOne) {
     for (Form form : kForms)
       for (bool accumulate : {false, true}) {
         const bool tn = form == Form::TN, nt = form == Form::NT;
-        const Matrix<T> a(rows, k, 1), b = tn ? Matrix<T>(rows, n, 2) : nt ? Matrix<T>(n, k, 2, 0, groups) : Matrix<T>(k, n, 2, 0, groups);
+        const Matrix<T> a(rows, k, 1);
+        const Matrix<T> b = tn ? Matrix<T>(rows, n, 2) : nt ? Matrix<T>(n, k, 2, 0, groups) : Matrix<T>(k, n, 2, 0, groups);
         Matrix<T> found = tn ? Matrix<T>(k, n, 3, 0, groups) : Matrix<T>(rows, n, 3), expected = found;
         Gemm g = {.form = form, .a = a.view, .b = b.view, .c = found.view, .accumulate = accumulate,
                   .stride_b = tn ? 0 : b.stride(), .stride_c = tn ? found.stride() : 0};
         ThreadPool pool(threads);
         gemm_cpu(g, offsets, pool);
         for (int e = 0; e < groups; e++) {
-          Gemm one = {.form = form, .a = a.view.row_slice(offsets[e], offsets[e + 1] - offsets[e]), .b = b.view, .c = expected.view,
+          const int64_t begin = offsets[e], count = offsets[e + 1] - begin;
+          Gemm one = {.form = form, .a = a.view.row_slice(begin, count), .b = b.view, .c = expected.view,
                       .accumulate = accumulate};
-          if (tn) one.b = b.view.row_slice(offsets[e], one.a.rows), one.c.data = expected.values.data() + e * expected.stride();
-          else one.b.data = const_cast<T*>(b.values.data()) + e * b.stride(), one.c = expected.view.row_slice(offsets[e], one.a.rows);
+          if (tn) {
+            one.b = b.view.row_slice(begin, count);
+            one.c.data = expected.values.data() + e * expected.stride();
+          } else {
+            one.b.data = b.view.template row<T>(0) + e * b.stride();
+            one.c = expected.view.row_slice(begin, count);
+          }
           oracle<T>(one);
         }
         expect_same_bits(found, expected, cat("form ", int(form), " threads ", threads));
