@@ -22,7 +22,7 @@
 namespace duet {
 namespace {
 
-constexpr int kLooks = 500;                           // without success, before pauses begin
+constexpr int kLooks = 500;  // without success, before pauses begin
 constexpr auto kPause = std::chrono::microseconds(20);
 constexpr int64_t kLargest = int64_t(1) << 30;  // bytes in one MPI message, whose count is an int; longer ones go in pieces
 
