@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "comm/sum.h"
 #include "comm/transport.h"
@@ -33,8 +34,17 @@ void check_contiguous(const Tensor& t) {
 
 }  // namespace
 
-bool Request::done() const { return post_->transport.done(*post_); }
-void Request::wait() const { post_->transport.wait(*post_); }
+bool Request::done() const {
+  if (!post_->transport.done(*post_)) return false;
+  post_->deliver();
+  return !post_->copied || post_->copied->done();
+}
+
+void Request::wait() const {
+  post_->transport.wait(*post_);
+  post_->deliver();
+  if (post_->copied) post_->copied->synchronize();
+}
 
 CommStream::CommStream(Comm& world, Device& device)
     : transport_(world.transport_), exceptions_(std::uncaught_exceptions()), stream_(device.make_stream()) {}
@@ -76,19 +86,28 @@ std::shared_ptr<Post> Comm::make_post(bool send, const Leg& leg, uint32_t tag, c
 void Comm::post(Stream& after, const std::shared_ptr<Post>& p, bool collective) {
   Device& device = after.device();
   if (!device.is_cuda()) return in_order(after, *transport_, [p] { p->transport.post(*p); });
-  require(transport_->moves_gpu_memory(), "--transport: processes cannot exchange GPU memory; use local, or --device cpu");
   transport_->check();
   p->ready = device.make_event();
   after.record(*p->ready);
   if (!collective) p->own_lane = device.make_stream();
   p->lane = collective ? &after : p->own_lane.get();
+  if (!transport_->moves_gpu_memory()) {
+    p->staging = device.host_buffer(1, (p->bytes + 3) / 4, Dtype::i32);
+    p->gpu_data = std::exchange(p->data, p->staging->data);
+  }
+  if (p->staging && p->send) {
+    p->lane->wait(*p->ready);
+    p->lane->copy(p->data, p->gpu_data, size_t(p->bytes));
+    p->lane->record(*p->ready);
+  }
   transport_->post(*p);
 }
 
 void Comm::wait(Stream& stream, const std::shared_ptr<Post>& p) {
   if (!stream.device().is_cuda()) return in_order(stream, *transport_, [p] { p->transport.wait(*p); });
-  transport_->wait(*p);  // until both sides have posted: the copy is enqueued
-  stream.wait(*p->copied);
+  transport_->wait(*p);  // between threads, until both sides have posted; between processes, until the message is here
+  p->deliver();
+  if (p->copied) stream.wait(*p->copied);
 }
 
 void Comm::wait(Stream& stream, const Request& request) { wait(stream, request.post_); }

@@ -20,8 +20,8 @@
 //
 // STREAMS. What takes a Stream is enqueued in that stream's order and returns: data is read after the work enqueued before,
 // results are there for the work enqueued after. On the CPU's compute stream, which works at once, this means it blocks; on a
-// CommStream that stream's thread does, and computation goes on. On CUDA the host may block until the peer has called its
-// side.
+// CommStream that stream's thread does, and computation goes on. On CUDA the host may block: between threads until the peer
+// has called its side, between processes, where messages go by way of host memory, until the message is there.
 //
 // EXACTNESS. Sums are formed in rank order, ((rank 0 + rank 1) + rank 2) + ..., element by element, whatever the transport:
 // never MPI_Allreduce, never ncclAllReduce, which choose an order by size and machine.
@@ -89,7 +89,7 @@ class Request {
  public:
   Request() = default;
   explicit operator bool() const { return post_ != nullptr; }
-  bool done() const;  // on CUDA: its copy is enqueued
+  bool done() const;
   void wait() const;  // the calling thread waits
 
  private:

@@ -22,7 +22,7 @@
 namespace duet {
 namespace {
 
-constexpr int kLooks = 500;                           // without success, before pauses begin
+constexpr int kLooks = 500;  // without success, before pauses begin
 constexpr auto kPause = std::chrono::microseconds(20);
 constexpr int64_t kLargest = int64_t(1) << 30;  // bytes in one MPI message, whose count is an int; longer ones go in pieces
 
@@ -81,8 +81,8 @@ class MpiTransport final : public Transport {
     int idle = 0;
     std::unique_lock lock(mutex_);
     for (;;) {
-      for (Post* p : std::exchange(fresh_, {})) start(*p);
-      if (pieces_.empty()) {
+      start_fresh();
+      if (pieces_.empty() && fresh_.empty()) {
         if (ending_) return;
         work_.wait(lock, [&] { return ending_ || !fresh_.empty(); });
         continue;
@@ -92,7 +92,19 @@ class MpiTransport final : public Transport {
       lock.lock();
       idle = moved ? 0 : idle + 1;
       if (ending_ && idle > kLooks) return;  // the rank failed
-      if (idle > kLooks && fresh_.empty()) work_.wait_for(lock, kPause);
+      if (idle > kLooks) work_.wait_for(lock, kPause);
+    }
+  }
+
+  // Gives MPI what was posted; a message that is still being copied from a GPU is kept, and so are later ones of the same tag.
+  void start_fresh() {
+    for (Post* p : std::exchange(fresh_, {})) {
+      const auto same = [&](const Post* kept) { return kept->peer == p->peer && kept->tag == p->tag && kept->send == p->send; };
+      const bool copying = p->send && p->ready && !p->ready->done();
+      if (copying || std::any_of(fresh_.begin(), fresh_.end(), same))
+        fresh_.push_back(p);
+      else
+        start(*p);
     }
   }
 

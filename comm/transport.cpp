@@ -24,6 +24,20 @@ std::string Post::text() const {
 
 Post::~Post() {
   if (posted && !transport.done(*this)) transport.cancel(*this);
+  if (!staging || !copied) return;
+  try {
+    copied->synchronize();  // staging serves another message next
+  } catch (const std::exception&) {
+    // the stream's failure is reported where it is waited for
+  }
+}
+
+void Post::deliver() {
+  if (!staging || send || copied) return;
+  copied = lane->device().make_event();
+  lane->wait(*ready);
+  lane->copy(gpu_data, data, size_t(bytes));
+  lane->record(*copied);
 }
 
 void Transport::wait(Post& p) {

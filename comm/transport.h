@@ -45,11 +45,15 @@ struct Post {
   int64_t bytes = 0;
   const char* collective = nullptr;  // its name; null for a message of isend and irecv
 
-  // Only for memory on a GPU: the buffer may be used after `ready`; the copy is enqueued on `lane` of whoever posts second, and
-  // `copied` (set before the post is done) tells when it has happened.
+  // Only for memory on a GPU: the buffer may be used after `ready`, `copied` tells when that has happened, and copies are
+  // enqueued on `lane`. Between threads it is one copy, on the lane of whoever posts second, and `copied` is set before the
+  // post is done. Between processes it goes by way of `staging`, host memory, to which `data` then points.
   std::shared_ptr<Event> ready, copied;
   Stream* lane = nullptr;
   std::unique_ptr<Stream> own_lane;  // keeps the lane where it serves this message alone
+  Buf staging;
+  void* gpu_data = nullptr;
+  void deliver();  // what came by staging: enqueues its copy to the GPU, once
 
   bool posted = false, done = false;  // `done` is guarded by the transport's mutex
   int64_t pieces = 0;                 // under way, where a transport cuts messages; its own

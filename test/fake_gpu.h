@@ -1,0 +1,53 @@
+// A device that says it is a GPU and has none: its memory is the host's, and its streams, compute() too, are threads. What
+// comm/ does for GPUs (copies behind events) is tested with it where there is no GPU.
+#pragma once
+#include <cstdlib>
+
+#include "model/device.h"
+
+namespace duet {
+
+class FakeGpu final : public Device {
+ public:
+  FakeGpu() : cpu_(make_cpu_device(1)), compute_(make_stream()) {}
+  ~FakeGpu() override {
+    compute_.reset();
+    drain_pool();
+  }
+  bool is_cuda() const override { return true; }
+  std::string name() const override { return "a stand-in for a GPU"; }
+  double peak_flops(Dtype) const override { return 0; }
+  int64_t attention_bytes() const override { return 1 << 20; }
+  Stream& compute() override { return *compute_; }
+  std::unique_ptr<Event> make_event() override { return cpu_->make_event(); }
+  std::unique_ptr<Stream> make_stream() override { return std::make_unique<Queue>(*this, cpu_->make_stream()); }
+
+ private:
+  class Queue final : public Stream {
+   public:
+    Queue(Device& device, std::unique_ptr<Stream> thread) : device_(device), thread_(std::move(thread)) {}
+    Device& device() override { return device_; }
+    void record(Event& event) override { thread_->record(event); }
+    void wait(Event& event) override { thread_->wait(event); }
+    void synchronize() override { thread_->synchronize(); }
+    void launch(const RowKernel& kernel, int64_t rows, const void* args, size_t bytes, int64_t cost) override {
+      thread_->launch(kernel, rows, args, bytes, cost);
+    }
+    void gemm(const Gemm& g) override { thread_->gemm(g); }
+    void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) override { thread_->grouped_gemm(g, offsets); }
+    void copy(void* dst, const void* src, size_t bytes) override { thread_->copy(dst, src, bytes); }
+    void zero(void* dst, size_t bytes) override { thread_->zero(dst, bytes); }
+    void host(std::function<void()> work) override { thread_->host(std::move(work)); }
+
+   private:
+    Device& device_;
+    std::unique_ptr<Stream> thread_;
+  };
+  void* allocate(int64_t bytes, bool) override { return std::aligned_alloc(256, size_t(bytes)); }
+  void release(void* p, bool) override { std::free(p); }
+
+  std::unique_ptr<Device> cpu_;
+  std::unique_ptr<Stream> compute_;
+};
+
+}  // namespace duet
