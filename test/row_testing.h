@@ -1,7 +1,7 @@
 // What the tests of row operations share: matrices with guards around their rows, and who runs a row operation.
 //
-// Every operation runs in each of kinds of `Case<T, Runner>`: on 32 simulated lanes (the CUDA kernel's code), and as rows_cpu.cpp
-// compiled it, launched on a CPU device with two threads; in float, double, and for the lanes bf16.
+// Every operation runs in several cases: on 32 simulated lanes (the CUDA kernel's code), and with the group of one as rows_cpu.cpp
+// compiled it, launched on a CPU device; in float, in double, and on the lanes in bf16.
 #pragma once
 #include <gtest/gtest.h>
 
