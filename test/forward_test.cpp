@@ -1,5 +1,5 @@
-// The forward pass: attention against a naive one in double, and row invariance: a sequence's bits do not depend on the sequences
-// that share its microbatch, nor on threads.
+// The forward pass: attention against a naive one in double, and row invariance: a sequence's bits do not depend on the
+// sequences that share its microbatch, nor on threads.
 #include "model/attention.h"
 #include "model/ends.h"
 #include "model/layer.h"
@@ -21,13 +21,15 @@ Row normed(const Row& x, const Tensor& gain) {
   double squares = 0;
   for (double a : x) squares += a * a;
   Row y;
-  for (size_t i = 0; i < x.size(); ++i) y.push_back(x[i] / std::sqrt(squares / double(x.size()) + 1e-6) * gain.row<double>(0)[i]);
+  const double rms = std::sqrt(squares / double(x.size()) + 1e-6);
+  for (size_t i = 0; i < x.size(); ++i) y.push_back(x[i] / rms * gain.row<double>(0)[i]);
   return y;
 }
 // Interleaved pairs as complex numbers, times e^(i position theta^(-2j/n)).
 Row turned(Row x, int64_t position, double theta) {
   for (size_t j = 0; 2 * j < x.size(); ++j) {
-    const double angle = double(position) * std::pow(theta, -2.0 * double(j) / double(x.size())), a = x[2 * j], b = x[2 * j + 1];
+    const double angle = double(position) * std::pow(theta, -2.0 * double(j) / double(x.size()));
+    const double a = x[2 * j], b = x[2 * j + 1];
     x[2 * j] = a * std::cos(angle) - b * std::sin(angle);
     x[2 * j + 1] = a * std::sin(angle) + b * std::cos(angle);
   }
@@ -50,7 +52,8 @@ Row naive_attention(const Bench& b, const std::vector<Row>& x) {
     double sum = 0;
     for (int64_t t = 0; t <= last; ++t) {
       const Row kva = times(x[size_t(t)], b.weight("a.kv_a_proj_with_mqa.weight"));
-      const Row kv = times(normed(part(kva, 0, c.kv_lora_rank), b.weight("a.kv_a_layernorm.weight")), b.weight("a.kv_b_proj.weight"));
+      const Row latent = normed(part(kva, 0, c.kv_lora_rank), b.weight("a.kv_a_layernorm.weight"));
+      const Row kv = times(latent, b.weight("a.kv_b_proj.weight"));
       const int64_t begin = h * (c.qk_nope_head_dim + c.v_head_dim);
       Row key = part(kv, begin, c.qk_nope_head_dim);
       append(key, turned(part(kva, c.kv_lora_rank, c.qk_rope_head_dim), t, c.rope_theta));
@@ -81,14 +84,16 @@ TEST(Forward, AttentionEqualsNaiveAttention) {
       for (int64_t t = sequence * 5; t < sequence * 5 + 5; ++t) {
         tokens.push_back(Row(x->row<double>(t), x->row<double>(t) + c.d_model));
         const Row expected = naive_attention(b, tokens);
-        for (int64_t i = 0; i < c.d_model; ++i) ASSERT_NEAR(y->row<double>(t)[i], expected[size_t(i)], 1e-11) << "token " << t;
+        for (int64_t i = 0; i < c.d_model; ++i)
+          ASSERT_NEAR(y->row<double>(t)[i], expected[size_t(i)], 1e-11) << "token " << t;
       }
     }
   }
 }
 
-// Embedding, a dense layer, a layer of experts and the head; returns each token's output of the last layer and its loss, as bytes.
-std::vector<std::string> forward_bits(const ModelConfig& c, const std::vector<int32_t>& tokens, int64_t sequences, int threads) {
+// Embedding, a dense layer, a layer of experts and the head; returns each token's last output and its loss, as bytes.
+std::vector<std::string> forward_bits(const ModelConfig& c, const std::vector<int32_t>& tokens, int64_t sequences,
+                                      int threads) {
   Bench b(c, int64_t(tokens.size()) / sequences, sequences, Dtype::f32, threads);
   Embedding embedding(b.context, b.params);
   Layer dense(b.context, b.params, 0, [&](Params& p, const std::string& prefix) { return make_dense(b.context, p, prefix); });
@@ -114,7 +119,8 @@ std::vector<std::string> forward_bits(const ModelConfig& c, const std::vector<in
   std::vector<std::string> bits;
   for (int64_t t = 0; t < y->rows; ++t) {
     EXPECT_TRUE(std::isfinite(Bench::get(loss, t)));
-    bits.push_back(std::string(y->row<char>(0) + t * y->ld * 4, size_t(y->cols) * 4) + std::string(loss->row<char>(0) + t * 4, 4));
+    bits.emplace_back(y->row<char>(0) + t * y->ld * 4, size_t(y->cols) * 4);
+    bits.back().append(loss->row<char>(0) + t * 4, 4);
   }
   return bits;
 }

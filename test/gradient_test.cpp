@@ -1,5 +1,5 @@
-// Hand-written gradients against central differences, all in double, to 1e-6 of the tensor's largest gradient: for inputs and for
-// every parameter of every part of the model. The objective is sum(dy * y) with a random dy, or the loss.
+// Hand-written gradients against central differences, all in double, to 1e-6 of the tensor's largest gradient: for inputs and
+// for every parameter of every part of the model. The objective is sum(dy * y) with a random dy, or the loss.
 #include "model/attention.h"
 #include "model/ends.h"
 #include "model/layer.h"

@@ -1,4 +1,4 @@
-// Moe against a naive mixture of experts: a loop over tokens and experts in double. Load, balance loss, bias, the dispatch plan.
+// Moe against a naive mixture of experts, a loop over tokens and experts in double; load, balance loss, bias, dispatch plan.
 #include "moe/moe.h"
 
 #include <algorithm>

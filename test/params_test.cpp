@@ -1,4 +1,4 @@
-// Params: initial values by name, the finished gradient and its squares, AdamW against the published update.
+// Params: initial values by name, the sum of the halves and its squares, AdamW against the published update.
 #include "model/param.h"
 
 #include <gtest/gtest.h>
@@ -72,7 +72,7 @@ void random_gradients(Params& params, unsigned seed) {
       for (int64_t i = 0; i < p.grad[half].size(); ++i) set(p.grad[half], i, normal(rng));
 }
 
-TEST(Params, FinishGradAddsHalvesAndSquares) {
+TEST(Params, AddsHalvesAndSumsSquares) {
   auto device = make_cpu_device(2);
   Params params;
   declare(params);
@@ -81,8 +81,10 @@ TEST(Params, FinishGradAddsHalvesAndSquares) {
   std::vector<std::vector<float>> expected;
   for (const Param& p : params.all()) {
     expected.emplace_back();
-    for (int64_t i = 0; i < p.grad[0].size(); ++i) expected.back().push_back(float(get(p.grad[0], i)) + float(get(p.grad[1], i)));
+    for (int64_t i = 0; i < p.grad[0].size(); ++i)
+      expected.back().push_back(float(get(p.grad[0], i)) + float(get(p.grad[1], i)));
   }
+  params.add_halves(device->compute());
   const std::vector<double> squares = params.squares(device->compute());
   ASSERT_EQ(squares.size(), 3u);  // of the trained ones, in order of declaration
   const size_t trained[] = {0, 1, 3};
@@ -96,6 +98,7 @@ TEST(Params, FinishGradAddsHalvesAndSquares) {
     EXPECT_NEAR(squares[j], sum, 1e-12 * sum);
   }
   params.zero_grad(device->compute());
+  params.add_halves(device->compute());
   EXPECT_EQ(params.squares(device->compute()), std::vector<double>(3, 0));
 }
 
@@ -106,10 +109,7 @@ TEST(Params, SquaresDoNotDependOnWhatElseIsDeclaredNorOnThreads) {
     for (int i = 0; i < before; ++i) params.vector(cat("v", i), 77, Init::zeros);
     Param& a = params.matrix("a.weight", 190, 50);
     params.allocate(*device, Dtype::f32, 1);
-    for (int64_t i = 0; i < a.grad[0].size(); ++i) {
-      set(a.grad[0], i, initial_normal(1, "g0", i));
-      set(a.grad[1], i, initial_normal(1, "g1", i));
-    }
+    for (int64_t i = 0; i < a.grad[0].size(); ++i) set(a.grad[0], i, initial_normal(1, "gradient", i));
     return params.squares(device->compute()).back();
   };
   const double expected = squares_of_a(0, 1);
@@ -144,7 +144,7 @@ TEST(Params, AdamWOverThreeSteps) {
     const AdamWOptions options{.lr = 0.01, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.3};
     for (int t = 1; t <= 3; ++t) {
       random_gradients(params, unsigned(t));
-      params.squares(stream);
+      params.add_halves(stream);
       const double clip = 0.5 / t;
       for (size_t k : {0, 1, 3}) {
         std::vector<double> g = values(params.all()[k].grad[0]);

@@ -1,7 +1,7 @@
 // What the tests of row operations share: matrices with guards around their rows, and who runs a row operation.
 //
-// Every operation runs in several cases: on 32 simulated lanes (the CUDA kernel's code), and with the group of one as rows_cpu.cpp
-// compiled it, launched on a CPU device; in float, in double, and on the lanes in bf16.
+// Every operation runs in several cases: on 32 simulated lanes (the CUDA kernel's code), and with the group of one as
+// rows_cpu.cpp compiled it, launched on a CPU device; in float, in double, and on the lanes in bf16.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -71,8 +71,8 @@ void expect_close(const Mat<T>& found, const Mat<double>& expected, double toler
   for (int64_t r = 0; r < found.rows(); ++r)
     for (int64_t c = 0; c < found.cols(); ++c) {
       const double error = std::abs(double(found(r, c)) - expected(r, c)) / largest;
-      ASSERT_TRUE(error <= tolerance) << "at " << r << ", " << c << " of [" << found.rows() << ", " << found.cols() << "]: found "
-                                      << double(found(r, c)) << ", expected " << expected(r, c);
+      ASSERT_TRUE(error <= tolerance) << "at " << r << ", " << c << " of [" << found.rows() << ", " << found.cols()
+                                      << "]: found " << double(found(r, c)) << ", expected " << expected(r, c);
     }
 }
 

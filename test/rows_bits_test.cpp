@@ -1,5 +1,5 @@
-// What the exactness ladder asks of the row operations as rows_cpu.cpp compiles them: the bits of a row depend neither on where it
-// lies in memory, nor on how many rows come with it, nor on threads. And what exp_ promises.
+// What the exactness ladder asks of the row operations as rows_cpu.cpp compiles them: the bits of a row depend neither on where
+// it lies in memory, nor on how many rows come with it, nor on threads. And what exp_ promises.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -94,16 +94,18 @@ const Operation kOperations[] = {
     {"CausalSoftmaxF", [](Bench& b) { b.run<CausalSoftmaxF>(b.place.rows, {b.tokens(b.cols)}); }},
     {"CausalSoftmaxB", [](Bench& b) { b.run<CausalSoftmaxB>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols)}); }},
     {"RopeQuery", [](Bench& b) {
-       HeadShape shape{.heads = 3, .nope = int(b.cols), .rope = 10, .v = 1, .seq_len = 4, .cos = b.make(4, 5), .sin = b.make(4, 5)};
+       HeadShape shape{.heads = 3, .nope = int(b.cols), .rope = 10, .v = 1, .seq_len = 4};
+       shape.cos = b.make(4, 5), shape.sin = b.make(4, 5);
        b.run<RopeQuery>(b.place.rows, {b.tokens(3 * (b.cols + 10)), shape, 1});
      }},
     {"KeyF", [](Bench& b) {
-       HeadShape shape{.heads = 3, .nope = int(b.cols), .rope = 10, .v = 1, .seq_len = 4, .cos = b.make(4, 5), .sin = b.make(4, 5)};
+       HeadShape shape{.heads = 3, .nope = int(b.cols), .rope = 10, .v = 1, .seq_len = 4};
+       shape.cos = b.make(4, 5), shape.sin = b.make(4, 5);
        b.run<KeyF>(b.place.rows, {b.tokens(3 * (b.cols + 1)), b.tokens(10), b.tokens(3 * (b.cols + 10)), shape});
      }},
     {"KeyB", [](Bench& b) {
-       HeadShape shape{.heads = 3, .nope = 5, .rope = int(b.cols / 2 * 2), .v = 1, .seq_len = 4, .cos = b.make(4, b.cols / 2),
-                       .sin = b.make(4, b.cols / 2)};
+       HeadShape shape{.heads = 3, .nope = 5, .rope = int(b.cols / 2 * 2), .v = 1, .seq_len = 4};
+       shape.cos = b.make(4, b.cols / 2), shape.sin = b.make(4, b.cols / 2);
        b.run<KeyB>(b.place.rows, {b.tokens(3 * (5 + shape.rope)), b.tokens(18), b.tokens(shape.rope), shape});
      }},
     {"SwigluF", [](Bench& b) { b.run<SwigluF>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols), b.tokens(b.cols)}); }},
@@ -173,7 +175,8 @@ TEST(RowBits, OfSumsOverTokensDoNotDependOnAlignmentOrThreads) {
     for (int threads : {1, 2})
       for (int shift = 0; shift < 64; shift += 4) {
         Bench b({300, shift, threads == 2 ? 3 : 0, threads}, cols);
-        const Tensor x = b.tokens(cols), rstd = b.tokens(1), dy = b.tokens(cols), partial = b.make(5, cols), y = b.make(1, cols);
+        const Tensor x = b.tokens(cols), rstd = b.tokens(1), dy = b.tokens(cols);
+        const Tensor partial = b.make(5, cols), y = b.make(1, cols);
         b.run<RmsNormW>(5, {x, rstd, dy, partial});
         b.run<SumRows>((cols + kColumnsPerSum - 1) / kColumnsPerSum, {partial, y});
         const std::string bits(y.row<const char>(0), size_t(cols) * 4);

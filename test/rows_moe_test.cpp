@@ -40,7 +40,8 @@ std::vector<int> naive_choice(std::vector<double> biased, const RouterShape& s) 
   }
   const std::vector<int> best = naive_top(group_score, s.topk_groups);
   for (int i = 0; i < s.experts; ++i)
-    if (std::find(best.begin(), best.end(), i / size) == best.end()) biased[size_t(i)] = -std::numeric_limits<double>::infinity();
+    if (std::find(best.begin(), best.end(), i / size) == best.end())
+      biased[size_t(i)] = -std::numeric_limits<double>::infinity();
   std::vector<int> choice = naive_top(biased, s.topk);
   std::sort(choice.begin(), choice.end());
   return choice;
@@ -98,7 +99,8 @@ TYPED_TEST(RouterRows, NanLogitsChooseExpertsThatExist) {
       this->template run<RouterF>(4, {.x = x, .bias = bias, .topk_idx = idx, .topk_w = w, .plain_idx = plain, .total = total,
                                       .scratch = scratch, .shape = s});
       for (int64_t i = 0; i < 4 * s.topk; ++i)
-        for (int32_t e : {idx(i / s.topk, i % s.topk), plain(i / s.topk, i % s.topk)}) ASSERT_TRUE(0 <= e && e < s.experts) << e;
+        for (int32_t e : {idx(i / s.topk, i % s.topk), plain(i / s.topk, i % s.topk)})
+          ASSERT_TRUE(0 <= e && e < s.experts) << e;
     }
 }
 
@@ -164,8 +166,10 @@ TYPED_TEST(RouterRows, Backward) {
         for (int k = 0; k < s.experts; ++k)  // f_k P_k, and of P_k this token's share a_k / sum(a) / seq_len
           d += balance * double(f(t / seq_len, k)) / double(seq_len) * ((i == k) / all - values[size_t(k)] / (all * all));
         if (std::find(top.begin(), top.end(), i) != top.end())
-          for (int j = 0; j < s.topk; ++j)  // w_j = scaling * a_j / chosen
-            d += double(dw(t, j)) * s.scaling * ((top[size_t(j)] == i) / chosen - values[size_t(top[size_t(j)])] / (chosen * chosen));
+          for (int j = 0; j < s.topk; ++j) {  // w_j = scaling * a_j / chosen
+            const int e = top[size_t(j)];
+            d += double(dw(t, j)) * s.scaling * ((e == i) / chosen - values[size_t(e)] / (chosen * chosen));
+          }
         expected(t, i) = d * a * (1 - a);
       }
     }
@@ -176,7 +180,7 @@ TYPED_TEST(RouterRows, Backward) {
   }
 }
 
-// --- between token order and expert order --------------------------------------------------------------------------------------
+// --- between token order and expert order ------------------------------------------------------------------------------------
 
 constexpr int64_t kTokens = 5, kTopk = 3;
 Mat<int32_t> random_places(std::mt19937_64& rng) {

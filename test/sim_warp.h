@@ -3,9 +3,9 @@
 //   EXPECT_EQ(SimWarp::run([&](SimWarp g) { RmsNormF::row<float>(g, r, args); }), "");
 //
 // Each lane is a fiber that runs alone until it calls a collective, where it waits until all 32 have called it. So a lane that
-// leaves early, or calls another collective than the rest, is found: run() says which, as a GPU would hang or be wrong. Lanes run
-// in ascending order in one run and in descending order in the next, so that a lane which reads what another one wrote without a
-// sync between them sees both worlds. Sums go through the same butterfly as Warp's (model/rows/group.h), to the bit.
+// leaves early, or calls another collective than the rest, is found: run() says which, where a GPU would hang or be wrong.
+// Lanes run in ascending order in one run and in descending order in the next, so that a lane which reads what another one
+// wrote without a sync between them sees both worlds. Sums go through the same butterfly as Warp's (model/rows/group.h).
 // Not simulated: the memory model. Every collective orders memory here; on a GPU only sync does.
 #pragma once
 #include <ucontext.h>

@@ -6,7 +6,7 @@
 
 namespace duet {
 
-// Where each block lies: begin [blocks + 1] i32 in units of kBlockAlign elements, and the elements used in it.
+// Where each block lies.
 inline constexpr int64_t kBlockAlign = 128;    // every parameter begins at a multiple of it
 inline constexpr int64_t kBlockSize = 4096;
 struct Blocks {
