@@ -92,31 +92,35 @@ StepResult Trainer::step(int64_t step, const StepHooks& hooks) {
   return result;
 }
 
-// DualPipe's two copies of a part of the model each have one half of the microbatches: they swap, so that both have both.
-void Trainer::exchange_mirrored(int virtual_stage, Stage& stage) {
+// DualPipe's two copies of a part of the model each have one half of the microbatches: they swap, so that both have both. All
+// messages are posted before the first is waited for: the two ranks of a pair list their stages in different orders.
+void Trainer::swap_mirrored_halves() {
   const Schedule& s = job_.schedule;
-  const int other = (virtual_stage + s.stages() / 2) % s.stages(), mine = virtual_stage >= s.stages() / 2;
-  const int peer = s.rank_of[size_t(other)], part = s.model_stage(virtual_stage);
   Stream& stream = context_.stream();
-  const Request in = pipeline_.irecv(stream, stage.params().grad_arena(1 - mine), peer, {Tag::W, part, 1 - mine});
-  const Request out = pipeline_.isend(stream, stage.params().grad_arena(mine), peer, {Tag::W, part, mine});
-  pipeline_.wait(stream, in);
-  out.wait();
+  std::vector<Request> in, out;
+  for (auto& [virtual_stage, stage] : stages_) {
+    const int other = (virtual_stage + s.stages() / 2) % s.stages(), mine = virtual_stage >= s.stages() / 2;
+    const int peer = s.rank_of[size_t(other)], part = s.model_stage(virtual_stage);
+    in.push_back(pipeline_.irecv(stream, stage->params().grad_arena(1 - mine), peer, {Tag::W, part, 1 - mine}));
+    out.push_back(pipeline_.isend(stream, stage->params().grad_arena(mine), peer, {Tag::W, part, mine}));
+  }
+  for (const Request& request : in) pipeline_.wait(stream, request);
+  for (const Request& request : out) request.wait();
 }
 
 void Trainer::reduce_gradients() {
   constexpr int64_t kBucket = 4 << 20;  // elements reduced at a time, so that scratch memory stays small
-  if (job_.schedule.two_directions)
-    for (auto& [s, stage] : stages_) exchange_mirrored(s, *stage);
+  if (job_.schedule.two_directions) swap_mirrored_halves();
   for (auto& [s, stage] : stages_) {
     Params& params = stage->params();
     params.add_halves(context_.stream());
     if (replicas_.size() == 1) continue;
     const Tensor grad = params.grad_arena(0);
     Buf scratch = device_.buffer(1, replicas_.scratch_size(std::min(kBucket, grad.cols)), grad.dtype, Use::messages);
-    for (int64_t at = 0; at < grad.cols; at += kBucket)
-      replicas_.all_reduce(context_.stream(), grad.col_slice(at, std::min(kBucket, grad.cols - at)).reshape(1, std::min(kBucket, grad.cols - at)),
-                           scratch);
+    for (int64_t at = 0; at < grad.cols; at += kBucket) {
+      const int64_t n = std::min(kBucket, grad.cols - at);
+      replicas_.all_reduce(context_.stream(), grad.col_slice(at, n).reshape(1, n), scratch);
+    }
   }
 }
 

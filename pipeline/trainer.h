@@ -72,7 +72,7 @@ class Trainer {
   void make_stages();
   void make_report();
   void reduce_gradients();
-  void exchange_mirrored(int virtual_stage, Stage& stage);
+  void swap_mirrored_halves();
   void finish_step(StepResult& result, const std::function<bool()>& asked_to_stop, double schedule_seconds);
   void update(StepResult& result);
   std::vector<std::pair<std::string, uint64_t>> tensor_hashes();
