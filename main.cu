@@ -1,8 +1,10 @@
 // duet's command line: options in, one call per subsystem. A command's body lives with its subject.
 //
-//   duet train      pipeline/train_command.h   trains a model, leaves checkpoints and metrics
-//   duet generate   pipeline/generate.h        text from a checkpoint
-//   duet bench      pipeline/bench.h           tokens/s and GFLOP/s of this machine
+//   duet train      pipeline/train_command.h     trains a model, leaves checkpoints and metrics
+//   duet generate   pipeline/generate.h          text from a checkpoint
+//   duet schedule   pipeline/schedule_command.h  draws, checks and times a pipeline schedule
+//   duet compare    pipeline/compare_command.h   trains under each schedule: not one bit may differ
+//   duet bench      pipeline/bench.h             tokens/s and GFLOP/s of this machine
 //
 // g++ compiles this file as plain C++ (the Makefile says -x c++); it is the only one that includes CLI11.
 // Exit status: 0 done, 1 failed while running, 2 wrong input. Start reading here, then model/README.md.
@@ -11,7 +13,9 @@
 #include <iostream>
 
 #include "pipeline/bench.h"
+#include "pipeline/compare_command.h"
 #include "pipeline/generate.h"
+#include "pipeline/schedule_command.h"
 #include "pipeline/train_command.h"
 
 using namespace duet;
@@ -70,13 +74,22 @@ static void generate_options(CLI::App& cli, GenerateOptions& o) {
   cli.add_option("--threads", o.threads, "cores used; default: all");
 }
 
+static void schedule_options(CLI::App& cli, ScheduleOptions& o) {
+  cli.add_option("--schedule", o.schedule, "gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, or a CSV file; default: dualpipe");
+  cli.add_option("--pp", o.pp, "pipeline ranks; default: 8, or the file's");
+  cli.add_option("--microbatches", o.microbatches, "per step; default: 20, or the file's");
+  cli.add_option("--virtual-stages", o.virtual_stages, "stages a rank holds under interleaved");
+  cli.add_option("--cost", o.cost, "what actions take, e.g. F=1,I=1,W=1,FB=2.4; FB is an overlapped pair");
+  cli.add_option("--format", o.format, "text, csv, json or svg");
+  cli.add_flag("--compare", o.compare, "all schedules (or those of --schedule a,b) at equal devices and model");
+}
+
 static int run(int argc, char** argv) {
   CLI::App cli("duet trains small DeepSeek-V3-style mixture-of-experts models, on a laptop or on GPUs.\n"
                "Change the schedule: not one bit of the loss changes.");
   cli.option_defaults()->always_capture_default();
   cli.require_subcommand(1);
   cli.set_config("--config", "", "a TOML file with the same options, e.g. [train] steps=300");
-  std::string format = "text";
   const auto command = [&](const char* name, const char* purpose) {
     CLI::App* sub = cli.add_subcommand(name, purpose);
     sub->fallthrough();
@@ -90,6 +103,14 @@ static int run(int argc, char** argv) {
   GenerateOptions generate;
   CLI::App* generate_cli = command("generate", "continue a prompt; without options with a model trained on the spot");
   generate_options(*generate_cli, generate);
+  ScheduleOptions schedule;
+  CLI::App* schedule_cli = command("schedule", "draw, check and time a schedule; without options DualPipe, 8 ranks, 20 microbatches");
+  schedule_options(*schedule_cli, schedule);
+  CompareOptions compare;
+  CLI::App* compare_cli = command("compare", "train under each schedule and compare every bit; exit status 1 if one differs");
+  compare_cli->add_option("--schedules", compare.schedules, "names or CSV files, with commas between");
+  compare_cli->add_option("--format", compare.format, "text or json");
+  train_options(*compare_cli, compare.train);
   BenchOptions bench;
   CLI::App* bench_cli = command("bench", "tokens/s and GFLOP/s of training steps and of GEMM on this machine");
   bench_cli->add_option("--preset", bench.preset, "model to time");
@@ -107,6 +128,8 @@ static int run(int argc, char** argv) {
   }
   if (*train_cli) train_command(train, std::cout);
   if (*generate_cli) generate_command(generate, std::cout);
+  if (*schedule_cli) schedule_command(schedule, std::cout, terminal_of_stdout());
+  if (*compare_cli) return compare_command(compare, std::cout) ? 0 : 1;
   if (*bench_cli) bench_command(bench, std::cout);
   return 0;
 }
