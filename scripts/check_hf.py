@@ -7,8 +7,8 @@
 Needs python3 with torch and transformers (4.57 or newer) and installs nothing; it is not part of `make test`.
 
 The dump of step N (`duet train --dump-step N`) has the gradients of the weights before step N's update. So the recipe is: train
-K steps, keep the checkpoint, go on for one step with --resume --steps K+1 --dump-step K+1, and give transformers the checkpoint
-of step K. The other way round, a model that transformers made and saved is the --init of a run, whose dump of step 1 is compared.
+K steps, keep the checkpoint, go on for one step with --resume --steps K+1 --dump-step K+1, and give transformers the
+checkpoint of step K. The other way round, a model that transformers made is the --init of a run, whose dump of step 1 counts.
 
 Bounds: logits 1e-4 (relative to the largest where that is above 1), loss 1e-5, gradients 1e-3 of the tensor's largest.
 
@@ -56,7 +56,7 @@ def masks_with_inf():
     return torch.equal(*outputs)
 
 
-# --- the model as transformers has it -------------------------------------------------------------------------------------------
+# --- the model as transformers has it ----------------------------------------------------------------------------------------
 
 def load(checkpoint):
     model, info = DeepseekV3ForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager",
@@ -124,7 +124,7 @@ class Routing:
         return count
 
 
-# --- the comparison -------------------------------------------------------------------------------------------------------------
+# --- the comparison ----------------------------------------------------------------------------------------------------------
 
 def compare(model, dump_file, alpha, inf_mask, title):
     """Prints the table of the worst tensors; returns whether all are within the bounds, None where they need not be."""
@@ -144,8 +144,9 @@ def compare(model, dump_file, alpha, inf_mask, title):
             ("loss", abs(loss.item() - dump["loss"].item()), LOSS)]
     rows += sorted(((name, ((ours[name] - g).abs().max() / g.abs().max().clamp_min(1e-30)).item(), GRADIENT)
                     for name, g in theirs.items()), key=lambda row: -row[1])
-    print(f"{title}\n  {inputs.shape[0]} sequences of {inputs.shape[1]} tokens, loss {loss.item():.6f}, {len(theirs)} gradients; "
-          f"0.0 and -inf would choose differently for {disputed} of {tokens} routed tokens")
+    sequences, seq_len = inputs.shape
+    print(f"{title}\n  {sequences} sequences of {seq_len} tokens, loss {loss.item():.6f}, {len(theirs)} gradients; 0.0 and -inf "
+          f"would choose differently for {disputed} of {tokens} routed tokens")
     for name, error, bound in rows[:7]:
         print(f"    {name:58} {error:9.2e}   allowed {bound:.0e}")
     if disputed and not inf_mask:
@@ -156,7 +157,7 @@ def compare(model, dump_file, alpha, inf_mask, title):
     return good
 
 
-# --- the recipe -----------------------------------------------------------------------------------------------------------------
+# --- the recipe --------------------------------------------------------------------------------------------------------------
 
 def duet(args, out, *options):
     command = [args.duet, "train", "--device", args.device, "--micro-batch-size", "2", "--microbatches", "2", "--sample", "0",
@@ -179,10 +180,11 @@ def from_transformers(args, folder, name, bias):
     """transformers makes a model and saves it in several files; duet starts from it. bias: the mean of the routers' biases."""
     torch.manual_seed(1)
     config = DeepseekV3Config(
-        vocab_size=300, hidden_size=48, intermediate_size=80, moe_intermediate_size=24, num_hidden_layers=3, num_attention_heads=3,
-        num_key_value_heads=3, n_shared_experts=2, n_routed_experts=8, routed_scaling_factor=2.5, kv_lora_rank=20, q_lora_rank=28,
-        qk_rope_head_dim=8, v_head_dim=12, qk_nope_head_dim=16, n_group=4, topk_group=2, num_experts_per_tok=3,
-        first_k_dense_replace=1, max_position_embeddings=64, initializer_range=0.1, attn_implementation="eager")
+        vocab_size=300, hidden_size=48, intermediate_size=80, moe_intermediate_size=24, num_hidden_layers=3,
+        num_attention_heads=3, num_key_value_heads=3, n_shared_experts=2, n_routed_experts=8, routed_scaling_factor=2.5,
+        kv_lora_rank=20, q_lora_rank=28, qk_rope_head_dim=8, v_head_dim=12, qk_nope_head_dim=16, n_group=4, topk_group=2,
+        num_experts_per_tok=3, first_k_dense_replace=1, max_position_embeddings=64, initializer_range=0.1,
+        attn_implementation="eager")
     model = DeepseekV3ForCausalLM(config)
     for gate in Routing(model).gates:
         gate.e_score_correction_bias.normal_(bias, 0.1)
@@ -196,7 +198,7 @@ def recipe(args, inf_mask):
     flat = ["--model", "n_group=1,topk_group=1,q_lora_rank=0,n_layers=4,n_shared=2,topk=3"]
     cases = [("tiny", 0, [], "duet -> transformers: preset tiny (4 groups of 2, queries through a latent)"),
              ("flat", 0, flat, "duet -> transformers: no groups, q_lora_rank 0, 2 shared experts, top 3"),
-             ("balance", 0.1, [], "duet -> transformers: preset tiny, balance loss with alpha 0.1 (computed here from their routers)")]
+             ("balance", 0.1, [], "duet -> transformers: preset tiny, balance loss with alpha 0.1, computed here")]
     results = []
     with tempfile.TemporaryDirectory(prefix="check_hf.") as folder:
         for name, alpha, options, title in cases:
