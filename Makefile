@@ -136,5 +136,7 @@ run: duet
 	./duet train
 test: $(BUILD)/test_duet$(CAPABLE) $(patsubst main.cu,duet,$(wildcard main.cu))
 	scripts/run_tests.sh $<
+bench: duet
+	scripts/bench.sh ./duet
 clean:
 	rm -rf build duet

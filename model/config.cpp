@@ -178,6 +178,8 @@ ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
   expect("norm_topk_prob", true);
   expect("rope_interleave", true);
   expect("hidden_act", "silu");
+  expect("scoring_func", "sigmoid");
+  expect("topk_method", "noaux_tc");
   if (j.find("rms_norm_eps")) refuse_unless(j.at("rms_norm_eps").number() == kNormEps, "rms_norm_eps", "1e-06");
   if (j.find("rope_scaling")) refuse_unless(j.at("rope_scaling").is_null(), "rope_scaling", "null");
   ModelConfig c;
@@ -188,7 +190,11 @@ ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
   c.routed_scaling = j.at("routed_scaling_factor").number();
   // transformers 5 writes rope_parameters, earlier versions and duet rope_theta.
   const Json* rope = j.find("rope_parameters");
-  c.rope_theta = rope && !rope->is_null() ? rope->at("rope_theta").number() : j.at("rope_theta").number();
+  const bool nested = rope && !rope->is_null();
+  if (nested && rope->find("rope_type"))
+    require(rope->at("rope_type").dump() == "\"default\"", where, ": rope_type: found ", rope->at("rope_type").dump(),
+            ", allowed: \"default\"");
+  c.rope_theta = (nested ? *rope : j).at("rope_theta").number();
   c.validate();
   return c;
 }

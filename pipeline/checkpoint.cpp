@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <memory>
+#include <set>
 
 #include "pipeline/durable.h"
 #include "pipeline/safetensors.h"
@@ -86,12 +88,32 @@ ModelConfig checkpoint_config(const std::string& dir) {
   return ModelConfig::from_json(Json::load(file), file);
 }
 
-// One state of every parameter, from a safetensors file.
-static void read_tensors(const SafetensorsReader& file, const std::string& prefix, Stream& stream, Params& params, State state) {
+using TensorFiles = std::vector<std::unique_ptr<SafetensorsReader>>;
+
+// DIR/model.safetensors, or where a large model lies in several files those that its index names.
+static TensorFiles open_weights(const std::string& dir) {
+  std::set<std::string> names = {"model.safetensors"};
+  const std::string index = dir + "/model.safetensors.index.json";
+  if (!fs::exists(dir + "/model.safetensors") && fs::exists(index)) {
+    names.clear();
+    const Json json = Json::load(index);
+    for (const auto& [tensor, file] : json.at("weight_map").members()) names.insert(file.string());
+    require(!names.empty(), index, ": weight_map: found no tensor, allowed: at least one");
+  }
+  TensorFiles files;
+  for (const std::string& name : names) files.push_back(std::make_unique<SafetensorsReader>(dir + "/" + name));
+  return files;
+}
+
+// One state of every parameter.
+static void read_tensors(const TensorFiles& files, const std::string& prefix, Stream& stream, Params& params, State state) {
   for (Param& p : params.all()) {
     if (state != State::weight && !p.trained) continue;
     const LogicalTensor t = logical_tensor(p);
-    const auto& entry = file.at(prefix + t.name, t.shape);
+    const auto has = [&](const auto& file) { return file->find(prefix + t.name) != nullptr; };
+    const auto found = std::find_if(files.begin(), files.end(), has);
+    const SafetensorsReader& file = found == files.end() ? *files.front() : **found;
+    const auto& entry = file.at(prefix + t.name, t.shape);  // throws where it is missing
     std::vector<float> host(size_t(entry.elements()));
     file.read_floats(entry, 0, entry.elements(), host.data());
     upload_state(stream, p, state == State::weight ? p.master : state == State::m ? p.m : p.v, host);
@@ -106,10 +128,11 @@ void check_checkpoint(const std::string& dir, const ModelConfig& config) {
 }
 
 Json read_checkpoint(const std::string& dir, Stream& stream, Params& params) {
-  read_tensors(SafetensorsReader(dir + "/model.safetensors"), "", stream, params, State::weight);
+  read_tensors(open_weights(dir), "", stream, params, State::weight);
   params.masters_changed(stream);
   if (!fs::exists(dir + "/trainer.json")) return Json();
-  const SafetensorsReader moments(dir + "/optimizer.safetensors");
+  TensorFiles moments;
+  moments.push_back(std::make_unique<SafetensorsReader>(dir + "/optimizer.safetensors"));
   read_tensors(moments, "m.", stream, params, State::m);
   read_tensors(moments, "v.", stream, params, State::v);
   return Json::load(dir + "/trainer.json");

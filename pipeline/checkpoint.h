@@ -7,7 +7,8 @@
 //   DONE                   sizes and checksums (durable.h), written last
 //
 // Everything is in logical order: no trace of schedule, layout, device or expert placement. A directory without optimizer and
-// trainer state (someone else's model) can be started from, not resumed.
+// trainer state (someone else's model, also one in several files with a model.safetensors.index.json) can be started from, not
+// resumed.
 #pragma once
 #include <functional>
 #include <string>

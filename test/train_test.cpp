@@ -14,6 +14,7 @@
 #include "pipeline/checkpoint.h"
 #include "pipeline/durable.h"
 #include "pipeline/generate.h"
+#include "pipeline/safetensors.h"
 #include "pipeline/train_command.h"
 
 namespace duet {
@@ -196,6 +197,47 @@ TEST_F(Train, ImportStartsFromAnotherModelsWeights) {
   const std::string before = contents(o.init + "/model.safetensors");
   EXPECT_FALSE(before.empty());
   EXPECT_TRUE(before == contents(newest_checkpoint(o.out) + "/model.safetensors"));
+}
+
+// Large models of others come in several files: model.safetensors.index.json says which file has which tensor.
+TEST_F(Train, ImportReadsAModelInSeveralFiles) {
+  run(options("first", 3));
+  const std::string from = newest_checkpoint(folder_ + "/first"), parts = folder_ + "/parts";
+  fs::create_directory(parts);
+  fs::copy_file(from + "/config.json", parts + "/config.json");
+  const SafetensorsReader whole(from + "/model.safetensors");
+  std::vector<TensorSpec> specs[2];
+  Json weight_map = Json::object();
+  for (const auto& [name, tensor] : whole.tensors()) {
+    const size_t part = weight_map.members().size() % 2;
+    specs[part].push_back(tensor);
+    weight_map.set(name, cat("part-", part, ".safetensors"));
+  }
+  for (int part : {0, 1}) {
+    FileWriter file(cat(parts, "/part-", part, ".safetensors"));
+    SafetensorsWriter writer(file, specs[part]);
+    for (const TensorSpec& t : writer.tensors()) writer.write(t.name, whole.find(t.name)->data, size_t(t.bytes()));
+    writer.finish();
+    file.close();
+  }
+  std::ofstream(parts + "/model.safetensors.index.json") << Json::object({{"weight_map", weight_map}}).dump();
+
+  TrainOptions o = options("second", 1);
+  o.init = parts;
+  o.adamw.lr = 0;
+  o.bias_update_speed = 0;
+  run(o);
+  EXPECT_TRUE(contents(from + "/model.safetensors") == contents(newest_checkpoint(o.out) + "/model.safetensors"));
+
+  fs::remove(parts + "/part-1.safetensors");
+  o = options("third", 1);
+  o.init = parts;
+  try {
+    run(o);
+    FAIL() << "a missing file went unnoticed";
+  } catch (const UsageError& error) {
+    EXPECT_NE(std::string(error.what()).find("part-1.safetensors"), std::string::npos) << error.what();
+  }
 }
 
 TEST_F(Train, GeneratesFromACheckpoint) {
