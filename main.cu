@@ -20,6 +20,21 @@
 
 using namespace duet;
 
+// TOML whose options outside any [section] are the given command's.
+class CommandConfig : public CLI::ConfigBase {
+ public:
+  explicit CommandConfig(std::string command) : command_(std::move(command)) {}
+  std::vector<CLI::ConfigItem> from_config(std::istream& in) const override {
+    std::vector<CLI::ConfigItem> items = CLI::ConfigBase::from_config(in);
+    for (CLI::ConfigItem& item : items)
+      if (item.parents.empty()) item.parents = {command_};
+    return items;
+  }
+
+ private:
+  std::string command_;
+};
+
 static void train_options(CLI::App& cli, TrainOptions& o) {
   cli.add_option("--preset", o.preset, "sizes of the model: tiny, small, bench, base, deepseek-v3");
   cli.add_option("--model", o.model, "sizes other than the preset's, e.g. n_layers=4,d_model=256")->delimiter('\0');
@@ -58,6 +73,7 @@ static void train_options(CLI::App& cli, TrainOptions& o) {
   cli.add_option("--val-every", o.val_every, "steps between validations; 0: only at the end");
   cli.add_option("--val-sequences", o.val_sequences, "sequences of a validation");
   cli.add_option("--log-every", o.log_every, "steps between log lines; metrics.jsonl has them all");
+  cli.add_option("--format", o.format, "text, or json: one document with the last step's metrics");
   cli.add_option("--sample", o.sample, "tokens of text generated at the end; 0: none");
   cli.add_option("--dump-step", o.dump_step, "write this step's batch, logits, loss and gradients to OUT/dump-step-N.safetensors");
 }
@@ -89,7 +105,9 @@ static int run(int argc, char** argv) {
                "Change the schedule: not one bit of the loss changes.");
   cli.option_defaults()->always_capture_default();
   cli.require_subcommand(1);
-  cli.set_config("--config", "", "a TOML file with the same options, e.g. [train] steps=300");
+  cli.set_config("--config", "", "a TOML file with the same options, e.g. steps=300");
+  cli.allow_config_extras(CLI::config_extras_mode::error);
+  if (argc > 1) cli.config_formatter(std::make_shared<CommandConfig>(argv[1]));
   const auto command = [&](const char* name, const char* purpose) {
     CLI::App* sub = cli.add_subcommand(name, purpose);
     sub->fallthrough();
@@ -108,9 +126,9 @@ static int run(int argc, char** argv) {
   schedule_options(*schedule_cli, schedule);
   CompareOptions compare;
   CLI::App* compare_cli = command("compare", "train under each schedule and compare every bit; exit status 1 if one differs");
-  compare_cli->add_option("--schedules", compare.schedules, "names or CSV files, with commas between");
-  compare_cli->add_option("--format", compare.format, "text or json");
   train_options(*compare_cli, compare.train);
+  compare_cli->add_option("--schedules", compare.schedules, "names or CSV files, with commas between");
+  compare_cli->get_option("--format")->description("text or json");
   BenchOptions bench;
   CLI::App* bench_cli = command("bench", "tokens/s and GFLOP/s of training steps and of GEMM on this machine");
   bench_cli->add_option("--preset", bench.preset, "model to time");

@@ -100,7 +100,6 @@ void print_json(const std::vector<Outcome>& outcomes, const std::string& why_not
 }  // namespace
 
 bool compare_command(const CompareOptions& options, std::ostream& out) {
-  require(options.format == "text" || options.format == "json", "--format: found '", options.format, "', allowed: text, json");
   require(options.train.steps >= 1, "--steps: found ", options.train.steps, ", allowed: at least 1");
   std::vector<Job> jobs;
   TrainOptions o = options.train;
@@ -131,7 +130,7 @@ bool compare_command(const CompareOptions& options, std::ostream& out) {
     }
   });
   if (outcomes.empty()) return true;  // of another MPI process than rank 0, which decides
-  (options.format == "json" ? print_json : print_text)(outcomes, why_not_timed(jobs[0]), out);
+  (options.train.format == "json" ? print_json : print_text)(outcomes, why_not_timed(jobs[0]), out);
   return std::all_of(outcomes.begin(), outcomes.end(), [&](const Outcome& x) { return x.differs(outcomes[0]) == 0; });
 }
 

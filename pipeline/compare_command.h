@@ -21,7 +21,6 @@ namespace duet {
 struct CompareOptions {
   std::string schedules = "gpipe,1f1b,interleaved,zb1p,zbv,dualpipe,dualpipev";  // names or CSV files
   TrainOptions train{.preset = "tiny", .steps = 5, .pp = 4};                      // schedule, out and the like are not used
-  std::string format = "text";                                                    // or json
 };
 
 // Returns whether all bits agree: the command's exit status is 1 otherwise.

@@ -54,7 +54,7 @@ struct TrainOptions {
   int64_t log_every = 10;
   int64_t sample = 200;    // tokens generated at the end; 0: none
   int64_t dump_step = 0;   // writes this step's batch, logits, loss and gradients; 0: none
-  bool json = false;       // one JSON document on stdout instead of text
+  std::string format = "text";  // or json: one document at the end instead of lines
 
   // Defaults that depend on others filled in, then everything checked; throws UsageError that names the option.
   ModelConfig resolve();

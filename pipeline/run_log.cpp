@@ -38,19 +38,22 @@ RunLog::RunLog(const Job& job, Device& device, std::ostream& out, int64_t first_
 
 RunLog::~RunLog() { clear_progress(); }
 
+static Json metrics_of(const StepResult& r, std::optional<double> val_loss) {
+  Json j = Json::object({{"step", r.step}, {"loss", r.loss}, {"loss_hex", format("%a", r.loss)}, {"grad_norm", r.grad_norm},
+                         {"grad_norm_hex", format("%a", r.grad_norm)}, {"lr", r.lr}, {"step_ms", r.seconds * 1e3},
+                         {"tokens_per_s", double(r.tokens) / r.seconds}, {"balance_loss", r.balance_loss}});
+  if (val_loss) j.set("val_loss", *val_loss);
+  Json layers = Json::array();
+  for (const LayerLoad& l : r.loads) layers.push(Json::object({{"layer", l.layer}, {"tokens_per_expert", Json(l.tokens_per_expert)}}));
+  return j.set("moe", layers);
+}
+
 void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
   seconds_ += r.seconds;
   const double rate = double(r.tokens) / r.seconds;
+  last_ = metrics_of(r, val_loss);
   if (metrics_.is_open()) {
-    Json j = Json::object({{"step", r.step}, {"loss", r.loss}, {"loss_hex", format("%a", r.loss)}, {"grad_norm", r.grad_norm},
-                           {"grad_norm_hex", format("%a", r.grad_norm)}, {"lr", r.lr}, {"step_ms", r.seconds * 1e3},
-                           {"tokens_per_s", rate}, {"balance_loss", r.balance_loss}});
-    if (val_loss) j.set("val_loss", *val_loss);
-    Json layers = Json::array();
-    for (const LayerLoad& l : r.loads)
-      layers.push(Json::object({{"layer", l.layer}, {"tokens_per_expert", Json(l.tokens_per_expert)}}));
-    j.set("moe", layers);
-    metrics_ << j.dump() << std::endl;
+    metrics_ << last_.dump() << std::endl;
     DUET_CHECK(metrics_.good(), options_.out, "/metrics.jsonl: expected to write a line, found the disk full or the file gone");
   }
   if (r.step % options_.log_every == 0 || r.step == first_step_ || r.step == options_.steps || val_loss) {
@@ -73,13 +76,18 @@ void RunLog::memory_table() {
   say(format("  %-12s %10.1f  taken from the system", "all", double(device_.pool_bytes()) / (1 << 20)));
 }
 
+void RunLog::json_document(const std::string& checkpoint) {
+  if (options_.format == "json") out_ << last_.set("checkpoint", checkpoint.empty() ? Json() : Json(checkpoint)).dump(2) << std::endl;
+}
+
 void RunLog::say(const std::string& line) {
+  if (options_.format == "json") return;
   clear_progress();
   out_ << line << std::endl;
 }
 
 void RunLog::progress(const StepResult& r) {
-  if (!terminal_ || r.step == options_.steps) return;
+  if (!terminal_ || r.step == options_.steps || options_.format == "json") return;
   clear_progress();
   const double left = seconds_ / double(r.step - first_step_ + 1) * double(options_.steps - r.step);
   const int filled = int(30 * r.step / options_.steps);

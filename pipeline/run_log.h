@@ -23,6 +23,8 @@ class RunLog {
 
   void step(const StepResult& result, std::optional<double> val_loss);
   void memory_table();
+  // With --format json nothing is said but this, at the end.
+  void json_document(const std::string& checkpoint);
   // A line of its own, clear of the progress line.
   void say(const std::string& line);
 
@@ -37,6 +39,7 @@ class RunLog {
   bool terminal_, progress_shown_ = false;
   int64_t first_step_;
   double seconds_ = 0;  // of all steps so far
+  Json last_;           // metrics of the last step
 };
 
 }  // namespace duet

@@ -64,13 +64,14 @@ void open_out(const TrainOptions& o) {
 void say_first_lines(const Job& job, Device& device, RunLog& log) {
   const TrainOptions& o = job.options;
   const ModelConfig& c = job.config;
+  const double peak = device.peak_flops(o.dtype == "bf16" ? Dtype::bf16 : Dtype::f32);
   log.say(cat("model  ", o.init.empty() ? o.preset : o.init, o.model.empty() ? "" : " with " + o.model, ": ", c.n_layers,
               " layers, d_model ", c.d_model, ", ", c.n_routed, " routed experts (top ", c.topk, ") + ", c.n_shared, " shared; ",
               c.parameters() / 1000, "K parameters, ", c.active_parameters() / 1000, "K active"));
   log.say(cat("batch  ", job.layout.dp > 1 ? cat(job.layout.dp, " x ") : "", o.microbatches, " microbatches of ", o.micro_batch_size,
               " sequences of ", o.seq_len, " tokens; seed ", o.seed));
   log.say(cat("ranks  ", job.run.ranks, job.run.ranks > 1 ? cat(" (dp ", o.dp ? o.dp : job.layout.dp, " x pp ", job.layout.pp, "), schedule ",
-              job.compute.name, ", ", job.run.transport == Wire::mpi ? "MPI processes" : "threads") : "", "; device ", device.name(), ", ", o.dtype));
+              job.compute.name, ", ", job.run.transport == Wire::mpi ? "MPI processes" : "threads") : "", "; device ", device.name(), ", ", o.dtype, peak > 0 ? cat(", peak ", peak * 1e-12, " TFLOP/s by the datasheet") : ""));
   log.say("data   " + describe(job.dataset));
 }
 
@@ -126,7 +127,8 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
     return say(cat("stopped by a signal after step ", step, "; go on with the same command and --resume",
                    o.out.empty() ? " (nothing was kept: give it an --out)" : ""));
   }
-  if (o.sample == 0) return;
+  if (log) log->json_document(o.out.empty() ? "" : checkpoint_dir(o, step));
+  if (o.sample == 0 || o.format == "json") return;
   const Tokenizer tokenizer = job.dataset.tokenizer_path.empty() ? Tokenizer() : Tokenizer(job.dataset.tokenizer_path);
   if (tokenizer.vocab_size() < job.dataset.vocab_size) return say("no sample: the shards' folder has no tokenizer .bin");
   say("sample:");
