@@ -58,6 +58,7 @@ static void train_options(CLI::App& cli, TrainOptions& o) {
   cli.add_option("--seed", o.seed, "of initial values, batches and sampling");
   cli.add_option("--dp", o.dp, "data-parallel ranks; default: the MPI processes / --pp, else 1");
   cli.add_option("--pp", o.pp, "pipeline ranks; the world is dp x pp");
+  cli.add_option("--ep", o.ep, "ranks over which the experts are spread; divides dp");
   cli.add_option("--schedule", o.schedule, "gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, or a CSV file");
   cli.add_option("--virtual-stages", o.virtual_stages, "stages a rank holds under interleaved");
   cli.add_option("--split", o.split, "layers of each stage, e.g. 3,4,4,3; default: even by cost");

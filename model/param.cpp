@@ -43,6 +43,7 @@ void Params::place(Device& device, Dtype dtype) {
 }
 
 void Params::allocate(Device& device, Dtype dtype, uint64_t seed) {
+  if (all_.empty()) return;
   place(device, dtype);
   Stream& stream = device.compute();
   for (const Buf* arena : {&weight_, &master_, &grad_[0], &grad_[1], &m_, &v_})
@@ -86,7 +87,8 @@ void Params::allocate(Device& device, Dtype dtype, uint64_t seed) {
 }
 
 void Params::zero_grad(Stream& stream) {
-  for (Buf& half : grad_) stream.zero(half->data, size_t(half->bytes()));
+  for (Buf& half : grad_)
+    if (half) stream.zero(half->data, size_t(half->bytes()));
 }
 
 void Params::add_halves(Stream& stream) {

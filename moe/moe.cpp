@@ -3,7 +3,6 @@
 
 #include "model/launch.h"
 #include "model/swiglu.h"
-#include "moe/dispatch_plan.h"
 #include "moe/rows/list.h"
 
 namespace duet {
@@ -19,9 +18,11 @@ struct Moe::MoeSaved : FeedForward::Saved {
   Buf scores, total;          // [tokens, experts] affinities, later the logits' gradient; [tokens, 1] their sum
   Buf topk_idx, topk_w;       // [tokens, topk]
   Buf f;                      // [sequences, experts] for the balance loss
-  DispatchPlan plan;
-  Buf pos, token;             // the plan on the device
-  Buf rows, y_rows, dx_rows;  // [tokens * topk, d_model] in expert order: inputs; outputs, then their gradient; gradient of inputs
+  DispatchPlan plan;                       // all experts here: tokens to rows
+  std::unique_ptr<ExchangePlan> exchange;  // experts elsewhere too
+  Buf pos;                    // [tokens, topk] rows of `returned` (of `y_rows` where all experts are here)
+  Buf rows, y_rows, dx_rows;  // [rows, d_model] in expert order: inputs; outputs, then their gradient; gradient of inputs
+  Buf returned;               // [tokens * topk, d_model] results as they came back; only with other ranks
   Buf y_shared, dx;           // [tokens, d_model]
   Swiglu::Saved shared, routed;
   Tensor dy;                  // the caller's
@@ -29,14 +30,15 @@ struct Moe::MoeSaved : FeedForward::Saved {
 
 Moe::MoeSaved& Moe::of(Saved& saved) { return static_cast<MoeSaved&>(saved); }
 
-static std::vector<std::string> expert_prefixes(const std::string& prefix, int64_t n) {
+static std::vector<std::string> expert_prefixes(const std::string& prefix, int64_t begin, int64_t n) {
   std::vector<std::string> names;
-  for (int64_t e = 0; e < n; ++e) names.push_back(cat(prefix, "experts.", e, "."));
+  for (int64_t e = begin; e < begin + n; ++e) names.push_back(cat(prefix, "experts.", e, "."));
   return names;
 }
 
-Moe::Moe(const Context& context, Params& params, const std::string& prefix, int microbatches)
-    : context_(context), load_(size_t(context.config.n_routed)) {
+Moe::Moe(const Context& context, Params& params, Params& experts, const std::string& prefix, const Options& o)
+    : context_(context), group_(o.group), slots_(context.config.n_routed / (o.group ? o.group->size() : 1)),
+      load_(size_t(context.config.n_routed)) {
   const ModelConfig& c = context.config;
   Param& gate = params.matrix(prefix + "gate.weight", c.d_model, c.n_routed);
   Param& bias = params.vector(prefix + "gate.e_score_correction_bias", c.n_routed, Init::zeros, false);
@@ -44,10 +46,10 @@ Moe::Moe(const Context& context, Params& params, const std::string& prefix, int 
   parts_.reset(new Parts{
       gate, bias,
       c.n_shared ? std::make_unique<Swiglu>(context, params, std::span(&shared, 1), c.n_shared * c.d_expert) : nullptr,
-      Swiglu(context, params, expert_prefixes(prefix, c.n_routed), c.d_expert),
+      Swiglu(context, experts, expert_prefixes(prefix, group_ ? group_->rank() * slots_ : 0, slots_), c.d_expert),
       {.experts = int(c.n_routed), .topk = int(c.topk), .groups = int(c.n_group), .topk_groups = int(c.topk_group),
        .scaling = c.routed_scaling}});
-  balance_host_ = context.device.host_buffer(microbatches, context.sequences, acc_dtype(context.dtype));
+  balance_host_ = context.device.host_buffer(o.microbatches, context.sequences, acc_dtype(context.dtype));
 }
 
 Moe::~Moe() = default;
@@ -90,26 +92,60 @@ std::unique_ptr<FeedForward::Saved> Moe::dispatch_f(int microbatch, const Tensor
     s.y_shared = parts_->shared->forward(s.shared, x, all);
   }
   chosen->synchronize();
-  s.plan = DispatchPlan(std::span(idx->row<int32_t>(0), size_t(idx->size())), c.topk, c.n_routed);
-  for (size_t e = 0; e < load_.size(); ++e) load_[e] += s.plan.offsets[e + 1] - s.plan.offsets[e];
-
-  s.pos = upload(context_, s.plan.pos);
-  s.token = upload(context_, s.plan.token);
-  s.rows = context_.device.buffer(s.token->rows, c.d_model, context_.dtype, Use::activations);
-  launch<GatherRows>(stream, s.rows->rows, {.x = x, .index = s.token, .y = s.rows});
+  const int32_t* chose = idx->row<int32_t>(0);
+  const std::vector<int32_t> choice(chose, chose + idx->size());
+  for (int32_t e : choice) ++load_[size_t(e)];
+  if (group_) {
+    send_tokens(s, x, choice);
+  } else {
+    s.plan = DispatchPlan(choice, c.topk, slots_);
+    s.pos = upload(context_, s.plan.pos);
+    s.rows = gather_rows(x, s.plan.token);
+  }
   return saved;
 }
 
+// The other ranks' choices come here, this rank's tokens leave, and what arrives is brought into expert order.
+void Moe::send_tokens(MoeSaved& s, const Tensor& x, const std::vector<int32_t>& choice) {
+  std::vector<std::vector<int32_t>> choices;
+  for (const std::string& bytes : group_->gather({reinterpret_cast<const char*>(choice.data()), choice.size() * sizeof(int32_t)})) {
+    const int32_t* theirs = reinterpret_cast<const int32_t*>(bytes.data());
+    choices.emplace_back(theirs, theirs + bytes.size() / sizeof(int32_t));
+  }
+  s.exchange = std::make_unique<ExchangePlan>(choices, context_.config.topk, slots_, group_->rank());
+  const ExchangePlan& plan = *s.exchange;
+  s.pos = upload(context_, plan.pos);
+  const Buf received = exchange(gather_rows(x, plan.send_token), plan.sent, plan.received);
+  s.rows = gather_rows(received, plan.local.token);
+}
+
+// Rows to and from the ranks of the group. [rows, d_model]
+Buf Moe::exchange(const Tensor& rows, const std::vector<int64_t>& out, const std::vector<int64_t>& in) {
+  Buf received = context_.device.buffer(in.back(), context_.config.d_model, context_.dtype, Use::activations);
+  group_->all_to_all_v(context_.stream(), rows, out, received, in);
+  return received;
+}
+
+Buf Moe::gather_rows(const Tensor& x, const std::vector<int32_t>& index) {
+  Buf rows = context_.device.buffer(int64_t(index.size()), x.cols, context_.dtype, Use::activations);
+  launch<GatherRows>(context_.stream(), rows->rows, {.x = x, .index = upload(context_, index), .y = rows});
+  return rows;
+}
+
+const DispatchPlan& Moe::local(const MoeSaved& s) const { return s.exchange ? s.exchange->local : s.plan; }
+
 void Moe::experts_f(Saved& saved, const Tensor&) {
   MoeSaved& s = of(saved);
-  s.y_rows = parts_->routed.forward(s.routed, s.rows, s.plan.offsets);
+  s.y_rows = parts_->routed.forward(s.routed, s.rows, local(s).offsets);
 }
 
 Buf Moe::combine_f(Saved& saved, const Tensor& residual) {
   MoeSaved& s = of(saved);
+  if (const ExchangePlan* plan = s.exchange.get())
+    s.returned = exchange(gather_rows(s.y_rows, plan->back_row), plan->back_sent, plan->back_received);
   Buf y = context_.activation(residual.cols);
   launch<CombineF>(context_.stream(), y->rows,
-                   {.x = s.y_rows, .pos = s.pos->reshape(y->rows, context_.config.topk), .w = s.topk_w,
+                   {.x = s.exchange ? s.returned : s.y_rows, .pos = s.pos->reshape(y->rows, context_.config.topk), .w = s.topk_w,
                     .shared = s.y_shared ? *s.y_shared : Tensor(), .residual = residual, .y = y});
   s.y_shared = Buf();
   return y;
@@ -123,7 +159,12 @@ void Moe::combine_i(Saved& saved, const Tensor& dy) {
   s.dy = dy;
   Buf dw = context_.device.buffer(dy.rows, topk, s.topk_w->dtype, Use::activations);
   launch<CombineB>(context_.stream(), dy.rows,
-                   {.x = s.y_rows, .dy = dy, .pos = s.pos->reshape(dy.rows, topk), .w = s.topk_w, .dw = dw});
+                   {.x = s.exchange ? s.returned : s.y_rows, .dy = dy, .pos = s.pos->reshape(dy.rows, topk), .w = s.topk_w,
+                    .dw = dw});
+  if (const ExchangePlan* plan = s.exchange.get()) {  // the way of combine, backwards
+    s.y_rows = gather_rows(exchange(s.returned, plan->back_received, plan->back_sent), plan->back_from);
+    s.returned = Buf();
+  }
   launch<RouterB>(context_.stream(), dy.rows,
                   {.x = s.scores, .topk_idx = s.topk_idx, .dw = dw, .total = s.total, .f = s.f, .shape = parts_->shape,
                    .seq_len = context_.seq_len, .balance = context_.balance_scale});
@@ -144,13 +185,22 @@ void Moe::experts_i(Saved& saved) {
     s.dx = context_.activation(s.dy.cols);
     linear_i(context_.stream(), s.scores, parts_->gate, s.dx);
   }
-  s.dx_rows = parts_->routed.backward_input(s.routed, s.y_rows, s.plan.offsets);
+  s.dx_rows = parts_->routed.backward_input(s.routed, s.y_rows, local(s).offsets);
 }
 
 Buf Moe::dispatch_i(Saved& saved) {
   MoeSaved& s = of(saved);
-  launch<DispatchB>(context_.stream(), s.dx->rows,
-                    {.x = s.dx_rows, .pos = s.pos->reshape(s.dx->rows, context_.config.topk), .dx = s.dx});
+  Stream& stream = context_.stream();
+  const int64_t topk = context_.config.topk;
+  if (const ExchangePlan* plan = s.exchange.get()) {  // the way of dispatch, backwards: a token's experts here first become one row
+    Buf here = context_.device.buffer(plan->received.back(), s.dx->cols, context_.dtype, Use::activations);
+    stream.zero(here->data, size_t(here->bytes()));
+    launch<DispatchB>(stream, here->rows, {.x = s.dx_rows, .pos = upload(context_, plan->local.pos)->reshape(here->rows, topk), .dx = here});
+    const Buf back = exchange(here, plan->received, plan->sent);
+    launch<DispatchB>(stream, s.dx->rows, {.x = back, .pos = upload(context_, plan->send_pos)->reshape(s.dx->rows, topk), .dx = s.dx});
+  } else {
+    launch<DispatchB>(stream, s.dx->rows, {.x = s.dx_rows, .pos = s.pos->reshape(s.dx->rows, topk), .dx = s.dx});
+  }
   s.dx_rows = Buf();
   return std::move(s.dx);
 }
@@ -162,7 +212,7 @@ void Moe::experts_w(Saved& saved, const Tensor& x, const Tensor& dy, int half) {
     const int64_t all[2] = {0, x.rows};
     parts_->shared->backward_weight(s.shared, x, dy, all, half);
   }
-  parts_->routed.backward_weight(s.routed, s.rows, s.y_rows, s.plan.offsets, half);
+  parts_->routed.backward_weight(s.routed, s.rows, s.y_rows, local(s).offsets, half);
 }
 
 // --- load, balance -------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ static void find_ranks(Job& job) {
   job.layout.dp = int(o.dp ? o.dp : mpi ? std::max<int64_t>(1, launch.ranks / o.pp) : 1);
   require(!mpi || job.layout.world() == launch.ranks, "--dp, --pp: found ", job.layout.dp, " x ", job.layout.pp, ", allowed: products of ",
           launch.ranks, ", the number of MPI processes");
+  job.layout.ep = int(o.ep);
+  require(job.layout.dp % job.layout.ep == 0, "--ep: found ", o.ep, ", allowed: divisors of dp = ", job.layout.dp);
+  require(job.config.n_routed % o.ep == 0, "--ep: found ", o.ep, ", allowed: divisors of the model's ", job.config.n_routed, " routed experts");
   job.run = {.transport = mpi ? Wire::mpi : Wire::local, .ranks = job.layout.world(), .timeout = o.comm_timeout};
 }
 

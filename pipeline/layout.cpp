@@ -22,6 +22,18 @@ std::vector<int> Layout::replicas_of(int r) const {
   return ranks;
 }
 
+std::vector<int> Layout::experts_of(int r) const {
+  std::vector<int> ranks;
+  for (int e = 0; e < ep; ++e) ranks.push_back(rank(pp_rank(r), dp_rank(r) / ep * ep + e));
+  return ranks;
+}
+
+std::vector<int> Layout::expert_replicas_of(int r) const {
+  std::vector<int> ranks;
+  for (int d = dp_rank(r) % ep; d < dp; d += ep) ranks.push_back(rank(pp_rank(r), d));
+  return ranks;
+}
+
 static std::vector<int64_t> parse_split(const std::string& split, int64_t layers, int stages) {
   std::vector<int64_t> bounds = {0};
   std::istringstream list(split);

@@ -13,12 +13,15 @@ namespace duet {
 
 struct Layout {
   int dp = 1, pp = 1;
+  int ep = 1;  // divides dp: the experts are spread over ep neighbours among the data-parallel ranks
   int world() const { return dp * pp; }
   int dp_rank(int rank) const { return rank % dp; }
   int pp_rank(int rank) const { return rank / dp; }
   int rank(int pp_rank, int dp_rank) const { return pp_rank * dp + dp_rank; }
   std::vector<int> pipeline_of(int rank) const;  // the ranks with the same dp_rank, by pp_rank
   std::vector<int> replicas_of(int rank) const;  // the ranks with the same pp_rank, by dp_rank
+  std::vector<int> experts_of(int rank) const;   // of these, the ones that together have all experts
+  std::vector<int> expert_replicas_of(int rank) const;  // of these, the ones that have the same experts
 };
 
 // Cuts the layers into `stages` consecutive parts, at least one layer each: [stages + 1] boundaries. By the GEMM work of a token,

@@ -26,7 +26,7 @@ ModelConfig TrainOptions::resolve() {
                   {"--steps", steps, 0}, {"--decay-steps", decay_steps, 0}, {"--warmup-steps", warmup_steps, 0},
                   {"--threads", threads, 0}, {"--checkpoint-every", checkpoint_every, 0}, {"--val-every", val_every, 0},
                   {"--val-sequences", val_sequences, 1}, {"--log-every", log_every, 1}, {"--sample", sample, 0},
-                  {"--dump-step", dump_step, 0}, {"--dp", dp, 0}, {"--pp", pp, 1}, {"--virtual-stages", virtual_stages, 1}};
+                  {"--dump-step", dump_step, 0}, {"--dp", dp, 0}, {"--pp", pp, 1}, {"--ep", ep, 1}, {"--virtual-stages", virtual_stages, 1}};
   for (const auto& i : integers) require(i.value >= i.least, i.option, ": found ", i.value, ", allowed: at least ", i.least);
   const struct {
     const char* option;

@@ -34,6 +34,7 @@ struct TrainOptions {
   // Ranks: world size = dp x pp
   int64_t dp = 0;                 // data-parallel ranks; 0: as many as the MPI processes make, else 1
   int64_t pp = 1;                 // pipeline ranks
+  int64_t ep = 1;                 // ranks, of the data-parallel ones, over which the experts are spread; divides dp
   std::string schedule = "1f1b";  // a name of schedule_kinds(), or a CSV file
   int64_t virtual_stages = 2;     // stages a rank holds under interleaved
   std::string split;              // layers of each stage, "3,4,4,3"; empty: even by cost

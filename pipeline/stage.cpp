@@ -10,7 +10,7 @@ Stage::Stage(const Context& context, const StageOptions& o)
   for (int64_t l = o.layer_begin; l < o.layer_end; ++l)
     layers_.emplace_back(context, params_, l, [&](Params& params, const std::string& prefix) -> std::unique_ptr<FeedForward> {
       if (context.config.dense(l)) return make_dense(context, params, prefix);
-      auto moe = std::make_unique<Moe>(context, params, prefix, o.microbatches);
+      auto moe = std::make_unique<Moe>(context, params, experts_, prefix, Moe::Options{o.microbatches, o.experts});
       moe_[size_t(l - o.layer_begin)] = moe.get();
       return moe;
     });
@@ -18,7 +18,7 @@ Stage::Stage(const Context& context, const StageOptions& o)
     head_.emplace(context, params_);
     loss_host_ = context.device.host_buffer(o.microbatches, context.tokens(), acc_dtype(context.dtype));
   }
-  params_.allocate(context.device, context.dtype, o.seed);
+  for (Params* set : param_sets()) set->allocate(context.device, context.dtype, o.seed);
 }
 
 Buf Stage::forward(int microbatch, Buf x, const Microbatch& tokens) {
@@ -89,7 +89,7 @@ std::vector<double> Stage::losses(int microbatch) const {
 }
 
 void Stage::begin_step() {
-  params_.zero_grad(context_.stream());
+  for (Params* set : param_sets()) set->zero_grad(context_.stream());
   for (Moe* moe : moe_)
     if (moe) moe->clear_load();
   next_weight_[0] = 0;

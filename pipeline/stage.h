@@ -9,6 +9,7 @@
 // mixture of experts makes the host wait. Used by one thread.
 // Read next: trainer.h.
 #pragma once
+#include <array>
 #include <map>
 #include <memory>
 #include <optional>
@@ -30,6 +31,7 @@ struct StageOptions {
   bool embedding = true, head = true;
   int microbatches = 1;  // of a step
   uint64_t seed = 0;     // of the initial values
+  Comm* experts = nullptr;  // the expert-parallel group; null: every rank has all experts
 };
 
 class Stage {
@@ -52,8 +54,10 @@ class Stage {
   void begin_step();
   int held_weights() const { return held_; }  // the most W held at a time in this step
 
+  // Two sets: what every data-parallel rank has, and the routed experts, which are spread over expert-parallel ranks.
   Params& params() { return params_; }
-  const Params& params() const { return params_; }
+  Params& experts() { return experts_; }
+  std::array<Params*, 2> param_sets() { return {&params_, &experts_}; }
   // The mixture-of-experts layers in order, null where a layer is dense. [layer_end - layer_begin]
   const std::vector<Moe*>& moe() const { return moe_; }
   const StageOptions& options() const { return options_; }
@@ -70,7 +74,7 @@ class Stage {
 
   const Context& context_;
   StageOptions options_;
-  Params params_;
+  Params params_, experts_;
   std::optional<Embedding> embedding_;
   std::vector<Moe*> moe_;
   std::vector<Layer> layers_;

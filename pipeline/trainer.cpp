@@ -13,6 +13,8 @@ static double now() { return std::chrono::duration<double>(std::chrono::steady_c
 Trainer::Trainer(const Job& job, Comm& world, Device& device)
     : job_(job), o_(job.options), world_(world), device_(device),
       pipeline_(world.group(job.layout.pipeline_of(world.rank()))), replicas_(world.group(job.layout.replicas_of(world.rank()))),
+      experts_(world.group(job.layout.experts_of(world.rank()))),
+      expert_replicas_(world.group(job.layout.expert_replicas_of(world.rank()))),
       dp_rank_(job.layout.dp_rank(world.rank())), pp_rank_(job.layout.pp_rank(world.rank())),
       context_{device, job.config, o_.dtype == "bf16" ? Dtype::bf16 : Dtype::f32, o_.seq_len, o_.micro_batch_size} {
   context_.loss_scale = 1 / double(job.global_sequences() * o_.seq_len);
@@ -30,7 +32,8 @@ void Trainer::make_stages() {
     stages_[stage] = std::make_unique<Stage>(
         context_, StageOptions{.layer_begin = job_.layer_bounds[size_t(part)], .layer_end = job_.layer_bounds[size_t(part) + 1],
                                .embedding = part == 0, .head = part == s.model_stages() - 1,
-                               .microbatches = int(o_.microbatches), .seed = o_.seed});
+                               .microbatches = int(o_.microbatches), .seed = o_.seed,
+                               .experts = experts_.size() > 1 ? &experts_ : nullptr});
   }
 }
 
@@ -82,7 +85,8 @@ StepResult Trainer::step(int64_t step, const StepHooks& hooks) {
   reduce_gradients();
   finish_step(result, hooks.asked_to_stop, schedule_seconds);
   if (dump) {
-    for (auto& [s, stage] : stages_) dump->add(stage->params());
+    for (auto& [s, stage] : stages_)
+      for (Params* set : stage->param_sets()) dump->add(*set);
     dump->write(world_, hooks.dump, result.loss);
   }
   update(result);
@@ -101,8 +105,11 @@ void Trainer::swap_mirrored_halves() {
   for (auto& [virtual_stage, stage] : stages_) {
     const int other = (virtual_stage + s.stages() / 2) % s.stages(), mine = virtual_stage >= s.stages() / 2;
     const int peer = s.rank_of[size_t(other)], part = s.model_stage(virtual_stage);
-    in.push_back(pipeline_.irecv(stream, stage->params().grad_arena(1 - mine), peer, {Tag::W, part, 1 - mine}));
-    out.push_back(pipeline_.isend(stream, stage->params().grad_arena(mine), peer, {Tag::W, part, mine}));
+    for (int set : {0, 1}) {
+      const Params& params = *stage->param_sets()[size_t(set)];
+      in.push_back(pipeline_.irecv(stream, params.grad_arena(1 - mine), peer, {Tag::W, 2 * part + set, 1 - mine}));
+      out.push_back(pipeline_.isend(stream, params.grad_arena(mine), peer, {Tag::W, 2 * part + set, mine}));
+    }
   }
   for (const Request& request : in) pipeline_.wait(stream, request);
   for (const Request& request : out) request.wait();
@@ -111,17 +118,17 @@ void Trainer::swap_mirrored_halves() {
 void Trainer::reduce_gradients() {
   constexpr int64_t kBucket = 4 << 20;  // elements reduced at a time, so that scratch memory stays small
   if (job_.schedule.two_directions) swap_mirrored_halves();
-  for (auto& [s, stage] : stages_) {
-    Params& params = stage->params();
-    params.add_halves(context_.stream());
-    if (replicas_.size() == 1) continue;
-    const Tensor grad = params.grad_arena(0);
-    Buf scratch = device_.buffer(1, replicas_.scratch_size(std::min(kBucket, grad.cols)), grad.dtype, Use::messages);
-    for (int64_t at = 0; at < grad.cols; at += kBucket) {
-      const int64_t n = std::min(kBucket, grad.cols - at);
-      replicas_.all_reduce(context_.stream(), grad.col_slice(at, n).reshape(1, n), scratch);
+  for (auto& [s, stage] : stages_)
+    for (auto [set, ranks] : {std::pair(&stage->params(), &replicas_), std::pair(&stage->experts(), &expert_replicas_)}) {
+      set->add_halves(context_.stream());
+      if (ranks->size() == 1) continue;
+      const Tensor grad = set->grad_arena(0);
+      Buf scratch = device_.buffer(1, ranks->scratch_size(std::min(kBucket, grad.cols)), grad.dtype, Use::messages);
+      for (int64_t at = 0; at < grad.cols; at += kBucket) {
+        const int64_t n = std::min(kBucket, grad.cols - at);
+        ranks->all_reduce(context_.stream(), grad.col_slice(at, n).reshape(1, n), scratch);
+      }
     }
-  }
 }
 
 // The keys of the report, in the order in which finish_step collects their values. A number in a key is padded, so that the order
@@ -135,8 +142,9 @@ static std::string key(const char* kind, int64_t a, int64_t b = 0) {
 void Trainer::make_report() {
   std::vector<std::string> keys;
   for (auto& [s, stage] : stages_) {
-    for (const Param& p : stage->params().all())
-      if (p.trained) keys.push_back("square " + p.name);
+    for (Params* set : stage->param_sets())
+      for (const Param& p : set->all())
+        if (p.trained) keys.push_back("square " + p.name);
     for (size_t l = 0; l < stage->moe().size(); ++l) {
       if (!stage->moe()[l]) continue;
       const int64_t layer = stage->options().layer_begin + int64_t(l);
@@ -157,7 +165,8 @@ void Trainer::make_report() {
 void Trainer::finish_step(StepResult& r, const std::function<bool()>& asked_to_stop, double schedule_seconds) {
   std::vector<double> values;
   for (auto& [s, stage] : stages_) {
-    for (double square : stage->params().squares(context_.stream())) values.push_back(square);  // synchronizes
+    for (Params* set : stage->param_sets())
+      for (double square : set->squares(context_.stream())) values.push_back(square);  // synchronizes
     for (Moe* moe : stage->moe()) {
       if (!moe) continue;
       values.insert(values.end(), moe->load().begin(), moe->load().end());
@@ -197,7 +206,7 @@ void Trainer::update(StepResult& r) {
   adamw.lr = r.lr;
   const bool clip = o_.clip > 0 && r.grad_norm > o_.clip;
   for (auto& [s, stage] : stages_) {
-    stage->params().adamw(context_.stream(), adamw, clip ? o_.clip / r.grad_norm : 1.0, r.step);
+    for (Params* set : stage->param_sets()) set->adamw(context_.stream(), adamw, clip ? o_.clip / r.grad_norm : 1.0, r.step);
     if (o_.bias_update_speed == 0) continue;
     for (const LayerLoad& load : r.loads) {
       const int64_t l = load.layer - stage->options().layer_begin;

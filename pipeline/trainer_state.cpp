@@ -78,13 +78,14 @@ struct Trainer::Owned {
   Owned(Comm& world, const Executor::Stages& stages) {
     std::ostringstream text;
     for (auto& [s, stage] : stages)
-      for (const Param& p : stage->params().all()) {
-        mine[p.name] = &p;
-        const LogicalTensor t = logical_tensor(p);
-        text << t.name << ' ' << t.trained << ' ' << t.shape.size();
-        for (int64_t n : t.shape) text << ' ' << n;
-        text << '\n';
-      }
+      for (Params* set : stage->param_sets())
+        for (const Param& p : set->all()) {
+          mine[p.name] = &p;
+          const LogicalTensor t = logical_tensor(p);
+          text << t.name << ' ' << t.trained << ' ' << t.shape.size();
+          for (int64_t n : t.shape) text << ' ' << n;
+          text << '\n';
+        }
     std::map<std::string, LogicalTensor> by_name;
     const std::vector<std::string> all = world.gather(text.str());
     for (size_t r = 0; r < all.size(); ++r) {
@@ -133,7 +134,8 @@ void Trainer::save(const std::string& dir, int64_t step) {
 
 int64_t Trainer::load(const std::string& dir) {
   Json trainer;
-  for (auto& [s, stage] : stages_) trainer = read_checkpoint(dir, context_.stream(), stage->params());
+  for (auto& [s, stage] : stages_)
+    for (Params* set : stage->param_sets()) trainer = read_checkpoint(dir, context_.stream(), *set);
   world_.barrier();
   return trainer.is_null() ? 0 : trainer.at("step").integer(0);
 }
@@ -143,15 +145,16 @@ int64_t Trainer::load(const std::string& dir) {
 std::vector<std::pair<std::string, uint64_t>> Trainer::tensor_hashes() {
   std::vector<std::pair<std::string, uint64_t>> hashes;
   for (auto& [s, stage] : stages_)
-    for (const Param& p : stage->params().all()) {
-      Checksum sum;
-      for (State state : {State::weight, State::m, State::v}) {
-        std::vector<float> values = to_host(context_.stream(), state_of(p, state));
-        values.resize((values.size() + 1) / 2 * 2);  // pieces of a Checksum are multiples of 8 bytes
-        sum.add(values.data(), values.size() * sizeof(float));
+    for (Params* set : stage->param_sets())
+      for (const Param& p : set->all()) {
+        Checksum sum;
+        for (State state : {State::weight, State::m, State::v}) {
+          std::vector<float> values = to_host(context_.stream(), state_of(p, state));
+          values.resize((values.size() + 1) / 2 * 2);  // pieces of a Checksum are multiples of 8 bytes
+          sum.add(values.data(), values.size() * sizeof(float));
+        }
+        hashes.emplace_back(p.name, sum.value());
       }
-      hashes.emplace_back(p.name, sum.value());
-    }
   std::ostringstream text;
   for (const auto& [name, hash] : hashes) text << name << ' ' << hash << '\n';
   hashes.clear();

@@ -98,7 +98,7 @@ std::vector<std::string> forward_bits(const ModelConfig& c, const std::vector<in
   Embedding embedding(b.context, b.params);
   Layer dense(b.context, b.params, 0, [&](Params& p, const std::string& prefix) { return make_dense(b.context, p, prefix); });
   Layer sparse(b.context, b.params, 1, [&](Params& p, const std::string& prefix) {
-    return std::make_unique<Moe>(b.context, p, prefix, 1);
+    return std::make_unique<Moe>(b.context, p, p, prefix, Moe::Options());
   });
   Head head(b.context, b.params);
   b.allocate();

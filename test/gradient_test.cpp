@@ -87,7 +87,7 @@ TEST(Gradient, DenseFeedForward) {
 void check_moe(const ModelConfig& config, double balance_scale) {
   Bench b(config, kSeqLen, kSequences);
   b.context.balance_scale = balance_scale;
-  Moe moe(b.context, b.params, "mlp.", 1);
+  Moe moe(b.context, b.params, b.params, "mlp.", {.microbatches = 1});
   b.allocate();
   check_feed_forward(b, moe, {&moe, {}});
 }
@@ -106,7 +106,7 @@ void check_layer(int64_t index) {
   Choice choice;
   Layer layer(b.context, b.params, index, [&](Params& params, const std::string& prefix) -> std::unique_ptr<FeedForward> {
     if (b.config.dense(index)) return make_dense(b.context, params, prefix);
-    auto moe = std::make_unique<Moe>(b.context, params, prefix, 1);
+    auto moe = std::make_unique<Moe>(b.context, params, params, prefix, Moe::Options());
     choice.moe = moe.get();
     return moe;
   });

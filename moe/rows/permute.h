@@ -83,10 +83,10 @@ struct CombineB {
   }
 };
 
-// dx[t] += sum_j x[pos[t, j]], ascending j.
+// dx[t] += sum_j x[pos[t, j]], ascending j, without those where pos is -1.
 struct DispatchB {
   struct Args {
-    Tensor x;    // [rows, d] gradient of the experts' input
+    Tensor x;    // [rows, d] gradients in expert order, or as they came back from other ranks
     Tensor pos;  // [tokens, topk] i32
     Tensor dx;   // [tokens, d] in and out
   };
@@ -94,7 +94,9 @@ struct DispatchB {
   HD static void row(Group g, int64_t r, const Args& a) {
     T* __restrict dx = a.dx.row<T>(r);
     for (int j = 0; j < a.pos.cols; ++j) {
-      const T* __restrict x = a.x.row<T>(a.pos.row<int32_t>(r)[j]);
+      const int32_t from = a.pos.row<int32_t>(r)[j];
+      if (from < 0) continue;
+      const T* __restrict x = a.x.row<T>(from);
       for (int i = g.lane(); i < a.x.cols; i += Group::size) dx[i] = T(Acc<T>(dx[i]) + Acc<T>(x[i]));
     }
   }
