@@ -73,8 +73,9 @@ void Params::allocate(Device& device, Dtype dtype, uint64_t seed) {
   for (const Param& p : all_) {
     if (p.init == Init::zeros) continue;
     Buf host = device.host_buffer(p.rows, p.cols, p.master.dtype);
+    const InitialNormal normal(seed, p.name);
     for (int64_t i = 0; i < host->size(); ++i) {
-      const double value = p.init == Init::ones ? 1.0 : initial_normal(seed, p.name, i);
+      const double value = p.init == Init::ones ? 1.0 : normal(i);
       if (host->dtype == Dtype::f64)
         host->row<double>(0)[i] = value;
       else
@@ -133,10 +134,12 @@ static uint64_t mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-double initial_normal(uint64_t seed, const std::string& name, int64_t i) {
-  uint64_t key = mix(seed);
-  for (unsigned char c : name) key = mix(key ^ c);
-  const uint64_t a = mix(key ^ mix(2 * uint64_t(i))), b = mix(key ^ mix(2 * uint64_t(i) + 1));
+InitialNormal::InitialNormal(uint64_t seed, const std::string& name) : key_(mix(seed)) {
+  for (unsigned char c : name) key_ = mix(key_ ^ c);
+}
+
+double InitialNormal::operator()(int64_t i) const {
+  const uint64_t a = mix(key_ ^ mix(2 * uint64_t(i))), b = mix(key_ ^ mix(2 * uint64_t(i) + 1));
   const double u = (double(a >> 11) + 1) * 0x1p-53, v = double(b >> 11) * 0x1p-53;  // u in (0, 1]
   return 0.02 * std::sqrt(-2 * std::log(u)) * std::cos(2 * M_PI * v);
 }

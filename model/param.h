@@ -75,7 +75,15 @@ class Params {
   Blocks blocks_;
 };
 
-// Element i of the parameter `name`: normal with standard deviation 0.02 (Box-Muller over a counter-based generator).
-double initial_normal(uint64_t seed, const std::string& name, int64_t i);
+// Initial values of the parameter `name`: element i is normal with standard deviation 0.02 (Box-Muller over a counter-based
+// generator).
+class InitialNormal {
+ public:
+  InitialNormal(uint64_t seed, const std::string& name);
+  double operator()(int64_t i) const;
+
+ private:
+  uint64_t key_;
+};
 
 }  // namespace duet

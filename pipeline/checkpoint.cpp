@@ -124,7 +124,8 @@ void check_checkpoint(const std::string& dir, const ModelConfig& config) {
   const bool ours = fs::exists(dir + "/trainer.json");
   require(!ours || is_complete(dir), dir, ": found no DONE file, allowed: a complete checkpoint");
   if (ours) verify(dir);
-  require(checkpoint_config(dir) == config, dir, "/config.json: found a model of other sizes than the run's, allowed: the same");
+  require(checkpoint_config(dir) == config, "--resume: found a model of other sizes in ", dir,
+          ", allowed: the same --preset, --model and vocabulary");
 }
 
 Json read_checkpoint(const std::string& dir, Stream& stream, Params& params) {

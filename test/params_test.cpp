@@ -40,21 +40,21 @@ TEST(Params, InitialValuesAreAFunctionOfSeedNameAndIndex) {
   declare(reseeded);
   reseeded.allocate(*device, Dtype::f64, 6);
   for (int64_t i = 0; i < 90 * 50; ++i) {
-    ASSERT_EQ(get(params.all()[0].weight, i), initial_normal(5, "a.weight", i));
-    ASSERT_EQ(get(matrix.weight, i), float(initial_normal(5, "a.weight", i)));
+    ASSERT_EQ(get(params.all()[0].weight, i), InitialNormal(5, "a.weight")(i));
+    ASSERT_EQ(get(matrix.weight, i), float(InitialNormal(5, "a.weight")(i)));
   }
   for (int64_t i = 0; i < 55; ++i) ASSERT_EQ(get(table.weight, i), float(get(params.all()[3].weight, i)));
   EXPECT_EQ(values(params.all()[1].weight), std::vector<double>(33, 1));
   EXPECT_EQ(values(params.all()[2].weight), std::vector<double>(7, 0));
   EXPECT_NE(values(params.all()[0].weight), values(reseeded.all()[0].weight));
-  EXPECT_NE(initial_normal(5, "a.weight", 0), initial_normal(5, "b.weight", 0));
+  EXPECT_NE(InitialNormal(5, "a.weight")(0), InitialNormal(5, "b.weight")(0));
 }
 
 TEST(Params, InitialValuesAreNormal) {
   constexpr int kCount = 200000;
   double sum = 0, squares = 0, within = 0, neighbours = 0, last = 0;
   for (int i = 0; i < kCount; ++i) {
-    const double x = initial_normal(1, "w", i) / 0.02;
+    const double x = InitialNormal(1, "w")(i) / 0.02;
     sum += x, squares += x * x, within += std::abs(x) < 1, neighbours += x * last;
     last = x;
   }
@@ -109,7 +109,7 @@ TEST(Params, SquaresDoNotDependOnWhatElseIsDeclaredNorOnThreads) {
     for (int i = 0; i < before; ++i) params.vector(cat("v", i), 77, Init::zeros);
     Param& a = params.matrix("a.weight", 190, 50);
     params.allocate(*device, Dtype::f32, 1);
-    for (int64_t i = 0; i < a.grad[0].size(); ++i) set(a.grad[0], i, initial_normal(1, "gradient", i));
+    for (int64_t i = 0; i < a.grad[0].size(); ++i) set(a.grad[0], i, InitialNormal(1, "gradient")(i));
     return params.squares(device->compute()).back();
   };
   const double expected = squares_of_a(0, 1);
