@@ -7,13 +7,13 @@
 //   slot     0   1   2 | 3   4   5 | ...      GPU = slot / slots_per_gpu, node = GPU / (gpus / nodes)
 //   phy2log  5   6   5 | 7   8   4 | ...      the expert in each slot
 //
-// A plan is made from the load, tokens per logical expert over some window, one layer at a time. With each expert's tokens split
-// evenly over its replicas, a GPU's load is the sum over its slots of load/count, and a layer is as slow as its busiest GPU:
-// balancedness = mean load / max load, 1 at best.
+// A plan is made from the load, tokens per logical expert over some window, one layer at a time. With each expert's tokens
+// split evenly over its replicas, a GPU's load is the sum over its slots of load/count, and a layer is as slow as its busiest
+// GPU: balancedness = mean load / max load, 1 at best.
 //
 // Two policies. `deepseek` is the published algorithm to the bit, in float32, ties included (eplb_deepseek.cpp). `balanced` is
-// duet's own (eplb_balanced.cpp); its contract is below. Everything here is a pure function of its arguments: ranks that see the
-// same loads make the same plan, and hash() lets them make sure.
+// duet's own (eplb_balanced.cpp); its contract is below. Everything here is a pure function of its arguments: ranks that see
+// the same loads make the same plan, and hash() lets them make sure.
 //
 // Read next: eplb_deepseek.cpp, eplb_balanced.cpp; eplb_quota.h splits tokens unevenly, eplb_incremental.h moves few experts.
 #pragma once
@@ -26,8 +26,8 @@
 namespace duet {
 
 // The sizes of a plan. Rules: experts, groups, nodes, gpus >= 1; replicas >= experts; gpus divides replicas. Planning is
-// hierarchical where nodes divides groups: then groups must divide experts and nodes must divide gpus, and a group's experts all
-// live on one node, so that node-limited routing keeps its traffic there. Otherwise groups and nodes are ignored.
+// hierarchical where nodes divides groups: then groups must divide experts and nodes must divide gpus, and a group's experts
+// all live on one node, so that node-limited routing keeps its traffic there. Otherwise groups and nodes are ignored.
 struct EplbShape {
   int experts = 0;   // logical, of one layer
   int replicas = 0;  // physical, of one layer

@@ -14,7 +14,7 @@ namespace duet {
 namespace {
 
 constexpr double kGoodEnough = 1.0003;  // max / mean at which the search rests
-constexpr int64_t kWork = 200000;       // comparisons per layer, about 0.2 ms; shared by its nodes
+constexpr int64_t kWork = 150000;       // comparisons per layer, about 0.2 ms; shared by its nodes
 
 bool has_pair(std::span<const int> expert, int slots) {
   for (size_t p = 0; p < expert.size(); ++p)
@@ -23,35 +23,60 @@ bool has_pair(std::span<const int> expert, int slots) {
   return false;
 }
 
-// A start without pairs: replicas of an expert lie in consecutive places, which are dealt out to the GPUs in turn. Counts as
-// `deepseek` chose them, but none above the number of GPUs.
-std::vector<int> deal_out(const EplbDomain& d, std::span<const int> start) {
-  const int n = int(d.load.size());
+// Replicas per expert: as many as `deepseek` chose, but none above the number of GPUs. What that frees goes to those whose
+// replicas carry most.
+std::vector<int> capped_counts(const EplbDomain& d, std::span<const int> start) {
   std::vector<int> count(d.load.size());
   int spare = 0;
   for (int e : start) count[size_t(e)] < d.gpus ? ++count[size_t(e)] : ++spare;
-  const auto share = [&](int e) { return d.load[size_t(e)] / count[size_t(e)]; };
   for (; spare > 0; --spare) {
-    int best = -1;
-    for (int e = 0; e < n; ++e)
-      if (count[size_t(e)] < d.gpus && (best < 0 || share(e) > share(best))) best = e;
-    ++count[size_t(best)];
+    size_t best = 0;
+    for (size_t e = 1; e < count.size(); ++e)
+      if (count[best] == d.gpus || (count[e] < d.gpus && d.load[e] / count[e] > d.load[best] / count[best])) best = e;
+    ++count[best];
   }
-  std::vector<int> order(d.load.size()), expert(start.size());
-  for (int e = 0; e < n; ++e) order[size_t(e)] = e;
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return share(a) > share(b); });
-  int place = 0;
-  for (int e : order)
-    for (int i = 0; i < count[size_t(e)]; ++i, ++place) expert[size_t(place % d.gpus * d.slots + place / d.gpus)] = e;
-  return expert;
+  return count;
+}
+
+// A start without pairs: the heaviest replica first, each to the idlest GPU with room that does not hold its expert. Where that
+// ends in none, replicas are dealt out to the GPUs in turn, which never does: an expert's lie in consecutive places.
+std::vector<int> start_without_pairs(const EplbDomain& d, std::span<const int> start) {
+  const std::vector<int> count = capped_counts(d, start);
+  const auto share = [&](int e) { return d.load[size_t(e)] / count[size_t(e)]; };
+  std::vector<int> order;
+  for (int e = 0; e < int(count.size()); ++e) order.insert(order.end(), size_t(count[size_t(e)]), e);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    return share(a) > share(b) || (share(a) == share(b) && a < b);  // equal shares: an expert's replicas stay together
+  });
+  std::vector<int> expert(start.size()), dealt(start.size()), used(size_t(d.gpus));
+  std::vector<double> load(size_t(d.gpus));
+  bool stuck = false;
+  for (int place = 0; place < int(order.size()); ++place) {
+    const int e = order[size_t(place)];
+    dealt[size_t(place % d.gpus * d.slots + place / d.gpus)] = e;
+    int best = -1;
+    for (int g = 0; g < d.gpus; ++g) {
+      const auto here = expert.begin() + g * d.slots;
+      if (used[size_t(g)] < d.slots && (best < 0 || load[size_t(g)] < load[size_t(best)]) &&
+          std::find(here, here + used[size_t(g)], e) == here + used[size_t(g)])
+        best = g;
+    }
+    if (best < 0) {
+      stuck = true;
+      continue;
+    }
+    expert[size_t(best * d.slots + used[size_t(best)]++)] = e;
+    load[size_t(best)] += share(e);
+  }
+  return stuck ? dealt : expert;
 }
 
 // One node: improves `start` down to `target`, and leaves pairs only where nothing else keeps the busiest GPU within `limit`.
 std::vector<int> solve(const EplbDomain& d, std::vector<int> start, double target, double limit, int64_t work) {
   if (has_pair(start, d.slots) && d.slots <= int(d.load.size())) {
-    EplbSearch apart(d, deal_out(d, start));
-    apart.run(target, work);
-    if (apart.best_max() <= limit) return apart.run(target, 0);
+    EplbSearch apart(d, start_without_pairs(d, start));
+    apart.run(std::min(target, limit), work);
+    if (apart.best_max() <= limit) return apart.best();
   }
   return EplbSearch(d, std::move(start)).run(target, work);
 }
@@ -121,7 +146,9 @@ std::vector<int> plan_nodes(std::span<const int> order, std::span<const float> l
 ExpertPlacement plan_balanced(std::span<const float> load, const EplbShape& s, bool replicas_may_leave_node) {
   const ExpertPlacement published = plan_deepseek(load, s);
   const double limit = max_of(gpu_load(published, load)) * (1 + 1e-12);
-  const auto plan = [&](std::span<const int> order) { return ExpertPlacement(plan_nodes(order, load, s, limit), s.experts, s.gpus); };
+  const auto plan = [&](std::span<const int> order) {
+    return ExpertPlacement(plan_nodes(order, load, s, limit), s.experts, s.gpus);
+  };
   const std::vector<int> as_published = experts_by_node(load, s);
   std::vector<int> order = as_published;
   level_nodes(order, load, s);

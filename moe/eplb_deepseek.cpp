@@ -29,8 +29,12 @@ void balanced_packing(std::span<const float> weight, int packs, std::span<Place>
   std::vector<int> items(size_t(packs), 0);
   for (const auto& [w, i] : order) {
     int best = -1;
-    for (int p = 0; p < packs; ++p)
-      if (items[size_t(p)] < capacity && (best < 0 || load[size_t(p)] < load[size_t(best)])) best = p;
+    float least = 0;
+    for (int p = 0; p < packs; ++p) {
+      const int take = int(items[size_t(p)] < capacity) & (int(best < 0) | int(load[size_t(p)] < least));
+      best = take ? p : best;
+      least = take ? load[size_t(p)] : least;
+    }
     out[size_t(i)] = {best, items[size_t(best)]++};
     load[size_t(best)] += w;
   }
@@ -47,9 +51,7 @@ void replicate(std::span<const float> weight, std::span<Replica> out, std::vecto
   std::vector<int> count(weight.size(), 1);
   for (int i = 0; i < n; ++i) out[size_t(i)] = {i, 0};
   for (size_t r = weight.size(); r < out.size(); ++r) {
-    int best = 0;
-    for (int i = 1; i < n; ++i)
-      if (share[size_t(i)] > share[size_t(best)]) best = i;
+    const int best = int(std::max_element(share.begin(), share.end()) - share.begin());
     out[r] = {best, count[size_t(best)]++};
     share[size_t(best)] = weight[size_t(best)] / float(count[size_t(best)]);
   }

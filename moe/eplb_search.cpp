@@ -8,8 +8,8 @@ namespace duet {
 
 EplbSearch::EplbSearch(const EplbDomain& domain, std::vector<int> start)
     : domain_(domain), expert_(std::move(start)), slot_share_(expert_.size()), share_(domain.load.size()),
-      at_(domain.load.size()), has_(size_t(domain.gpus) * domain.load.size()), gpu_(size_t(domain.gpus)), now_(size_t(domain.gpus)),
-      home_count_(domain.home.size()) {
+      at_(domain.load.size()), has_(size_t(domain.gpus) * domain.load.size()), gpu_(size_t(domain.gpus)),
+      now_(size_t(domain.gpus)),       home_count_(domain.home.size()) {
   double sum = 0;
   for (double x : domain_.load) sum += x;
   if (sum > 0) inverse_mean_ = domain_.gpus / sum;

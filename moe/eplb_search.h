@@ -5,9 +5,9 @@
 //   swap       two slots of different GPUs exchange their experts;
 //   retarget   a slot gives up a replica of e (e has others) and takes one of f: all replicas of e carry more, those of f less.
 // The objective is a soft maximum, the sum over GPUs of (load / mean load)^16: while the busiest GPU cannot be helped, the next
-// ones still are. Steps concern the busiest GPU, else the idlest; the best one is taken. In the local optimum a few random steps
-// (of a fixed seed) start the next descent, and the placement with the least maximum is kept, until a budget of work is spent: of
-// comparisons, not of time, so that every rank stops at the same step.
+// ones still are. Steps concern the busiest GPU, else the idlest; the best one is taken. In the local optimum a few random
+// steps (of a fixed seed) start the next descent, and the placement with the least maximum is kept, until a budget of work is
+// spent: of comparisons, not of time, so that every rank stops at the same step.
 #pragma once
 #include <cstdint>
 #include <random>
@@ -31,6 +31,7 @@ class EplbSearch {
   // Improves until the busiest GPU carries at most `target` or the work (comparisons, about 1 ns each) is spent. Returns the
   // placement with the least maximum seen, the start if none was better.
   const std::vector<int>& run(double target, int64_t work);
+  const std::vector<int>& best() const { return best_; }
   double best_max() const { return best_max_; }
 
  private:
