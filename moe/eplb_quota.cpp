@@ -66,7 +66,8 @@ std::vector<int64_t> slot_quotas(std::span<const int64_t> tokens, const ExpertPl
 
 std::vector<int32_t> rank_quotas(std::span<const int32_t> counts, const ExpertPlacement& placement, int ranks_per_node) {
   const int ranks = placement.gpus, experts = placement.experts(), replicas = placement.replicas();
-  DUET_CHECK(int64_t(counts.size()) == int64_t(ranks) * experts, "counts: expected ", ranks, " x ", experts, ", found ", counts.size());
+  DUET_CHECK(int64_t(counts.size()) == int64_t(ranks) * experts, "counts: expected ", ranks, " x ", experts, ", found ",
+             counts.size());
   std::vector<int64_t> tokens(size_t(experts), 0);
   for (size_t i = 0; i < counts.size(); ++i) tokens[i % size_t(experts)] += counts[i];
   std::vector<int64_t> open = slot_quotas(tokens, placement);  // what each slot still takes
