@@ -1,4 +1,4 @@
-// See eplb_incremental.h. Steepest descent over single retargets.
+// See eplb_incremental.h. Descent by single retargets: of those that help the worst sample, the best over all samples.
 #include "moe/eplb_incremental.h"
 
 #include <algorithm>
@@ -10,6 +10,8 @@ namespace duet {
 namespace {
 
 constexpr double kLevel = 0.999;  // of the busiest GPU: who carries this much counts as busy too
+constexpr size_t kHeaviest = 8;   // experts that are tried for a slot
+constexpr size_t kFinalists = 8;  // retargets that are compared over all samples
 
 // One sample's tokens, and the GPU loads [gpus] that the placement's quotas give it.
 using Tokens = std::span<const int64_t>;
@@ -33,41 +35,46 @@ double mean_cost(const ExpertPlacement& placement, const std::vector<Tokens>& sa
   return sum / double(samples.size());
 }
 
-struct Candidate {
-  ExpertPlacement placement;  // without slots: none found
+struct Retarget {
   double cost;
+  int slot, expert;
 };
+bool cheaper(const Retarget& a, const Retarget& b) { return a.cost < b.cost; }
 
-// The best single retarget. In the sample that is levelled worst, only a slot on a GPU with room that takes over an expert of a
-// busy one can help, and must there; those that do are compared over all samples.
-Candidate best_retarget(const ExpertPlacement& placement, const std::vector<Tokens>& samples, double below, int gpus_per_node) {
-  const auto worst = *std::max_element(samples.begin(), samples.end(), [&](Tokens a, Tokens b) {
-    return cost(placement, a) < cost(placement, b);
-  });
+ExpertPlacement with(const ExpertPlacement& placement, const Retarget& r) {
+  std::vector<int32_t> phy2log = placement.phy2log;
+  phy2log[size_t(r.slot)] = r.expert;
+  return ExpertPlacement(std::move(phy2log), placement.experts(), placement.gpus);
+}
+
+// The retargets that relieve the sample that is levelled worst, the best first. Only a slot on a GPU with room can help, by
+// taking over an expert of a busy one; of these experts the heaviest are tried.
+std::vector<Retarget> relieve(const ExpertPlacement& placement, Tokens worst, int gpus_per_node) {
   const std::vector<double> load = levelled(placement, worst);
-  const double busy = kLevel * max_of(load), worst_cost = cost(placement, worst);
-  const int slots = placement.slots_per_gpu();
-  Candidate best{{}, below};
+  const double busy = kLevel * max_of(load), now = cost(placement, worst);
+  const auto share = [&](int e) { return double(worst[size_t(e)]) / placement.logcnt[size_t(e)]; };
+  const auto any_slot = [&](int e, auto&& holds) {
+    const std::span<const int32_t> at = placement.slots_of(e);
+    return std::any_of(at.begin(), at.end(), [&](int slot) { return holds(placement.gpu_of(slot)); });
+  };
+  std::vector<int> heavy;
+  for (int f = 0; f < placement.experts(); ++f)
+    if (any_slot(f, [&](int g) { return load[size_t(g)] >= busy; })) heavy.push_back(f);
+  std::stable_sort(heavy.begin(), heavy.end(), [&](int a, int b) { return share(a) > share(b); });
+  heavy.resize(std::min(heavy.size(), kHeaviest));
+  std::vector<Retarget> found;
   for (int p = 0; p < placement.replicas(); ++p) {
     const int g = placement.gpu_of(p);
     if (load[size_t(g)] >= busy || placement.logcnt[size_t(placement.phy2log[size_t(p)])] < 2) continue;
-    const auto here = placement.phy2log.begin() + g * slots;
-    for (int f = 0; f < placement.experts(); ++f) {
-      const std::span<const int32_t> at = placement.slots_of(f);
-      const bool helps = std::any_of(at.begin(), at.end(), [&](int q) { return load[size_t(placement.gpu_of(q))] >= busy; });
-      const bool allowed = gpus_per_node == 0 || std::any_of(at.begin(), at.end(), [&](int q) {
-        return placement.gpu_of(q) / gpus_per_node == g / gpus_per_node;
-      });
-      if (!helps || !allowed || std::find(here, here + slots, f) != here + slots) continue;
-      std::vector<int32_t> phy2log = placement.phy2log;
-      phy2log[size_t(p)] = f;
-      ExpertPlacement next(std::move(phy2log), placement.experts(), placement.gpus);
-      if (cost(next, worst) >= worst_cost) continue;
-      const double c = mean_cost(next, samples);
-      if (c < best.cost) best = {std::move(next), c};
+    for (int f : heavy) {
+      if (any_slot(f, [&](int h) { return h == g; })) continue;
+      if (gpus_per_node > 0 && !any_slot(f, [&](int h) { return h / gpus_per_node == g / gpus_per_node; })) continue;
+      const double c = cost(with(placement, {0, p, f}), worst);
+      if (c < now) found.push_back({c, p, f});
     }
   }
-  return best;
+  std::stable_sort(found.begin(), found.end(), cheaper);
+  return found;
 }
 
 }  // namespace
@@ -77,10 +84,16 @@ ExpertPlacement plan_incremental(const ExpertPlacement& current, Tokens window, 
   ExpertPlacement placement = current;
   double now = mean_cost(placement, samples);
   for (int move = 0; move < options.max_moves && now - 1 > options.min_gain; ++move) {
-    Candidate best = best_retarget(placement, samples, now - options.min_gain, options.gpus_per_node);
-    if (best.placement.phy2log.empty()) break;
-    placement = std::move(best.placement);
-    now = best.cost;
+    const Tokens worst = *std::max_element(samples.begin(), samples.end(), [&](Tokens a, Tokens b) {
+      return cost(placement, a) < cost(placement, b);
+    });
+    std::vector<Retarget> found = relieve(placement, worst, options.gpus_per_node);
+    found.resize(std::min(found.size(), kFinalists));
+    for (Retarget& r : found) r.cost = mean_cost(with(placement, r), samples);
+    const auto best = std::min_element(found.begin(), found.end(), cheaper);
+    if (best == found.end() || best->cost > now - options.min_gain) break;
+    now = best->cost;
+    placement = with(placement, *best);
   }
   return placement;
 }

@@ -9,10 +9,12 @@ namespace {
 
 constexpr int kRounds = 8;
 
-// One of an expert's GPUs: the tokens that others left there, and the expert's slot on it.
+// One of an expert's GPUs.
 struct Vessel {
-  int64_t base;
+  int64_t base;    // tokens of the other experts
+  int64_t before;  // of this one, in the last round
   int32_t slot;
+  int gpu;
 };
 
 // Pours `tokens` over the vessels so that the fullest is as low as can be; ties go to the lower slot. Adds nothing to the GPUs.
@@ -32,33 +34,29 @@ void pour(int64_t tokens, std::span<Vessel> vessels, std::span<int64_t> quota) {
 
 std::vector<int64_t> slot_quotas(std::span<const int64_t> tokens, const ExpertPlacement& placement) {
   std::vector<int64_t> quota(placement.phy2log.size()), gpu(size_t(placement.gpus));
-  std::vector<int> choice;  // the experts with several GPUs
+  std::vector<int> choice;  // the experts with several replicas
   std::vector<Vessel> vessels;
-  const auto alone = [&](int slot) { return size_t(placement.gpu_of(slot)); };
   for (int e = 0; e < placement.experts(); ++e) {
     const std::span<const int32_t> slots = placement.slots_of(e);
     if (slots.size() > 1) choice.push_back(e);
-    else gpu[alone(slots[0])] += quota[size_t(slots[0])] = tokens[size_t(e)];
+    else gpu[size_t(placement.gpu_of(slots[0]))] += quota[size_t(slots[0])] = tokens[size_t(e)];
   }
-  for (int round = 0, changed = 1; round < kRounds && changed; ++round) {
-    changed = 0;
+  bool changed = true;
+  for (int round = 0; round < kRounds && changed; ++round) {
+    changed = false;
     for (int e : choice) {
       vessels.clear();
       for (int32_t slot : placement.slots_of(e)) {
-        const size_t g = alone(slot);
-        bool first = true;
-        for (const Vessel& v : vessels) first = first && alone(v.slot) != g;
-        if (first) vessels.push_back({gpu[g] -= quota[size_t(slot)], slot});
+        const int g = placement.gpu_of(slot);
+        const int64_t before = quota[size_t(slot)];
+        if (std::none_of(vessels.begin(), vessels.end(), [&](const Vessel& v) { return v.gpu == g; }))
+          vessels.push_back({gpu[size_t(g)] - before, before, slot, g});
       }
-      const auto before = [&](const Vessel& v) { return quota[size_t(v.slot)]; };
-      int64_t old_sum = 0;
-      for (const Vessel& v : vessels) old_sum += before(v) * (v.slot + 1);
       pour(tokens[size_t(e)], vessels, quota);
       for (const Vessel& v : vessels) {
-        gpu[alone(v.slot)] += quota[size_t(v.slot)];
-        old_sum -= before(v) * (v.slot + 1);
+        gpu[size_t(v.gpu)] = v.base + quota[size_t(v.slot)];
+        changed |= quota[size_t(v.slot)] != v.before;
       }
-      changed |= old_sum != 0;
     }
   }
   return quota;
