@@ -4,6 +4,7 @@
 //   duet generate   pipeline/generate.h          text from a checkpoint
 //   duet schedule   pipeline/schedule_command.h  draws, checks and times a pipeline schedule
 //   duet compare    pipeline/compare_command.h   trains under each schedule: not one bit may differ
+//   duet eplb       moe/eplb_command.h           plans where experts and their replicas go
 //   duet bench      pipeline/bench.h             tokens/s and GFLOP/s of this machine
 //
 // g++ compiles this file as plain C++ (the Makefile says -x c++); it is the only one that includes CLI11.
@@ -12,6 +13,7 @@
 #include <fstream>
 #include <iostream>
 
+#include "moe/eplb_command.h"
 #include "pipeline/bench.h"
 #include "pipeline/compare_command.h"
 #include "pipeline/generate.h"
@@ -101,6 +103,17 @@ static void schedule_options(CLI::App& cli, ScheduleOptions& o) {
   cli.add_flag("--compare", o.compare, "all schedules (or those of --schedule a,b) at equal devices and model");
 }
 
+static void eplb_options(CLI::App& cli, EplbCommandOptions& o) {
+  cli.add_option("--loads", o.loads, "JSON {\"weight\": [[...]]} or CSV, a layer a row; default: loads made up for the demonstration");
+  cli.add_option("--replicas", o.replicas, "physical experts of a layer, in all");
+  cli.add_option("--groups", o.groups, "groups of experts");
+  cli.add_option("--nodes", o.nodes, "nodes");
+  cli.add_option("--gpus", o.gpus, "GPUs, in all");
+  cli.add_option("--policy", o.policy, "deepseek (as published) or balanced");
+  cli.add_flag("--replicas-may-leave-node", o.replicas_may_leave_node, "balanced: redundant replicas may live on another node");
+  cli.add_option("--format", o.format, "text or json");
+}
+
 static int run(int argc, char** argv) {
   CLI::App cli("duet trains small DeepSeek-V3-style mixture-of-experts models, on a laptop or on GPUs.\n"
                "Change the schedule: not one bit of the loss changes.");
@@ -130,6 +143,8 @@ static int run(int argc, char** argv) {
   train_options(*compare_cli, compare.train);
   compare_cli->add_option("--schedules", compare.schedules, "names or CSV files, with commas between");
   compare_cli->get_option("--format")->description("text or json");
+  EplbCommandOptions eplb;
+  eplb_options(*command("eplb", "plan where experts and their replicas go; without options a demonstration"), eplb);
   BenchOptions bench;
   CLI::App* bench_cli = command("bench", "tokens/s and GFLOP/s of training steps and of GEMM on this machine");
   bench_cli->add_option("--preset", bench.preset, "model to time");
@@ -149,6 +164,7 @@ static int run(int argc, char** argv) {
   if (*generate_cli) generate_command(generate, std::cout);
   if (*schedule_cli) schedule_command(schedule, std::cout, terminal_of_stdout());
   if (*compare_cli) return compare_command(compare, std::cout) ? 0 : 1;
+  if (cli.got_subcommand("eplb")) eplb_command(eplb, std::cout);
   if (*bench_cli) bench_command(bench, std::cout);
   return 0;
 }

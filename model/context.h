@@ -7,6 +7,7 @@
 #include "model/config.h"
 #include "model/device.h"
 #include "model/param.h"
+#include "model/recorder.h"
 #include "model/rows/attention.h"
 
 namespace duet {
@@ -19,6 +20,7 @@ struct Context {
   int64_t sequences;  // of a microbatch
   double loss_scale = 1;     // gradient of the objective for a token's cross-entropy: 1 / tokens of the global batch
   double balance_scale = 0;  // and for a sequence's balance loss: alpha / sequences of the global batch
+  Recorder* recorder = nullptr;  // of what happens when; null: nothing is recorded
 
   int64_t tokens() const { return seq_len * sequences; }  // of a microbatch
   Stream& stream() const { return device.compute(); }
