@@ -63,6 +63,7 @@ static void train_options(CLI::App& cli, TrainOptions& o) {
   cli.add_option("--ep", o.ep, "ranks over which the experts are spread; divides dp");
   cli.add_option("--schedule", o.schedule, "gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, or a CSV file");
   cli.add_option("--virtual-stages", o.virtual_stages, "stages a rank holds under interleaved");
+  cli.add_option("--overlap", o.overlap, "on, or off: pairs run one after the other and all-to-alls block");
   cli.add_option("--split", o.split, "layers of each stage, e.g. 3,4,4,3; default: even by cost");
   cli.add_option("--transport", o.transport, "local (threads) or mpi; default: mpi under mpirun or srun, else local");
   cli.add_option("--comm-timeout", o.comm_timeout, "seconds a rank waits for a message");

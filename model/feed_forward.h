@@ -1,8 +1,9 @@
 // FeedForward: the second half of a layer, in named phases. model/ implements the dense one, moe/ the mixture of experts.
 //
 // A mixture of experts sends tokens to the ranks that hold their experts and back: dispatch, experts, combine, each twice (forward,
-// and backward for inputs). The phases are separate so that those of one microbatch's forward and of another's backward can be
-// interleaved, one computing while the other's tokens travel. One thread calls them, for each microbatch in this order:
+// and backward for inputs). A phase ends by sending what the next one begins by receiving; so phases of one microbatch's forward and
+// of another's backward can be interleaved, one computing while the other's tokens travel. One thread calls them, for each
+// microbatch in this order:
 //
 //   F  dispatch_f -> experts_f -> combine_f     y = residual + ffn(x)
 //   I  combine_i  -> experts_i -> dispatch_i    dx from dy

@@ -14,12 +14,19 @@ struct Moe::Parts {
   RouterShape shape;
 };
 
+// Rows on their way between ranks.
+struct Moe::Moving {
+  Buf out, in;                     // [rows, d_model]
+  std::unique_ptr<Event> arrived;  // null: nothing is under way
+};
+
 struct Moe::MoeSaved : FeedForward::Saved {
   Buf scores, total;          // [tokens, experts] affinities, later the logits' gradient; [tokens, 1] their sum
   Buf topk_idx, topk_w;       // [tokens, topk]
   Buf f;                      // [sequences, experts] for the balance loss
   DispatchPlan plan;                       // all experts here: tokens to rows
   std::unique_ptr<ExchangePlan> exchange;  // experts elsewhere too
+  Moving moving;
   Buf pos;                    // [tokens, topk] rows of `returned` (of `y_rows` where all experts are here)
   Buf rows, y_rows, dx_rows;  // [rows, d_model] in expert order: inputs; outputs, then their gradient; gradient of inputs
   Buf returned;               // [tokens * topk, d_model] results as they came back; only with other ranks
@@ -37,7 +44,7 @@ static std::vector<std::string> expert_prefixes(const std::string& prefix, int64
 }
 
 Moe::Moe(const Context& context, Params& params, Params& experts, const std::string& prefix, const Options& o)
-    : context_(context), group_(o.group), slots_(context.config.n_routed / (o.group ? o.group->size() : 1)),
+    : context_(context), options_(o), slots_(context.config.n_routed / (o.group ? o.group->size() : 1)),
       load_(size_t(context.config.n_routed)) {
   const ModelConfig& c = context.config;
   Param& gate = params.matrix(prefix + "gate.weight", c.d_model, c.n_routed);
@@ -46,7 +53,7 @@ Moe::Moe(const Context& context, Params& params, Params& experts, const std::str
   parts_.reset(new Parts{
       gate, bias,
       c.n_shared ? std::make_unique<Swiglu>(context, params, std::span(&shared, 1), c.n_shared * c.d_expert) : nullptr,
-      Swiglu(context, experts, expert_prefixes(prefix, group_ ? group_->rank() * slots_ : 0, slots_), c.d_expert),
+      Swiglu(context, experts, expert_prefixes(prefix, o.group ? o.group->rank() * slots_ : 0, slots_), c.d_expert),
       {.experts = int(c.n_routed), .topk = int(c.topk), .groups = int(c.n_group), .topk_groups = int(c.topk_group),
        .scaling = c.routed_scaling}});
   balance_host_ = context.device.host_buffer(o.microbatches, context.sequences, acc_dtype(context.dtype));
@@ -87,43 +94,64 @@ std::unique_ptr<FeedForward::Saved> Moe::dispatch_f(int microbatch, const Tensor
   stream.copy(idx->data, s.topk_idx->data, size_t(idx->bytes()));
   auto chosen = context_.device.make_event();
   stream.record(*chosen);
-  if (parts_->shared) {
-    const int64_t all[2] = {0, x.rows};
-    s.y_shared = parts_->shared->forward(s.shared, x, all);
-  }
   chosen->synchronize();
   const int32_t* chose = idx->row<int32_t>(0);
   const std::vector<int32_t> choice(chose, chose + idx->size());
   for (int32_t e : choice) ++load_[size_t(e)];
-  if (group_) {
+  if (options_.group) {
     send_tokens(s, x, choice);
   } else {
     s.plan = DispatchPlan(choice, c.topk, slots_);
     s.pos = upload(context_, s.plan.pos);
     s.rows = gather_rows(x, s.plan.token);
   }
+  if (parts_->shared) {
+    const int64_t all[2] = {0, x.rows};
+    s.y_shared = parts_->shared->forward(s.shared, x, all);
+  }
   return saved;
 }
 
-// The other ranks' choices come here, this rank's tokens leave, and what arrives is brought into expert order.
+// The other ranks' choices come here, and this rank's tokens leave.
 void Moe::send_tokens(MoeSaved& s, const Tensor& x, const std::vector<int32_t>& choice) {
+  Comm& group = *options_.group;
   std::vector<std::vector<int32_t>> choices;
-  for (const std::string& bytes : group_->gather({reinterpret_cast<const char*>(choice.data()), choice.size() * sizeof(int32_t)})) {
+  for (const std::string& bytes : group.gather({reinterpret_cast<const char*>(choice.data()), choice.size() * sizeof(int32_t)})) {
     const int32_t* theirs = reinterpret_cast<const int32_t*>(bytes.data());
     choices.emplace_back(theirs, theirs + bytes.size() / sizeof(int32_t));
   }
-  s.exchange = std::make_unique<ExchangePlan>(choices, context_.config.topk, slots_, group_->rank());
-  const ExchangePlan& plan = *s.exchange;
-  s.pos = upload(context_, plan.pos);
-  const Buf received = exchange(gather_rows(x, plan.send_token), plan.sent, plan.received);
-  s.rows = gather_rows(received, plan.local.token);
+  s.exchange = std::make_unique<ExchangePlan>(choices, context_.config.topk, slots_, group.rank());
+  s.pos = upload(context_, s.exchange->pos);
+  send(s.moving, "dispatch F", gather_rows(x, s.exchange->send_token), s.exchange->sent, s.exchange->received);
 }
 
-// Rows to and from the ranks of the group. [rows, d_model]
-Buf Moe::exchange(const Tensor& rows, const std::vector<int64_t>& out, const std::vector<int64_t>& in) {
-  Buf received = context_.device.buffer(in.back(), context_.config.d_model, context_.dtype, Use::activations);
-  group_->all_to_all_v(context_.stream(), rows, out, received, in);
-  return received;
+// Rows out to and in from the ranks of the group, on the comm stream, after what is enqueued on the compute stream.
+void Moe::send(Moving& m, const char* name, Buf rows, const std::vector<int64_t>& out, const std::vector<int64_t>& in) {
+  Stream& compute = context_.stream();
+  Stream& comm = options_.comm ? *options_.comm : compute;
+  m.out = std::move(rows);
+  m.in = context_.device.buffer(in.back(), context_.config.d_model, context_.dtype, Use::activations);
+  m.arrived = context_.device.make_event();
+  if (options_.comm) {
+    auto ready = context_.device.make_event();
+    compute.record(*ready);
+    comm.wait(*ready);
+  }
+  {
+    const int64_t bytes = (out.back() - (out[size_t(options_.group->rank()) + 1] - out[size_t(options_.group->rank())])) *
+                          context_.config.d_model * dtype_size(context_.dtype);
+    Scope scope(context_.recorder, comm, {.name = name, .lane = "comm", .layer = options_.layer, .bytes = bytes});
+    options_.group->all_to_all_v(comm, m.out, out, m.in, in);
+  }
+  comm.record(*m.arrived);
+}
+
+Buf Moe::receive(Moving& m) {
+  Scope scope(context_.recorder, context_.stream(), {.name = "all-to-all", .lane = "wait", .layer = options_.layer});
+  context_.stream().wait(*m.arrived);
+  m.arrived.reset();
+  m.out = Buf();
+  return std::move(m.in);
 }
 
 Buf Moe::gather_rows(const Tensor& x, const std::vector<int32_t>& index) {
@@ -136,13 +164,18 @@ const DispatchPlan& Moe::local(const MoeSaved& s) const { return s.exchange ? s.
 
 void Moe::experts_f(Saved& saved, const Tensor&) {
   MoeSaved& s = of(saved);
+  if (s.exchange) s.rows = gather_rows(receive(s.moving), s.exchange->local.token);
   s.y_rows = parts_->routed.forward(s.routed, s.rows, local(s).offsets);
+  if (const ExchangePlan* plan = s.exchange.get())
+    send(s.moving, "combine F", gather_rows(s.y_rows, plan->back_row), plan->back_sent, plan->back_received);
 }
 
 Buf Moe::combine_f(Saved& saved, const Tensor& residual) {
   MoeSaved& s = of(saved);
-  if (const ExchangePlan* plan = s.exchange.get())
-    s.returned = exchange(gather_rows(s.y_rows, plan->back_row), plan->back_sent, plan->back_received);
+  if (s.exchange) {
+    s.returned = receive(s.moving);
+    s.y_rows = Buf();
+  }
   Buf y = context_.activation(residual.cols);
   launch<CombineF>(context_.stream(), y->rows,
                    {.x = s.exchange ? s.returned : s.y_rows, .pos = s.pos->reshape(y->rows, context_.config.topk), .w = s.topk_w,
@@ -161,10 +194,8 @@ void Moe::combine_i(Saved& saved, const Tensor& dy) {
   launch<CombineB>(context_.stream(), dy.rows,
                    {.x = s.exchange ? s.returned : s.y_rows, .dy = dy, .pos = s.pos->reshape(dy.rows, topk), .w = s.topk_w,
                     .dw = dw});
-  if (const ExchangePlan* plan = s.exchange.get()) {  // the way of combine, backwards
-    s.y_rows = gather_rows(exchange(s.returned, plan->back_received, plan->back_sent), plan->back_from);
-    s.returned = Buf();
-  }
+  if (const ExchangePlan* plan = s.exchange.get())  // the way of combine, backwards
+    send(s.moving, "combine I", std::move(s.returned), plan->back_received, plan->back_sent);
   launch<RouterB>(context_.stream(), dy.rows,
                   {.x = s.scores, .topk_idx = s.topk_idx, .dw = dw, .total = s.total, .f = s.f, .shape = parts_->shape,
                    .seq_len = context_.seq_len, .balance = context_.balance_scale});
@@ -177,30 +208,36 @@ void Moe::combine_i(Saved& saved, const Tensor& dy) {
 
 void Moe::experts_i(Saved& saved) {
   MoeSaved& s = of(saved);
+  Stream& stream = context_.stream();
   if (parts_->shared) {
     const int64_t all[2] = {0, s.dy.rows};
     s.dx = parts_->shared->backward_input(s.shared, s.dy, all);
-    linear_i(context_.stream(), s.scores, parts_->gate, s.dx, true);
+    linear_i(stream, s.scores, parts_->gate, s.dx, true);
   } else {
     s.dx = context_.activation(s.dy.cols);
-    linear_i(context_.stream(), s.scores, parts_->gate, s.dx);
+    linear_i(stream, s.scores, parts_->gate, s.dx);
   }
+  const ExchangePlan* plan = s.exchange.get();
+  if (plan) s.y_rows = gather_rows(receive(s.moving), plan->back_from);
   s.dx_rows = parts_->routed.backward_input(s.routed, s.y_rows, local(s).offsets);
+  if (!plan) return;
+  // The way of dispatch, backwards: a token's experts here first become one row.
+  Buf here = context_.device.buffer(plan->received.back(), s.dx->cols, context_.dtype, Use::activations);
+  stream.zero(here->data, size_t(here->bytes()));
+  launch<DispatchB>(stream, here->rows,
+                    {.x = s.dx_rows, .pos = upload(context_, plan->local.pos)->reshape(here->rows, context_.config.topk), .dx = here});
+  s.dx_rows = Buf();
+  send(s.moving, "dispatch I", std::move(here), plan->received, plan->sent);
 }
 
 Buf Moe::dispatch_i(Saved& saved) {
   MoeSaved& s = of(saved);
-  Stream& stream = context_.stream();
-  const int64_t topk = context_.config.topk;
-  if (const ExchangePlan* plan = s.exchange.get()) {  // the way of dispatch, backwards: a token's experts here first become one row
-    Buf here = context_.device.buffer(plan->received.back(), s.dx->cols, context_.dtype, Use::activations);
-    stream.zero(here->data, size_t(here->bytes()));
-    launch<DispatchB>(stream, here->rows, {.x = s.dx_rows, .pos = upload(context_, plan->local.pos)->reshape(here->rows, topk), .dx = here});
-    const Buf back = exchange(here, plan->received, plan->sent);
-    launch<DispatchB>(stream, s.dx->rows, {.x = back, .pos = upload(context_, plan->send_pos)->reshape(s.dx->rows, topk), .dx = s.dx});
-  } else {
-    launch<DispatchB>(stream, s.dx->rows, {.x = s.dx_rows, .pos = s.pos->reshape(s.dx->rows, topk), .dx = s.dx});
+  if (s.exchange) {
+    s.dx_rows = receive(s.moving);
+    s.pos = upload(context_, s.exchange->send_pos);
   }
+  launch<DispatchB>(context_.stream(), s.dx->rows,
+                    {.x = s.dx_rows, .pos = s.pos->reshape(s.dx->rows, context_.config.topk), .dx = s.dx});
   s.dx_rows = Buf();
   return std::move(s.dx);
 }

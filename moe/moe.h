@@ -2,20 +2,20 @@
 //
 //   y = residual + shared(x) + sum over the token's experts e (ascending) of w_e * expert_e(x)
 //
-// Moe implements the phases of model/feed_forward.h:
-//   dispatch_f  router logits, top-k, the plan, rows into expert order; the shared experts
-//   experts_f   routed experts, a grouped GEMM over contiguous rows
-//   combine_f   the weighted sum
-//   combine_i   gradients of the experts' outputs and of the weights; from these the router's
-//   experts_i   routed experts, gradient for inputs; shared experts
-//   dispatch_i  rows back into token order, and the router's share of dx
+// Moe implements the phases of model/feed_forward.h. Each sends at its end what the next one receives at its beginning:
+//   dispatch_f  router logits, top-k, the plan; tokens leave; the shared experts meanwhile
+//   experts_f   tokens arrive, in expert order; routed experts, a grouped GEMM over contiguous rows; results leave
+//   combine_f   results arrive; the weighted sum
+//   combine_i   gradients of the experts' outputs and of the weights, from these the router's; gradients leave
+//   experts_i   the shared experts meanwhile; gradients arrive; routed experts, gradient for inputs; it leaves
+//   dispatch_i  it arrives, and is added up in token order
 //   experts_w   every weight gradient
 // The auxiliary-loss-free bias moves once a step, from the load that all ranks saw.
 //
 // Expert parallelism: the experts are spread over the ranks of a group, a contiguous part each. The ranks first tell one another
 // their tokens' choices (4 bytes each), from which everyone computes who sends what (dispatch_plan.h); then tokens go out and
-// results come back, all-to-all, in dispatch_f and combine_f, and gradients the same way in combine_i and dispatch_i. All ranks of
-// the group call the phases in the same order.
+// results come back, all-to-all, and gradients the same way. With a comm stream the all-to-alls run on it, and whatever is computed
+// between two phases covers them; without one they block. All ranks of the group call the phases in the same order.
 // Read next: dispatch_plan.h, rows/router.h, rows/permute.h.
 #pragma once
 #include <memory>
@@ -30,10 +30,11 @@ namespace duet {
 class Moe : public FeedForward {
  public:
   // Router and shared experts go into `params`, which all ranks have; the routed experts of this rank into `experts`.
-  // microbatches: of a step, the range of dispatch_f's argument. group: expert-parallel ranks; null: all experts are here.
   struct Options {
-    int microbatches = 1;
-    Comm* group = nullptr;
+    int microbatches = 1;    // of a step, the range of dispatch_f's argument
+    Comm* group = nullptr;   // expert-parallel ranks; null: all experts are here
+    Stream* comm = nullptr;  // for the all-to-alls; null: the compute stream
+    int64_t layer = 0;       // for the recorder
   };
   Moe(const Context& context, Params& params, Params& experts, const std::string& prefix, const Options& options);
   ~Moe() override;
@@ -61,12 +62,14 @@ class Moe : public FeedForward {
   static MoeSaved& of(Saved& saved);
   void route(MoeSaved& saved, int microbatch, const Tensor& x);
   void send_tokens(MoeSaved& saved, const Tensor& x, const std::vector<int32_t>& choice);
-  Buf exchange(const Tensor& rows, const std::vector<int64_t>& out, const std::vector<int64_t>& in);
+  struct Moving;
+  void send(Moving& moving, const char* name, Buf rows, const std::vector<int64_t>& out, const std::vector<int64_t>& in);
+  Buf receive(Moving& moving);
   Buf gather_rows(const Tensor& x, const std::vector<int32_t>& index);
   const DispatchPlan& local(const MoeSaved& saved) const;
 
   const Context& context_;
-  Comm* group_;
+  const Options options_;
   int64_t slots_;  // experts on this rank
   struct Parts;
   std::unique_ptr<Parts> parts_;  // router weights, shared and routed experts

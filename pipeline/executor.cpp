@@ -4,11 +4,12 @@
 #include <chrono>
 
 #include "pipeline/add_comms.h"
+#include "pipeline/overlap.h"
 
 namespace duet {
 
-Executor::Executor(const Schedule& schedule, Comm& pipeline, const Context& context, Stages& stages)
-    : schedule_(schedule), pipeline_(pipeline), context_(context), stages_(stages) {}
+Executor::Executor(const Schedule& schedule, Comm& pipeline, const Context& context, Stages& stages, bool overlap)
+    : schedule_(schedule), pipeline_(pipeline), context_(context), stages_(stages), overlap_(overlap) {}
 
 void Executor::run(std::span<const Action> actions, const std::function<Microbatch(int m)>& tokens) {
   waited_ = 0;
@@ -23,7 +24,10 @@ void Executor::run(std::span<const Action> actions, const std::function<Microbat
 }
 
 void Executor::act(const Action& a, const std::function<Microbatch(int m)>& tokens) {
-  if (a.overlapped()) return overlap(a, tokens);
+  const Scope scope(context_.recorder, context_.stream(),
+                    {.name = a.overlapped() ? "pair" : kind_name(a.kind), .lane = "actions", .stage = a.stage,
+                     .microbatch = a.microbatch});
+  if (a.overlapped()) return pair(a, tokens);
   switch (a.kind) {
     case Kind::F: return forward(a, tokens);
     case Kind::I: return backward(a);
@@ -38,24 +42,32 @@ void Executor::act(const Action& a, const std::function<Microbatch(int m)>& toke
   }
 }
 
-// A forward and a backward chunk that may overlap: here one after the other.
-void Executor::overlap(const Action& pair, const std::function<Microbatch(int m)>& tokens) {
-  forward({Kind::F, pair.stage, pair.microbatch}, tokens);
-  act({Kind::B, pair.b_stage, pair.b_microbatch}, tokens);
-}
-
 void Executor::forward(const Action& a, const std::function<Microbatch(int m)>& tokens) {
-  const bool first = a.stage == schedule_.first_stage(a.microbatch), last = a.stage == schedule_.last_stage(a.microbatch);
-  Buf x = first ? Buf() : take(Kind::F, a.stage, a.microbatch, a.stage - 1);
-  Buf y = stages_.at(a.stage)->forward(a.microbatch, std::move(x), first || last ? tokens(a.microbatch) : Microbatch());
-  if (!last) made_[{Kind::F, a.stage, a.microbatch}] = std::move(y);
+  Buf x = first(a) ? Buf() : take(Kind::F, a.stage, a.microbatch, a.stage - 1);
+  Buf y = stages_.at(a.stage)->forward(a.microbatch, std::move(x), first(a) || last(a) ? tokens(a.microbatch) : Microbatch());
+  if (!last(a)) made_[{Kind::F, a.stage, a.microbatch}] = std::move(y);
 }
 
 void Executor::backward(const Action& a) {
-  const bool first = a.stage == schedule_.first_stage(a.microbatch), last = a.stage == schedule_.last_stage(a.microbatch);
-  Buf dy = last ? Buf() : take(Kind::B, a.stage, a.microbatch, a.stage + 1);
+  Buf dy = last(a) ? Buf() : take(Kind::B, a.stage, a.microbatch, a.stage + 1);
   Buf dx = stages_.at(a.stage)->backward_input(a.microbatch, std::move(dy));
-  if (!first) made_[{Kind::B, a.stage, a.microbatch}] = std::move(dx);
+  if (!first(a)) made_[{Kind::B, a.stage, a.microbatch}] = std::move(dx);
+}
+
+void Executor::pair(const Action& both, const std::function<Microbatch(int m)>& tokens) {
+  const Action f{Kind::F, both.stage, both.microbatch}, b{Kind::B, both.b_stage, both.b_microbatch};
+  if (!overlap_) {
+    forward(f, tokens);
+    backward(b);
+    return stages_.at(b.stage)->backward_weight(b.microbatch);
+  }
+  Buf x = first(f) ? Buf() : take(Kind::F, f.stage, f.microbatch, f.stage - 1);
+  Buf dy = last(b) ? Buf() : take(Kind::B, b.stage, b.microbatch, b.stage + 1);
+  const Microbatch batch = first(f) || last(f) ? tokens(f.microbatch) : Microbatch();
+  PairResult result = overlapped_pair({*stages_.at(f.stage), f.microbatch, std::move(x), batch},
+                                      {*stages_.at(b.stage), b.microbatch, std::move(dy)});
+  if (!last(f)) made_[{Kind::F, f.stage, f.microbatch}] = std::move(result.y);
+  if (!first(b)) made_[{Kind::B, b.stage, b.microbatch}] = std::move(result.dx);
 }
 
 // What `from_stage` made for `stage`: on this rank, or in a message that is waited for now.
@@ -64,6 +76,8 @@ Buf Executor::take(Kind kind, int stage, int microbatch, int from_stage) {
   if (auto made = made_.extract(key)) return std::move(made.mapped());
   auto message = received_.extract(key);
   DUET_CHECK(message, "stage ", stage, ", microbatch ", microbatch, ": expected the result of stage ", from_stage, ", found none");
+  const Scope scope(context_.recorder, context_.stream(),
+                    {.name = kind_name(kind), .lane = "wait", .stage = stage, .microbatch = microbatch});
   const auto begin = std::chrono::steady_clock::now();
   pipeline_.wait(context_.stream(), message.mapped().request);
   waited_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

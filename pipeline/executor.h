@@ -21,7 +21,8 @@ class Executor {
   using Stages = std::map<int, std::unique_ptr<Stage>>;  // by virtual stage, those of this rank
 
   // schedule: only its placement is read here. pipeline: the group of the pp ranks, numbered by pp rank.
-  Executor(const Schedule& schedule, Comm& pipeline, const Context& context, Stages& stages);
+  // overlap: whether the chunks of a pair are interleaved (overlap.h), or run one after the other.
+  Executor(const Schedule& schedule, Comm& pipeline, const Context& context, Stages& stages, bool overlap);
 
   // Runs a list with its sends and receives (add_comms.h). tokens(m): the microbatch's tokens, asked by first and last stages.
   // A list without backwards leaves activations: the caller drops them.
@@ -38,7 +39,9 @@ class Executor {
   void act(const Action& a, const std::function<Microbatch(int m)>& tokens);
   void forward(const Action& a, const std::function<Microbatch(int m)>& tokens);
   void backward(const Action& a);
-  void overlap(const Action& pair, const std::function<Microbatch(int m)>& tokens);
+  void pair(const Action& a, const std::function<Microbatch(int m)>& tokens);
+  bool first(const Action& a) const { return a.stage == schedule_.first_stage(a.microbatch); }
+  bool last(const Action& a) const { return a.stage == schedule_.last_stage(a.microbatch); }
   void send(const Action& a);
   void receive(const Action& a);
   Buf take(Kind kind, int stage, int microbatch, int from_stage);
@@ -47,6 +50,7 @@ class Executor {
   Comm& pipeline_;
   const Context& context_;
   Stages& stages_;
+  bool overlap_;
   std::map<Key, Buf> made_;          // by the stage that made it
   std::map<Key, Message> received_;  // by the stage that made it
   std::list<Message> sending_;

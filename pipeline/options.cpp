@@ -40,6 +40,7 @@ ModelConfig TrainOptions::resolve() {
     require(value == a || value == b, option, ": found '", value, "', allowed: ", a, ", ", b);
   };
   one_of("--lr-schedule", lr_schedule, "cosine", "wsd");
+  one_of("--overlap", overlap, "on", "off");
   one_of("--format", format, "text", "json");
   one_of("--device", device, "cpu", "cuda");
   one_of("--dtype", dtype, "fp32", "bf16");

@@ -27,11 +27,13 @@ struct Microbatch {
 };
 
 struct StageOptions {
+  int index = 0;                           // the virtual stage, for the recorder
   int64_t layer_begin = 0, layer_end = 0;  // layers layer_begin .. layer_end-1
   bool embedding = true, head = true;
-  int microbatches = 1;  // of a step
-  uint64_t seed = 0;     // of the initial values
+  int microbatches = 1;     // of a step
+  uint64_t seed = 0;        // of the initial values
   Comm* experts = nullptr;  // the expert-parallel group; null: every rank has all experts
+  Stream* comm = nullptr;   // for its all-to-alls; null: the compute stream
 };
 
 class Stage {
@@ -43,6 +45,12 @@ class Stage {
   void backward_weight(int microbatch);
   // After a forward without backward (validation, sampling): frees what it kept.
   void drop(int microbatch) { saved_[size_t(microbatch)].reset(); }
+
+  // The same forward and backward a layer at a time, for whoever interleaves two of them (overlap.h). The methods are called in
+  // the order in which they stand here, the first two or three once a layer.
+  class ForwardPass;
+  class BackwardPass;
+  size_t layers() const { return layers_.size(); }
 
   // Of the last chunk, valid once the stream is synchronized: a microbatch's cross-entropies, summed over each sequence's tokens in
   // ascending order. [sequences], nats
@@ -70,7 +78,10 @@ class Stage {
     bool weight_ready = false;
   };
   int half(int microbatch) const { return microbatch < options_.microbatches / 2 ? 0 : 1; }
-  void weight_now(int microbatch);
+  bool weight_is_due(int microbatch) const { return next_weight_[half(microbatch)] == microbatch; }
+  void weights_due(int half);
+  Saved& saved(int microbatch);
+  Scope scope(const char* name, int microbatch, int64_t layer = -1) const;
 
   const Context& context_;
   StageOptions options_;
@@ -84,6 +95,40 @@ class Stage {
   int held_ = 0;
   Buf loss_host_;  // [microbatches, tokens]
   std::function<void(int, const Tensor&)> on_logits_;
+};
+
+// One microbatch on its way forward. begin, then for each layer attention and experts, then finish.
+class Stage::ForwardPass {
+ public:
+  ForwardPass(Stage& stage, int microbatch, Buf x, const Microbatch& tokens);
+  void attention();  // the layer before receives its experts' results; attention; tokens leave for their experts
+  void experts();    // tokens arrive; experts; results leave
+  Buf finish();      // y, or nothing where the stage has the head
+
+ private:
+  Stage& stage_;
+  int microbatch_;
+  const Microbatch& tokens_;
+  Buf x_;
+  size_t layer_ = 0;
+};
+
+// One microbatch on its way back. For each layer combine, experts and attention, then finish.
+class Stage::BackwardPass {
+ public:
+  // weights: W too, where it is due: each layer's right behind its I. Otherwise backward_weight remains to be called.
+  BackwardPass(Stage& stage, int microbatch, Buf dy, bool weights);
+  void combine();    // gradients leave for the experts
+  void experts();    // gradients arrive; experts; gradients of their inputs leave
+  void attention();  // these arrive; attention
+  Buf finish();      // dx, or nothing where the stage has the embedding
+
+ private:
+  Stage& stage_;
+  int microbatch_;
+  bool weights_;
+  Buf dy_;
+  size_t layer_;
 };
 
 }  // namespace duet

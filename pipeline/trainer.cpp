@@ -19,8 +19,10 @@ Trainer::Trainer(const Job& job, Comm& world, Device& device)
       context_{device, job.config, o_.dtype == "bf16" ? Dtype::bf16 : Dtype::f32, o_.seq_len, o_.micro_batch_size} {
   context_.loss_scale = 1 / double(job.global_sequences() * o_.seq_len);
   context_.balance_scale = o_.balance_loss / double(job.global_sequences());
+  const bool overlap = o_.overlap == "on";
+  if (overlap && experts_.size() > 1) comm_ = std::make_unique<CommStream>(world, device);
   make_stages();
-  executor_ = std::make_unique<Executor>(job.schedule, pipeline_, context_, stages_);
+  executor_ = std::make_unique<Executor>(job.schedule, pipeline_, context_, stages_, overlap);
   make_report();
 }
 
@@ -30,10 +32,11 @@ void Trainer::make_stages() {
     if (s.rank_of[size_t(stage)] != pp_rank_) continue;
     const int part = s.model_stage(stage);
     stages_[stage] = std::make_unique<Stage>(
-        context_, StageOptions{.layer_begin = job_.layer_bounds[size_t(part)], .layer_end = job_.layer_bounds[size_t(part) + 1],
+        context_, StageOptions{.index = stage, .layer_begin = job_.layer_bounds[size_t(part)], .layer_end = job_.layer_bounds[size_t(part) + 1],
                                .embedding = part == 0, .head = part == s.model_stages() - 1,
                                .microbatches = int(o_.microbatches), .seed = o_.seed,
-                               .experts = experts_.size() > 1 ? &experts_ : nullptr});
+                               .experts = experts_.size() > 1 ? &experts_ : nullptr,
+                               .comm = comm_ ? &static_cast<Stream&>(*comm_) : nullptr});
   }
 }
 

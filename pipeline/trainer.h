@@ -85,6 +85,7 @@ class Trainer {
   Comm pipeline_, replicas_, experts_, expert_replicas_;
   int dp_rank_, pp_rank_;
   Context context_;
+  std::unique_ptr<CommStream> comm_;  // of the all-to-alls, with --overlap on; outlives the stages
   Executor::Stages stages_;  // by virtual stage
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<StepReport> report_;
