@@ -253,8 +253,7 @@ const RowCase kRowCases[] = {
                                              .scale = 0.01});
      }},
     {"SumSquares", true, [](Rig& r) {
-       launch<SumSquares>(r.stream(), 2, {.x = r.acc(1, kArena), .half1 = r.acc(1, kArena), .sum = r.f64(2, 1),
-                                          .blocks = blocks(r)});
+       launch<SumSquares>(r.stream(), 2, {.x = r.acc(1, kArena), .sum = r.f64(2, 1), .blocks = blocks(r)});
      }},
     {"AdamW", false, [](Rig& r) {
        launch<AdamW>(r.stream(), 2, {.x = r.real(1, kArena), .master = r.acc(1, kArena), .grad = r.acc(1, kArena),
