@@ -15,7 +15,7 @@ namespace {
 
 using Bounds = std::vector<int64_t>;
 
-// --- layout --------------------------------------------------------------------------------------------------------------------
+// --- layout ------------------------------------------------------------------------------------------------------------------
 
 TEST(Layout, EveryRankHasOnePlaceAndKnowsItsNeighbours) {
   const Layout layout{.dp = 3, .pp = 4};
@@ -35,7 +35,7 @@ TEST(Layout, EveryRankHasOnePlaceAndKnowsItsNeighbours) {
   EXPECT_EQ(layout.replicas_of(4), (std::vector<int>{3, 4, 5}));  // of one stage: neighbours
 }
 
-// --- split ---------------------------------------------------------------------------------------------------------------------
+// --- split -------------------------------------------------------------------------------------------------------------------
 
 double part_cost(const ModelConfig& c, int64_t seq_len, int64_t begin, int64_t end) {
   double sum = end == c.n_layers ? c.head_flops_per_token() : 0;
@@ -115,10 +115,11 @@ TEST(SplitLayers, TakesAndRefusesWhatTheUserSays) {
   expect_contains(refused("", 15), {"--pp", "15", "14"});
 }
 
-// --- step report ---------------------------------------------------------------------------------------------------------------
+// --- step report -------------------------------------------------------------------------------------------------------------
 
 TEST(StepReport, WalksThroughKeysInOrderWithTheFirstValueAndTheSum) {
-  const std::vector<std::vector<std::string>> keys = {{"load 2", "square b", "load 1"}, {}, {"load 1", "square a", "square b", "load 2"}};
+  const std::vector<std::vector<std::string>> keys = {
+      {"load 2", "square b", "load 1"}, {}, {"load 1", "square a", "square b", "load 2"}};
   run_ranks({.ranks = 3}, [&](Comm& world) {
     StepReport report(world, keys[size_t(world.rank())]);
     for (double step : {0, 1000}) {
