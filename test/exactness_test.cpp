@@ -221,8 +221,8 @@ TEST_F(Exactness, AnyLegalScheduleFromAFileHasTheSameBits) {
 
 // --- memory ------------------------------------------------------------------------------------------------------------------
 
-// The pool's peak on rank 1 of 4, whose stages are all alike (neither embedding nor head), follows the checker's count. More by up
-// to one and a half: what one backward makes on its way, the gradients kept between an I and its W, results on their way.
+// The pool's peak on rank 1 of 4, whose stages are all alike (neither embedding nor head), follows the checker's count. More by
+// up to one and a half: what one backward makes on its way, the gradients kept between an I and its W, results on their way.
 TEST_F(Exactness, PeakActivationsFollowTheCheckersCount) {
   const auto peak = [&](const std::string& schedule) {
     TrainOptions o = options(schedule, 4, 12, 1);

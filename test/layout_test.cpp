@@ -134,8 +134,9 @@ TEST(StepReport, WalksThroughKeysInOrderWithTheFirstValueAndTheSum) {
         text += "| ";
       }
       const double s = step, d = 2 * step;
-      EXPECT_EQ(text, cat("load 1: 3 ", d + 13, "; load 2: 1 ", d + 41, "; square a: 20 ", s + 20, "; square b: 2 ", d + 32, "; | ",
-                          "load 1: 3 ", d + 13, "; load 2: 1 ", d + 41, "; | square b: 2 ", d + 32, "; | | "));
+      const std::string loads = cat("load 1: 3 ", d + 13, "; load 2: 1 ", d + 41, "; ");
+      const std::string squares_b = cat("square b: 2 ", d + 32, "; ");
+      EXPECT_EQ(text, cat(loads, "square a: 20 ", s + 20, "; ", squares_b, "| ", loads, "| ", squares_b, "| | "));
     }
   });
 }
