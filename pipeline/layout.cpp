@@ -40,8 +40,8 @@ static std::vector<int64_t> parse_split(const std::string& split, int64_t layers
   for (std::string item; std::getline(list, item, ',');) {
     int64_t n = 0;
     const auto [stop, error] = std::from_chars(item.data(), item.data() + item.size(), n);
-    require(error == std::errc() && stop == item.data() + item.size() && n >= 1, "--split: found '", item,
-            "', allowed: whole numbers of layers, at least 1 each");
+    require(error == std::errc() && stop == item.data() + item.size() && n >= 1 && n <= layers,
+            "--split: found '", item, "', allowed: whole numbers of layers, 1 to ", layers);
     bounds.push_back(bounds.back() + n);
   }
   require(int(bounds.size()) == stages + 1 && bounds.back() == layers, "--split: found ", bounds.size() - 1, " parts of ",

@@ -4,7 +4,6 @@
 // Payloads are functions of (rank, index), so every rank knows what all others sent; sums are compared with a naive loop in
 // rank order, bit for bit. CommChild are the processes of CommMpi that are meant to fail: disabled, and started by name.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
 #include <algorithm>
 #include <chrono>
@@ -16,6 +15,7 @@
 
 #include "comm/comm.h"
 #include "test/fake_gpu.h"
+#include "test/processes.h"
 
 namespace duet {
 namespace {
@@ -499,42 +499,15 @@ TEST(CommLaunch, FindsTheInnermostLauncher) {
 
 // --- MPI: processes of this test program -------------------------------------------------------------------------------------
 
-struct Ended {
-  int status;  // of the command; -1: ended by a signal
-  std::string output;
-  double seconds;
-};
-
-Ended run_command(const std::string& command) {
-  const auto begin = std::chrono::steady_clock::now();
-  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
-  std::string output;
-  char buffer[4096];
-  while (const size_t n = fread(buffer, 1, sizeof buffer, pipe)) output.append(buffer, n);
-  const int status = pclose(pipe);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, output, seconds};
-}
-
 std::string this_program(const std::string& filter) {
-  char path[4096];
-  const ssize_t n = readlink("/proc/self/exe", path, sizeof path);
-  return cat("'", std::string(path, n > 0 ? size_t(n) : 0), "' --gtest_also_run_disabled_tests --gtest_filter=", filter);
+  return cat("'", program_path(), "' --gtest_also_run_disabled_tests --gtest_filter=", filter);
 }
 
-Ended under_mpirun(int processes, const std::string& filter) {
-  return run_command(cat("OMPI_MCA_btl_vader_single_copy_mechanism=none mpirun --allow-run-as-root --oversubscribe -np ",
-                         processes, " ", this_program(filter)));
-}
+Ended under_mpirun(int processes, const std::string& filter) { return run_command(mpirun(processes) + this_program(filter)); }
 
 class CommMpi : public testing::Test {
   void SetUp() override {
-    if (find_launch().ranks > 1) GTEST_SKIP() << "itself under a launcher";
-    if (!have_mpi()) GTEST_SKIP() << "built without MPI";
-    if (run_command("mpirun --version").status != 0) GTEST_SKIP() << "no mpirun on this machine";
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-    GTEST_SKIP() << "MPI's own code is not clean under sanitizers";
-#endif
+    if (const std::string why = why_no_mpirun(); !why.empty()) GTEST_SKIP() << why;
   }
 };
 

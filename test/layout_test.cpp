@@ -1,0 +1,168 @@
+// Who is who among the ranks, which layers a stage has, and the numbers of a step that all ranks agree on.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+#include <random>
+#include <set>
+
+#include "pipeline/layout.h"
+#include "pipeline/step_report.h"
+#include "test/data_files.h"
+
+namespace duet {
+namespace {
+
+using Bounds = std::vector<int64_t>;
+
+// --- layout ------------------------------------------------------------------------------------------------------------------
+
+TEST(Layout, EveryRankHasOnePlaceAndKnowsItsNeighbours) {
+  const Layout layout{.dp = 3, .pp = 4};
+  ASSERT_EQ(layout.world(), 12);
+  std::set<std::pair<int, int>> places;
+  for (int rank = 0; rank < 12; ++rank) {
+    const int p = layout.pp_rank(rank), d = layout.dp_rank(rank);
+    EXPECT_TRUE(p >= 0 && p < 4 && d >= 0 && d < 3);
+    EXPECT_EQ(layout.rank(p, d), rank);
+    places.emplace(p, d);
+    ASSERT_EQ(layout.pipeline_of(rank).size(), 4u);
+    ASSERT_EQ(layout.replicas_of(rank).size(), 3u);
+    for (int q = 0; q < 4; ++q) EXPECT_EQ(layout.pipeline_of(rank)[size_t(q)], layout.rank(q, d));
+    for (int e = 0; e < 3; ++e) EXPECT_EQ(layout.replicas_of(rank)[size_t(e)], layout.rank(p, e));
+  }
+  EXPECT_EQ(places.size(), 12u);
+  EXPECT_EQ(layout.replicas_of(4), (std::vector<int>{3, 4, 5}));  // of one stage: neighbours
+}
+
+// --- split -------------------------------------------------------------------------------------------------------------------
+
+double part_cost(const ModelConfig& c, int64_t seq_len, int64_t begin, int64_t end) {
+  double sum = end == c.n_layers ? c.head_flops_per_token() : 0;
+  for (int64_t l = begin; l < end; ++l) sum += c.layer_flops_per_token(l, seq_len);
+  return sum;
+}
+
+// What a split is judged by, the more important first: the largest part, then how late the last part begins; and so on for the
+// layers before it. Smaller is better.
+std::vector<double> judged(const ModelConfig& c, int64_t seq_len, const Bounds& bounds) {
+  std::vector<double> by;
+  for (size_t parts = bounds.size() - 1; parts > 0; --parts) {
+    double largest = 0;
+    for (size_t i = 0; i < parts; ++i) largest = std::max(largest, part_cost(c, seq_len, bounds[i], bounds[i + 1]));
+    by.push_back(largest);
+    by.push_back(-double(bounds[parts - 1]));
+  }
+  return by;
+}
+
+// Every way to cut layers begin .. n-1 into `parts`, after `bounds`.
+void all_splits(int64_t n, int parts, const Bounds& bounds, const std::function<void(const Bounds&)>& visit) {
+  const int64_t begin = bounds.back();
+  for (int64_t end = begin + 1; end <= n - (parts - 1); ++end) {
+    if (parts == 1 && end < n) continue;
+    Bounds longer = bounds;
+    longer.push_back(end);
+    if (parts == 1) visit(longer);
+    else all_splits(n, parts - 1, longer, visit);
+  }
+}
+
+TEST(SplitLayers, IsTheBestOfAllSplits) {
+  std::mt19937 rng(5);
+  for (int i = 0; i < 60; ++i) {
+    ModelConfig c;
+    c.n_layers = 1 + rng() % 9;
+    c.first_k_dense = rng() % (c.n_layers + 1);
+    c.d_ff = 32 << rng() % 6;
+    c.vocab_size = 64 << rng() % 7;
+    const int stages = int(1 + rng() % c.n_layers);
+    Bounds best;
+    all_splits(c.n_layers, stages, {0}, [&](const Bounds& bounds) {
+      if (best.empty() || judged(c, 64, bounds) < judged(c, 64, best)) best = bounds;
+    });
+    EXPECT_EQ(split_layers(c, 64, stages, ""), best) << c.n_layers << " layers, " << stages << " stages";
+  }
+}
+
+TEST(SplitLayers, EqualLayersGiveTheEarlierPartsMore) {
+  ModelConfig c;
+  c.n_layers = 7;
+  c.first_k_dense = 0;
+  c.vocab_size = 2;
+  EXPECT_EQ(split_layers(c, 64, 3, ""), (Bounds{0, 3, 6, 7}));
+  EXPECT_EQ(split_layers(c, 64, 2, ""), (Bounds{0, 4, 7}));
+  c.vocab_size = 1 << 16;  // a head that outweighs all layers: the last part has one
+  EXPECT_EQ(split_layers(c, 64, 2, ""), (Bounds{0, 6, 7}));
+}
+
+TEST(SplitLayers, TakesAndRefusesWhatTheUserSays) {
+  ModelConfig c;
+  c.n_layers = 14;
+  const auto refused = [&](const std::string& split, int stages = 4) {
+    return usage_error([&] { split_layers(c, 64, stages, split); });
+  };
+  EXPECT_EQ(split_layers(c, 64, 4, "3,4,4,3"), (Bounds{0, 3, 7, 11, 14}));
+  expect_contains(refused("3,4,4,4"), {"--split", "4 parts of 15 layers", "4 parts of 14 layers"});
+  expect_contains(refused("7,7"), {"--split", "2 parts", "4 parts"});
+  expect_contains(refused("3,4,4,2,1"), {"--split", "5 parts", "4 parts"});
+  expect_contains(refused("3,8,0,3"), {"--split", "'0'", "1 to 14"});
+  expect_contains(refused("3,x,4,3"), {"--split", "'x'"});
+  expect_contains(refused("3,4.5,4,3"), {"--split", "'4.5'"});
+  expect_contains(refused("3,-4,4,11"), {"--split", "'-4'"});
+  expect_contains(refused("3,,8,3"), {"--split", "''"});
+  expect_contains(refused("3,9223372036854775807,9223372036854775807,13"), {"--split", "9223372036854775807"});  // wraps to 14
+  expect_contains(refused("", 15), {"--pp", "15", "14"});
+}
+
+// --- step report -------------------------------------------------------------------------------------------------------------
+
+TEST(StepReport, WalksThroughKeysInOrderWithTheFirstValueAndTheSum) {
+  const std::vector<std::vector<std::string>> keys = {
+      {"load 2", "square b", "load 1"}, {}, {"load 1", "square a", "square b", "load 2"}};
+  run_ranks({.ranks = 3}, [&](Comm& world) {
+    StepReport report(world, keys[size_t(world.rank())]);
+    for (double step : {0, 1000}) {
+      if (world.rank() == 0) report.exchange({step + 1, step + 2, step + 3});
+      if (world.rank() == 1) report.exchange({});
+      if (world.rank() == 2) report.exchange({step + 10, step + 20, step + 30, step + 40});
+      std::string text;
+      for (const char* prefix : {"", "load ", "square b", "lo ad"}) {
+        report.for_each(prefix, [&](const std::string& key, double first, double sum) {
+          text += cat(key, ": ", first - step, " ", sum, "; ");
+        });
+        text += "| ";
+      }
+      const double s = step, d = 2 * step;
+      const std::string loads = cat("load 1: 3 ", d + 13, "; load 2: 1 ", d + 41, "; ");
+      const std::string squares_b = cat("square b: 2 ", d + 32, "; ");
+      EXPECT_EQ(text, cat(loads, "square a: 20 ", s + 20, "; ", squares_b, "| ", loads, "| ", squares_b, "| | "));
+    }
+  });
+}
+
+// Values so different in size that another order would give another sum.
+TEST(StepReport, AddsInTheOrderOfRanks) {
+  const double parts[4] = {1e16, 1, -1e16, 1};
+  run_ranks({.ranks = 4}, [&](Comm& world) {
+    StepReport report(world, {"x"});
+    report.exchange({parts[world.rank()]});
+    double sum = 0;
+    report.for_each("x", [&](const std::string&, double, double s) { sum = s; });
+    EXPECT_EQ(sum, ((parts[0] + parts[1]) + parts[2]) + parts[3]);
+    EXPECT_NE(sum, ((parts[0] + parts[2]) + parts[1]) + parts[3]);
+  });
+}
+
+TEST(StepReport, AMissingValueIsAnError) {
+  EXPECT_THROW(run_ranks({.ranks = 2},
+                         [](Comm& world) {
+                           StepReport report(world, {"a", "b"});
+                           report.exchange(std::vector<double>(world.rank() == 1 ? 1 : 2));
+                           report.for_each("", [](const std::string&, double, double) {});
+                         }),
+               Error);
+}
+
+}  // namespace
+}  // namespace duet

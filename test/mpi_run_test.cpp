@@ -1,0 +1,181 @@
+// `duet train` under mpirun: the bits of threads, a killed rank, and what wrong numbers of processes are told.
+//
+// The processes are the duet that `make test` builds beside this program, from the same objects.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <map>
+#include <thread>
+
+#include "test/processes.h"
+#include "test/run_testing.h"
+
+namespace duet {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr auto kLook = std::chrono::milliseconds(10);
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+class MpiRun : public RunTest {
+ protected:
+  void SetUp() override {
+    if (const std::string why = why_no_mpirun(); !why.empty()) GTEST_SKIP() << why;
+    RunTest::SetUp();
+    duet_ = program_path();
+    duet_.replace(duet_.rfind("test_duet"), 9, "duet");
+    ASSERT_TRUE(fs::exists(duet_)) << duet_ << ": make test builds it";
+  }
+
+  TrainOptions options(const std::string& out, const std::string& schedule, int64_t pp, int64_t steps) const {
+    TrainOptions o = RunTest::options(out, steps);
+    o.model = "n_layers=8";
+    o.microbatches = 8;
+    o.schedule = schedule;
+    o.pp = pp;
+    o.clip = 0.05;
+    return o;
+  }
+  // What those options, and no others, are on the command line.
+  std::string command_line(const TrainOptions& o) const {
+    return cat("'", duet_, "' train --device cpu --threads 1 --sample 0 --log-every 1 --preset tiny --model ", o.model,
+               " --seq-len ", o.seq_len, " --microbatches ", o.microbatches, " --steps ", o.steps, " --decay-steps ",
+               o.decay_steps, " --warmup-steps ", o.warmup_steps, " --clip ", o.clip, " --val-sequences ", o.val_sequences,
+               " --schedule ", o.schedule, " --pp ", o.pp, " --checkpoint-every ", o.checkpoint_every,
+               o.resume ? " --resume" : "", " --out '", o.out, "'");
+  }
+  std::string duet_;
+};
+
+TEST_F(MpiRun, SchedulesHaveTheBitsOfThreads) {
+  run(options("threads", "1f1b", 1, 3));
+  for (const char* schedule : {"1f1b", "dualpipe", "dualpipev"}) {
+    const Ended e = run_command(mpirun(4) + command_line(options(schedule, schedule, 4, 3)));
+    ASSERT_EQ(e.status, 0) << e.output;
+    EXPECT_NE(e.output.find("MPI processes"), std::string::npos) << e.output;
+    EXPECT_EQ(bits(schedule), bits("threads")) << schedule;
+  }
+}
+
+TEST_F(MpiRun, DataParallelRanksFollowFromTheProcessesAndHaveTheBitsOfThreads) {
+  TrainOptions o = options("threads", "dualpipe", 2, 3);
+  o.dp = 2;
+  run(o);
+  const Ended e = run_command(mpirun(4) + command_line(options("mpi", "dualpipe", 2, 3)));
+  ASSERT_EQ(e.status, 0) << e.output;
+  EXPECT_EQ(bits("mpi"), bits("threads"));
+}
+
+TEST_F(MpiRun, ResumingOnAnotherTransportGoesOnWithTheSameBits) {
+  run(options("whole", "1f1b", 1, 3));
+  TrainOptions o = options("parts", "dualpipe", 2, 1);
+  run(o);
+  o.resume = true;
+  o.steps = 2;
+  const Ended e = run_command(mpirun(2) + command_line(o));
+  ASSERT_EQ(e.status, 0) << e.output;
+  o.steps = 3;
+  run(o);
+  EXPECT_EQ(bits("parts"), bits("whole"));
+}
+
+// --- a killed rank -----------------------------------------------------------------------------------------------------------
+
+// mpirun's processes on this machine, by rank.
+std::map<int, pid_t> ranks_of(pid_t mpirun) {
+  std::map<int, pid_t> ranks;
+  for (const auto& entry : fs::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename().string();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    std::ifstream stat(entry.path() / "stat"), environ(entry.path() / "environ");
+    std::string text;
+    std::getline(stat, text);
+    const size_t after_name = text.rfind(')');
+    if (after_name == std::string::npos || std::atol(text.c_str() + after_name + 4) != mpirun) continue;
+    const std::string rank = "OMPI_COMM_WORLD_RANK=";
+    for (std::string variable; std::getline(environ, variable, '\0');)
+      if (variable.starts_with(rank)) ranks[std::stoi(variable.substr(rank.size()))] = pid_t(std::stol(name));
+  }
+  return ranks;
+}
+
+// A command whose output goes to a file; the process is the command itself, not a shell. Ended at the latest with this object.
+class Started {
+ public:
+  Started(const std::string& command, const std::string& output) : pid_(fork()) {
+    if (pid_ != 0) return;
+    const int file = open(output.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    dup2(file, STDOUT_FILENO);
+    dup2(file, STDERR_FILENO);
+    execl("/bin/sh", "sh", "-c", ("exec env " + command).c_str(), nullptr);
+    _exit(127);
+  }
+  Started(const Started&) = delete;
+  ~Started() {
+    if (running()) kill(pid_, SIGTERM), waitpid(pid_, nullptr, 0);
+  }
+  pid_t pid() const { return pid_; }
+  bool running() {
+    if (!ended_) ended_ = waitpid(pid_, &status_, WNOHANG) != 0;
+    return !ended_;
+  }
+  int status() const { return status_; }  // as waitpid's, once it is not running
+
+ private:
+  pid_t pid_;
+  bool ended_ = false;
+  int status_ = 0;
+};
+
+TEST_F(MpiRun, AKilledRankEndsAllAndTheLastCheckpointGoesOnWithTheSameBits) {
+  TrainOptions o = options("killed", "dualpipe", 4, 100000);
+  o.checkpoint_every = 2;
+  const std::string log = folder_ + "/log";
+  Started mpi(mpirun(4) + command_line(o), log);
+  const auto started = Clock::now();
+  while (newest_checkpoint(o.out).empty() && seconds_since(started) < 60 && mpi.running()) std::this_thread::sleep_for(kLook);
+  ASSERT_FALSE(newest_checkpoint(o.out).empty()) << contents(log);
+  const std::map<int, pid_t> ranks = ranks_of(mpi.pid());
+  ASSERT_EQ(ranks.size(), 4u) << contents(log);
+
+  ASSERT_EQ(kill(ranks.at(2), SIGKILL), 0);
+  const auto killed = Clock::now();
+  const auto alive = [&] {
+    return mpi.running() || std::any_of(ranks.begin(), ranks.end(), [](const auto& rank) { return kill(rank.second, 0) == 0; });
+  };
+  while (alive() && seconds_since(killed) < 30) std::this_thread::sleep_for(kLook);
+  EXPECT_LT(seconds_since(killed), 10);
+  ASSERT_FALSE(mpi.running());
+  EXPECT_NE(mpi.status(), 0);
+  EXPECT_NE(contents(log).find("rank 2"), std::string::npos) << contents(log);
+
+  const std::string last = newest_checkpoint(o.out);
+  EXPECT_NO_THROW(verify(last));
+  o.steps = std::stoll(last.substr(last.rfind('-') + 1)) + 2;
+  o.resume = true;
+  o.schedule = "zbv";
+  o.pp = 2;
+  run(o);
+  run(options("whole", "1f1b", 1, o.steps));
+  EXPECT_EQ(bits("killed"), bits("whole"));
+}
+
+// --- wrong input -------------------------------------------------------------------------------------------------------------
+
+TEST_F(MpiRun, RefusesRanksThatAreNotTheProcesses) {
+  const auto refused = [&](const std::string& more, const std::vector<std::string>& words) {
+    const TrainOptions o = options("run", "1f1b", 1, 3);
+    const Ended e = run_command(mpirun(4) + command_line(o) + " " + more);
+    EXPECT_EQ(e.status, 2) << e.output;
+    for (const std::string& word : words) EXPECT_NE(e.output.find(word), std::string::npos) << e.output;
+    EXPECT_FALSE(fs::exists(o.out)) << words[0];
+  };
+  refused("--dp 3", {"--dp, --pp", "3 x 1", "4"});
+  refused("--transport local", {"--transport", "local", "mpirun", "mpi"});
+}
+
+}  // namespace
+}  // namespace duet

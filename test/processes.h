@@ -1,0 +1,52 @@
+// Programs that tests start: a command's output, status and time, and the line that starts ranks under mpirun.
+#pragma once
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <string>
+
+#include "comm/comm.h"
+
+namespace duet {
+
+struct Ended {
+  int status;  // of the command; -1: ended by a signal
+  std::string output;
+  double seconds;
+};
+
+inline Ended run_command(const std::string& command) {
+  const auto begin = std::chrono::steady_clock::now();
+  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
+  std::string output;
+  char buffer[4096];
+  while (const size_t n = fread(buffer, 1, sizeof buffer, pipe)) output.append(buffer, n);
+  const int status = pclose(pipe);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, output, seconds};
+}
+
+inline std::string program_path() {
+  char path[4096];
+  const ssize_t n = readlink("/proc/self/exe", path, sizeof path);
+  return std::string(path, n > 0 ? size_t(n) : 0);
+}
+
+inline std::string mpirun(int processes) {
+  return cat("OMPI_MCA_btl_vader_single_copy_mechanism=none mpirun --allow-run-as-root --oversubscribe -np ", processes, " ");
+}
+
+// Why this test program cannot start ranks under mpirun, or empty.
+inline std::string why_no_mpirun() {
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+  return "MPI's own code is not clean under sanitizers";
+#else
+  if (find_launch().ranks > 1) return "itself under a launcher";
+  if (!have_mpi()) return "built without MPI";
+  return run_command("mpirun --version").status == 0 ? "" : "no mpirun on this machine";
+#endif
+}
+
+}  // namespace duet
