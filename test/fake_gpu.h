@@ -1,5 +1,6 @@
 // A device that says it is a GPU and has none: its memory is the host's, and its streams, compute() too, are threads. What
-// comm/ does for GPUs (copies behind events) is tested with it where there is no GPU.
+// comm/ does for GPUs (copies behind events) is tested with it where there is no GPU. A kernel that is for GPUs only gets the
+// Stream in place of a CUDA stream, as test/fake_nccl.h expects.
 #pragma once
 #include <cstdlib>
 
@@ -31,6 +32,7 @@ class FakeGpu final : public Device {
     void wait(Event& event) override { thread_->wait(event); }
     void synchronize() override { thread_->synchronize(); }
     void launch(const RowKernel& kernel, int64_t rows, const void* args, size_t bytes, int64_t cost) override {
+      if (!kernel.cpu) return kernel.cuda(static_cast<Stream*>(this), rows, args);
       thread_->launch(kernel, rows, args, bytes, cost);
     }
     void gemm(const Gemm& g) override { thread_->gemm(g); }
