@@ -144,16 +144,17 @@ void NcclLink::enqueue(void* cuda_stream, int64_t, const void* p) {
   const NcclApi& api = op.link.api_;
   std::unique_lock lock(op.link.mutex_);
   op.link.transport_.check();
-  int code = api.group_start();
+  int failure = kNcclSuccess;  // a group that was begun is ended in any case
+  const auto note = [&](int code) { failure = code == kNcclInProgress || failure ? failure : code; };
+  note(api.group_start());
   for (const Leg& leg : op.legs.sends)
-    if (leg.peer != op.legs.rank && leg.bytes > 0 && code == kNcclSuccess)
-      code = api.send(leg.data, size_t(leg.bytes), leg.peer, op.comm, cuda_stream);
+    if (leg.peer != op.legs.rank && leg.bytes > 0)
+      note(api.send(leg.data, size_t(leg.bytes), leg.peer, op.comm, cuda_stream));
   for (const Leg& leg : op.legs.recvs)
-    if (leg.peer != op.legs.rank && leg.bytes > 0 && code == kNcclSuccess)
-      code = api.recv(leg.data, size_t(leg.bytes), leg.peer, op.comm, cuda_stream);
-  const int ended = api.group_end();
-  op.link.check(code, op.legs.text);
-  op.link.check(ended, op.legs.text);
+    if (leg.peer != op.legs.rank && leg.bytes > 0)
+      note(api.recv(leg.data, size_t(leg.bytes), leg.peer, op.comm, cuda_stream));
+  note(api.group_end());
+  op.link.check(failure, op.legs.text);
   op.link.settle(lock, op.comm, op.legs.text);
 }
 
@@ -248,8 +249,9 @@ void NcclLink::wait(Post& p) {
     if (transport_.done(p)) return true;
     if (!p.link) return false;
     const Edge& edge = edge_of(p);
-    DUET_CHECK(!edge.next || !transport_.done(*edge.next->post) || claimant(edge), p.text(), ": the next message from there is ",
-               action_text(edge.next->header.tag), ", which this rank has not asked for; they come in the order they are sent");
+    DUET_CHECK(!edge.next || !transport_.done(*edge.next->post) || claimant(edge), p.text(),
+               ": the next message from there is ", action_text(edge.next->header.tag),
+               ", which this rank has not asked for; they come in the order they are sent");
     return false;
   }, p.text());
 }

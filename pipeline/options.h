@@ -37,7 +37,7 @@ struct TrainOptions {
   std::string schedule = "1f1b";  // a name of schedule_kinds(), or a CSV file
   int64_t virtual_stages = 2;     // stages a rank holds under interleaved
   std::string split;              // layers of each stage, "3,4,4,3"; empty: even by cost
-  std::string transport;          // local, mpi; empty: mpi under mpirun or srun, else local
+  std::string transport;          // local, mpi, nccl; empty: mpi under mpirun or srun, else local
   double comm_timeout = 300;      // seconds a rank waits for a message
 
   // Where it runs

@@ -62,6 +62,7 @@ void open_out(const TrainOptions& o) {
 }
 
 void say_first_lines(const Job& job, Device& device, RunLog& log) {
+  constexpr const char* kMeans[] = {"threads", "MPI processes", "NCCL"};  // by Wire
   const TrainOptions& o = job.options;
   const ModelConfig& c = job.config;
   log.say(cat("model  ", o.init.empty() ? o.preset : o.init, o.model.empty() ? "" : " with " + o.model, ": ", c.n_layers,
@@ -70,7 +71,7 @@ void say_first_lines(const Job& job, Device& device, RunLog& log) {
   log.say(cat("batch  ", job.layout.dp > 1 ? cat(job.layout.dp, " x ") : "", o.microbatches, " microbatches of ", o.micro_batch_size,
               " sequences of ", o.seq_len, " tokens; seed ", o.seed));
   log.say(cat("ranks  ", job.run.ranks, job.run.ranks > 1 ? cat(" (dp ", o.dp ? o.dp : job.layout.dp, " x pp ", job.layout.pp, "), schedule ",
-              job.compute.name, ", ", job.run.transport == Wire::mpi ? "MPI processes" : "threads") : "", "; device ", device.name(), ", ", o.dtype));
+              job.compute.name, ", ", kMeans[int(job.run.transport)]) : "", "; device ", device.name(), ", ", o.dtype));
   log.say("data   " + describe(job.dataset));
 }
 

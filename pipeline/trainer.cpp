@@ -11,7 +11,7 @@ namespace duet {
 static double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 Trainer::Trainer(const Job& job, Comm& world, Device& device)
-    : job_(job), o_(job.options), world_(world), device_(device),
+    : job_(job), o_(job.options), world_(world), device_(device), channels_(world, device, message_pairs(job)),
       pipeline_(world.group(job.layout.pipeline_of(world.rank()))), replicas_(world.group(job.layout.replicas_of(world.rank()))),
       dp_rank_(job.layout.dp_rank(world.rank())), pp_rank_(job.layout.pp_rank(world.rank())),
       context_{device, job.config, o_.dtype == "bf16" ? Dtype::bf16 : Dtype::f32, o_.seq_len, o_.micro_batch_size} {

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <thread>
 
+#include "pipeline/trainer.h"
 #include "test/fake_gpu.h"
 #include "test/fake_nccl.h"
 
@@ -173,8 +174,8 @@ TEST_F(Nccl, TwoRanksOnOneGpuAreRefused) {
   RunOptions options = over_nccl(2);
   options.nccl = &fake_nccl::api_of_one_gpu();
   EXPECT_EQ(error_of(options, [](Comm& world) { Rank me(world); }),
-            "usage: --transport: found nccl with ranks 0 and 1 on one GPU (here, GPU 0), allowed: nccl with at most one rank on "
-            "each GPU; local, whose ranks share GPUs");
+            "usage: --transport: found nccl with ranks 0 and 1 on one GPU (here, GPU 0), allowed: nccl with at most one rank "
+            "on each GPU; local, whose ranks share GPUs");
 }
 
 TEST_F(Nccl, MessagesNeedTheirChannels) {
@@ -208,7 +209,48 @@ TEST_F(Nccl, ChannelsCanBeMadeAgain) {
 
 TEST(NcclBuild, WithoutTheLibraryItIsRefused) {
   if (have_nccl()) GTEST_SKIP() << "built with NCCL";
-  EXPECT_SAYS(error_of({.transport = Wire::nccl, .ranks = 2}, [](Comm&) {}), "usage: --transport nccl: this duet was built without");
+  const std::string error = error_of({.transport = Wire::nccl, .ranks = 2}, [](Comm&) {});
+  EXPECT_SAYS(error, "usage: --transport nccl: this duet was built without NCCL");
+}
+
+// Training steps, with every kind of traffic that there is: neighbours both ways, mirrored halves, replicas, reports. The same
+// bits as threads that share memory.
+class NcclTrainer : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Schedules, NcclTrainer, testing::Values("1f1b", "zbv", "dualpipe", "dualpipev"));
+
+std::vector<std::string> train(const Job& job, const RunOptions& options) {
+  std::vector<std::string> bits;
+  run_ranks(options, [&](Comm& world) {
+    const bool nccl = options.transport == Wire::nccl;
+    const std::unique_ptr<Device> device = nccl ? std::make_unique<FakeGpu>() : make_cpu_device(1);
+    Trainer trainer(job, world, *device);
+    for (int64_t step = 1; step <= 2; step++) {
+      const StepResult r = trainer.step(step);
+      if (world.rank() == 0) bits.push_back(cat(std::hexfloat, r.loss, " ", r.grad_norm));
+    }
+    const uint64_t fingerprint = trainer.fingerprint();
+    const double loss = trainer.validate();
+    if (world.rank() == 0) bits.push_back(cat(fingerprint, " ", std::hexfloat, loss));
+  });
+  return bits;
+}
+
+TEST_P(NcclTrainer, HasTheBitsOfThreads) {
+  TrainOptions o;
+  o.preset = "tiny";
+  o.model = "n_layers=4";
+  o.seq_len = 16;
+  o.micro_batch_size = 1;
+  o.pp = o.dp = 2;
+  o.microbatches = 8;
+  o.schedule = GetParam();
+  o.device = "cpu";
+  o.threads = 1;
+  o.val_sequences = 2;
+  const Job job = make_job(o);
+  EXPECT_EQ(train(job, over_nccl(4)), train(job, job.run));
+  EXPECT_EQ(fake_nccl::misuse(), std::vector<std::string>());
+  EXPECT_EQ(fake_nccl::live_communicators(), 0);
 }
 
 // CPU tensors need no NCCL: they go by the transport underneath.
