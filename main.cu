@@ -65,7 +65,9 @@ static void train_options(CLI::App& cli, TrainOptions& o) {
   cli.add_option("--virtual-stages", o.virtual_stages, "stages a rank holds under interleaved");
   cli.add_option("--overlap", o.overlap, "on, or off: pairs run one after the other and all-to-alls block");
   cli.add_option("--split", o.split, "layers of each stage, e.g. 3,4,4,3; default: even by cost");
-  cli.add_option("--transport", o.transport, "local (threads) or mpi; default: mpi under mpirun or srun, else local");
+  cli.add_option("--transport", o.transport,
+                 "local (threads), mpi, or nccl (GPU to GPU, one rank on each; MPI processes under mpirun or srun, else threads); "
+                 "default: mpi under mpirun or srun, else local");
   cli.add_option("--comm-timeout", o.comm_timeout, "seconds a rank waits for a message");
   cli.add_option("--device", o.device, "cpu or cuda; default: cuda if there is one");
   cli.add_option("--dtype", o.dtype, "fp32, or on cuda bf16 (master weights, gradients and moments stay fp32)");

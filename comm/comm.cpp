@@ -2,11 +2,12 @@
 #include "comm/comm.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <numeric>
 #include <utility>
 
+#include "comm/nccl.h"
 #include "comm/sum.h"
-#include "comm/transport.h"
 
 namespace duet {
 namespace {
@@ -26,21 +27,31 @@ void in_order(Stream& stream, Transport& transport, std::function<void()> work) 
   });
 }
 
+NcclLink& link_of(Transport& transport) {
+  DUET_CHECK(transport.link, "a message in GPU memory under --transport nccl: expected Channels, made before");
+  return *transport.link;
+}
+
 void* element(const Tensor& t, int64_t i) { return static_cast<char*>(t.data) + i * dtype_size(t.dtype); }
 
 void check_contiguous(const Tensor& t) {
   DUET_CHECK(t.ld == t.cols || t.rows <= 1, "a message: expected contiguous rows, found ld ", t.ld, ", columns ", t.cols);
 }
 
+// Waits until p is done. What else NCCL has under way goes on meanwhile.
+void await(Post& p) { p.transport.link ? p.transport.link->wait(p) : p.transport.wait(p); }
+
 }  // namespace
 
 bool Request::done() const {
+  if (post_->link) return post_->link->finished(*post_);
   if (!post_->transport.done(*post_)) return false;
   post_->deliver();
   return !post_->copied || post_->copied->done();
 }
 
 void Request::wait() const {
+  if (post_->link) return post_->link->finish(*post_);
   post_->transport.wait(*post_);
   post_->deliver();
   if (post_->copied) post_->copied->synchronize();
@@ -52,6 +63,13 @@ CommStream::CommStream(Comm& world, Device& device)
 CommStream::~CommStream() {
   if (std::uncaught_exceptions() > exceptions_) transport_->fail(std::make_exception_ptr(Stopped("stopped: the rank failed")));
 }
+
+Channels::Channels(Comm& world, Device& device, const std::vector<std::pair<int, int>>& pairs) : transport_(world.transport_) {
+  DUET_CHECK(!transport_->link, "expected one Channels at a time");
+  if (transport_->nccl && device.is_cuda() && world.size() > 1) NcclLink::open(*transport_, world, device, pairs);
+}
+
+Channels::~Channels() { transport_->link.reset(); }
 
 // --- groups ------------------------------------------------------------------------------------------------------------------
 
@@ -69,6 +87,7 @@ Comm Comm::group(std::vector<int> ranks) {
   const auto me = std::find(made.ranks_.begin(), made.ranks_.end(), rank_);
   DUET_CHECK(me != made.ranks_.end(), "a group: expected its list to name rank ", rank_, " that makes it");
   made.rank_ = int(me - made.ranks_.begin());
+  if (transport_->link) transport_->link->add_group(made, made.id_);
   return made;
 }
 
@@ -89,6 +108,7 @@ void Comm::post(Stream& after, const std::shared_ptr<Post>& p, bool collective) 
   transport_->check();
   p->ready = device.make_event();
   after.record(*p->ready);
+  if (transport_->nccl) return link_of(*transport_).post(*p);
   if (!collective) p->own_lane = device.make_stream();
   p->lane = collective ? &after : p->own_lane.get();
   if (!transport_->moves_gpu_memory()) {
@@ -105,7 +125,7 @@ void Comm::post(Stream& after, const std::shared_ptr<Post>& p, bool collective) 
 
 void Comm::wait(Stream& stream, const std::shared_ptr<Post>& p) {
   if (!stream.device().is_cuda()) return in_order(stream, *transport_, [p] { p->transport.wait(*p); });
-  transport_->wait(*p);  // between threads, until both sides have posted; between processes, until the message is here
+  await(*p);  // between threads and over NCCL, until both sides have posted; between processes, until the message is here
   p->deliver();
   if (p->copied) stream.wait(*p->copied);
 }
@@ -147,11 +167,41 @@ void Comm::exchange(Stream& stream, const char* name, const std::vector<Leg>& se
       posts.push_back(make_post(true, leg, tag, name));
     else if (kept && kept->data != leg.data && leg.bytes > 0)
       stream.copy(kept->data, leg.data, size_t(leg.bytes));
+  if (transport_->nccl && stream.device().is_cuda()) return exchange_nccl(stream, name, sends, recvs);
   for (const auto& p : posts) post(stream, p, true);
   for (const auto& p : posts) wait(stream, p);
 }
 
-void Comm::exchange_host(const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs) {
+// A collective is one NCCL group. Two ranks that disagree would hang there, or take one thing for another; so each first tells
+// the others on the host what it is about to do.
+void Comm::exchange_nccl(Stream& stream, const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs) {
+  if (size() == 1) return;
+  struct Claim {
+    char name[24];
+    int64_t bytes;
+  };
+  std::vector<Claim> mine(sends.size()), theirs(recvs.size());
+  std::vector<Leg> to, from;
+  for (size_t i = 0; i < sends.size(); i++) {
+    snprintf(mine[i].name, sizeof mine[i].name, "%s", name);
+    mine[i].bytes = sends[i].bytes;
+    to.push_back({sends[i].peer, &mine[i], sizeof(Claim)});
+  }
+  for (size_t i = 0; i < recvs.size(); i++) from.push_back({recvs[i].peer, &theirs[i], sizeof(Claim)});
+  const std::string what = cat(name, " ", collectives_ & 4095, " of group ", id_);
+  exchange_host(name, to, from, [&] {
+    for (size_t i = 0; i < recvs.size(); i++) {
+      const bool agree = recvs[i].peer == rank_ || (strcmp(theirs[i].name, name) == 0 && theirs[i].bytes == recvs[i].bytes);
+      DUET_CHECK(agree, what, ": this side expects ", recvs[i].bytes, " bytes from rank ", world_rank(recvs[i].peer),
+                 ", which sends ", theirs[i].bytes, " in its ", theirs[i].name);
+    }
+  });
+  link_of(*transport_).collective(stream, id_, {sends, recvs, rank_, what});
+}
+
+// `received` is called once all has come, be what is sent taken or not.
+void Comm::exchange_host(const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs,
+                         const std::function<void()>& received) {
   const uint32_t tag = next_tag();
   std::vector<std::shared_ptr<Post>> posts;
   transport_->check();
@@ -159,7 +209,10 @@ void Comm::exchange_host(const char* name, const std::vector<Leg>& sends, const 
     if (leg.peer != rank_) transport_->post(*posts.emplace_back(make_post(false, leg, tag, name)));
   for (const Leg& leg : sends)
     if (leg.peer != rank_) transport_->post(*posts.emplace_back(make_post(true, leg, tag, name)));
-  for (const auto& p : posts) transport_->wait(*p);
+  for (const auto& p : posts)
+    if (!p->send) await(*p);
+  received();
+  for (const auto& p : posts) await(*p);
 }
 
 // --- collectives -------------------------------------------------------------------------------------------------------------
@@ -256,6 +309,20 @@ void Comm::all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch) {
 }
 
 // --- host values -------------------------------------------------------------------------------------------------------------
+
+void Comm::send(std::span<const std::byte> bytes, int peer, Tag tag) {
+  const auto p = make_post(true, {peer, const_cast<std::byte*>(bytes.data()), int64_t(bytes.size())}, pack(tag), nullptr);
+  transport_->check();
+  transport_->post(*p);
+  await(*p);
+}
+
+void Comm::recv(std::span<std::byte> bytes, int peer, Tag tag) {
+  const auto p = make_post(false, {peer, bytes.data(), int64_t(bytes.size())}, pack(tag), nullptr);
+  transport_->check();
+  transport_->post(*p);
+  await(*p);
+}
 
 std::vector<std::string> Comm::gather(const std::string& mine) {
   std::vector<std::string> all(ranks_.size());

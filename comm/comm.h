@@ -1,8 +1,9 @@
 // Ranks and what they say to one another. The whole of comm/ for its users; how messages travel is in transport.h.
 //
 // A RANK IS A FUNCTION. run_ranks calls it once for each rank: as threads of this process (`local`, the default: eight ranks
-// fit a laptop, several share a GPU) or as this MPI process's one rank (`mpi`, under mpirun or srun). The function gets its
-// Comm, the world, and makes all it needs inside, its Device first:
+// fit a laptop, several share a GPU) or as this MPI process's one rank (`mpi`, under mpirun or srun). Under `nccl` it is one or
+// the other, and what lies in GPU memory goes from GPU to GPU. The function gets its Comm, the world, and makes all it needs
+// inside, its Device first:
 //
 //   run_ranks({.ranks = 4}, [&](Comm& world) {
 //     auto device = make_cpu_device(1);
@@ -30,11 +31,13 @@
 // shape on all ranks, and live until the message is done. A broken contract throws Error.
 // Read next: transport.h; README.md is the chapter.
 #pragma once
+#include <cstddef>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/device.h"
@@ -43,15 +46,19 @@ namespace duet {
 
 class Transport;
 struct Post;
+struct Leg;
+struct NcclApi;
 
 // --- ranks -------------------------------------------------------------------------------------------------------------------
 
-enum class Wire { local, mpi };
+enum class Wire { local, mpi, nccl };
+constexpr const char* wire_name(Wire w) { return w == Wire::local ? "local" : w == Wire::mpi ? "mpi" : "nccl"; }
 
 struct RunOptions {
   Wire transport = Wire::local;
-  int ranks = 1;         // under mpi it must equal the number of processes
+  int ranks = 1;         // in MPI processes it must equal their number
   double timeout = 300;  // seconds a rank waits for a message (--comm-timeout)
+  const NcclApi* nccl = nullptr;  // null: the NCCL that this program is linked with; tests bring a stand-in
 };
 
 class Comm;
@@ -69,7 +76,8 @@ struct Launch {
 Launch find_launch(const std::function<const char*(const char*)>& getenv);
 Launch find_launch();
 
-bool have_mpi();  // whether this program was built with MPI
+bool have_mpi();   // whether this program was built with MPI
+bool have_nccl();  // or with NCCL
 
 // --- messages ----------------------------------------------------------------------------------------------------------------
 
@@ -113,6 +121,21 @@ class CommStream {
   std::unique_ptr<Stream> stream_;
 };
 
+// What NCCL needs before messages in GPU memory can flow; under other transports it does nothing. NCCL matches by order, so
+// each pair of ranks that exchanges messages needs a communicator for each direction, and each group one for its collectives; all
+// are made in one order, before any is used. So: all ranks of the world make their Channels at the same point, with the same
+// pairs of world ranks, after their devices and before their groups, and drop them after all messages. Throws UsageError
+// where two ranks have one GPU, which NCCL refuses.
+class Channels {
+ public:
+  Channels(Comm& world, Device& device, const std::vector<std::pair<int, int>>& pairs);
+  Channels(const Channels&) = delete;
+  ~Channels();
+
+ private:
+  Transport* transport_;
+};
+
 class Comm {
  public:
   explicit Comm(Transport& transport);  // the world; made by run_ranks
@@ -148,8 +171,10 @@ class Comm {
   void all_to_all_v(Stream& stream, const Tensor& send, std::span<const int64_t> send_offsets, const Tensor& recv,
                     std::span<const int64_t> recv_offsets);
 
-  // --- collectives of host values: block ---
+  // --- host values: block ---
 
+  void send(std::span<const std::byte> bytes, int peer, Tag tag);
+  void recv(std::span<std::byte> bytes, int peer, Tag tag);
   std::vector<std::string> gather(const std::string& mine);  // everyone's bytes, by rank; lengths may differ
   template <class T>
   std::vector<T> gather_values(const T& mine);               // T: trivially copyable
@@ -159,17 +184,15 @@ class Comm {
 
  private:
   friend class CommStream;
-  struct Leg {  // one rank's part of a collective
-    int peer;
-    void* data;
-    int64_t bytes;
-  };
+  friend class Channels;
   Comm(Transport& transport, std::vector<int> ranks, uint32_t id);
   std::shared_ptr<Post> make_post(bool send, const Leg& leg, uint32_t tag, const char* collective) const;
   void post(Stream& after, const std::shared_ptr<Post>& p, bool collective);
   void wait(Stream& stream, const std::shared_ptr<Post>& p);
   void exchange(Stream& stream, const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs);
-  void exchange_host(const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs);
+  void exchange_nccl(Stream& stream, const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs);
+  void exchange_host(const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs,
+                     const std::function<void()>& received = [] {});
   uint32_t next_tag();
 
   Transport* transport_;

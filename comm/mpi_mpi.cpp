@@ -182,12 +182,13 @@ class MpiSession {
 };
 
 void check_launch(const RunOptions& options, const Launch& launch, const MpiSession& mpi) {
-  require(mpi.size >= launch.ranks, "--transport mpi: ", launch.by, " started ", launch.ranks, " tasks, but MPI sees ",
+  const std::string option = cat("--transport ", wire_name(options.transport), ": ");
+  require(mpi.size >= launch.ranks, option, launch.by, " started ", launch.ranks, " tasks, but MPI sees ",
           mpi.size, ": they do not know of one another; start them with srun --mpi=pmix (srun --mpi=list shows what there is)",
           " or with mpirun");
-  require(mpi.size == options.ranks, "--transport mpi: expected one process for each of ", options.ranks, " ranks, found ",
+  require(mpi.size == options.ranks, option, "expected one process for each of ", options.ranks, " ranks, found ",
           mpi.size, "; start duet with mpirun -np ", options.ranks);
-  require(mpi.usable, "--transport mpi: this MPI lacks MPI_THREAD_MULTIPLE or tags of ", kTagBits, " bits");
+  require(mpi.usable, option, "this MPI lacks MPI_THREAD_MULTIPLE or tags of ", kTagBits, " bits");
 }
 
 // Prints the error and ends the job. Ranks that fail for the same reason do so at the same time, so rank 0 may speak first.
@@ -210,6 +211,7 @@ void run_mpi(const RunOptions& options, const Launch& launch, const std::functio
   try {
     check_launch(options, launch, mpi);
     MpiTransport transport(mpi.rank, mpi.size, options.timeout);
+    transport.nccl = options.nccl;
     Comm world(transport);
     world.require_same("build", build_text());
     rank(world);

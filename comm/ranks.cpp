@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <thread>
 
-#include "comm/transport.h"
+#include "comm/nccl.h"
 
 namespace duet {
 namespace {
@@ -52,6 +52,7 @@ void run_one(int r, const std::vector<std::unique_ptr<Transport>>& transports, O
 
 void run_local(const RunOptions& options, const std::function<void(Comm&)>& rank) {
   const auto transports = make_local_ranks(options.ranks, options.timeout);
+  for (const auto& t : transports) t->nccl = options.nccl;
   Outcome outcome;
   outcome.running = options.ranks;
   std::vector<std::thread> threads;
@@ -74,11 +75,16 @@ void run_local(const RunOptions& options, const std::function<void(Comm&)>& rank
 
 }  // namespace
 
-void run_ranks(const RunOptions& options, const std::function<void(Comm& world)>& rank) {
+void run_ranks(const RunOptions& asked, const std::function<void(Comm& world)>& rank) {
+  RunOptions options = asked;
   require(options.ranks >= 1, "ranks: expected at least 1, found ", options.ranks);
   require(options.timeout > 0, "--comm-timeout: expected more than 0 seconds, found ", options.timeout);
   const Launch launch = find_launch();
-  if (options.transport == Wire::mpi) return run_mpi(options, launch, rank);
+  if (options.transport != Wire::nccl)
+    options.nccl = nullptr;
+  else if (!options.nccl)
+    options.nccl = &nccl_api();
+  if (options.transport == Wire::mpi || (options.nccl && launch.ranks > 1)) return run_mpi(options, launch, rank);
   require(launch.ranks == 1, "--transport local: ", launch.by, " started ", launch.ranks,
           " processes, and each would run all ranks by itself; use --transport mpi, or start duet without ", launch.by);
   run_local(options, rank);

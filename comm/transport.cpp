@@ -3,6 +3,8 @@
 
 #include <chrono>
 
+#include "comm/nccl.h"
+
 namespace duet {
 
 uint32_t pack(Tag tag) {
@@ -11,19 +13,21 @@ uint32_t pack(Tag tag) {
   return uint32_t(tag.kind) << 20 | uint32_t(tag.stage) << 11 | (uint32_t(tag.microbatch) & 2047);
 }
 
+std::string action_text(uint32_t tag) { return cat(tag >> 11 & 511, "FBW?"[tag >> 20 & 3], tag & 2047); }
+
 uint32_t pack_collective(uint32_t group, uint32_t number) {
   DUET_CHECK(group < 1024, "a world has at most 1023 groups a rank");
   return 1u << 22 | group << 12 | (number & 4095);
 }
 
-std::string Post::text() const {
-  const std::string action = collective ? cat(collective, " ", tag & 4095, " of group ", tag >> 12 & 1023)
-                                        : cat(tag >> 11 & 511, "FBW?"[tag >> 20 & 3], tag & 2047);
-  return cat(action, send ? " to be taken by rank " : " from rank ", peer);
+std::string Post::action() const {
+  return collective ? cat(collective, " ", tag & 4095, " of group ", tag >> 12 & 1023) : action_text(tag);
 }
 
+std::string Post::text() const { return cat(action(), send ? " to be taken by rank " : " from rank ", peer); }
+
 Post::~Post() {
-  if (posted && !transport.done(*this)) transport.cancel(*this);
+  if (posted && !transport.done(*this)) link ? link->cancel(*this) : transport.cancel(*this);
   if (!staging || !copied) return;
   try {
     copied->synchronize();  // staging serves another message next
@@ -40,12 +44,19 @@ void Post::deliver() {
   lane->record(*copied);
 }
 
+Transport::Transport(int rank, int size, double timeout) : rank_(rank), size_(size), timeout_(timeout) {}
+Transport::~Transport() = default;
+
 void Transport::wait(Post& p) {
   std::unique_lock lock(mutex_);
   cv_.wait_for(lock, std::chrono::duration<double>(timeout_), [&] { return p.done || failure_; });
   if (p.done) return;
   if (failure_) std::rethrow_exception(failure_);
-  throw Error(cat("waited ", timeout_, " s for ", p.text(), "; it did not come (--comm-timeout)"));
+  time_out(p.text());
+}
+
+void Transport::time_out(const std::string& awaited) const {
+  throw Error(cat("waited ", timeout_, " s for ", awaited, "; it did not come (--comm-timeout)"));
 }
 
 bool Transport::done(Post& p) {
@@ -57,6 +68,11 @@ void Transport::fail(std::exception_ptr why) {
   std::lock_guard lock(mutex_);
   if (!failure_) failure_ = why;
   cv_.notify_all();
+}
+
+bool Transport::failed() {
+  std::lock_guard lock(mutex_);
+  return failure_ != nullptr;
 }
 
 void Transport::check() {

@@ -8,6 +8,7 @@
 //
 //   local.cpp     ranks are threads: whoever posts second copies from buffer to buffer
 //   mpi_mpi.cpp   ranks are processes: a thread of each rank makes all MPI calls
+//   nccl.h        no transport: it rides on one of these two and takes over what lies in GPU memory
 //
 // Threads: post, wait and done may be called by any thread of the rank.
 // Errors: the first failure of a rank (`fail`) is kept; it wakes all that wait, and whatever is called then throws it.
@@ -25,17 +26,29 @@
 
 namespace duet {
 
+class NcclLink;
+
 // Tags travel as 23 bits, what every MPI gives: 0, kind 2, stage 9, microbatch 11; or 1, group 10, number of the collective 12.
 constexpr int kTagBits = 23;
+constexpr uint32_t kHeaderTag = 3u << 20;  // no Tag's: an NCCL message's announcement
 uint32_t pack(Tag tag);
+std::string action_text(uint32_t packed_tag);  // "3F7"
 uint32_t pack_collective(uint32_t group, uint32_t number);
+
+// One rank's part of a collective.
+struct Leg {
+  int peer;  // in the group
+  void* data;
+  int64_t bytes;
+};
 
 // One side of a message. Destroyed before it is done, it takes the message back: nobody touches the buffer afterwards.
 struct Post {
   Post(Transport& t, bool is_send, int to, uint32_t packed_tag) : transport(t), send(is_send), peer(to), tag(packed_tag) {}
   Post(const Post&) = delete;
   ~Post();
-  std::string text() const;  // what is awaited, for people: "3F7 from rank 1"
+  std::string text() const;    // what is awaited, for people: "3F7 from rank 1"
+  std::string action() const;  // "3F7"
 
   Transport& transport;
   const bool send;
@@ -47,9 +60,11 @@ struct Post {
 
   // Only for memory on a GPU: the buffer may be used after `ready`, `copied` tells when that has happened, and copies are
   // enqueued on `lane`. Between threads it is one copy, on the lane of whoever posts second, and `copied` is set before the
-  // post is done. Between processes it goes by way of `staging`, host memory, to which `data` then points.
+  // post is done. Between processes it goes by way of `staging`, host memory, to which `data` then points. Over NCCL it goes by
+  // `link`, and the post is done once NCCL has been called.
   std::shared_ptr<Event> ready, copied;
   Stream* lane = nullptr;
+  NcclLink* link = nullptr;
   std::unique_ptr<Stream> own_lane;  // keeps the lane where it serves this message alone
   Buf staging;
   void* gpu_data = nullptr;
@@ -61,8 +76,8 @@ struct Post {
 
 class Transport {
  public:
-  Transport(int rank, int size, double timeout) : rank_(rank), size_(size), timeout_(timeout) {}
-  virtual ~Transport() = default;
+  Transport(int rank, int size, double timeout);
+  virtual ~Transport();
   Transport(const Transport&) = delete;
   int rank() const { return rank_; }
   int size() const { return size_; }
@@ -73,8 +88,14 @@ class Transport {
 
   void wait(Post& p);  // blocks until done; after the timeout throws an Error that says who waits for whom and for what
   bool done(Post& p);
+  [[noreturn]] void time_out(const std::string& awaited) const;
+  double timeout() const { return timeout_; }
   void fail(std::exception_ptr why);
+  bool failed();
   void check();  // throws if the rank has failed
+
+  const NcclApi* nccl = nullptr;   // under --transport nccl
+  std::unique_ptr<NcclLink> link;  // while the rank has Channels
 
  protected:
   void complete(Post& p);  // p is done: wakes its waiter; the mutex is held, and once it is released p may be gone

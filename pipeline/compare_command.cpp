@@ -113,7 +113,7 @@ bool compare_command(const CompareOptions& options, std::ostream& out) {
   require(!jobs.empty(), "--schedules: found none, allowed: names or CSV files with commas between");
 
   std::vector<Outcome> outcomes;
-  if (jobs[0].run.transport == Wire::local) {
+  if (jobs[0].run.transport != Wire::mpi && find_launch().ranks == 1) {
     o.pp = 1;
     o.schedule = "1f1b";
     o.split.clear();

@@ -16,7 +16,7 @@ int64_t Job::global_sequences() const { return layout.dp * options.microbatches 
 static void find_ranks(Job& job) {
   const TrainOptions& o = job.options;
   const Launch launch = find_launch();
-  const bool mpi = o.transport == "mpi" || (o.transport.empty() && launch.ranks > 1);
+  const bool nccl = o.transport == "nccl", mpi = o.transport == "mpi" || (o.transport != "local" && launch.ranks > 1);
   require(o.transport != "local" || launch.ranks == 1, "--transport: found local under ", launch.by, ", allowed: mpi");
   job.layout.pp = int(o.pp);
   job.layout.dp = int(o.dp ? o.dp : mpi ? std::max<int64_t>(1, launch.ranks / o.pp) : 1);
@@ -25,7 +25,13 @@ static void find_ranks(Job& job) {
   job.layout.ep = int(o.ep);
   require(job.layout.dp % job.layout.ep == 0, "--ep: found ", o.ep, ", allowed: divisors of dp = ", job.layout.dp);
   require(job.config.n_routed % o.ep == 0, "--ep: found ", o.ep, ", allowed: divisors of the model's ", job.config.n_routed, " routed experts");
-  job.run = {.transport = mpi ? Wire::mpi : Wire::local, .ranks = job.layout.world(), .timeout = o.comm_timeout};
+  const Wire wire = nccl ? Wire::nccl : mpi ? Wire::mpi : Wire::local;
+  job.run = {.transport = wire, .ranks = job.layout.world(), .timeout = o.comm_timeout};
+  if (!nccl) return;
+  require(have_nccl(), "--transport: found nccl, allowed: local, mpi (this duet was built without NCCL)");
+  require(o.device == "cuda", "--transport: found nccl with --device cpu, allowed: local, mpi (NCCL moves GPU memory)");
+  require(mpi || job.run.ranks <= cuda_device_count(), "--transport: found nccl with ", job.run.ranks, " ranks and ",
+          cuda_device_count(), " GPUs, allowed: nccl with a GPU for each rank; local, whose ranks share GPUs");
 }
 
 // Each rank goes through its forwards in order of microbatch, then stage: an order in which no rank can wait for ever.
@@ -57,6 +63,20 @@ Job make_job(TrainOptions options) {
   if (o.init.empty()) job.config.vocab_size = std::max(job.config.vocab_size, job.dataset.vocab_size);
   job.batches = std::make_unique<BatchSource>(job.dataset, o.seq_len, job.global_sequences(), job.config.vocab_size);
   return job;
+}
+
+std::vector<std::pair<int, int>> message_pairs(const Job& job) {
+  const Schedule& s = job.schedule;
+  std::vector<std::pair<int, int>> pairs;
+  const auto add = [&](int a, int b) {
+    for (int d = 0; d < job.layout.dp && a != b; ++d) pairs.push_back({job.layout.rank(a, d), job.layout.rank(b, d)});
+  };
+  for (int stage = 0; stage < s.stages(); ++stage) {
+    const int rank = s.rank_of[size_t(stage)];
+    if (stage + 1 < s.stages()) add(rank, s.rank_of[size_t(stage) + 1]);
+    if (s.two_directions) add(rank, s.rank_of[size_t((stage + s.stages() / 2) % s.stages())]);
+  }
+  return pairs;
 }
 
 int threads_per_rank(const Job& job) {

@@ -31,6 +31,9 @@ struct Job {
 // Throws UsageError that names the option for whatever does not fit together.
 Job make_job(TrainOptions options);
 
+// The ranks that exchange messages: those with neighbouring stages, and those with two copies of a stage.
+std::vector<std::pair<int, int>> message_pairs(const Job& job);
+
 // The rank's device as the options say.
 std::unique_ptr<Device> make_device(const Job& job, int rank);
 int threads_per_rank(const Job& job);

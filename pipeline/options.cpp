@@ -44,7 +44,8 @@ ModelConfig TrainOptions::resolve() {
   one_of("--format", format, "text", "json");
   one_of("--device", device, "cpu", "cuda");
   one_of("--dtype", dtype, "fp32", "bf16");
-  if (!transport.empty()) one_of("--transport", transport, "local", "mpi");
+  require(transport.empty() || transport == "local" || transport == "mpi" || transport == "nccl", "--transport: found '",
+          transport, "', allowed: local, mpi, nccl");
   require(dtype == "fp32" || device == "cuda",
           "--dtype: found bf16 with --device cpu, allowed: fp32 (the CPU's GEMM has no bf16: it would be slower than fp32)");
   require(!(resume && out.empty()), "--resume: found no --out, allowed: with the --out of the run to go on with");

@@ -39,7 +39,7 @@ struct TrainOptions {
   int64_t virtual_stages = 2;     // stages a rank holds under interleaved
   std::string overlap = "on";     // or off: pairs one after the other, all-to-alls block
   std::string split;              // layers of each stage, "3,4,4,3"; empty: even by cost
-  std::string transport;          // local, mpi; empty: mpi under mpirun or srun, else local
+  std::string transport;          // local, mpi, nccl; empty: mpi under mpirun or srun, else local
   double comm_timeout = 300;      // seconds a rank waits for a message
 
   // Where it runs

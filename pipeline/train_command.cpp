@@ -62,6 +62,7 @@ void open_out(const TrainOptions& o) {
 }
 
 void say_first_lines(const Job& job, Device& device, RunLog& log) {
+  constexpr const char* kMeans[] = {"threads", "MPI processes", "NCCL"};  // by Wire
   const TrainOptions& o = job.options;
   const ModelConfig& c = job.config;
   const double peak = device.peak_flops(o.dtype == "bf16" ? Dtype::bf16 : Dtype::f32);
@@ -71,7 +72,8 @@ void say_first_lines(const Job& job, Device& device, RunLog& log) {
   log.say(cat("batch  ", job.layout.dp > 1 ? cat(job.layout.dp, " x ") : "", o.microbatches, " microbatches of ", o.micro_batch_size,
               " sequences of ", o.seq_len, " tokens; seed ", o.seed));
   log.say(cat("ranks  ", job.run.ranks, job.run.ranks > 1 ? cat(" (dp ", o.dp ? o.dp : job.layout.dp, " x pp ", job.layout.pp, "), schedule ",
-              job.compute.name, ", ", job.run.transport == Wire::mpi ? "MPI processes" : "threads") : "", "; device ", device.name(), ", ", o.dtype, peak > 0 ? cat(", peak ", peak * 1e-12, " TFLOP/s by the datasheet") : ""));
+              job.compute.name, ", ", kMeans[int(job.run.transport)]) : "", "; device ", device.name(), ", ", o.dtype,
+              peak > 0 ? cat(", peak ", peak * 1e-12, " TFLOP/s by the datasheet") : ""));
   log.say("data   " + describe(job.dataset));
 }
 

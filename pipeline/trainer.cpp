@@ -11,7 +11,7 @@ namespace duet {
 static double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 Trainer::Trainer(const Job& job, Comm& world, Device& device)
-    : job_(job), o_(job.options), world_(world), device_(device),
+    : job_(job), o_(job.options), world_(world), device_(device), channels_(world, device, message_pairs(job)),
       pipeline_(world.group(job.layout.pipeline_of(world.rank()))), replicas_(world.group(job.layout.replicas_of(world.rank()))),
       experts_(world.group(job.layout.experts_of(world.rank()))),
       expert_replicas_(world.group(job.layout.expert_replicas_of(world.rank()))),

@@ -112,8 +112,8 @@ void Trainer::save(const std::string& dir, int64_t step) {
       for (const LogicalTensor& t : owned.tensors) {
         if (owned.rank.at(t.name) != world_.rank() || (state != State::weight && !t.trained)) continue;
         const Param& p = *owned.mine.at(t.name);
-        std::vector<float> values = download(stream, p, state_of(p, state));
-        world_.isend(stream, {values.data(), Dtype::f32, 1, int64_t(values.size()), int64_t(values.size())}, 0, tag).wait();
+        const std::vector<float> values = download(stream, p, state_of(p, state));
+        world_.send(std::as_bytes(std::span(values)), 0, tag);
       }
     return world_.barrier();
   }
@@ -125,7 +125,7 @@ void Trainer::save(const std::string& dir, int64_t step) {
   contents.fetch = [&](const LogicalTensor& t, State state) {
     if (owned.rank.at(t.name) == 0) return download(stream, *owned.mine.at(t.name), state_of(*owned.mine.at(t.name), state));
     std::vector<float> values(size_t(t.elements()));
-    world_.irecv(stream, {values.data(), Dtype::f32, 1, t.elements(), t.elements()}, owned.rank.at(t.name), tag).wait();
+    world_.recv(std::as_writable_bytes(std::span(values)), owned.rank.at(t.name), tag);
     return values;
   };
   write_checkpoint(dir, contents);

@@ -1,6 +1,7 @@
 // comm/: one conformance suite for every transport, then what happens when something goes wrong.
 //
-// CommConformance runs on threads as part of `make test`, and again on four MPI processes, started by CommMpi with mpirun.
+// CommConformance runs on threads as part of `make test`, also over NCCL (a stand-in; the real one where there are four GPUs),
+// and again on four MPI processes, started by CommMpi with mpirun. What is NCCL's own is in nccl_test.cpp.
 // Payloads are functions of (rank, index), so every rank knows what all others sent; sums are compared with a naive loop in
 // rank order, bit for bit. CommChild are the processes of CommMpi that are meant to fail: disabled, and started by name.
 #include <gtest/gtest.h>
@@ -15,6 +16,7 @@
 
 #include "comm/comm.h"
 #include "test/fake_gpu.h"
+#include "test/fake_nccl.h"
 #include "test/processes.h"
 
 namespace duet {
@@ -61,14 +63,39 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && (a.empty() || memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
-// What the ranks' tensors lie in.
-enum class Machine { cpu, fake_gpu, cuda };
+// What the ranks' tensors lie in, and how those in GPU memory travel.
+enum class Machine { cpu, fake_gpu, cuda, fake_nccl, nccl };
 
-std::unique_ptr<Device> make_device(Machine machine) {
+RunOptions here(Machine machine) {
+  RunOptions options = here();
+  if (machine == Machine::fake_nccl || machine == Machine::nccl) options.transport = Wire::nccl;
+  if (machine == Machine::fake_nccl) options.nccl = &fake_nccl::api();
+  return options;
+}
+
+std::unique_ptr<Device> make_device(Machine machine, int rank) {
   if (machine == Machine::cuda) return make_cuda_device(0);
-  if (machine == Machine::fake_gpu) return std::make_unique<FakeGpu>();
+  if (machine == Machine::nccl) return make_cuda_device(rank % cuda_device_count());
+  if (machine == Machine::fake_gpu || machine == Machine::fake_nccl) return std::make_unique<FakeGpu>();
   return make_cpu_device(1);
 }
+
+std::vector<std::pair<int, int>> all_pairs(int ranks) {
+  std::vector<std::pair<int, int>> pairs;
+  for (int a = 0; a < ranks; a++)
+    for (int b = 0; b < a; b++) pairs.push_back({a, b});
+  return pairs;
+}
+
+// A rank's device and its channels to all others.
+struct Machinery {
+  std::unique_ptr<Device> device;
+  Channels channels;
+  Machinery(Comm& world, Machine machine)
+      : device(make_device(machine, world.rank())), channels(world, *device, all_pairs(world.size())) {}
+  Device& operator*() { return *device; }
+  Device* operator->() { return device.get(); }
+};
 
 // A tensor that both the host and the device can read and write.
 template <class T>
@@ -81,17 +108,25 @@ struct Mem {
   std::vector<T> get() const { return {buf->template row<T>(0), buf->template row<T>(0) + buf->size()}; }
 };
 
-class CommConformance : public testing::TestWithParam<Machine> {};
+class CommConformance : public testing::TestWithParam<Machine> {
+  void TearDown() override {
+    EXPECT_EQ(fake_nccl::misuse(), std::vector<std::string>());
+    EXPECT_EQ(fake_nccl::live_communicators(), 0);
+  }
+};
 INSTANTIATE_TEST_SUITE_P(Cpu, CommConformance, testing::Values(Machine::cpu));
 INSTANTIATE_TEST_SUITE_P(FakeGpu, CommConformance, testing::Values(Machine::fake_gpu));
 INSTANTIATE_TEST_SUITE_P(Cuda, CommConformance,
                          testing::ValuesIn(std::vector<Machine>(cuda_device_count() > 0 ? 1 : 0, Machine::cuda)));
+INSTANTIATE_TEST_SUITE_P(FakeNccl, CommConformance, testing::Values(Machine::fake_nccl));
+INSTANTIATE_TEST_SUITE_P(Nccl, CommConformance, testing::ValuesIn(std::vector<Machine>(
+                                                    have_nccl() && cuda_device_count() >= 4 ? 1 : 0, Machine::nccl)));
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CommConformance);
 
 // Runs the body on every rank, on its compute stream and on a CommStream.
 void on_both_streams(Machine machine, const std::function<void(Comm&, Stream&)>& body) {
-  run_ranks(here(), [&](Comm& world) {
-    auto device = make_device(machine);
+  run_ranks(here(machine), [&](Comm& world) {
+    Machinery device(world, machine);
     CommStream stream(world, *device);
     body(world, device->compute());
     body(world, stream);
@@ -204,8 +239,8 @@ TEST_P(CommConformance, AllToAllV) {
 }
 
 TEST_P(CommConformance, MessagesPostedInReversedOrder) {
-  run_ranks(here(), [&](Comm& world) {
-    auto device = make_device(GetParam());
+  run_ranks(here(GetParam()), [&](Comm& world) {
+    Machinery device(world, GetParam());
     Stream& stream = device->compute();
     const int next = (world.rank() + 1) % world.size(), previous = (world.rank() + world.size() - 1) % world.size();
     const int n = GetParam() == Machine::cpu ? 1000 : 50;  // half of them forward, half backward
@@ -226,8 +261,8 @@ TEST_P(CommConformance, MessagesPostedInReversedOrder) {
 }
 
 TEST_P(CommConformance, EqualTagsKeepTheirOrder) {
-  run_ranks(here(), [&](Comm& world) {
-    auto device = make_device(GetParam());
+  run_ranks(here(GetParam()), [&](Comm& world) {
+    Machinery device(world, GetParam());
     std::vector<Mem<int32_t>> v;
     std::vector<Request> requests;
     for (int i = 0; i < 100 && world.rank() < 2; i++) {  // microbatches 2048 apart share a tag
@@ -247,8 +282,8 @@ TEST_P(CommConformance, RandomTraffic) {
     int source, target, stage, length;
     bool backward;
   };
-  run_ranks(here(), [&](Comm& world) {
-    auto device = make_device(GetParam());
+  run_ranks(here(GetParam()), [&](Comm& world) {
+    Machinery device(world, GetParam());
     CommStream further(world, *device);
     std::mt19937 random(7), mine(uint32_t(world.rank()));
     std::vector<Item> items;
@@ -284,9 +319,9 @@ TEST_P(CommConformance, RandomTraffic) {
 }
 
 TEST_P(CommConformance, GroupsInParallel) {
-  run_ranks(here(), [&](Comm& world) {
+  run_ranks(here(GetParam()), [&](Comm& world) {
     ASSERT_EQ(world.size(), 4);
-    auto device = make_device(GetParam());
+    Machinery device(world, GetParam());
     CommStream stream(world, *device);
     const int r = world.rank();
     Comm row = world.group({r / 2 * 2, r / 2 * 2 + 1});
@@ -348,6 +383,18 @@ TEST(CommOverlap, OnAGpuAMessageWaitsForItsSenderNotTheStreamThatPostedIt) {
       EXPECT_EQ(v[0], 42);
       sent.wait();
     }
+  });
+}
+
+TEST(CommHost, Messages) {
+  run_ranks(here(), [](Comm& world) {
+    const int next = (world.rank() + 1) % world.size(), previous = (world.rank() + world.size() - 1) % world.size();
+    const std::vector<int32_t> mine = exact<int32_t>(world.rank(), 1000);
+    std::vector<int32_t> got(1000);
+    if (world.rank() % 2 == 0) world.send(std::as_bytes(std::span(mine)), next, {Tag::W, 1, 2});
+    world.recv(std::as_writable_bytes(std::span(got)), previous, {Tag::W, 1, 2});
+    if (world.rank() % 2 == 1) world.send(std::as_bytes(std::span(mine)), next, {Tag::W, 1, 2});
+    EXPECT_EQ(got, exact<int32_t>(previous, 1000));
   });
 }
 
@@ -512,7 +559,7 @@ class CommMpi : public testing::Test {
 };
 
 TEST_F(CommMpi, Conformance) {
-  const Ended e = under_mpirun(4, "*/CommConformance.*:CommOverlap.ACollective*:CommHost.*");
+  const Ended e = under_mpirun(4, "*/CommConformance.*:CommOverlap.ACollective*:CommHost.*:-FakeNccl/*");
   EXPECT_EQ(e.status, 0) << e.output;
   EXPECT_NE(e.output.find("[  PASSED  ]"), std::string::npos) << e.output;
 }

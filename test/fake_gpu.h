@@ -1,7 +1,10 @@
 // A device that says it is a GPU and has none: its memory is the host's, and its streams, compute() too, are threads. What
-// comm/ does for GPUs (copies behind events) is tested with it where there is no GPU.
+// comm/ does for GPUs (copies behind events) is tested with it where there is no GPU. A kernel that is for GPUs only gets the
+// Stream in place of a CUDA stream, as test/fake_nccl.h expects.
 #pragma once
+#include <algorithm>
 #include <cstdlib>
+#include <vector>
 
 #include "model/device.h"
 
@@ -25,27 +28,44 @@ class FakeGpu final : public Device {
  private:
   class Queue final : public Stream {
    public:
-    Queue(Device& device, std::unique_ptr<Stream> thread) : device_(device), thread_(std::move(thread)) {}
+    Queue(FakeGpu& device, std::unique_ptr<Stream> thread) : device_(device), thread_(std::move(thread)) {}
     Device& device() override { return device_; }
     void record(Event& event) override { thread_->record(event); }
     void wait(Event& event) override { thread_->wait(event); }
     void synchronize() override { thread_->synchronize(); }
     void launch(const RowKernel& kernel, int64_t rows, const void* args, size_t bytes, int64_t cost) override {
+      if (!kernel.cpu) return kernel.cuda(static_cast<Stream*>(this), rows, args);
       thread_->launch(kernel, rows, args, bytes, cost);
     }
     void gemm(const Gemm& g) override { thread_->gemm(g); }
     void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) override { thread_->grouped_gemm(g, offsets); }
-    void copy(void* dst, const void* src, size_t bytes) override { thread_->copy(dst, src, bytes); }
+    void copy(void* dst, const void* src, size_t bytes) override {
+      if (device_.owns(src)) return thread_->copy(dst, src, bytes);
+      const auto* p = static_cast<const char*>(src);  // ordinary memory, which may be let go at once
+      thread_->host([dst, aside = std::vector<char>(p, p + bytes)] { std::copy(aside.begin(), aside.end(), static_cast<char*>(dst)); });
+    }
     void zero(void* dst, size_t bytes) override { thread_->zero(dst, bytes); }
     void host(std::function<void()> work) override { thread_->host(std::move(work)); }
 
    private:
-    Device& device_;
+    FakeGpu& device_;
     std::unique_ptr<Stream> thread_;
   };
-  void* allocate(int64_t bytes, bool) override { return std::aligned_alloc(256, size_t(bytes)); }
-  void release(void* p, bool) override { std::free(p); }
+  void* allocate(int64_t bytes, bool) override {
+    auto* p = static_cast<char*>(std::aligned_alloc(256, size_t(bytes)));
+    owned_[p] = bytes;
+    return p;
+  }
+  void release(void* p, bool) override {
+    owned_.erase(static_cast<const char*>(p));
+    std::free(p);
+  }
+  bool owns(const void* p) const {
+    const auto after = owned_.upper_bound(static_cast<const char*>(p));
+    return after != owned_.begin() && p < std::prev(after)->first + std::prev(after)->second;
+  }
 
+  std::map<const char*, int64_t> owned_;  // begin, bytes
   std::unique_ptr<Device> cpu_;
   std::unique_ptr<Stream> compute_;
 };

@@ -1,0 +1,269 @@
+// What is NCCL's own: its order, and what happens when something goes wrong. On the stand-in for the library; that messages and
+// collectives arrive is in comm_test.cpp.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <thread>
+
+#include "pipeline/trainer.h"
+#include "test/fake_gpu.h"
+#include "test/fake_nccl.h"
+
+namespace duet {
+namespace {
+
+using namespace std::chrono_literals;
+
+RunOptions over_nccl(int ranks, double timeout = 20) {
+  return {.transport = Wire::nccl, .ranks = ranks, .timeout = timeout, .nccl = &fake_nccl::api()};
+}
+
+// A rank's GPU, its channels to all others, and a few words in its memory.
+struct Rank {
+  FakeGpu gpu;
+  Channels channels;
+  Stream& stream;
+  Buf words;
+  Rank(Comm& world, std::vector<std::pair<int, int>> pairs = {{0, 1}})
+      : channels(world, gpu, pairs), stream(gpu.compute()), words(gpu.host_buffer(8, 4, Dtype::i32)) {}
+  Tensor row(int64_t r) { return words->row_slice(r, 1); }
+  int32_t& at(int64_t r) { return *words->row<int32_t>(r); }
+};
+
+Tag forward(int stage, int microbatch) { return {Tag::F, stage, microbatch}; }
+
+class Nccl : public testing::Test {
+  void TearDown() override {
+    EXPECT_EQ(fake_nccl::misuse(), std::vector<std::string>());
+    EXPECT_EQ(fake_nccl::live_communicators(), 0);
+  }
+};
+
+std::string error_of(const RunOptions& options, const std::function<void(Comm&)>& rank) {
+  const auto begin = std::chrono::steady_clock::now();
+  std::string text = "no error";
+  try {
+    run_ranks(options, rank);
+  } catch (const UsageError& e) {
+    text = std::string("usage: ") + e.what();
+  } catch (const std::exception& e) {
+    text = e.what();
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, 5s);
+  return text;
+}
+
+#define EXPECT_SAYS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
+
+// The receiver posts in another order than the sender, and all come; the data too is that of the tag.
+TEST_F(Nccl, ReceivesAreLaunchedInTheSendersOrder) {
+  run_ranks(over_nccl(2), [](Comm& world) {
+    Rank me(world);
+    std::vector<Request> requests;
+    for (int i = 0; i < 8; i++) {
+      const int m = world.rank() == 0 ? i : (i * 3 + 5) % 8;
+      me.at(m) = world.rank() == 0 ? 100 + m : 0;
+      requests.push_back(world.rank() == 0 ? world.isend(me.stream, me.row(m), 1, forward(0, m))
+                                           : world.irecv(me.stream, me.row(m), 0, forward(0, m)));
+    }
+    for (const Request& r : requests) r.wait();
+    for (int m = 0; m < 8; m++) EXPECT_EQ(me.at(m), 100 + m);
+  });
+}
+
+TEST_F(Nccl, AMessageNobodyAskedForIsNamedBesideTheOneThatIsAwaited) {
+  const std::string error = error_of(over_nccl(2), [](Comm& world) {
+    Rank me(world);
+    if (world.rank() == 0) world.isend(me.stream, me.row(0), 1, forward(3, 8)).wait();
+    if (world.rank() == 1) world.irecv(me.stream, me.row(0), 0, forward(3, 7)).wait();
+  });
+  EXPECT_SAYS(error, "rank 1: ");
+  EXPECT_SAYS(error, "3F7 from rank 0: the next message from there is 3F8, which this rank has not asked for");
+}
+
+// Forward and backward messages do not queue behind one another: rank 1 sends before it takes what was sent first.
+TEST_F(Nccl, DirectionsAreIndependent) {
+  run_ranks(over_nccl(2), [](Comm& world) {
+    Rank me(world);
+    const Request out = world.isend(me.stream, me.row(world.rank()), 1 - world.rank(), forward(world.rank(), 0));
+    const Request in = world.irecv(me.stream, me.row(1 - world.rank()), 1 - world.rank(), forward(1 - world.rank(), 0));
+    out.wait();
+    in.wait();
+  });
+}
+
+TEST_F(Nccl, SidesThatDisagreeAboutTheSizeAreRefused) {
+  const std::string error = error_of(over_nccl(2), [](Comm& world) {
+    Rank me(world);
+    if (world.rank() == 0) world.isend(me.stream, me.words, 1, forward(0, 1)).wait();
+    if (world.rank() == 1) world.irecv(me.stream, me.row(0), 0, forward(0, 1)).wait();
+  });
+  EXPECT_SAYS(error, "0F1 from rank 0: this side expects 16 bytes, the other 128");
+}
+
+TEST_F(Nccl, DifferentCollectivesAreRefused) {
+  const std::string error = error_of(over_nccl(2), [](Comm& world) {
+    Rank me(world);
+    if (world.rank() == 0) world.broadcast(me.stream, me.row(0), 0);
+    if (world.rank() == 1) world.all_gather(me.stream, me.row(1), me.words->row_slice(0, 2));
+    me.stream.synchronize();
+  });
+  EXPECT_SAYS(error, "rank 1: ");
+  EXPECT_SAYS(error, "all-gather");
+  EXPECT_SAYS(error, "in its broadcast");
+}
+
+TEST_F(Nccl, CollectivesOfDifferentSizesAreRefused) {
+  const std::string error = error_of(over_nccl(2), [](Comm& world) {
+    Rank me(world);
+    world.broadcast(me.stream, me.words->row_slice(0, 1 + world.rank()), 0);
+    me.stream.synchronize();
+  });
+  EXPECT_SAYS(error, "this side expects 32 bytes from rank 0, which sends 16 in its broadcast");
+}
+
+TEST_F(Nccl, ATimeoutSaysWhoWaitsForWhomAndForWhat) {
+  const std::string receive = error_of(over_nccl(2, 0.2), [](Comm& world) {
+    Rank me(world);
+    if (world.rank() == 1) world.irecv(me.stream, me.row(0), 0, forward(3, 7)).wait();
+    world.barrier();
+  });
+  EXPECT_SAYS(receive, "waited 0.2 s for ");  // rank 1 for 3F7, or rank 0 for rank 1
+  // The GPU waits, and the host for the GPU: the thread that watches ends it.
+  const std::string send = error_of(over_nccl(2, 0.2), [](Comm& world) {
+    Rank me(world);
+    if (world.rank() == 0) {
+      world.wait(me.stream, world.isend(me.stream, me.row(0), 1, {Tag::B, 12, 1}));
+      me.stream.synchronize();
+      world.barrier();
+    }
+    if (world.rank() == 1) std::this_thread::sleep_for(1s);
+  });
+  EXPECT_EQ(send, "rank 0: waited 0.2 s for 12B1 to be taken by rank 1; it did not come (--comm-timeout)");
+}
+
+TEST_F(Nccl, AFailingRankWakesThoseThatWaitForTheirGpu) {
+  const std::string error = error_of(over_nccl(3), [](Comm& world) {
+    Rank me(world, {{0, 1}, {0, 2}});
+    if (world.rank() == 0) {
+      std::this_thread::sleep_for(100ms);
+      throw Error("out of tokens");
+    }
+    world.wait(me.stream, world.isend(me.stream, me.row(0), 0, forward(0, world.rank())));
+    me.stream.synchronize();
+    world.isend(me.stream, me.row(1), 0, forward(1, 0));
+    ADD_FAILURE() << "rank " << world.rank() << " went on";
+  });
+  EXPECT_EQ(error, "rank 0: out of tokens");
+}
+
+TEST_F(Nccl, AnErrorThatNcclReportsLateIsFound) {
+  const std::string error = error_of(over_nccl(2), [](Comm& world) {
+    Rank me(world);
+    world.barrier();
+    if (world.rank() == 0) fake_nccl::break_next_operation();
+    world.barrier();
+    world.broadcast(me.stream, me.row(0), 0);
+    me.stream.synchronize();
+    world.barrier();
+  });
+  EXPECT_SAYS(error, "NCCL says: internal error");
+}
+
+TEST_F(Nccl, TwoRanksOnOneGpuAreRefused) {
+  RunOptions options = over_nccl(2);
+  options.nccl = &fake_nccl::api_of_one_gpu();
+  EXPECT_EQ(error_of(options, [](Comm& world) { Rank me(world); }),
+            "usage: --transport: found nccl with ranks 0 and 1 on one GPU (here, GPU 0), allowed: nccl with at most one rank "
+            "on each GPU; local, whose ranks share GPUs");
+}
+
+TEST_F(Nccl, MessagesNeedTheirChannels) {
+  const auto none = [](Comm& world) {
+    FakeGpu gpu;
+    const Buf word = gpu.host_buffer(1, 1, Dtype::i32);
+    world.isend(gpu.compute(), word, 1 - world.rank(), forward(0, 0));
+  };
+  EXPECT_SAYS(error_of(over_nccl(2), none), "expected Channels, made before");
+  const auto another = [](Comm& world) {
+    Rank me(world);
+    if (world.rank() == 2) world.isend(me.stream, me.row(0), 0, forward(0, 0)).wait();
+    world.barrier();
+  };
+  EXPECT_SAYS(error_of(over_nccl(3), another), "0F0 to be taken by rank 0: expected its pair of ranks among those of Channels");
+}
+
+TEST_F(Nccl, ChannelsCanBeMadeAgain) {
+  run_ranks(over_nccl(2), [](Comm& world) {
+    for (int i = 0; i < 3; i++) {
+      Rank me(world);
+      me.at(0) = world.rank() == 0 ? i : -1;
+      world.broadcast(me.stream, me.row(0), 0);
+      const Request r = world.rank() == 0 ? world.isend(me.stream, me.row(0), 1, forward(0, i))
+                                          : world.irecv(me.stream, me.row(1), 0, forward(0, i));
+      r.wait();
+      EXPECT_EQ(me.at(world.rank()), i);
+    }
+  });
+}
+
+TEST(NcclBuild, WithoutTheLibraryItIsRefused) {
+  if (have_nccl()) GTEST_SKIP() << "built with NCCL";
+  const std::string error = error_of({.transport = Wire::nccl, .ranks = 2}, [](Comm&) {});
+  EXPECT_SAYS(error, "usage: --transport nccl: this duet was built without NCCL");
+}
+
+// Training steps, with every kind of traffic that there is: neighbours both ways, mirrored halves, replicas, reports. The same
+// bits as threads that share memory.
+class NcclTrainer : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Schedules, NcclTrainer, testing::Values("1f1b", "zbv", "dualpipe", "dualpipev"));
+
+std::vector<std::string> train(const Job& job, const RunOptions& options) {
+  std::vector<std::string> bits;
+  run_ranks(options, [&](Comm& world) {
+    const bool nccl = options.transport == Wire::nccl;
+    const std::unique_ptr<Device> device = nccl ? std::make_unique<FakeGpu>() : make_cpu_device(1);
+    Trainer trainer(job, world, *device);
+    for (int64_t step = 1; step <= 2; step++) {
+      const StepResult r = trainer.step(step);
+      if (world.rank() == 0) bits.push_back(cat(std::hexfloat, r.loss, " ", r.grad_norm));
+    }
+    const uint64_t fingerprint = trainer.fingerprint();
+    const double loss = trainer.validate();
+    if (world.rank() == 0) bits.push_back(cat(fingerprint, " ", std::hexfloat, loss));
+  });
+  return bits;
+}
+
+TEST_P(NcclTrainer, HasTheBitsOfThreads) {
+  TrainOptions o;
+  o.preset = "tiny";
+  o.model = "n_layers=4";
+  o.seq_len = 16;
+  o.micro_batch_size = 1;
+  o.pp = o.dp = 2;
+  o.microbatches = 8;
+  o.schedule = GetParam();
+  o.device = "cpu";
+  o.threads = 1;
+  o.val_sequences = 2;
+  const Job job = make_job(o);
+  EXPECT_EQ(train(job, over_nccl(4)), train(job, job.run));
+  EXPECT_EQ(fake_nccl::misuse(), std::vector<std::string>());
+  EXPECT_EQ(fake_nccl::live_communicators(), 0);
+}
+
+// CPU tensors need no NCCL: they go by the transport underneath.
+TEST_F(Nccl, HostMemoryGoesByTheTransportUnderneath) {
+  run_ranks(over_nccl(2), [](Comm& world) {
+    auto cpu = make_cpu_device(1);
+    const Channels channels(world, *cpu, {{0, 1}});
+    const Buf word = cpu->buffer(1, 1, Dtype::i32, Use::messages);
+    *word->row<int32_t>(0) = world.rank();
+    world.broadcast(cpu->compute(), word, 1);
+    EXPECT_EQ(*word->row<int32_t>(0), 1);
+  });
+}
+
+}  // namespace
+}  // namespace duet
