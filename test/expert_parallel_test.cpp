@@ -1,0 +1,164 @@
+// Experts spread over ranks: the exchange plan against a naive one, and whole runs against one rank (the exactness ladder's second
+// row: the first step's loss bit for bit, then rounding), under every schedule, with overlap on and off (the first row: every bit).
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+#include <set>
+#include <tuple>
+
+#include "moe/dispatch_plan.h"
+#include "test/run_testing.h"
+
+namespace duet {
+namespace {
+
+using Choices = std::vector<std::vector<int32_t>>;  // of each rank [tokens, topk], ascending within a token
+
+Choices random_choices(std::mt19937& random, int ranks, int topk, int experts) {
+  Choices choices(static_cast<size_t>(ranks));
+  for (auto& of_rank : choices)
+    for (int t = int(random() % 6); t > 0; --t) {
+      std::vector<int32_t> all(static_cast<size_t>(experts));
+      std::iota(all.begin(), all.end(), 0);
+      std::shuffle(all.begin(), all.end(), random);
+      std::sort(all.begin(), all.begin() + topk);
+      of_rank.insert(of_rank.end(), all.begin(), all.begin() + topk);
+    }
+  return choices;
+}
+
+// What travels is named: a token by (rank, token), a result by (rank, token, expert). The plans of all ranks are carried out.
+TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
+  std::mt19937 random(1);
+  for (int round = 0; round < 200; ++round) {
+    const int ranks = 1 + int(random() % 4), slots = 1 + int(random() % 4), topk = 1 + int(random() % std::min(3, ranks * slots));
+    const Choices choices = random_choices(random, ranks, topk, ranks * slots);
+    std::vector<ExchangePlan> plans;
+    for (int r = 0; r < ranks; ++r) plans.emplace_back(choices, topk, slots, r);
+
+    std::vector<std::vector<std::pair<int, int>>> received(plans.size());        // tokens
+    std::vector<std::vector<std::tuple<int, int, int>>> returned(plans.size());  // results
+    for (int to = 0; to < ranks; ++to)
+      for (int from = 0; from < ranks; ++from) {
+        const ExchangePlan& p = plans[size_t(from)];
+        ASSERT_EQ(p.sent[size_t(to) + 1] - p.sent[size_t(to)],
+                  plans[size_t(to)].received[size_t(from) + 1] - plans[size_t(to)].received[size_t(from)]);
+        for (int64_t i = p.sent[size_t(to)]; i < p.sent[size_t(to) + 1]; ++i)
+          received[size_t(to)].emplace_back(from, p.send_token[size_t(i)]);
+      }
+    for (int home = 0; home < ranks; ++home)
+      for (int from = 0; from < ranks; ++from) {
+        const ExchangePlan& p = plans[size_t(from)];
+        for (int64_t i = p.back_sent[size_t(home)]; i < p.back_sent[size_t(home) + 1]; ++i) {
+          const int32_t row = p.back_row[size_t(i)];
+          EXPECT_EQ(p.back_from[size_t(row)], i);
+          const auto [rank, token] = received[size_t(from)][size_t(p.local.token[size_t(row)])];
+          EXPECT_EQ(rank, home);
+          const int slot = int(std::upper_bound(p.local.offsets.begin(), p.local.offsets.end(), row) - p.local.offsets.begin()) - 1;
+          returned[size_t(home)].emplace_back(rank, token, from * slots + slot);
+        }
+      }
+    for (int r = 0; r < ranks; ++r) {
+      const std::vector<int32_t>& mine = choices[size_t(r)];
+      ASSERT_EQ(returned[size_t(r)].size(), mine.size());
+      for (size_t j = 0; j < mine.size(); ++j) {  // each choice finds its own result
+        const auto expected = std::tuple(r, int(j) / topk, int(mine[j]));
+        EXPECT_EQ(returned[size_t(r)][size_t(plans[size_t(r)].pos[j])], expected);
+      }
+      for (size_t t = 0; t * size_t(topk) < mine.size(); ++t) {  // and each token knows the rows it was sent in, one a rank
+        std::set<int> homes;
+        for (int k = 0; k < topk; ++k) homes.insert(mine[t * size_t(topk) + size_t(k)] / slots);
+        for (int k = 0; k < topk; ++k) {
+          const int32_t row = plans[size_t(r)].send_pos[t * size_t(topk) + size_t(k)];
+          EXPECT_EQ(row >= 0, k < int(homes.size()));
+          if (row >= 0) {
+            EXPECT_EQ(plans[size_t(r)].send_token[size_t(row)], int32_t(t));
+          }
+        }
+      }
+    }
+  }
+}
+
+class ExpertParallel : public RunTest {
+ protected:
+  TrainOptions spread(const std::string& out, int64_t dp, int64_t ep, int64_t steps) const {
+    TrainOptions o = options(out, steps);
+    o.model = "n_layers=4";
+    o.dp = dp;
+    o.ep = ep;
+    o.microbatches = 8 / dp;
+    o.comm_timeout = 60;
+    return o;
+  }
+  std::vector<std::pair<double, double>> metrics(const std::string& out) const {  // loss, norm
+    std::vector<std::pair<double, double>> all;
+    std::ifstream file(folder_ + "/" + out + "/metrics.jsonl");
+    for (std::string line; std::getline(file, line);) {
+      const Json j = Json::parse(line, "metrics");
+      all.emplace_back(j.at("loss").number(), j.at("grad_norm").number());
+    }
+    return all;
+  }
+};
+
+TEST_F(ExpertParallel, FollowsOneRank) {
+  run(spread("one", 1, 1, 6));
+  const auto one = metrics("one");
+  for (const auto& [dp, ep] : {std::pair(2, 1), std::pair(2, 2), std::pair(4, 2), std::pair(4, 4)}) {
+    const std::string name = cat("dp", dp, "ep", ep);
+    run(spread(name, dp, ep, 6));
+    const auto spread = metrics(name);
+    ASSERT_EQ(spread.size(), one.size());
+    EXPECT_EQ(spread[0].first, one[0].first) << name;
+    for (size_t i = 0; i < one.size(); ++i) {
+      EXPECT_NEAR(spread[i].first / one[i].first, 1, 1e-5) << name << " step " << i + 1;
+      EXPECT_NEAR(spread[i].second / one[i].second, 1, 1e-3) << name << " step " << i + 1;
+    }
+  }
+}
+
+TEST_F(ExpertParallel, EveryScheduleAndOverlapHasTheSameBits) {
+  run(spread("reference", 2, 2, 3));
+  for (const char* schedule : {"1f1b", "zbv", "dualpipe", "dualpipev"})
+    for (const char* overlap : {"on", "off"}) {
+      TrainOptions o = spread(cat(schedule, overlap), 2, 2, 3);
+      o.pp = 2;
+      o.schedule = schedule;
+      o.overlap = overlap;
+      run(o);
+      EXPECT_EQ(bits(cat(schedule, overlap)), bits("reference")) << schedule << ", overlap " << overlap;
+    }
+}
+
+TEST_F(ExpertParallel, ResumesWithTheSameBitsAndWithAnotherSpread) {
+  run(spread("whole", 2, 2, 4));
+  for (const int64_t ep : {2, 1}) {
+    TrainOptions o = spread(cat("parts", ep), 2, 2, 2);
+    run(o);
+    o.steps = 4;
+    o.ep = ep;
+    o.resume = true;
+    run(o);
+    if (ep == 2) {
+      EXPECT_EQ(bits("parts2"), bits("whole"));
+    } else {
+      EXPECT_EQ(metrics("parts1")[2].first, metrics("whole")[2].first);  // the forward's bits do not know the spread
+    }
+  }
+}
+
+TEST_F(ExpertParallel, RefusesSizesThatDoNotDivide) {
+  TrainOptions o = spread("run", 2, 2, 1);
+  o.ep = 3;
+  expect_refused([&] { run(o); }, {"--ep", "3", "dp = 2"});
+  o = spread("run", 4, 4, 1);
+  o.model = "n_layers=4,n_routed=6,n_group=1,topk_group=1";
+  expect_refused([&] { run(o); }, {"--ep", "4", "6 routed experts"});
+}
+
+}  // namespace
+}  // namespace duet
