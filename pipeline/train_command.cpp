@@ -1,6 +1,7 @@
 // See train_command.h.
 #include "pipeline/train_command.h"
 
+#include <atomic>
 #include <csignal>
 #include <filesystem>
 #include <ostream>
@@ -16,8 +17,9 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// The one thing a signal handler may touch.
-volatile std::sig_atomic_t stop_signal = 0;
+// The one thing a signal handler touches: an atomic without a lock may be, and ranks read it from their threads.
+std::atomic<int> stop_signal = 0;
+static_assert(std::atomic<int>::is_always_lock_free);
 
 // While it lives, SIGINT and SIGTERM ask for a stop instead of ending the process; a second one ends it.
 class StopOnSignal {
