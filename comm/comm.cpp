@@ -53,6 +53,8 @@ CommStream::~CommStream() {
   if (std::uncaught_exceptions() > exceptions_) transport_->fail(std::make_exception_ptr(Stopped("stopped: the rank failed")));
 }
 
+Traffic Comm::take_traffic() { return std::exchange(transport_->traffic, {}); }
+
 // --- groups ------------------------------------------------------------------------------------------------------------------
 
 Comm::Comm(Transport& transport) : Comm(transport, std::vector<int>(size_t(transport.size())), 0) {
@@ -77,6 +79,7 @@ Comm Comm::group(std::vector<int> ranks) {
 std::shared_ptr<Post> Comm::make_post(bool send, const Leg& leg, uint32_t tag, const char* collective) const {
   DUET_CHECK(leg.peer >= 0 && leg.peer < size(), "a message: expected a peer in 0..", size() - 1, ", found ", leg.peer);
   auto p = std::make_shared<Post>(*transport_, send, world_rank(leg.peer), tag);
+  if (send) transport_->count(p->peer, leg.bytes);
   p->data = leg.data;
   p->bytes = leg.bytes;
   p->collective = collective;

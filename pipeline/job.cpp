@@ -25,7 +25,8 @@ static void find_ranks(Job& job) {
   job.layout.ep = int(o.ep);
   require(job.layout.dp % job.layout.ep == 0, "--ep: found ", o.ep, ", allowed: divisors of dp = ", job.layout.dp);
   require(job.config.n_routed % o.ep == 0, "--ep: found ", o.ep, ", allowed: divisors of the model's ", job.config.n_routed, " routed experts");
-  job.run = {.transport = mpi ? Wire::mpi : Wire::local, .ranks = job.layout.world(), .timeout = o.comm_timeout};
+  job.run = {.transport = mpi ? Wire::mpi : Wire::local, .ranks = job.layout.world(), .timeout = o.comm_timeout,
+             .link = parse_link(o.link, int(o.ranks_per_node))};
 }
 
 // Each rank goes through its forwards in order of microbatch, then stage: an order in which no rank can wait for ever.
