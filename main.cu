@@ -69,6 +69,8 @@ static void train_options(CLI::App& cli, TrainOptions& o) {
                  "local (threads), mpi, or nccl (GPU to GPU, one rank on each; MPI processes under mpirun or srun, else threads); "
                  "default: mpi under mpirun or srun, else local");
   cli.add_option("--comm-timeout", o.comm_timeout, "seconds a rank waits for a message");
+  cli.add_option("--ranks-per-node", o.ranks_per_node, "ranks that share a node: bytes within and between nodes are counted apart; 0: all");
+  cli.add_option("--link", o.link, "emulate an interconnect (local transport, CPU), e.g. intra=160GB/s,inter=40GB/s,latency=5us")->delimiter('\0');
   cli.add_option("--device", o.device, "cpu or cuda; default: cuda if there is one");
   cli.add_option("--dtype", o.dtype, "fp32, or on cuda bf16 (master weights, gradients and moments stay fp32)");
   cli.add_option("--threads", o.threads, "cores a rank uses; default: the cores of the node / its ranks");

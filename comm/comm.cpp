@@ -64,6 +64,8 @@ CommStream::~CommStream() {
   if (std::uncaught_exceptions() > exceptions_) transport_->fail(std::make_exception_ptr(Stopped("stopped: the rank failed")));
 }
 
+Traffic Comm::take_traffic() { return std::exchange(transport_->traffic, {}); }
+
 Channels::Channels(Comm& world, Device& device, const std::vector<std::pair<int, int>>& pairs) : transport_(world.transport_) {
   DUET_CHECK(!transport_->link, "expected one Channels at a time");
   if (transport_->nccl && device.is_cuda() && world.size() > 1) NcclLink::open(*transport_, world, device, pairs);
@@ -96,6 +98,7 @@ Comm Comm::group(std::vector<int> ranks) {
 std::shared_ptr<Post> Comm::make_post(bool send, const Leg& leg, uint32_t tag, const char* collective) const {
   DUET_CHECK(leg.peer >= 0 && leg.peer < size(), "a message: expected a peer in 0..", size() - 1, ", found ", leg.peer);
   auto p = std::make_shared<Post>(*transport_, send, world_rank(leg.peer), tag);
+  if (send) transport_->count(p->peer, leg.bytes);
   p->data = leg.data;
   p->bytes = leg.bytes;
   p->collective = collective;

@@ -40,6 +40,7 @@
 #include <utility>
 #include <vector>
 
+#include "comm/link.h"
 #include "model/device.h"
 
 namespace duet {
@@ -59,6 +60,7 @@ struct RunOptions {
   int ranks = 1;         // in MPI processes it must equal their number
   double timeout = 300;  // seconds a rank waits for a message (--comm-timeout)
   const NcclApi* nccl = nullptr;  // null: the NCCL that this program is linked with; tests bring a stand-in
+  LinkModel link;        // which ranks share a node, and, under local and on the CPU alone, an emulated interconnect
 };
 
 class Comm;
@@ -89,6 +91,11 @@ struct Tag {
   Kind kind;
   int stage;  // 0 .. 511
   int microbatch;
+};
+
+// Payload bytes that a rank sent to others: messages, collectives (an all-reduce sends as often as it says) and host values.
+struct Traffic {
+  int64_t intra = 0, inter = 0;  // within a node, between nodes
 };
 
 // A message under way. Drop it only when it is done, or when the rank fails (the message is then taken back): the tensor must
@@ -145,6 +152,7 @@ class Comm {
   int rank() const { return rank_; }
   int size() const { return int(ranks_.size()); }
   int world_rank(int r) const { return ranks_[size_t(r)]; }
+  Traffic take_traffic();  // of this rank, in all its groups, since it was last taken
 
   // A group of ranks of the world, numbered as listed. All ranks of the world call it, in the same order, each with the list
   // of its own group (alone: {rank}); groups of one call are disjoint. Only the world has groups.

@@ -5,6 +5,7 @@
 // Read next: comm.cpp.
 #include <algorithm>
 #include <deque>
+#include <optional>
 #include <unordered_map>
 
 #include "comm/transport.h"
@@ -15,6 +16,11 @@ namespace {
 // Where posts wait for their other sides.
 class Exchange {
  public:
+  explicit Exchange(const RunOptions& options) {
+    if (options.link.emulated()) links_.emplace(options.link, options.ranks);
+  }
+  Links* links() { return links_ ? &*links_ : nullptr; }  // null: not emulated
+
   // The other side of p if it has been posted, else p is left here and null returned.
   Post* match(Post& p) {
     std::lock_guard lock(mutex_);
@@ -50,12 +56,13 @@ class Exchange {
   }
   std::mutex mutex_;
   std::unordered_map<uint64_t, std::deque<Post*>> waiting_;  // all of one entry are sends, or all are receives
+  std::optional<Links> links_;
 };
 
 class LocalTransport final : public Transport {
  public:
-  LocalTransport(int rank, int size, double timeout, std::shared_ptr<Exchange> exchange)
-      : Transport(rank, size, timeout), exchange_(std::move(exchange)) {}
+  LocalTransport(int rank, const RunOptions& options, std::shared_ptr<Exchange> exchange)
+      : Transport(rank, options.ranks, options), exchange_(std::move(exchange)) {}
 
   void post(Post& p) override {
     Post* other = exchange_->match(p);
@@ -63,6 +70,10 @@ class LocalTransport final : public Transport {
     if (!other) return;
     Post& send = p.send ? p : *other;
     Post& recv = p.send ? *other : p;
+    if (Links* links = exchange_->links()) {
+      DUET_CHECK(!p.lane, p.text(), ": expected CPU memory over an emulated link, found a GPU's");
+      p.arrival = other->arrival = links->send(send.transport.rank(), recv.transport.rank(), p.bytes, std::chrono::steady_clock::now());
+    }
     if (p.lane)
       enqueue_copy(p, *other);
     else if (p.bytes > 0)
@@ -98,10 +109,10 @@ class LocalTransport final : public Transport {
 
 }  // namespace
 
-std::vector<std::unique_ptr<Transport>> make_local_ranks(int ranks, double timeout) {
-  auto exchange = std::make_shared<Exchange>();
+std::vector<std::unique_ptr<Transport>> make_local_ranks(const RunOptions& options) {
+  auto exchange = std::make_shared<Exchange>(options);
   std::vector<std::unique_ptr<Transport>> transports;
-  for (int r = 0; r < ranks; r++) transports.push_back(std::make_unique<LocalTransport>(r, ranks, timeout, exchange));
+  for (int r = 0; r < options.ranks; r++) transports.push_back(std::make_unique<LocalTransport>(r, options, exchange));
   return transports;
 }
 

@@ -35,8 +35,8 @@ std::string mpi_text(int code) {
 
 class MpiTransport final : public Transport {
  public:
-  MpiTransport(int rank, int size, double timeout)
-      : Transport(rank, size, timeout), thread_([this] { progress(); }) {}
+  MpiTransport(int rank, int size, const RunOptions& options)
+      : Transport(rank, size, options), thread_([this] { progress(); }) {}
   ~MpiTransport() override {
     {
       std::lock_guard lock(mutex_);
@@ -210,7 +210,7 @@ void run_mpi(const RunOptions& options, const Launch& launch, const std::functio
   static const MpiSession mpi;
   try {
     check_launch(options, launch, mpi);
-    MpiTransport transport(mpi.rank, mpi.size, options.timeout);
+    MpiTransport transport(mpi.rank, mpi.size, options);
     transport.nccl = options.nccl;
     Comm world(transport);
     world.require_same("build", build_text());

@@ -51,7 +51,7 @@ void run_one(int r, const std::vector<std::unique_ptr<Transport>>& transports, O
 }
 
 void run_local(const RunOptions& options, const std::function<void(Comm&)>& rank) {
-  const auto transports = make_local_ranks(options.ranks, options.timeout);
+  const auto transports = make_local_ranks(options);
   for (const auto& t : transports) t->nccl = options.nccl;
   Outcome outcome;
   outcome.running = options.ranks;
@@ -79,6 +79,8 @@ void run_ranks(const RunOptions& asked, const std::function<void(Comm& world)>& 
   RunOptions options = asked;
   require(options.ranks >= 1, "ranks: expected at least 1, found ", options.ranks);
   require(options.timeout > 0, "--comm-timeout: expected more than 0 seconds, found ", options.timeout);
+  require(options.transport == Wire::local || !options.link.emulated(),
+          "--link: found --transport mpi, allowed: local (between processes, messages take what they take)");
   const Launch launch = find_launch();
   if (options.transport != Wire::nccl)
     options.nccl = nullptr;

@@ -70,13 +70,14 @@ struct Post {
   void* gpu_data = nullptr;
   void deliver();  // what came by staging: enqueues its copy to the GPU, once
 
+  Time arrival;                       // over an emulated link; set before `done`, from when on it is waited for
   bool posted = false, done = false;  // `done` is guarded by the transport's mutex
   int64_t pieces = 0;                 // under way, where a transport cuts messages; its own
 };
 
 class Transport {
  public:
-  Transport(int rank, int size, double timeout);
+  Transport(int rank, int size, const RunOptions& options);
   virtual ~Transport();
   Transport(const Transport&) = delete;
   int rank() const { return rank_; }
@@ -85,6 +86,9 @@ class Transport {
   virtual void post(Post& p) = 0;
   virtual void cancel(Post& p) = 0;       // of a post that is not done; for ~Post
   virtual bool moves_gpu_memory() const = 0;
+
+  void count(int peer, int64_t bytes);  // into `traffic`; by the rank's thread
+  Traffic traffic;
 
   void wait(Post& p);  // blocks until done; after the timeout throws an Error that says who waits for whom and for what
   bool done(Post& p);
@@ -103,8 +107,10 @@ class Transport {
   std::condition_variable cv_;
 
  private:
+  void sleep_until_arrival(std::unique_lock<std::mutex>& lock, const Post& p);
   const int rank_, size_;
   const double timeout_;  // seconds
+  const LinkModel link_;
   std::exception_ptr failure_;
 };
 
@@ -114,7 +120,7 @@ struct Stopped : Error {
 };
 
 // The ranks of one process; they must live until the last rank has ended.
-std::vector<std::unique_ptr<Transport>> make_local_ranks(int ranks, double timeout);
+std::vector<std::unique_ptr<Transport>> make_local_ranks(const RunOptions& options);
 
 // run_ranks under MPI, for a job that its launcher announced as `launch`. (A build without MPI: throws UsageError.)
 void run_mpi(const RunOptions& options, const Launch& launch, const std::function<void(Comm&)>& rank);

@@ -26,7 +26,8 @@ static void find_ranks(Job& job) {
   require(job.layout.dp % job.layout.ep == 0, "--ep: found ", o.ep, ", allowed: divisors of dp = ", job.layout.dp);
   require(job.config.n_routed % o.ep == 0, "--ep: found ", o.ep, ", allowed: divisors of the model's ", job.config.n_routed, " routed experts");
   const Wire wire = nccl ? Wire::nccl : mpi ? Wire::mpi : Wire::local;
-  job.run = {.transport = wire, .ranks = job.layout.world(), .timeout = o.comm_timeout};
+  job.run = {.transport = wire, .ranks = job.layout.world(), .timeout = o.comm_timeout,
+             .link = parse_link(o.link, int(o.ranks_per_node))};
   if (!nccl) return;
   require(have_nccl(), "--transport: found nccl, allowed: local, mpi (this duet was built without NCCL)");
   require(o.device == "cuda", "--transport: found nccl with --device cpu, allowed: local, mpi (NCCL moves GPU memory)");

@@ -26,7 +26,8 @@ ModelConfig TrainOptions::resolve() {
                   {"--steps", steps, 0}, {"--decay-steps", decay_steps, 0}, {"--warmup-steps", warmup_steps, 0},
                   {"--threads", threads, 0}, {"--checkpoint-every", checkpoint_every, 0}, {"--val-every", val_every, 0},
                   {"--val-sequences", val_sequences, 1}, {"--log-every", log_every, 1}, {"--sample", sample, 0},
-                  {"--dump-step", dump_step, 0}, {"--dp", dp, 0}, {"--pp", pp, 1}, {"--ep", ep, 1}, {"--virtual-stages", virtual_stages, 1}};
+                  {"--dump-step", dump_step, 0}, {"--dp", dp, 0}, {"--pp", pp, 1}, {"--ep", ep, 1}, {"--virtual-stages", virtual_stages, 1},
+                  {"--ranks-per-node", ranks_per_node, 0}};
   for (const auto& i : integers) require(i.value >= i.least, i.option, ": found ", i.value, ", allowed: at least ", i.least);
   const struct {
     const char* option;
@@ -48,6 +49,7 @@ ModelConfig TrainOptions::resolve() {
           transport, "', allowed: local, mpi, nccl");
   require(dtype == "fp32" || device == "cuda",
           "--dtype: found bf16 with --device cpu, allowed: fp32 (the CPU's GEMM has no bf16: it would be slower than fp32)");
+  require(link.empty() || device == "cpu", "--link: found --device ", device, ", allowed: cpu (a GPU's streams do not wait for emulated links)");
   require(!(resume && out.empty()), "--resume: found no --out, allowed: with the --out of the run to go on with");
   require(!(dump_step && out.empty()), "--dump-step: found no --out, allowed: with an --out to write into");
   require(dump_step <= steps, "--dump-step: found ", dump_step, ", allowed: at most --steps ", steps);

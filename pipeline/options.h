@@ -41,6 +41,8 @@ struct TrainOptions {
   std::string split;              // layers of each stage, "3,4,4,3"; empty: even by cost
   std::string transport;          // local, mpi, nccl; empty: mpi under mpirun or srun, else local
   double comm_timeout = 300;      // seconds a rank waits for a message
+  int64_t ranks_per_node = 0;     // 0: all ranks share one node
+  std::string link;               // an emulated interconnect, "intra=160GB/s,inter=40GB/s,latency=5us"; empty: none
 
   // Where it runs
   std::string device;          // cpu, cuda; empty: cuda if there is one

@@ -41,7 +41,8 @@ RunLog::~RunLog() { clear_progress(); }
 static Json metrics_of(const StepResult& r, std::optional<double> val_loss) {
   Json j = Json::object({{"step", r.step}, {"loss", r.loss}, {"loss_hex", format("%a", r.loss)}, {"grad_norm", r.grad_norm},
                          {"grad_norm_hex", format("%a", r.grad_norm)}, {"lr", r.lr}, {"step_ms", r.seconds * 1e3},
-                         {"tokens_per_s", double(r.tokens) / r.seconds}, {"balance_loss", r.balance_loss}});
+                         {"tokens_per_s", double(r.tokens) / r.seconds}, {"balance_loss", r.balance_loss},
+                         {"bytes_intra", r.traffic.intra}, {"bytes_inter", r.traffic.inter}});
   if (val_loss) j.set("val_loss", *val_loss);
   Json layers = Json::array();
   for (const LayerLoad& l : r.loads) layers.push(Json::object({{"layer", l.layer}, {"tokens_per_expert", Json(l.tokens_per_expert)}}));
@@ -50,6 +51,9 @@ static Json metrics_of(const StepResult& r, std::optional<double> val_loss) {
 
 void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
   seconds_ += r.seconds;
+  traffic_.intra += r.traffic.intra;
+  traffic_.inter += r.traffic.inter;
+  steps_++;
   const double rate = double(r.tokens) / r.seconds;
   last_ = metrics_of(r, val_loss);
   if (metrics_.is_open()) {
@@ -74,6 +78,12 @@ void RunLog::memory_table() {
   for (int u = 0; u < kUses; ++u)
     if (const MemoryStats m = device_.memory(Use(u)); m.peak > 0) say(format("  %-12s %10.1f", use_name(u), double(m.peak) / (1 << 20)));
   say(format("  %-12s %10.1f  taken from the system", "all", double(device_.pool_bytes()) / (1 << 20)));
+}
+
+void RunLog::traffic_line() {
+  if (job_.layout.world() == 1 || steps_ == 0) return;
+  say(format("sent   %.3f MB a step within nodes, %.3f MB between them, all ranks together", 1e-6 * double(traffic_.intra) / double(steps_),
+             1e-6 * double(traffic_.inter) / double(steps_)));
 }
 
 void RunLog::json_document(const std::string& checkpoint) {

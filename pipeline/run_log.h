@@ -4,7 +4,8 @@
 //
 // idle is the part of the schedule's time that ranks stood still for messages, with more than one rank each on cores of its own.
 // metrics.jsonl has one object a step: step, loss, loss_hex (C's %a, every bit), grad_norm, grad_norm_hex, lr, step_ms,
-// tokens_per_s, balance_loss, val_loss where measured, and per mixture-of-experts layer the tokens of each expert.
+// tokens_per_s, balance_loss, bytes_intra and bytes_inter (what all ranks sent within nodes and between them, up to the exchange of
+// these very numbers), val_loss where measured, and per mixture-of-experts layer the tokens of each expert.
 #pragma once
 #include <fstream>
 #include <iosfwd>
@@ -23,6 +24,7 @@ class RunLog {
 
   void step(const StepResult& result, std::optional<double> val_loss);
   void memory_table();
+  void traffic_line();  // of the steps so far; nothing where one rank trains
   // With --format json nothing is said but this, at the end.
   void json_document(const std::string& checkpoint);
   // A line of its own, clear of the progress line.
@@ -39,6 +41,8 @@ class RunLog {
   bool terminal_, progress_shown_ = false;
   int64_t first_step_;
   double seconds_ = 0;  // of all steps so far
+  Traffic traffic_;     // likewise
+  int64_t steps_ = 0;
   Json last_;           // metrics of the last step
 };
 

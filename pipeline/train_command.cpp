@@ -76,6 +76,7 @@ void say_first_lines(const Job& job, Device& device, RunLog& log) {
   log.say(cat("ranks  ", job.run.ranks, job.run.ranks > 1 ? cat(" (dp ", o.dp ? o.dp : job.layout.dp, " x pp ", job.layout.pp, "), schedule ",
               job.compute.name, ", ", kMeans[int(job.run.transport)]) : "", "; device ", device.name(), ", ", o.dtype,
               peak > 0 ? cat(", peak ", peak * 1e-12, " TFLOP/s by the datasheet") : ""));
+  if (job.run.link.emulated()) log.say("links  emulated: " + job.run.link.text());
   log.say("data   " + describe(job.dataset));
 }
 
@@ -125,6 +126,7 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
     if (log && step == done + 1) log->memory_table();
     if (o.checkpoint_every && step % o.checkpoint_every == 0) save();
   }
+  if (log) log->traffic_line();
   save();
   if (!o.out.empty()) say("saved  " + checkpoint_dir(o, step));
   if (step < o.steps) {

@@ -72,6 +72,7 @@ Stage* Trainer::head_stage(int microbatch) {
 StepResult Trainer::step(int64_t step, const StepHooks& hooks) {
   const double begin = now();
   device_.flops = 0;
+  world_.take_traffic();  // what was sent between steps is no step's
   StepResult result{.step = step, .lr = o_.lr_at(step), .tokens = job_.global_sequences() * o_.seq_len};
   std::unique_ptr<StepDump> dump;
   if (!hooks.dump.empty()) dump = std::make_unique<StepDump>(context_);
@@ -162,6 +163,8 @@ void Trainer::make_report() {
         keys.push_back(key("loss ", sequence_index(m, dp_rank_, job_.layout.dp, o_.micro_batch_size, j)));
   keys.push_back("stop");
   keys.push_back("idle");
+  keys.push_back("bytes_intra");
+  keys.push_back("bytes_inter");
   report_ = std::make_unique<StepReport>(world_, keys);
 }
 
@@ -183,6 +186,9 @@ void Trainer::finish_step(StepResult& r, const std::function<bool()>& asked_to_s
       for (double loss : head->losses(m)) values.push_back(loss);
   values.push_back(asked_to_stop());
   values.push_back(executor_->waited() / schedule_seconds);
+  const Traffic sent = world_.take_traffic();
+  values.push_back(double(sent.intra));
+  values.push_back(double(sent.inter));
   report_->exchange(values);
 
   double squares = 0;
@@ -191,6 +197,8 @@ void Trainer::finish_step(StepResult& r, const std::function<bool()>& asked_to_s
   report_->for_each("balance ", [&](const std::string&, double first, double) { r.balance_loss += first; });
   report_->for_each("stop", [&](const std::string&, double, double sum) { r.stop = sum > 0; });
   report_->for_each("idle", [&](const std::string&, double, double sum) { r.idle = sum / world_.size(); });
+  report_->for_each("bytes_intra", [&](const std::string&, double, double sum) { r.traffic.intra = int64_t(sum); });
+  report_->for_each("bytes_inter", [&](const std::string&, double, double sum) { r.traffic.inter = int64_t(sum); });
   report_->for_each("load ", [&](const std::string& k, double, double sum) {
     const int64_t layer = std::stoll(k.substr(5));
     if (r.loads.empty() || r.loads.back().layer != layer) r.loads.push_back({layer, {}});

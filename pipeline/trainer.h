@@ -36,6 +36,7 @@ struct StepResult {  // the same on every rank, but for seconds
   double idle = 0;          // fraction of the ranks' time in the schedule spent waiting for messages, mean over ranks
   int64_t tokens = 0;       // of all ranks
   int64_t flops = 0;        // of this rank's GEMMs
+  Traffic traffic;          // payload bytes that all ranks sent
   bool stop = false;        // a rank was asked to stop
   std::vector<LayerLoad> loads;
 };
