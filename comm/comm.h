@@ -122,9 +122,9 @@ class CommStream {
 };
 
 // What NCCL needs before messages in GPU memory can flow; under other transports it does nothing. NCCL matches by order, so
-// each pair of ranks that exchanges messages needs a communicator for each direction, and each group one for its collectives; all
-// are made in one order, before any is used. So: all ranks of the world make their Channels at the same point, with the same
-// pairs of world ranks, after their devices and before their groups, and drop them after all messages. Throws UsageError
+// each pair of ranks that exchanges messages needs a communicator for each direction, and each group one for its collectives,
+// all made in one order and before they are used. So: all ranks of the world make their Channels at the same point, with the
+// same pairs of world ranks, after their devices and before their groups, and drop them after all messages. Throws UsageError
 // where two ranks have one GPU, which NCCL refuses.
 class Channels {
  public:

@@ -42,7 +42,8 @@ class FakeGpu final : public Device {
     void copy(void* dst, const void* src, size_t bytes) override {
       if (device_.owns(src)) return thread_->copy(dst, src, bytes);
       const auto* p = static_cast<const char*>(src);  // ordinary memory, which may be let go at once
-      thread_->host([dst, aside = std::vector<char>(p, p + bytes)] { std::copy(aside.begin(), aside.end(), static_cast<char*>(dst)); });
+      std::vector<char> aside(p, p + bytes);
+      thread_->host([dst, aside = std::move(aside)] { std::copy(aside.begin(), aside.end(), static_cast<char*>(dst)); });
     }
     void zero(void* dst, size_t bytes) override { thread_->zero(dst, bytes); }
     void host(std::function<void()> work) override { thread_->host(std::move(work)); }
