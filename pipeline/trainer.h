@@ -82,7 +82,7 @@ class Trainer {
   const TrainOptions& o_;
   Comm& world_;
   Device& device_;
-  Channels channels_;
+  Channels channels_;  // before the groups
   Comm pipeline_, replicas_, experts_, expert_replicas_;
   int dp_rank_, pp_rank_;
   Context context_;
