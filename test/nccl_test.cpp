@@ -213,7 +213,7 @@ TEST(NcclBuild, WithoutTheLibraryItIsRefused) {
   EXPECT_SAYS(error, "usage: --transport nccl: this duet was built without NCCL");
 }
 
-// Training steps, with every kind of traffic that there is: neighbours both ways, mirrored halves, replicas, reports. The same
+// Training steps, with every kind of traffic that there is: neighbours both ways, mirrored halves, experts, replicas. The same
 // bits as threads that share memory.
 class NcclTrainer : public testing::TestWithParam<const char*> {};
 INSTANTIATE_TEST_SUITE_P(Schedules, NcclTrainer, testing::Values("zbv", "dualpipe"));
@@ -241,7 +241,7 @@ TEST_P(NcclTrainer, HasTheBitsOfThreads) {
   o.model = "n_layers=4";
   o.seq_len = 16;
   o.micro_batch_size = 1;
-  o.pp = o.dp = 2;
+  o.pp = o.dp = o.ep = 2;
   o.microbatches = 8;
   o.schedule = GetParam();
   o.device = "cpu";
