@@ -3,7 +3,6 @@
 #include "comm/link.h"
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 #include <time.h>
 
 #include <algorithm>
@@ -76,7 +75,7 @@ TEST(Links, AreSerialPerDirection) {
   EXPECT_EQ(arrival(links, 1, 0, 100, 1000), 1105) << "the other way at the same time";
   EXPECT_EQ(arrival(links, 0, 2, 100, 1000), 1205) << "out of rank 0, behind its first";
   EXPECT_EQ(arrival(links, 3, 1, 100, 1000), 1205) << "into rank 1, behind its first";
-  EXPECT_EQ(arrival(links, 3, 2, 150, 1000), 1355) << "in pieces: 1000..1100, then 1250 would be wrong, 1200..1250 right";
+  EXPECT_EQ(arrival(links, 3, 2, 150, 1000), 1255) << "in pieces: 1000..1100, while both are free, and 1200..1250";
 }
 
 TEST(Links, AnIdleLinkStartsAtOnce) {
@@ -118,7 +117,7 @@ TEST(LinkClock, MessagesArriveWhenTheyShould) {
       in.wait();
       const double took = seconds_since(begin);
       EXPECT_TRUE(in.done());
-      EXPECT_GE(took, 0.011 - 0.0005) << "the ranks leave a barrier at slightly different times";
+      EXPECT_GE(took, 0.011);
       best = std::min(best, took - 0.011);
       out.wait();
       EXPECT_EQ(theirs.back(), 1 - world.rank());
@@ -161,7 +160,7 @@ TEST(LinkClock, AMessageUnderWayDelaysNobodyElse) {
                          : first           ? group.isend(stream, view(large), peer, {Tag::F, 0, 0})
                                            : group.irecv(stream, view(large), peer, {Tag::F, 0, 0});
     if (slow) group.wait(stream, slow);  // on the stream's thread: 0.4 s
-    if (slow) EXPECT_LT(seconds_since(begin), 0.3) << "computation goes on";
+    EXPECT_LT(seconds_since(begin), 0.3) << "computation goes on";
     // The other way, and between other ranks, the links are free.
     const Request quick = first ? group.irecv(device->compute(), view(small), peer, {Tag::B, 0, 0})
                                 : group.isend(device->compute(), view(small), peer, {Tag::B, 0, 0});
@@ -199,7 +198,7 @@ TEST(LinkClock, AnAllToAllTakesItsBusiestLinksTime) {
       const Time begin = Clock::now();
       world.all_to_all_v(device->compute(), view(mine).reshape(4 * kRows, 1), offsets, view(theirs).reshape(4 * kRows, 1), offsets);
       const double took = seconds_since(begin);
-      EXPECT_GE(took, 0.030 - 0.001);
+      EXPECT_GE(took, 0.030);
       best = std::min(best, took);
     }
     for (int r = 0; r < 4; r++) EXPECT_EQ(theirs[size_t(r * kRows)], r);
