@@ -42,7 +42,8 @@ std::string bandwidth_text(double bytes_per_s) {
 bool LinkModel::emulated() const { return std::isfinite(intra) || std::isfinite(inter) || latency > 0; }
 
 std::string LinkModel::text() const {
-  return cat(bandwidth_text(intra), " within a node, ", bandwidth_text(inter), " between nodes, latency ", latency * 1e6, " us");
+  return cat(bandwidth_text(intra), " within a node, ", bandwidth_text(inter), " between nodes, latency ", latency * 1e6,
+             " us");
 }
 
 LinkModel parse_link(const std::string& text, int ranks_per_node) {
@@ -55,7 +56,7 @@ LinkModel parse_link(const std::string& text, int ranks_per_node) {
     const double x = key == "latency" ? parse_quantity(value, kTimes) : parse_quantity(value, kBandwidths);
     const bool known = key == "intra" || key == "inter" ? x >= 1e3 : key == "latency" && x >= 0 && x <= 1;
     require(known && seen.find(key) == std::string::npos, "--link: found '", item, "' in '", text,
-            "', allowed: intra= and inter= with GB/s, MB/s or KB/s, at least 1KB/s, and latency= with s, ms, us or ns, at most 1s,",
+            "', allowed: intra= and inter= with GB/s, MB/s or KB/s, at least 1KB/s, latency= with s, ms, us or ns, at most 1s,",
             " each once, e.g. intra=160GB/s,inter=40GB/s,latency=5us");
     seen += key + ",";
     (key == "intra" ? model.intra : key == "inter" ? model.inter : model.latency) = x;

@@ -3,7 +3,7 @@
 //   --link intra=160GB/s,inter=40GB/s,latency=5us --ranks-per-node 8
 //
 // A laptop's ranks share one memory, where a message is one copy and there is nothing to overlap. With --link the copy is made
-// as ever, but the message arrives only when its links let it. So the waiting that a schedule must hide is there, on one machine.
+// as ever, but the message arrives only when its links let it: the waiting that a schedule must hide is there, on one machine.
 //
 // THE MODEL. Each rank has one link to the network, full duplex: an outgoing and an incoming direction. A message of b bytes
 // needs b / bandwidth seconds, in which it has the sender's outgoing and the receiver's incoming direction to itself; the

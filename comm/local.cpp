@@ -72,7 +72,8 @@ class LocalTransport final : public Transport {
     Post& recv = p.send ? *other : p;
     if (Links* links = exchange_->links()) {
       DUET_CHECK(!p.lane, p.text(), ": expected CPU memory over an emulated link, found a GPU's");
-      p.arrival = other->arrival = links->send(send.transport.rank(), recv.transport.rank(), p.bytes, std::chrono::steady_clock::now());
+      const Time now = std::chrono::steady_clock::now();
+      p.arrival = other->arrival = links->send(send.transport.rank(), recv.transport.rank(), p.bytes, now);
     }
     if (p.lane)
       enqueue_copy(p, *other);
