@@ -1,4 +1,4 @@
-// Overlap: how much of the communication is hidden behind computation, from when things ran. Plain arithmetic on intervals of time.
+// Overlap: how much of the communication is hidden behind computation. Plain arithmetic on intervals of time.
 //
 //   span       of the window that is looked at: the recorded steps, or the overlapped pairs in them
 //   compute    time in which the rank computes: in a phase of lane "compute" and not standing in a wait
