@@ -83,6 +83,8 @@ static void train_options(CLI::App& cli, TrainOptions& o) {
   cli.add_option("--log-every", o.log_every, "steps between log lines; metrics.jsonl has them all");
   cli.add_option("--format", o.format, "text, or json: one document with the last step's metrics");
   cli.add_option("--sample", o.sample, "tokens of text generated at the end; 0: none");
+  cli.add_option("--trace", o.trace, "write what ranks and streams did, as JSON for ui.perfetto.dev, to this file");
+  cli.add_option("--trace-steps", o.trace_steps, "steps to trace, e.g. 2-3; default: the second and third, or the only one");
   cli.add_option("--dump-step", o.dump_step, "write this step's batch, logits, loss and gradients to OUT/dump-step-N.safetensors");
 }
 

@@ -29,11 +29,12 @@ class Recorder {
   struct Entry {
     Mark mark;
     std::unique_ptr<Event> begin, end;
+    bool on_compute;  // on the compute stream: a message there keeps it from computing
   };
   explicit Recorder(Device& device) : device_(device) {}
   // Marks a point in the stream's order: the beginning of an entry, whose number is returned; and its end.
   size_t begin(Stream& stream, const Mark& mark) {
-    entries_.push_back({mark, device_.make_event(), device_.make_event()});
+    entries_.push_back({mark, device_.make_event(), device_.make_event(), &stream == &device_.compute()});
     stream.record(*entries_.back().begin);
     return entries_.size() - 1;
   }

@@ -115,8 +115,13 @@ std::unique_ptr<FeedForward::Saved> Moe::dispatch_f(int microbatch, const Tensor
 // The other ranks' choices come here, and this rank's tokens leave.
 void Moe::send_tokens(MoeSaved& s, const Tensor& x, const std::vector<int32_t>& choice) {
   Comm& group = *options_.group;
+  std::vector<std::string> everyones;
+  {
+    const Scope scope(context_.recorder, context_.stream(), {.name = "choices", .lane = "wait", .layer = options_.layer});
+    everyones = group.gather({reinterpret_cast<const char*>(choice.data()), choice.size() * sizeof(int32_t)});
+  }
   std::vector<std::vector<int32_t>> choices;
-  for (const std::string& bytes : group.gather({reinterpret_cast<const char*>(choice.data()), choice.size() * sizeof(int32_t)})) {
+  for (const std::string& bytes : everyones) {
     const int32_t* theirs = reinterpret_cast<const int32_t*>(bytes.data());
     choices.emplace_back(theirs, theirs + bytes.size() / sizeof(int32_t));
   }

@@ -105,6 +105,8 @@ bool compare_command(const CompareOptions& options, std::ostream& out) {
   TrainOptions o = options.train;
   o.out.clear();
   o.dump_step = 0;
+  o.trace.clear();
+  o.trace_steps.clear();
   std::istringstream names(options.schedules);
   for (std::string name; std::getline(names, name, ',');) {
     o.schedule = name;

@@ -53,9 +53,23 @@ ModelConfig TrainOptions::resolve() {
   require(!(resume && out.empty()), "--resume: found no --out, allowed: with the --out of the run to go on with");
   require(!(dump_step && out.empty()), "--dump-step: found no --out, allowed: with an --out to write into");
   require(dump_step <= steps, "--dump-step: found ", dump_step, ", allowed: at most --steps ", steps);
+  require(trace_steps.empty() || !trace.empty(), "--trace-steps: found no --trace, allowed: with a --trace to write into");
+  traced_steps(0);
   require(preset != "deepseek-v3" || !model.empty(),
           "--preset: found 'deepseek-v3', allowed: the others; its 671B parameters are for planning only");
   return config;
+}
+
+std::pair<int64_t, int64_t> TrainOptions::traced_steps(int64_t done) const {
+  if (trace_steps.empty()) return {std::min(done + 2, steps), std::min(done + 3, steps)};
+  int64_t first = 0, last = 0;
+  const char* end = trace_steps.data() + trace_steps.size();
+  auto read = std::from_chars(trace_steps.data(), end, first);
+  last = first;
+  if (read.ec == std::errc() && read.ptr != end && *read.ptr == '-') read = std::from_chars(read.ptr + 1, end, last);
+  require(read.ec == std::errc() && read.ptr == end && done < first && first <= last && last <= steps, "--trace-steps: found '",
+          trace_steps, "', allowed: a step or a range like ", done + 1, "-", done + 2, ", within ", done + 1, " to ", steps);
+  return {first, last};
 }
 
 double TrainOptions::lr_at(int64_t step) const {

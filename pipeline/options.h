@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "model/config.h"
 #include "model/param.h"
@@ -57,11 +58,15 @@ struct TrainOptions {
   int64_t val_sequences = 32;
   int64_t log_every = 10;
   int64_t sample = 200;    // tokens generated at the end; 0: none
+  std::string trace;         // file that takes a trace of --trace-steps; empty: none
+  std::string trace_steps;   // "A-B" or "A"; empty: the second and third step of the run, or its only one
   int64_t dump_step = 0;   // writes this step's batch, logits, loss and gradients; 0: none
   std::string format = "text";  // or json: one document at the end instead of lines
 
   // Defaults that depend on others filled in, then everything checked; throws UsageError that names the option.
   ModelConfig resolve();
+  // The first and the last step to trace of a run that goes on after step `done`.
+  std::pair<int64_t, int64_t> traced_steps(int64_t done) const;
   double lr_at(int64_t step) const;  // step counts from 1
 };
 

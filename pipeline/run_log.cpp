@@ -44,6 +44,7 @@ static Json metrics_of(const StepResult& r, std::optional<double> val_loss) {
                          {"tokens_per_s", double(r.tokens) / r.seconds}, {"balance_loss", r.balance_loss},
                          {"bytes_intra", r.traffic.intra}, {"bytes_inter", r.traffic.inter}});
   if (val_loss) j.set("val_loss", *val_loss);
+  if (r.overlap) j.set("overlap", *r.overlap);
   Json layers = Json::array();
   for (const LayerLoad& l : r.loads) layers.push(Json::object({{"layer", l.layer}, {"tokens_per_expert", Json(l.tokens_per_expert)}}));
   return j.set("moe", layers);
@@ -67,6 +68,7 @@ void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
     const double peak = device_.peak_flops(options_.dtype == "bf16" ? Dtype::bf16 : Dtype::f32);
     if (peak > 0) line += format(" | mfu %.1f%%", 100 * double(r.flops) / r.seconds / peak);
     if (job_.layout.world() > 1 && why_not_timed(job_).empty()) line += format(" | idle %.1f%%", 100 * r.idle);
+    if (r.overlap) line += format(" | overlap %.1f%%", 100 * *r.overlap);
     if (val_loss) line += format(" | val %.6f", *val_loss);
     say(line);
   }

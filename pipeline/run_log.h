@@ -3,9 +3,10 @@
 //   step   42/200 | loss 2.431873 | norm 0.8312 | lr 3.00e-04 | 412.31 ms | 9934 tok/s | idle 12.1%
 //
 // idle is the part of the schedule's time that ranks stood still for messages, with more than one rank each on cores of its own.
+// In a traced step there is also overlap, the part of communication that computation covered (insight/overlap.h).
 // metrics.jsonl has one object a step: step, loss, loss_hex (C's %a, every bit), grad_norm, grad_norm_hex, lr, step_ms,
 // tokens_per_s, balance_loss, bytes_intra and bytes_inter (what all ranks sent within nodes and between them, up to the exchange of
-// these very numbers), val_loss where measured, and per mixture-of-experts layer the tokens of each expert.
+// these very numbers), val_loss and overlap where measured, and per mixture-of-experts layer the tokens of each expert.
 #pragma once
 #include <fstream>
 #include <iosfwd>

@@ -4,11 +4,13 @@
 #include <atomic>
 #include <csignal>
 #include <filesystem>
+#include <fstream>
 #include <ostream>
 #include <sstream>
 
 #include "pipeline/durable.h"
 #include "pipeline/generate.h"
+#include "pipeline/insight/trace.h"
 #include "pipeline/run_log.h"
 
 namespace duet {
@@ -63,6 +65,17 @@ void open_out(const TrainOptions& o) {
   fs::remove(o.out + "/metrics.jsonl");
 }
 
+// Refuses a file that cannot be written. Its folder may be the --out that is made later.
+void check_trace(const TrainOptions& o) {
+  if (o.trace.empty()) return;
+  const auto folder_of = [](const fs::path& file) { return fs::absolute(file).lexically_normal().parent_path(); };
+  if (!o.out.empty() && folder_of(o.trace) == folder_of(fs::path(o.out) / "trace") && !fs::exists(o.out)) return;
+  const bool existed = fs::exists(o.trace);
+  require(std::ofstream(o.trace, std::ios::app).good(), "--trace: found ", o.trace,
+          ", which cannot be written, allowed: a file in a folder that exists");
+  if (!existed) fs::remove(o.trace);
+}
+
 void say_first_lines(const Job& job, Device& device, RunLog& log) {
   constexpr const char* kMeans[] = {"threads", "MPI processes", "NCCL"};  // by Wire
   const TrainOptions& o = job.options;
@@ -85,6 +98,7 @@ void prepare_files(const Job& job, const std::string& resume_from) {
   const TrainOptions& o = job.options;
   if (!resume_from.empty()) check_checkpoint(resume_from, job.config);
   if (!o.init.empty()) check_checkpoint(o.init, job.config);
+  check_trace(o);
   open_out(o);
 }
 
@@ -99,6 +113,9 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
   Trainer trainer(job, world, *device);
   if (!o.init.empty()) trainer.load(o.init);
   const int64_t done = resume_from.empty() ? 0 : trainer.load(resume_from);
+
+  const auto [first_traced, last_traced] = o.traced_steps(done);
+  Trace trace(world, job.layout, {o.trace, first_traced, last_traced, job.run.transport == Wire::local});
 
   std::optional<RunLog> log;
   if (world.rank() == 0) log.emplace(job, *device, out, done + 1);
@@ -118,7 +135,13 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
   while (step < o.steps && !stopped) {
     ++step;
     const std::string dump = step == o.dump_step ? cat(o.out, "/dump-step-", step, ".safetensors") : "";
-    const StepResult result = trainer.step(step, {dump, [&] { return stop.asked(); }});
+    std::optional<Recorder> recorder;
+    if (trace.records(step)) recorder.emplace(*device);
+    StepResult result = trainer.step(step, {dump, [&] { return stop.asked(); }, recorder ? &*recorder : nullptr});
+    if (recorder) {
+      const Overlap overlap = trace.add(step, *recorder).steps;
+      if (overlap.comm > 0) result.overlap = overlap.fraction();
+    }
     stopped = result.stop;
     const bool validate = step == o.steps || (o.val_every && step % o.val_every == 0);
     const std::optional<double> val_loss = validate ? std::optional(trainer.validate()) : std::nullopt;
@@ -129,6 +152,7 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
   if (log) log->traffic_line();
   save();
   if (!o.out.empty()) say("saved  " + checkpoint_dir(o, step));
+  for (const std::string& line : trace.finish()) say(line);
   if (step < o.steps) {
     return say(cat("stopped by a signal after step ", step, "; go on with the same command and --resume",
                    o.out.empty() ? " (nothing was kept: give it an --out)" : ""));

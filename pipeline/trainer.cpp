@@ -73,10 +73,14 @@ StepResult Trainer::step(int64_t step, const StepHooks& hooks) {
   const double begin = now();
   device_.flops = 0;
   world_.take_traffic();  // what was sent between steps is no step's
+  context_.recorder = hooks.recorder;
   StepResult result{.step = step, .lr = o_.lr_at(step), .tokens = job_.global_sequences() * o_.seq_len};
   std::unique_ptr<StepDump> dump;
   if (!hooks.dump.empty()) dump = std::make_unique<StepDump>(context_);
+  std::optional<Scope> whole;
+  whole.emplace(context_.recorder, context_.stream(), Mark{"step", "step"});
   for (auto& [s, stage] : stages_) {
+    Scope scope(context_.recorder, context_.stream(), {"zero gradients", "compute", s});
     stage->begin_step();
     stage->on_logits(dump && stage->options().head
                          ? [&](int m, const Tensor& logits) { dump->add(m * job_.layout.dp + dp_rank_, microbatch(step, m), logits); }
@@ -94,7 +98,9 @@ StepResult Trainer::step(int64_t step, const StepHooks& hooks) {
     dump->write(world_, hooks.dump, result.loss);
   }
   update(result);
+  whole.reset();
   context_.stream().synchronize();
+  context_.recorder = nullptr;
   result.seconds = now() - begin;
   result.flops = device_.flops;
   return result;
@@ -105,6 +111,7 @@ StepResult Trainer::step(int64_t step, const StepHooks& hooks) {
 void Trainer::swap_mirrored_halves() {
   const Schedule& s = job_.schedule;
   Stream& stream = context_.stream();
+  Scope scope(context_.recorder, stream, {"swap halves", "comm"});
   std::vector<Request> in, out;
   for (auto& [virtual_stage, stage] : stages_) {
     const int other = (virtual_stage + s.stages() / 2) % s.stages(), mine = virtual_stage >= s.stages() / 2;
@@ -124,9 +131,13 @@ void Trainer::reduce_gradients() {
   if (job_.schedule.two_directions) swap_mirrored_halves();
   for (auto& [s, stage] : stages_)
     for (auto [set, ranks] : {std::pair(&stage->params(), &replicas_), std::pair(&stage->experts(), &expert_replicas_)}) {
-      set->add_halves(context_.stream());
+      {
+        Scope scope(context_.recorder, context_.stream(), {"add halves", "compute", s});
+        set->add_halves(context_.stream());
+      }
       if (ranks->size() == 1) continue;
       const Tensor grad = set->grad_arena(0);
+      Scope scope(context_.recorder, context_.stream(), {"reduce gradients", "comm", s, -1, -1, grad.bytes()});
       Buf scratch = device_.buffer(1, ranks->scratch_size(std::min(kBucket, grad.cols)), grad.dtype, Use::messages);
       for (int64_t at = 0; at < grad.cols; at += kBucket) {
         const int64_t n = std::min(kBucket, grad.cols - at);
@@ -171,6 +182,7 @@ void Trainer::make_report() {
 void Trainer::finish_step(StepResult& r, const std::function<bool()>& asked_to_stop, double schedule_seconds) {
   std::vector<double> values;
   for (auto& [s, stage] : stages_) {
+    Scope scope(context_.recorder, context_.stream(), {"gradient norm", "compute", s});
     for (Params* set : stage->param_sets())
       for (double square : set->squares(context_.stream())) values.push_back(square);  // synchronizes
     for (Moe* moe : stage->moe()) {
@@ -189,7 +201,10 @@ void Trainer::finish_step(StepResult& r, const std::function<bool()>& asked_to_s
   const Traffic sent = world_.take_traffic();
   values.push_back(double(sent.intra));
   values.push_back(double(sent.inter));
-  report_->exchange(values);
+  {
+    Scope scope(context_.recorder, context_.stream(), {"exchange losses and norms", "wait"});
+    report_->exchange(values);
+  }
 
   double squares = 0;
   report_->for_each("square ", [&](const std::string&, double first, double) { squares += first; });
@@ -217,6 +232,7 @@ void Trainer::update(StepResult& r) {
   adamw.lr = r.lr;
   const bool clip = o_.clip > 0 && r.grad_norm > o_.clip;
   for (auto& [s, stage] : stages_) {
+    Scope scope(context_.recorder, context_.stream(), {"AdamW", "compute", s});
     for (Params* set : stage->param_sets()) set->adamw(context_.stream(), adamw, clip ? o_.clip / r.grad_norm : 1.0, r.step);
     if (o_.bias_update_speed == 0) continue;
     for (const LayerLoad& load : r.loads) {

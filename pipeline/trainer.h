@@ -38,6 +38,7 @@ struct StepResult {  // the same on every rank, but for seconds
   int64_t flops = 0;        // of this rank's GEMMs
   Traffic traffic;          // payload bytes that all ranks sent
   bool stop = false;        // a rank was asked to stop
+  std::optional<double> overlap;  // of a recorded step: the part of communication covered by computation, over all ranks
   std::vector<LayerLoad> loads;
 };
 
@@ -49,6 +50,7 @@ class Trainer {
   struct StepHooks {
     std::string dump;                   // file that takes the step's batch, logits, loss and gradients; empty: none
     std::function<bool()> asked_to_stop = [] { return false; };
+    Recorder* recorder = nullptr;       // of what happens in the step; null: nothing is recorded
   };
   // Step `step` (from 1) of the run. A loss or a gradient norm that is not finite throws Error before any weight changes.
   StepResult step(int64_t step, const StepHooks& hooks);
