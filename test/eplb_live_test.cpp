@@ -1,0 +1,294 @@
+// Experts in parallel, replicated and moving while training goes on: against one rank, against other schedules, across
+// resumes, and when a rank fails.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <numeric>
+#include <random>
+
+#include "moe/eplb_quota.h"
+#include "moe/migration.h"
+#include "pipeline/trainer.h"
+
+namespace duet {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int kDp = 4;
+
+TrainOptions options(int64_t dp, int64_t ep, int64_t redundant, const std::string& schedule = "1f1b", int64_t pp = 1) {
+  TrainOptions o;
+  o.preset = "tiny";
+  o.model = "n_layers=3";
+  o.seq_len = 16;
+  o.micro_batch_size = 1;
+  o.microbatches = 4 * kDp / dp;  // the same global batch
+  o.warmup_steps = 2;
+  o.decay_steps = 60;
+  o.device = "cpu";
+  o.threads = 1;
+  o.dp = dp;
+  o.pp = pp;
+  o.ep = ep;
+  o.schedule = schedule;
+  o.redundant_experts = redundant;
+  o.comm_timeout = 60;
+  return o;
+}
+
+// Every expert somewhere, the rest of the slots anyhow, two of one expert on a rank included.
+ExpertPlacement any_placement(const EplbShape& shape, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<int32_t> slots(size_t(shape.replicas));
+  for (size_t s = 0; s < slots.size(); ++s)
+    slots[s] = int32_t(s < size_t(shape.experts) ? s : random() % uint64_t(shape.experts));
+  std::shuffle(slots.begin(), slots.end(), random);
+  return ExpertPlacement(slots, shape.experts, shape.gpus);
+}
+
+struct History {
+  std::vector<double> loss, norm, balance;  // [steps]
+  uint64_t fingerprint = 0;
+  int moves = 0;  // by the balancer
+};
+
+void one_step(Trainer& trainer, int64_t step, History& run) {
+  const StepResult r = trainer.step(step);
+  run.loss.push_back(r.loss);
+  run.norm.push_back(r.grad_norm);
+  run.balance.push_back(r.balancedness);
+  for (const LayerLoad& l : r.loads) run.moves += l.replan ? l.replan->moves : 0;
+  EXPECT_TRUE(trainer.copies_agree()) << "after step " << step;
+}
+
+void shuffle_experts(Trainer& trainer, const Job& job, uint64_t seed) {
+  std::map<int64_t, ExpertPlacement> placements;
+  for (int64_t l = job.config.first_k_dense; l < job.config.n_layers; ++l)
+    placements[l] = any_placement(job.balancer.shape, seed * 100 + uint64_t(l));
+  trainer.place_experts(placements);
+}
+
+// As rank 0 saw it. shuffle: experts go elsewhere every 2 steps, whatever the loads.
+History train(const TrainOptions& o, int64_t steps, bool shuffle = false) {
+  const Job job = make_job(o);
+  History out;
+  run_ranks(job.run, [&](Comm& world) {
+    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    Trainer trainer(job, world, *device);
+    History run;
+    for (int64_t step = 1; step <= steps; ++step) {
+      one_step(trainer, step, run);
+      if (!shuffle || step % 2) continue;
+      const uint64_t before = trainer.fingerprint();
+      shuffle_experts(trainer, job, uint64_t(step));
+      EXPECT_EQ(trainer.fingerprint(), before) << "migration changed a value after step " << step;
+      EXPECT_TRUE(trainer.copies_agree());
+    }
+    run.fingerprint = trainer.fingerprint();
+    if (world.rank() == 0) out = run;
+  });
+  return out;
+}
+
+void expect_near(const History& a, const History& reference, double relative, const std::string& what) {
+  ASSERT_EQ(a.loss.size(), reference.loss.size());
+  EXPECT_EQ(a.loss[0], reference.loss[0]) << what << ": the first step's loss";
+  for (size_t i = 0; i < a.loss.size(); ++i) {
+    EXPECT_NEAR(a.loss[i], reference.loss[i], relative * reference.loss[i]) << what << ": step " << i + 1;
+    if (i < 3) {
+      EXPECT_NEAR(a.norm[i], reference.norm[i], 10 * relative * reference.norm[i]) << what << ": step " << i + 1;
+    }
+  }
+}
+
+void expect_equal(const History& a, const History& b, const std::string& what) {
+  EXPECT_EQ(a.loss, b.loss) << what;
+  EXPECT_EQ(a.norm, b.norm) << what;
+  EXPECT_EQ(a.fingerprint, b.fingerprint) << what;
+}
+
+// --- the ladder --------------------------------------------------------------------------------------------------------------
+
+TEST(EplbLive, AgainstOneRank) {
+  const History one = train(options(1, 1, 0), 5);
+  for (int64_t ep : {1, 2, 4})
+    for (int64_t redundant : {0, 4})
+      expect_near(train(options(kDp, ep, redundant), 5, true), one, 1e-5, cat("ep ", ep, ", ", redundant, " redundant"));
+  for (const char* schedule : {"1f1b", "dualpipe"})
+    expect_near(train(options(kDp, 4, 4, schedule, 2), 5, true), one, 1e-5, schedule);
+}
+
+TEST(EplbLive, FiftySteps) {
+  TrainOptions o = options(kDp, 4, 4);
+  o.eplb_interval = 2;
+  o.eplb_threshold = 1;
+  const History live = train(o, 50);
+  expect_near(live, train(options(1, 1, 0), 50), 1e-3, "ep 4, 4 redundant");
+  EXPECT_GT(live.moves, 20);
+}
+
+TEST(EplbLive, SameBitsUnderEverySchedule) {
+  for (const char* policy : {"deepseek", "balanced"}) {
+    const auto with = [&](const char* schedule, int64_t pp) {
+      TrainOptions o = options(kDp, 4, 4, schedule, pp);
+      o.eplb_interval = 2;
+      o.eplb_threshold = 1;
+      o.eplb_policy = policy;
+      return train(o, 5);
+    };
+    const History flat = with("1f1b", 1);
+    EXPECT_GT(flat.moves, 0);
+    expect_equal(with("1f1b", 2), flat, "1f1b");
+    expect_equal(with("dualpipe", 2), flat, "dualpipe");
+  }
+}
+
+// --- replicas and quotas -----------------------------------------------------------------------------------------------------
+
+TEST(EplbLive, ChoicesBecomeSlotsByQuota) {
+  const ExpertPlacement p({0, 1, 1, 2}, 3, 2);  // expert 1 on both ranks
+  std::vector<std::vector<int32_t>> choices = {{0, 1, 0, 1, 0, 1}, {1, 2, 0, 1}};
+  const std::vector<std::vector<int32_t>> experts = choices;
+  choose_slots(choices, p, 2);
+  std::vector<int> tokens(4, 0);
+  for (size_t rank = 0; rank < choices.size(); ++rank)
+    for (size_t i = 0; i < choices[rank].size(); ++i) {
+      EXPECT_EQ(p.phy2log[size_t(choices[rank][i])], experts[rank][i]);
+      ++tokens[size_t(choices[rank][i])];
+    }
+  EXPECT_EQ(tokens, (std::vector<int>{4, 1, 4, 1}));  // level: 5 and 5
+}
+
+TEST(EplbLive, SkewIsLevelled) {
+  TrainOptions o = options(kDp, 4, 0);
+  o.bias_update_speed = o.balance_loss = 0;
+  const auto mean_of_last = [](const History& run) {
+    return std::accumulate(run.balance.end() - 10, run.balance.end(), 0.0) / 10;
+  };
+  const double without = mean_of_last(train(o, 30));
+  o.redundant_experts = 8;
+  o.eplb_interval = 5;
+  o.eplb_policy = "balanced";
+  const double with = mean_of_last(train(o, 30));
+  EXPECT_LT(without, 0.85);
+  EXPECT_GE(with, 0.92);
+}
+
+// --- checkpoints -------------------------------------------------------------------------------------------------------------
+
+class EplbLiveFiles : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (fs::temp_directory_path() / "duet-live-XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+  // Steps first .. last, from the checkpoint `from` if there is one, to the checkpoint `to`.
+  History part(const TrainOptions& o, int64_t last, const std::string& from, const std::string& to) const {
+    const Job job = make_job(o);
+    History out;
+    run_ranks(job.run, [&](Comm& world) {
+      const std::unique_ptr<Device> device = make_device(job, world.rank());
+      Trainer trainer(job, world, *device);
+      History run;
+      const int64_t done = from.empty() ? 0 : trainer.load(folder_ + "/" + from);
+      for (int64_t step = done + 1; step <= last; ++step) one_step(trainer, step, run);
+      if (!to.empty()) trainer.save(folder_ + "/" + to, last);
+      run.fingerprint = trainer.fingerprint();
+      if (world.rank() == 0) out = run;
+    });
+    return out;
+  }
+  std::string folder_;
+};
+
+TEST_F(EplbLiveFiles, ResumeIsExactAndFreeOfLayout) {
+  TrainOptions o = options(kDp, 4, 4);
+  o.eplb_interval = 2;
+  o.eplb_threshold = 1;
+  const History whole = part(o, 7, "", "");
+  part(o, 3, "", "at3");
+  const History rest = part(o, 7, "at3", "");
+  EXPECT_EQ(rest.loss, std::vector<double>(whole.loss.begin() + 3, whole.loss.end()));
+  EXPECT_EQ(rest.norm, std::vector<double>(whole.norm.begin() + 3, whole.norm.end()));
+  EXPECT_EQ(rest.fingerprint, whole.fingerprint);
+  for (const auto& [ep, redundant] : {std::pair<int64_t, int64_t>{2, 2}, {4, 0}, {4, 8}, {1, 0}}) {
+    TrainOptions other = o;
+    other.ep = ep;
+    other.redundant_experts = redundant;
+    const History resumed = part(other, 5, "at3", "");
+    EXPECT_EQ(resumed.loss[0], whole.loss[3]) << "ep " << ep;  // a forward pass does not know where experts are
+    EXPECT_NEAR(resumed.loss[1], whole.loss[4], 1e-5 * whole.loss[4]) << "ep " << ep;
+  }
+}
+
+TEST_F(EplbLiveFiles, AFailureWhileExpertsMoveLeavesTheCheckpoint) {
+  const TrainOptions o = options(kDp, 4, 4);
+  const History whole = part(o, 4, "", "");
+  const Job job = make_job(o);
+  try {
+    run_ranks(job.run, [&](Comm& world) {
+      const std::unique_ptr<Device> device = make_device(job, world.rank());
+      Trainer trainer(job, world, *device);
+      History run;
+      for (int64_t step = 1; step <= 2; ++step) one_step(trainer, step, run);
+      trainer.save(folder_ + "/at2", 2);
+      if (world.rank() == 2) throw Error("out of power");  // the others are in the middle of sending
+      shuffle_experts(trainer, job, 1);
+    });
+    FAIL() << "a failed rank went unnoticed";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("rank 2: out of power"), std::string::npos) << error.what();
+  }
+  const History rest = part(o, 4, "at2", "");
+  EXPECT_EQ(rest.loss, std::vector<double>(whole.loss.begin() + 2, whole.loss.end()));
+  EXPECT_EQ(rest.fingerprint, whole.fingerprint);
+}
+
+// --- agreement ---------------------------------------------------------------------------------------------------------------
+
+TEST(EplbLive, DifferentPlansAreNamed) {
+  try {
+    run_ranks({.ranks = 3}, [](Comm& world) { check_same_plans(world, 20, world.rank() == 2 ? 0xabcu : 0x123u); });
+    FAIL() << "two plans were taken for one";
+  } catch (const Error& error) {
+    for (const char* word : {"step 20", "0000000000000123 on rank 0", "0000000000000abc on rank 2"})
+      EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
+  }
+}
+
+TEST(LoadMonitor, AsksForNothingAboveTheThresholdAndForgetsOldSteps) {
+  BalancerOptions o{.shape = {4, 6, 1, 1, 2}, .plan = {EplbPolicy::balanced}, .interval = 2, .threshold = 0.95};
+  LoadMonitor monitor(o, {1});
+  EXPECT_TRUE(monitor.propose(1).skipped);  // nothing is known yet
+  monitor.set_placement(1, ExpertPlacement({0, 1, 1, 2, 3, 3}, 4, 2));
+  monitor.add(1, {50, 50, 50, 50});
+  monitor.add(1, {50, 50, 50, 50});
+  const Replan level = monitor.propose(1);
+  EXPECT_TRUE(level.skipped);
+  EXPECT_EQ(level.before, 1);
+  EXPECT_EQ(level.moves, 0);
+  monitor.add(1, {90, 90, 10, 10});
+  monitor.add(1, {90, 90, 10, 10});
+  const Replan skewed = monitor.propose(1);
+  EXPECT_FALSE(skewed.skipped);
+  EXPECT_NEAR(skewed.before, 100. / 180, 1e-9);  // of the last two steps only
+  EXPECT_GT(skewed.predicted, 0.99);
+  EXPECT_GT(skewed.moves, 0);
+
+  LoadMonitor restored(o, {1});
+  ASSERT_TRUE(restored.restore(Json::parse(monitor.state().dump(), "state")));
+  EXPECT_EQ(restored.propose(1).placement, skewed.placement);
+  o.shape.replicas = 4;
+  EXPECT_FALSE(LoadMonitor(o, {1}).restore(monitor.state()));
+  o.shape.replicas = 6;
+  EXPECT_FALSE(LoadMonitor(o, {1, 2}).restore(monitor.state()));
+}
+
+}  // namespace
+}  // namespace duet
