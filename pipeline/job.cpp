@@ -38,8 +38,9 @@ static void find_ranks(Job& job) {
 static void find_balancer(Job& job) {
   const TrainOptions& o = job.options;
   const int64_t experts = job.config.n_routed, slots = experts + o.redundant_experts;
-  require(slots % o.ep == 0, o.redundant_experts ? "--redundant-experts" : "--ep", ": found ", slots,
-          " experts with replicas for ", o.ep, " ranks, allowed: multiples of --ep");
+  require(slots % o.ep == 0, o.redundant_experts ? "--redundant-experts: found " : "--ep: found ",
+          o.redundant_experts ? o.redundant_experts : o.ep, ", allowed: --ep dividing ", slots, " = ", experts,
+          " routed experts + ", o.redundant_experts, " redundant");
   require(slots <= kMaxReplicas, "--redundant-experts: found ", slots, " experts with replicas, allowed: at most ",
           kMaxReplicas);
   require(!o.ranks_per_node || o.ep % o.ranks_per_node == 0 || o.ranks_per_node % o.ep == 0, "--ranks-per-node: found ",
