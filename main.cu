@@ -61,6 +61,11 @@ static void train_options(CLI::App& cli, TrainOptions& o) {
   cli.add_option("--dp", o.dp, "data-parallel ranks; default: the MPI processes / --pp, else 1");
   cli.add_option("--pp", o.pp, "pipeline ranks; the world is dp x pp");
   cli.add_option("--ep", o.ep, "ranks over which the experts are spread; divides dp");
+  cli.add_option("--redundant-experts", o.redundant_experts, "replicas per layer in total; experts + these: divisible by ep");
+  cli.add_option("--eplb-interval", o.eplb_interval, "steps between new placements of the experts; 0: they stay");
+  cli.add_option("--eplb-policy", o.eplb_policy, "deepseek (the published algorithm) or balanced (few moves)");
+  cli.add_option("--eplb-threshold", o.eplb_threshold, "no new placement while balancedness is above");
+  cli.add_flag("--replicas-may-leave-node", o.replicas_may_leave_node, "with balanced: one replica stays on its group's node");
   cli.add_option("--schedule", o.schedule, "gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, or a CSV file");
   cli.add_option("--virtual-stages", o.virtual_stages, "stages a rank holds under interleaved");
   cli.add_option("--overlap", o.overlap, "on, or off: pairs run one after the other and all-to-alls block");

@@ -92,6 +92,29 @@ std::vector<int32_t> rank_quotas(std::span<const int32_t> counts, const ExpertPl
   return out;
 }
 
+void choose_slots(std::vector<std::vector<int32_t>>& choices, const ExpertPlacement& placement, int ranks_per_node) {
+  if (placement.max_count == 1) {  // nothing to choose
+    for (std::vector<int32_t>& of_rank : choices)
+      for (int32_t& choice : of_rank) choice = placement.log2phy[size_t(choice)];
+    return;
+  }
+  const size_t experts = size_t(placement.experts()), replicas = size_t(placement.replicas());
+  std::vector<int32_t> counts(choices.size() * experts, 0);
+  for (size_t rank = 0; rank < choices.size(); ++rank)
+    for (int32_t e : choices[rank]) ++counts[rank * experts + size_t(e)];
+  std::vector<int32_t> quota = rank_quotas(counts, placement, ranks_per_node);
+  for (size_t rank = 0; rank < choices.size(); ++rank) {
+    std::vector<size_t> at(experts, 0);  // the replica whose quota is being used
+    for (int32_t& choice : choices[rank]) {
+      const size_t e = size_t(choice);
+      const std::span<const int32_t> slots = placement.slots_of(int(e));
+      while (quota[rank * replicas + size_t(slots[at[e]])] == 0) ++at[e];
+      choice = slots[at[e]];
+      --quota[rank * replicas + size_t(choice)];
+    }
+  }
+}
+
 std::vector<double> quota_load(const ExpertPlacement& placement, std::span<const int64_t> quotas) {
   std::vector<double> total(size_t(placement.gpus));
   for (int p = 0; p < placement.replicas(); ++p) total[size_t(placement.gpu_of(p))] += double(quotas[size_t(p)]);

@@ -23,6 +23,10 @@ std::vector<int64_t> slot_quotas(std::span<const int64_t> tokens, const ExpertPl
 // order, go to the expert's slots in the order of log2phy.
 std::vector<int32_t> rank_quotas(std::span<const int32_t> counts, const ExpertPlacement& placement, int ranks_per_node);
 
+// Choices of experts become choices of slots, in place, by rank_quotas and its convention.
+// choices[r] [tokens, topk]: of rank r.
+void choose_slots(std::vector<std::vector<int32_t>>& choices, const ExpertPlacement& placement, int ranks_per_node);
+
 // Tokens of each GPU, from the tokens of each slot. [gpus]
 std::vector<double> quota_load(const ExpertPlacement& placement, std::span<const int64_t> quotas);
 

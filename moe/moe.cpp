@@ -1,8 +1,12 @@
 // See moe.h.
 #include "moe/moe.h"
 
+#include <algorithm>
+#include <numeric>
+
 #include "model/launch.h"
 #include "model/swiglu.h"
+#include "moe/eplb_quota.h"
 #include "moe/rows/list.h"
 
 namespace duet {
@@ -37,15 +41,26 @@ struct Moe::MoeSaved : FeedForward::Saved {
 
 Moe::MoeSaved& Moe::of(Saved& saved) { return static_cast<MoeSaved&>(saved); }
 
-static std::vector<std::string> expert_prefixes(const std::string& prefix, int64_t begin, int64_t n) {
+static ExpertPlacement in_order(const Context& context, Comm* group) {
+  std::vector<int32_t> slots(size_t(context.config.n_routed));
+  std::iota(slots.begin(), slots.end(), 0);
+  return ExpertPlacement(slots, int(slots.size()), group ? group->size() : 1);
+}
+
+// Of the experts in a rank's slots.
+static std::vector<std::string> expert_prefixes(const std::string& prefix, const ExpertPlacement& placement, int rank) {
   std::vector<std::string> names;
-  for (int64_t e = begin; e < begin + n; ++e) names.push_back(cat(prefix, "experts.", e, "."));
+  for (int s = 0; s < placement.slots_per_gpu(); ++s)
+    names.push_back(cat(prefix, "experts.", placement.phy2log[size_t(rank * placement.slots_per_gpu() + s)], "."));
   return names;
 }
 
 Moe::Moe(const Context& context, Params& params, Params& experts, const std::string& prefix, const Options& o)
-    : context_(context), options_(o), slots_(context.config.n_routed / (o.group ? o.group->size() : 1)),
+    : context_(context), options_(o), placement_(o.placement.replicas() ? o.placement : in_order(context, o.group)),
+      slots_(placement_.slots_per_gpu()), prefix_(prefix), experts_(experts), first_param_(experts.all().size()),
       load_(size_t(context.config.n_routed)) {
+  DUET_CHECK(placement_.gpus == (o.group ? o.group->size() : 1), "placement: expected a GPU for each rank of the group, found ",
+             placement_.gpus);
   const ModelConfig& c = context.config;
   Param& gate = params.matrix(prefix + "gate.weight", c.d_model, c.n_routed);
   Param& bias = params.vector(prefix + "gate.e_score_correction_bias", c.n_routed, Init::zeros, false);
@@ -53,7 +68,7 @@ Moe::Moe(const Context& context, Params& params, Params& experts, const std::str
   parts_.reset(new Parts{
       gate, bias,
       c.n_shared ? std::make_unique<Swiglu>(context, params, std::span(&shared, 1), c.n_shared * c.d_expert) : nullptr,
-      Swiglu(context, experts, expert_prefixes(prefix, o.group ? o.group->rank() * slots_ : 0, slots_), c.d_expert),
+      Swiglu(context, experts, expert_prefixes(prefix, placement_, o.group ? o.group->rank() : 0), c.d_expert),
       {.experts = int(c.n_routed), .topk = int(c.topk), .groups = int(c.n_group), .topk_groups = int(c.topk_group),
        .scaling = c.routed_scaling}});
   balance_host_ = context.device.host_buffer(o.microbatches, context.sequences, acc_dtype(context.dtype));
@@ -96,11 +111,12 @@ std::unique_ptr<FeedForward::Saved> Moe::dispatch_f(int microbatch, const Tensor
   stream.record(*chosen);
   chosen->synchronize();
   const int32_t* chose = idx->row<int32_t>(0);
-  const std::vector<int32_t> choice(chose, chose + idx->size());
+  std::vector<int32_t> choice(chose, chose + idx->size());
   for (int32_t e : choice) ++load_[size_t(e)];
   if (options_.group) {
     send_tokens(s, x, choice);
   } else {
+    for (int32_t& e : choice) e = placement_.slots_of(e)[0];
     s.plan = DispatchPlan(choice, c.topk, slots_);
     s.pos = upload(context_, s.plan.pos);
     s.rows = gather_rows(x, s.plan.token);
@@ -125,6 +141,8 @@ void Moe::send_tokens(MoeSaved& s, const Tensor& x, const std::vector<int32_t>& 
     const int32_t* theirs = reinterpret_cast<const int32_t*>(bytes.data());
     choices.emplace_back(theirs, theirs + bytes.size() / sizeof(int32_t));
   }
+  choose_slots(choices, placement_, options_.ranks_per_node ? options_.ranks_per_node : placement_.gpus);
+  count_work(choices);
   s.exchange = std::make_unique<ExchangePlan>(choices, context_.config.topk, slots_, group.rank());
   s.pos = upload(context_, s.exchange->pos);
   send(s.moving, "dispatch F", gather_rows(x, s.exchange->send_token), s.exchange->sent, s.exchange->received);
@@ -259,7 +277,38 @@ void Moe::experts_w(Saved& saved, const Tensor& x, const Tensor& dy, int half) {
 
 // --- load, balance -------------------------------------------------------------------------------------------------------------
 
-void Moe::clear_load() { std::fill(load_.begin(), load_.end(), 0); }
+void Moe::clear_load() {
+  std::fill(load_.begin(), load_.end(), 0);
+  work_ = {0, 0};
+}
+
+void Moe::count_work(const std::vector<std::vector<int32_t>>& choices) {
+  std::vector<int64_t> rows(choices.size(), 0);
+  for (const std::vector<int32_t>& of_rank : choices)
+    for (int32_t slot : of_rank) ++rows[size_t(slot / slots_)];
+  work_[0] += std::accumulate(rows.begin(), rows.end(), int64_t(0));
+  work_[1] += *std::max_element(rows.begin(), rows.end()) * int64_t(rows.size());
+}
+
+// --- placement ---------------------------------------------------------------------------------------------------------------
+
+std::array<Param*, 3> Moe::slot(int64_t s) {
+  const auto param = [&](int64_t matrix) { return &experts_.all()[first_param_ + size_t(matrix * slots_ + s)]; };
+  return {param(0), param(1), param(2)};
+}
+
+void Moe::set_placement(ExpertPlacement placement) {
+  DUET_CHECK(placement.gpus == placement_.gpus && placement.replicas() == placement_.replicas(), "expected ",
+             placement_.replicas(), " slots on ", placement_.gpus, " ranks, found ", placement.replicas(), " on ",
+             placement.gpus);
+  placement_ = std::move(placement);
+  const std::vector<std::string> prefixes = expert_prefixes(prefix_, placement_, options_.group ? options_.group->rank() : 0);
+  for (int64_t s = 0; s < slots_; ++s)
+    for (Param* p : slot(s)) {
+      const size_t after_number = p->name.find('.', prefix_.size() + sizeof "experts." - 1);
+      p->name = prefixes[size_t(s)] + p->name.substr(after_number + 1);
+    }
+}
 
 std::vector<double> Moe::balance_loss() const {
   std::vector<double> sums;

@@ -16,14 +16,20 @@
 // their tokens' choices (4 bytes each), from which everyone computes who sends what (dispatch_plan.h); then tokens go out and
 // results come back, all-to-all, and gradients the same way. With a comm stream the all-to-alls run on it, and whatever is computed
 // between two phases covers them; without one they block. All ranks of the group call the phases in the same order.
+//
+// Replicas: a rank has slots, and a placement (eplb.h) says which expert is in each; an expert may be in several. The router
+// knows experts only. Which replica a token visits is decided when all choices are known, so that ranks finish together
+// (eplb_quota.h). Gradients of replicas are added, and experts moved to other slots, by migration.h.
 // Read next: dispatch_plan.h, rows/router.h, rows/permute.h.
 #pragma once
+#include <array>
 #include <memory>
 #include <vector>
 
 #include "comm/comm.h"
 #include "model/feed_forward.h"
 #include "moe/dispatch_plan.h"
+#include "moe/eplb.h"
 
 namespace duet {
 
@@ -35,6 +41,8 @@ class Moe : public FeedForward {
     Comm* group = nullptr;   // expert-parallel ranks; null: all experts are here
     Stream* comm = nullptr;  // for the all-to-alls; null: the compute stream
     int64_t layer = 0;       // for the recorder
+    ExpertPlacement placement;  // its GPUs are the ranks of the group; empty: every expert once, in order
+    int ranks_per_node = 0;     // 0: all ranks of the group are on one node
   };
   Moe(const Context& context, Params& params, Params& experts, const std::string& prefix, const Options& options);
   ~Moe() override;
@@ -54,6 +62,15 @@ class Moe : public FeedForward {
   // Valid once the stream is synchronized.
   std::vector<double> balance_loss() const;
 
+  // {tokens computed in the group since the last clear_load(), ranks x tokens of the busiest rank, added over microbatches}.
+  // Their ratio is the part of the ranks' time that works, if ranks wait for each other in each microbatch.
+  const std::array<int64_t, 2>& work() const { return work_; }
+
+  const ExpertPlacement& placement() const { return placement_; }
+  // Slots hold other experts from now on: parameters take their names. What is in them is the caller's concern (migration.h).
+  void set_placement(ExpertPlacement placement);
+  std::array<Param*, 3> slot(int64_t s);  // gate, up and down of the expert in slot s of this rank
+
   // e_score_correction_bias += gamma where an expert's load is below the mean, -= gamma where above. load: over all ranks.
   void update_bias(const std::vector<int64_t>& load, double gamma);
 
@@ -65,15 +82,21 @@ class Moe : public FeedForward {
   struct Moving;
   void send(Moving& moving, const char* name, Buf rows, const std::vector<int64_t>& out, const std::vector<int64_t>& in);
   Buf receive(Moving& moving);
+  void count_work(const std::vector<std::vector<int32_t>>& choices);
   Buf gather_rows(const Tensor& x, const std::vector<int32_t>& index);
   const DispatchPlan& local(const MoeSaved& saved) const;
 
   const Context& context_;
   const Options options_;
-  int64_t slots_;  // experts on this rank
+  ExpertPlacement placement_;
+  int64_t slots_;         // on this rank
+  std::string prefix_;
+  Params& experts_;
+  size_t first_param_;    // of the slots in experts_: all gates, all ups, all downs
   struct Parts;
   std::unique_ptr<Parts> parts_;  // router weights, shared and routed experts
   std::vector<int64_t> load_;
+  std::array<int64_t, 2> work_ = {0, 0};
   Buf balance_host_;              // [microbatches, sequences]
 };
 

@@ -128,15 +128,19 @@ void check_checkpoint(const std::string& dir, const ModelConfig& config) {
           ", allowed: the same --preset, --model and vocabulary");
 }
 
-Json read_checkpoint(const std::string& dir, Stream& stream, Params& params) {
+void read_checkpoint(const std::string& dir, Stream& stream, Params& params) {
   read_tensors(open_weights(dir), "", stream, params, State::weight);
   params.masters_changed(stream);
-  if (!fs::exists(dir + "/trainer.json")) return Json();
+  if (!fs::exists(dir + "/trainer.json")) return;
   TensorFiles moments;
   moments.push_back(std::make_unique<SafetensorsReader>(dir + "/optimizer.safetensors"));
   read_tensors(moments, "m.", stream, params, State::m);
   read_tensors(moments, "v.", stream, params, State::v);
-  return Json::load(dir + "/trainer.json");
+}
+
+Json checkpoint_trainer(const std::string& dir) {
+  const std::string file = dir + "/trainer.json";
+  return fs::exists(file) ? Json::load(file) : Json();
 }
 
 std::string newest_checkpoint(const std::string& out) {

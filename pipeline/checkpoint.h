@@ -3,10 +3,10 @@
 //   config.json            the model's sizes (model/config.h)
 //   model.safetensors      master weights, fp32, under Hugging Face's names and shapes ([out, in])
 //   optimizer.safetensors  AdamW's moments: "m." and "v." + the weight's name
-//   trainer.json           step, seed, and what the run was told
+//   trainer.json           step, seed, what the run was told, and the balancer's state (moe/load_monitor.h)
 //   DONE                   sizes and checksums (durable.h), written last
 //
-// Everything is in logical order: no trace of schedule, layout, device or expert placement. A directory without optimizer and
+// Tensors are in logical order: no trace of schedule, layout, device or expert placement. A directory without optimizer and
 // trainer state (someone else's model, also one in several files with a model.safetensors.index.json) can be started from, not
 // resumed.
 #pragma once
@@ -43,13 +43,14 @@ struct CheckpointContents {
 };
 void write_checkpoint(const std::string& dir, const CheckpointContents& contents);
 
-// Fills the parameters from a directory: weights always, moments if it has a training state. Returns its trainer.json, or null.
-// Throws UsageError naming the file where it does not fit. Whether the files are whole is for check_checkpoint, once for all ranks.
+// Fills the parameters from a directory: weights always, moments if it has a training state. Throws UsageError naming the
+// file where it does not fit. Whether the files are whole is for check_checkpoint, once for all ranks.
 void check_checkpoint(const std::string& dir, const ModelConfig& config);
-Json read_checkpoint(const std::string& dir, Stream& stream, Params& params);
+void read_checkpoint(const std::string& dir, Stream& stream, Params& params);
 
 // The newest complete checkpoint of a run's folder, or empty; and of a folder that is a checkpoint itself, the folder.
 std::string newest_checkpoint(const std::string& out);
 ModelConfig checkpoint_config(const std::string& dir);
+Json checkpoint_trainer(const std::string& dir);  // its trainer.json, or null
 
 }  // namespace duet

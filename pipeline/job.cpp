@@ -24,7 +24,6 @@ static void find_ranks(Job& job) {
           launch.ranks, ", the number of MPI processes");
   job.layout.ep = int(o.ep);
   require(job.layout.dp % job.layout.ep == 0, "--ep: found ", o.ep, ", allowed: divisors of dp = ", job.layout.dp);
-  require(job.config.n_routed % o.ep == 0, "--ep: found ", o.ep, ", allowed: divisors of the model's ", job.config.n_routed, " routed experts");
   const Wire wire = nccl ? Wire::nccl : mpi ? Wire::mpi : Wire::local;
   job.run = {.transport = wire, .ranks = job.layout.world(), .timeout = o.comm_timeout,
              .link = parse_link(o.link, int(o.ranks_per_node))};
@@ -33,6 +32,26 @@ static void find_ranks(Job& job) {
   require(o.device == "cuda", "--transport: found nccl with --device cpu, allowed: local, mpi (NCCL moves GPU memory)");
   require(mpi || job.run.ranks <= cuda_device_count(), "--transport: found nccl with ", job.run.ranks, " ranks and ",
           cuda_device_count(), " GPUs, allowed: nccl with a GPU for each rank; local, whose ranks share GPUs");
+}
+
+// Which experts may lie where: slots for experts and replicas, equally many on each expert-parallel rank.
+static void find_balancer(Job& job) {
+  const TrainOptions& o = job.options;
+  const int64_t experts = job.config.n_routed, slots = experts + o.redundant_experts;
+  require(slots % o.ep == 0, o.redundant_experts ? "--redundant-experts: found " : "--ep: found ",
+          o.redundant_experts ? o.redundant_experts : o.ep, ", allowed: --ep dividing ", slots, " = ", experts,
+          " routed experts + ", o.redundant_experts, " redundant");
+  require(slots <= kMaxReplicas, "--redundant-experts: found ", slots, " experts with replicas, allowed: at most ",
+          kMaxReplicas);
+  require(!o.ranks_per_node || o.ep % o.ranks_per_node == 0 || o.ranks_per_node % o.ep == 0, "--ranks-per-node: found ",
+          o.ranks_per_node, ", allowed: divisors and multiples of --ep ", o.ep);
+  require(!o.replicas_may_leave_node || o.eplb_policy == "balanced",
+          "--replicas-may-leave-node: found --eplb-policy ", o.eplb_policy, ", allowed: balanced");
+  const int64_t nodes = o.ranks_per_node ? std::max<int64_t>(1, o.ep / o.ranks_per_node) : 1;
+  job.balancer.shape = {int(experts), int(slots), int(job.config.n_group), int(nodes), int(o.ep)};
+  job.balancer.plan = {o.eplb_policy == "balanced" ? EplbPolicy::balanced : EplbPolicy::deepseek, o.replicas_may_leave_node};
+  job.balancer.interval = int(o.eplb_interval);
+  job.balancer.threshold = o.eplb_threshold;
 }
 
 // Each rank goes through its forwards in order of microbatch, then stage: an order in which no rank can wait for ever.
@@ -52,6 +71,7 @@ Job make_job(TrainOptions options) {
   job.options = options;
   const TrainOptions& o = job.options;
   find_ranks(job);
+  find_balancer(job);
 
   job.compute = make_schedule(o.schedule, {.pp = int(o.pp), .microbatches = int(o.microbatches), .virtual_stages = int(o.virtual_stages)});
   job.usage = check(job.compute);
@@ -77,6 +97,10 @@ std::vector<std::pair<int, int>> message_pairs(const Job& job) {
     if (stage + 1 < s.stages()) add(rank, s.rank_of[size_t(stage) + 1]);
     if (s.two_directions) add(rank, s.rank_of[size_t((stage + s.stages() / 2) % s.stages())]);
   }
+  if (job.options.redundant_experts || job.options.eplb_interval)  // experts and the gradients of their replicas travel
+    for (int r = 0; r < job.layout.world(); ++r)
+      for (int other : job.layout.experts_of(r))
+        if (r < other) pairs.push_back({r, other});
   return pairs;
 }
 

@@ -4,6 +4,7 @@
 #include "comm/comm.h"
 #include "data/batch.h"
 #include "data/dataset.h"
+#include "moe/load_monitor.h"
 #include "pipeline/checker.h"
 #include "pipeline/layout.h"
 #include "pipeline/options.h"
@@ -15,6 +16,7 @@ struct Job {
   TrainOptions options;  // resolved
   ModelConfig config;
   Layout layout;
+  BalancerOptions balancer;
   RunOptions run;        // transport, ranks, timeout
   Schedule compute;      // as generated or read
   Schedule schedule;     // with sends and receives

@@ -26,15 +26,17 @@ ModelConfig TrainOptions::resolve() {
                   {"--steps", steps, 0}, {"--decay-steps", decay_steps, 0}, {"--warmup-steps", warmup_steps, 0},
                   {"--threads", threads, 0}, {"--checkpoint-every", checkpoint_every, 0}, {"--val-every", val_every, 0},
                   {"--val-sequences", val_sequences, 1}, {"--log-every", log_every, 1}, {"--sample", sample, 0},
-                  {"--dump-step", dump_step, 0}, {"--dp", dp, 0}, {"--pp", pp, 1}, {"--ep", ep, 1}, {"--virtual-stages", virtual_stages, 1},
-                  {"--ranks-per-node", ranks_per_node, 0}};
+                  {"--dump-step", dump_step, 0}, {"--dp", dp, 0}, {"--pp", pp, 1}, {"--ep", ep, 1},
+                  {"--redundant-experts", redundant_experts, 0}, {"--eplb-interval", eplb_interval, 0},
+                  {"--virtual-stages", virtual_stages, 1}, {"--ranks-per-node", ranks_per_node, 0}};
   for (const auto& i : integers) require(i.value >= i.least, i.option, ": found ", i.value, ", allowed: at least ", i.least);
   const struct {
     const char* option;
     double value, least, most;
   } numbers[] = {{"--lr", adamw.lr, 0, 1e3}, {"--min-lr", min_lr, 0, 1}, {"--beta1", adamw.beta1, 0, 0.9999999},
                  {"--beta2", adamw.beta2, 0, 0.9999999}, {"--weight-decay", adamw.weight_decay, 0, 1e3}, {"--clip", clip, 0, 1e30},
-                 {"--balance-loss", balance_loss, 0, 1e3}, {"--comm-timeout", comm_timeout, 0.001, 1e6}, {"--bias-update-speed", bias_update_speed, 0, 1e3}};
+                 {"--balance-loss", balance_loss, 0, 1e3}, {"--comm-timeout", comm_timeout, 0.001, 1e6},
+                 {"--eplb-threshold", eplb_threshold, 0, 1}, {"--bias-update-speed", bias_update_speed, 0, 1e3}};
   for (const auto& n : numbers)
     require(n.value >= n.least && n.value <= n.most, n.option, ": found ", n.value, ", allowed: ", n.least, " to ", n.most);
   const auto one_of = [](const char* option, const std::string& value, const char* a, const char* b) {
@@ -43,6 +45,7 @@ ModelConfig TrainOptions::resolve() {
   one_of("--lr-schedule", lr_schedule, "cosine", "wsd");
   one_of("--overlap", overlap, "on", "off");
   one_of("--format", format, "text", "json");
+  one_of("--eplb-policy", eplb_policy, "deepseek", "balanced");
   one_of("--device", device, "cpu", "cuda");
   one_of("--dtype", dtype, "fp32", "bf16");
   require(transport.empty() || transport == "local" || transport == "mpi" || transport == "nccl", "--transport: found '",

@@ -36,6 +36,11 @@ struct TrainOptions {
   int64_t dp = 0;                 // data-parallel ranks; 0: as many as the MPI processes make, else 1
   int64_t pp = 1;                 // pipeline ranks
   int64_t ep = 1;                 // ranks, of the data-parallel ones, over which the experts are spread; divides dp
+  int64_t redundant_experts = 0;  // physical beyond the logical ones, of a layer in all; experts + these: divisible by ep
+  int64_t eplb_interval = 0;      // steps between new placements of the experts; 0: they stay
+  std::string eplb_policy = "deepseek";  // or balanced
+  double eplb_threshold = 0.99;          // no new placement while balancedness is above
+  bool replicas_may_leave_node = false;  // with balanced
   std::string schedule = "1f1b";  // a name of schedule_kinds(), or a CSV file
   int64_t virtual_stages = 2;     // stages a rank holds under interleaved
   std::string overlap = "on";     // or off: pairs one after the other, all-to-alls block

@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <iostream>
 
+#include "moe/migration.h"
+
 namespace duet {
 
 template <class... Args>
@@ -38,7 +40,7 @@ RunLog::RunLog(const Job& job, Device& device, std::ostream& out, int64_t first_
 
 RunLog::~RunLog() { clear_progress(); }
 
-static Json metrics_of(const StepResult& r, std::optional<double> val_loss) {
+static Json metrics_of(const ModelConfig& config, const StepResult& r, std::optional<double> val_loss) {
   Json j = Json::object({{"step", r.step}, {"loss", r.loss}, {"loss_hex", format("%a", r.loss)}, {"grad_norm", r.grad_norm},
                          {"grad_norm_hex", format("%a", r.grad_norm)}, {"lr", r.lr}, {"step_ms", r.seconds * 1e3},
                          {"tokens_per_s", double(r.tokens) / r.seconds}, {"balance_loss", r.balance_loss},
@@ -46,7 +48,14 @@ static Json metrics_of(const StepResult& r, std::optional<double> val_loss) {
   if (val_loss) j.set("val_loss", *val_loss);
   if (r.overlap) j.set("overlap", *r.overlap);
   Json layers = Json::array();
-  for (const LayerLoad& l : r.loads) layers.push(Json::object({{"layer", l.layer}, {"tokens_per_expert", Json(l.tokens_per_expert)}}));
+  for (const LayerLoad& l : r.loads) {
+    Json layer = Json::object(
+        {{"layer", l.layer}, {"tokens_per_expert", Json(l.tokens_per_expert)}, {"balancedness", l.balancedness}});
+    if (const std::optional<Replan>& p = l.replan)
+      layer.set("replan", Json::object({{"before", p->before}, {"predicted", p->predicted}, {"moves", p->moves},
+                                        {"bytes_moved", p->moves * expert_bytes(config)}, {"skipped", p->skipped}}));
+    layers.push(std::move(layer));
+  }
   return j.set("moe", layers);
 }
 
@@ -56,7 +65,7 @@ void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
   traffic_.inter += r.traffic.inter;
   steps_++;
   const double rate = double(r.tokens) / r.seconds;
-  last_ = metrics_of(r, val_loss);
+  last_ = metrics_of(job_.config, r, val_loss);
   if (metrics_.is_open()) {
     metrics_ << last_.dump() << std::endl;
     DUET_CHECK(metrics_.good(), options_.out, "/metrics.jsonl: expected to write a line, found the disk full or the file gone");
@@ -69,6 +78,7 @@ void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
     if (peak > 0) line += format(" | mfu %.1f%%", 100 * double(r.flops) / r.seconds / peak);
     if (job_.layout.world() > 1 && why_not_timed(job_).empty()) line += format(" | idle %.1f%%", 100 * r.idle);
     if (r.overlap) line += format(" | overlap %.1f%%", 100 * *r.overlap);
+    if (job_.layout.ep > 1) line += format(" | balance %.2f", r.balancedness);
     if (val_loss) line += format(" | val %.6f", *val_loss);
     say(line);
   }

@@ -10,6 +10,7 @@
 // Read next: trainer.h.
 #pragma once
 #include <array>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -34,6 +35,8 @@ struct StageOptions {
   uint64_t seed = 0;        // of the initial values
   Comm* experts = nullptr;  // the expert-parallel group; null: every rank has all experts
   Stream* comm = nullptr;   // for its all-to-alls; null: the compute stream
+  std::function<ExpertPlacement(int64_t layer)> placement;  // of its experts; empty: each once, in order
+  int ranks_per_node = 0;   // of the group; 0: all
 };
 
 class Stage {

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "model/launch.h"
+#include "moe/migration.h"
 
 namespace duet {
 
@@ -21,6 +22,9 @@ Trainer::Trainer(const Job& job, Comm& world, Device& device)
   context_.balance_scale = o_.balance_loss / double(job.global_sequences());
   const bool overlap = o_.overlap == "on";
   if (overlap && experts_.size() > 1) comm_ = std::make_unique<CommStream>(world, device);
+  std::vector<int64_t> moe_layers;
+  for (int64_t l = job.config.first_k_dense; l < job.config.n_layers; ++l) moe_layers.push_back(l);
+  monitor_ = std::make_unique<LoadMonitor>(job.balancer, moe_layers);
   make_stages();
   executor_ = std::make_unique<Executor>(job.schedule, pipeline_, context_, stages_, overlap);
   make_report();
@@ -36,7 +40,9 @@ void Trainer::make_stages() {
                                .embedding = part == 0, .head = part == s.model_stages() - 1,
                                .microbatches = int(o_.microbatches), .seed = o_.seed,
                                .experts = experts_.size() > 1 ? &experts_ : nullptr,
-                               .comm = comm_ ? &static_cast<Stream&>(*comm_) : nullptr});
+                               .comm = comm_ ? &static_cast<Stream&>(*comm_) : nullptr,
+                               .placement = [this](int64_t l) { return monitor_->placement(l); },
+                               .ranks_per_node = job_.balancer.ranks_per_node()});
   }
 }
 
@@ -99,6 +105,7 @@ StepResult Trainer::step(int64_t step, const StepHooks& hooks) {
   }
   update(result);
   whole.reset();
+  rebalance(result);
   context_.stream().synchronize();
   context_.recorder = nullptr;
   result.seconds = now() - begin;
@@ -135,6 +142,9 @@ void Trainer::reduce_gradients() {
         Scope scope(context_.recorder, context_.stream(), {"add halves", "compute", s});
         set->add_halves(context_.stream());
       }
+      if (set == &stage->experts())
+        for (Moe* moe : stage->moe())
+          if (moe) sum_replicas(experts_, device_, *moe);
       if (ranks->size() == 1) continue;
       const Tensor grad = set->grad_arena(0);
       Scope scope(context_.recorder, context_.stream(), {"reduce gradients", "comm", s, -1, -1, grad.bytes()});
@@ -164,6 +174,8 @@ void Trainer::make_report() {
       if (!stage->moe()[l]) continue;
       const int64_t layer = stage->options().layer_begin + int64_t(l);
       for (int64_t e = 0; e < job_.config.n_routed; ++e) keys.push_back(key("load ", layer, e));
+      keys.push_back(key("work ", layer, 0));
+      keys.push_back(key("work ", layer, 1));
       for (int m = 0; m < o_.microbatches; ++m)
         if (job_.schedule.visits(s, m)) keys.push_back(key("balance ", layer, m * job_.layout.dp + dp_rank_));
     }
@@ -188,6 +200,7 @@ void Trainer::finish_step(StepResult& r, const std::function<bool()>& asked_to_s
     for (Moe* moe : stage->moe()) {
       if (!moe) continue;
       values.insert(values.end(), moe->load().begin(), moe->load().end());
+      values.insert(values.end(), moe->work().begin(), moe->work().end());
       const std::vector<double> balance = moe->balance_loss();
       for (int m = 0; m < o_.microbatches; ++m)
         if (job_.schedule.visits(s, m)) values.push_back(balance[size_t(m)]);
@@ -219,6 +232,15 @@ void Trainer::finish_step(StepResult& r, const std::function<bool()>& asked_to_s
     if (r.loads.empty() || r.loads.back().layer != layer) r.loads.push_back({layer, {}});
     r.loads.back().tokens_per_expert.push_back(int64_t(sum));
   });
+  std::vector<double> work;  // of each layer: done, and could have been done
+  report_->for_each("work ", [&](const std::string&, double, double sum) { work.push_back(sum); });
+  double done = 0, possible = 0;
+  for (size_t l = 0; l < r.loads.size(); ++l) {
+    if (work[2 * l + 1] > 0) r.loads[l].balancedness = work[2 * l] / work[2 * l + 1];
+    done += work[2 * l];
+    possible += work[2 * l + 1];
+  }
+  if (possible > 0) r.balancedness = done / possible;
   r.loss /= double(r.tokens);
   r.balance_loss /= double(job_.global_sequences());
   r.grad_norm = std::sqrt(squares);

@@ -3,6 +3,7 @@
 //   the schedule's list on this rank's stages      gradients in two halves                       (executor.h)
 //   the mirrored stage's half (DualPipe), half 0 + half 1, the data-parallel ranks', each sum in a fixed order
 //   one exchange of losses, squares and expert loads; the gradient norm; clipping; AdamW; router bias
+//   every --eplb-interval steps, experts move to where their tokens are (trainer_experts.cpp)
 //
 // What makes its numbers reproducible is stated where it happens: batches (data/batch.h), halves (model/param.h), sums over ranks
 // (comm/comm.h), sums over names and sequences (step_report.h). All methods are collective: every rank of the world calls them in
@@ -24,6 +25,8 @@ namespace duet {
 struct LayerLoad {
   int64_t layer;
   std::vector<int64_t> tokens_per_expert;  // [n_routed], of the step, all ranks
+  double balancedness = 1;                 // mean / max tokens computed by expert-parallel ranks, who wait in each microbatch
+  std::optional<Replan> replan;            // where a new placement was considered after this step
 };
 
 struct StepResult {  // the same on every rank, but for seconds
@@ -40,6 +43,7 @@ struct StepResult {  // the same on every rank, but for seconds
   bool stop = false;        // a rank was asked to stop
   std::optional<double> overlap;  // of a recorded step: the part of communication covered by computation, over all ranks
   std::vector<LayerLoad> loads;
+  double balancedness = 1;  // of all layers together
 };
 
 class Trainer {
@@ -65,7 +69,11 @@ class Trainer {
   int64_t load(const std::string& dir);
   // A hash of every weight and moment, the same for the same bits however they are spread over ranks.
   uint64_t fingerprint();
-  // Whether the two copies of each mirrored stage, and the data-parallel replicas, hold the same bits.
+  // Moves experts, with their moments, to other slots; layers that are not named keep their placement.
+  void place_experts(const std::map<int64_t, ExpertPlacement>& placements);
+  const LoadMonitor& monitor() const { return *monitor_; }
+  // Whether the replicas of each expert, the two copies of each mirrored stage, and the data-parallel replicas, hold the same
+  // bits.
   bool copies_agree();
 
  private:
@@ -78,6 +86,7 @@ class Trainer {
   void swap_mirrored_halves();
   void finish_step(StepResult& result, const std::function<bool()>& asked_to_stop, double schedule_seconds);
   void update(StepResult& result);
+  void rebalance(StepResult& result);
   std::vector<std::pair<std::string, uint64_t>> tensor_hashes();
   Stage* head_stage(int microbatch);
 
@@ -90,6 +99,7 @@ class Trainer {
   int dp_rank_, pp_rank_;
   Context context_;
   std::unique_ptr<CommStream> comm_;  // of the all-to-alls, with --overlap on; outlives the stages
+  std::unique_ptr<LoadMonitor> monitor_;
   Executor::Stages stages_;  // by virtual stage
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<StepReport> report_;

@@ -121,7 +121,8 @@ void Trainer::save(const std::string& dir, int64_t step) {
   contents.tensors = owned.tensors;
   contents.config = job_.config.to_json(o_.seq_len, "float32");
   contents.trainer = Json::object({{"step", step}, {"seed", int64_t(o_.seed)}, {"data", o_.data}, {"tokenizer", job_.dataset.tokenizer_path},
-                                   {"seq_len", o_.seq_len}, {"global_sequences", job_.global_sequences()}, {"dtype", o_.dtype}});
+                                   {"seq_len", o_.seq_len}, {"global_sequences", job_.global_sequences()}, {"dtype", o_.dtype},
+                                   {"balancer", monitor_->state()}});
   contents.fetch = [&](const LogicalTensor& t, State state) {
     if (owned.rank.at(t.name) == 0) return download(stream, *owned.mine.at(t.name), state_of(*owned.mine.at(t.name), state));
     std::vector<float> values(size_t(t.elements()));
@@ -133,9 +134,15 @@ void Trainer::save(const std::string& dir, int64_t step) {
 }
 
 int64_t Trainer::load(const std::string& dir) {
-  Json trainer;
+  const Json trainer = checkpoint_trainer(dir);
+  if (const Json* balancer = trainer.is_null() ? nullptr : trainer.find("balancer"); balancer && monitor_->restore(*balancer)) {
+    for (auto& [s, stage] : stages_)
+      for (size_t l = 0; l < stage->moe().size(); ++l)
+        if (Moe* moe = stage->moe()[l]) moe->set_placement(monitor_->placement(stage->options().layer_begin + int64_t(l)));
+    make_report();
+  }
   for (auto& [s, stage] : stages_)
-    for (Params* set : stage->param_sets()) trainer = read_checkpoint(dir, context_.stream(), *set);
+    for (Params* set : stage->param_sets()) read_checkpoint(dir, context_.stream(), *set);
   world_.barrier();
   return trainer.is_null() ? 0 : trainer.at("step").integer(0);
 }

@@ -1,168 +1,293 @@
-// Quotas against the optimum over all sets of GPUs, the incremental planner's promises, and the figures that the studies print.
+// Experts in parallel, replicated and moving while training goes on: against one rank, against other schedules, across
+// resumes, and when a rank fails.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <map>
+#include <numeric>
 #include <random>
 
-#include "moe/eplb_incremental.h"
 #include "moe/eplb_quota.h"
-#include "moe/eplb_study.h"
+#include "moe/migration.h"
+#include "pipeline/trainer.h"
 
 namespace duet {
 namespace {
 
-struct Case {
-  ExpertPlacement placement;
-  std::vector<int32_t> counts;  // [gpus, experts]
-  std::vector<int64_t> tokens;  // [experts]
+namespace fs = std::filesystem;
+
+constexpr int kDp = 4;
+
+TrainOptions options(int64_t dp, int64_t ep, int64_t redundant, const std::string& schedule = "1f1b", int64_t pp = 1) {
+  TrainOptions o;
+  o.preset = "tiny";
+  o.model = "n_layers=3";
+  o.seq_len = 16;
+  o.micro_batch_size = 1;
+  o.microbatches = 4 * kDp / dp;  // the same global batch
+  o.warmup_steps = 2;
+  o.decay_steps = 60;
+  o.device = "cpu";
+  o.threads = 1;
+  o.dp = dp;
+  o.pp = pp;
+  o.ep = ep;
+  o.schedule = schedule;
+  o.redundant_experts = redundant;
+  o.comm_timeout = 60;
+  return o;
+}
+
+// Every expert somewhere, the rest of the slots anyhow, two of one expert on a rank included.
+ExpertPlacement any_placement(const EplbShape& shape, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<int32_t> slots(size_t(shape.replicas));
+  for (size_t s = 0; s < slots.size(); ++s)
+    slots[s] = int32_t(s < size_t(shape.experts) ? s : random() % uint64_t(shape.experts));
+  std::shuffle(slots.begin(), slots.end(), random);
+  return ExpertPlacement(slots, shape.experts, shape.gpus);
+}
+
+struct History {
+  std::vector<double> loss, norm, balance;  // [steps]
+  uint64_t fingerprint = 0;
+  int moves = 0;  // by the balancer
 };
 
-// A plan for other loads than those that come: log loads differ by `stale`.
-Case random_case(const EplbShape& s, double stale, std::mt19937& random) {
-  std::normal_distribution<double> normal;
-  std::vector<float> load;
-  for (int e = 0; e < s.experts; ++e) load.push_back(float(1000 * std::exp(0.7 * normal(random))));
-  Case c{plan_experts(load, s, {EplbPolicy::balanced}), {}, std::vector<int64_t>(size_t(s.experts))};
-  for (float& x : load) x *= float(std::exp(stale * normal(random)));
-  for (int rank = 0; rank < s.gpus; ++rank)
-    for (size_t e = 0; e < load.size(); ++e) {
-      c.counts.push_back(int32_t(load[e] / float(s.gpus) * std::exp(0.3 * normal(random))));
-      c.tokens[e] += c.counts.back();
+void one_step(Trainer& trainer, int64_t step, History& run) {
+  const StepResult r = trainer.step(step);
+  run.loss.push_back(r.loss);
+  run.norm.push_back(r.grad_norm);
+  run.balance.push_back(r.balancedness);
+  for (const LayerLoad& l : r.loads) run.moves += l.replan ? l.replan->moves : 0;
+  EXPECT_TRUE(trainer.copies_agree()) << "after step " << step;
+}
+
+void shuffle_experts(Trainer& trainer, const Job& job, uint64_t seed) {
+  std::map<int64_t, ExpertPlacement> placements;
+  for (int64_t l = job.config.first_k_dense; l < job.config.n_layers; ++l)
+    placements[l] = any_placement(job.balancer.shape, seed * 100 + uint64_t(l));
+  trainer.place_experts(placements);
+}
+
+// As rank 0 saw it. shuffle: experts go elsewhere every 2 steps, whatever the loads.
+History train(const TrainOptions& o, int64_t steps, bool shuffle = false) {
+  const Job job = make_job(o);
+  History out;
+  run_ranks(job.run, [&](Comm& world) {
+    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    Trainer trainer(job, world, *device);
+    History run;
+    for (int64_t step = 1; step <= steps; ++step) {
+      one_step(trainer, step, run);
+      if (!shuffle || step % 2) continue;
+      const uint64_t before = trainer.fingerprint();
+      shuffle_experts(trainer, job, uint64_t(step));
+      EXPECT_EQ(trainer.fingerprint(), before) << "migration changed a value after step " << step;
+      EXPECT_TRUE(trainer.copies_agree());
     }
-  return c;
+    run.fingerprint = trainer.fingerprint();
+    if (world.rank() == 0) out = run;
+  });
+  return out;
 }
 
-// The least possible maximum: the tokens that can only go to GPUs of a set must fit there, for every set.
-double optimum(const ExpertPlacement& p, std::span<const int64_t> tokens) {
-  double best = 0;
-  for (unsigned set = 1; set < 1u << p.gpus; ++set) {
-    int64_t captive = 0;
-    for (int e = 0; e < p.experts(); ++e) {
-      bool inside = true;
-      for (int slot : p.slots_of(e)) inside = inside && (set >> p.gpu_of(slot) & 1);
-      if (inside) captive += tokens[size_t(e)];
-    }
-    best = std::max(best, double(captive) / __builtin_popcount(set));
-  }
-  return best;
-}
-
-TEST(EplbQuota, LevelsAsFarAsReplicasAllow) {
-  std::mt19937 random(1);
-  double mean = 0;
-  for (int n = 0; n < 200; ++n) {
-    const Case c = random_case(n % 2 ? EplbShape{64, 80, 1, 1, 8} : EplbShape{16, 24, 1, 1, 4}, 0.1 * (n % 4), random);
-    const std::vector<int64_t> quota = slot_quotas(c.tokens, c.placement);
-    const double ratio = max_of(quota_load(c.placement, quota)) / optimum(c.placement, c.tokens);
-    EXPECT_LT(ratio, 1.02);
-    mean += ratio / 200;
-  }
-  EXPECT_LT(mean, 1.002);
-}
-
-TEST(EplbQuota, ALateExpertIsLevelledExactly) {
-  // GPU 0 has expert 0 alone and half a choice in 1, GPU 1 the other half and 2.
-  const ExpertPlacement p({0, 1, 1, 2}, 3, 2);
-  EXPECT_EQ(slot_quotas(std::vector<int64_t>{10, 10, 3}, p), (std::vector<int64_t>{10, 1, 9, 3}));  // the odd one: to the idler
-  EXPECT_EQ(slot_quotas(std::vector<int64_t>{10, 5, 0}, p), (std::vector<int64_t>{10, 0, 5, 0}));
-  EXPECT_EQ(slot_quotas(std::vector<int64_t>{0, 0, 0}, p), (std::vector<int64_t>{0, 0, 0, 0}));
-  // A pair on one GPU: the first slot serves for both.
-  EXPECT_EQ(slot_quotas(std::vector<int64_t>{12}, ExpertPlacement({0, 0, 0, 0}, 1, 2)), (std::vector<int64_t>{6, 0, 6, 0}));
-}
-
-TEST(EplbQuota, NoTokenIsLostAndOwnReplicasComeFirst) {
-  std::mt19937 random(2);
-  for (int n = 0; n < 40; ++n) {
-    const EplbShape s{32, 48, 1, 1, 8};
-    const Case c = random_case(s, 0.3, random);
-    const int per_node = n % 2 ? 2 : 8;
-    const std::vector<int32_t> quota = rank_quotas(c.counts, c.placement, per_node);
-    ASSERT_EQ(quota, rank_quotas(c.counts, c.placement, per_node));
-    const std::vector<int64_t> totals = slot_quotas(c.tokens, c.placement);
-    for (int e = 0; e < s.experts; ++e) {
-      for (int rank = 0; rank < s.gpus; ++rank) {
-        int64_t sum = 0;
-        for (int slot : c.placement.slots_of(e)) {
-          const int32_t q = quota[size_t(rank * s.replicas + slot)];
-          ASSERT_GE(q, 0);
-          sum += q;
-          // What a rank keeps for itself is all that it has or all that its slot takes.
-          if (c.placement.gpu_of(slot) == rank) {
-            EXPECT_EQ(q, std::min<int64_t>(c.counts[size_t(rank * s.experts + e)], totals[size_t(slot)]));
-          }
-        }
-        ASSERT_EQ(sum, c.counts[size_t(rank * s.experts + e)]);
-      }
-    }
-    for (int slot = 0; slot < s.replicas; ++slot) {
-      int64_t sum = 0;
-      for (int rank = 0; rank < s.gpus; ++rank) sum += quota[size_t(rank * s.replicas + slot)];
-      ASSERT_EQ(sum, totals[size_t(slot)]);
+void expect_near(const History& a, const History& reference, double relative, const std::string& what) {
+  ASSERT_EQ(a.loss.size(), reference.loss.size());
+  EXPECT_EQ(a.loss[0], reference.loss[0]) << what << ": the first step's loss";
+  for (size_t i = 0; i < a.loss.size(); ++i) {
+    EXPECT_NEAR(a.loss[i], reference.loss[i], relative * reference.loss[i]) << what << ": step " << i + 1;
+    if (i < 3) {
+      EXPECT_NEAR(a.norm[i], reference.norm[i], 10 * relative * reference.norm[i]) << what << ": step " << i + 1;
     }
   }
 }
 
-TEST(EplbIncremental, MovesFewSlotsAndOnlyToGain) {
-  std::mt19937 random(3);
-  int moved = 0;
-  for (int n = 0; n < 20; ++n) {
-    const EplbShape s{32, 40, 1, 1, 8};
-    const Case c = random_case(s, 1.0, random);
-    const int budget = 1 + n % 4, gpus_per_node = n % 2 ? 4 : 0;
-    const ExpertPlacement next = plan_incremental(c.placement, c.tokens, {.max_moves = budget, .gpus_per_node = gpus_per_node});
-    EXPECT_EQ(next, plan_incremental(c.placement, c.tokens, {.max_moves = budget, .gpus_per_node = gpus_per_node}));
-    int changed = 0;
-    for (int slot = 0; slot < s.replicas; ++slot) {
-      const int e = next.phy2log[size_t(slot)];
-      if (e == c.placement.phy2log[size_t(slot)]) continue;
-      ++changed;
-      bool known = gpus_per_node == 0;
-      for (int old : c.placement.slots_of(e)) known = known || c.placement.gpu_of(old) / 4 == c.placement.gpu_of(slot) / 4;
-      EXPECT_TRUE(known) << "an expert came to a node that did not have it";
+void expect_equal(const History& a, const History& b, const std::string& what) {
+  EXPECT_EQ(a.loss, b.loss) << what;
+  EXPECT_EQ(a.norm, b.norm) << what;
+  EXPECT_EQ(a.fingerprint, b.fingerprint) << what;
+}
+
+// --- the ladder --------------------------------------------------------------------------------------------------------------
+
+TEST(EplbLive, AgainstOneRank) {
+  const History one = train(options(1, 1, 0), 5);
+  for (int64_t ep : {1, 2, 4})
+    for (int64_t redundant : {0, 4})
+      expect_near(train(options(kDp, ep, redundant), 5, true), one, 1e-5, cat("ep ", ep, ", ", redundant, " redundant"));
+  for (const char* schedule : {"1f1b", "dualpipe"})
+    expect_near(train(options(kDp, 4, 4, schedule, 2), 5, true), one, 1e-5, schedule);
+}
+
+TEST(EplbLive, FiftySteps) {
+  TrainOptions o = options(kDp, 4, 4);
+  o.eplb_interval = 2;
+  o.eplb_threshold = 1;
+  const History live = train(o, 50);
+  expect_near(live, train(options(1, 1, 0), 50), 1e-3, "ep 4, 4 redundant");
+  EXPECT_GT(live.moves, 20);
+}
+
+TEST(EplbLive, SameBitsUnderEverySchedule) {
+  for (const char* policy : {"deepseek", "balanced"}) {
+    const auto with = [&](const char* schedule, int64_t pp) {
+      TrainOptions o = options(kDp, 4, 4, schedule, pp);
+      o.eplb_interval = 2;
+      o.eplb_threshold = 1;
+      o.eplb_policy = policy;
+      return train(o, 5);
+    };
+    const History flat = with("1f1b", 1);
+    EXPECT_GT(flat.moves, 0);
+    expect_equal(with("1f1b", 2), flat, "1f1b");
+    expect_equal(with("dualpipe", 2), flat, "dualpipe");
+  }
+}
+
+// --- replicas and quotas -----------------------------------------------------------------------------------------------------
+
+TEST(EplbLive, ChoicesBecomeSlotsByQuota) {
+  const ExpertPlacement p({0, 1, 1, 2}, 3, 2);  // expert 1 on both ranks
+  std::vector<std::vector<int32_t>> choices = {{0, 1, 0, 1, 0, 1}, {1, 2, 0, 1}};
+  const std::vector<std::vector<int32_t>> experts = choices;
+  choose_slots(choices, p, 2);
+  std::vector<int> tokens(4, 0);
+  for (size_t rank = 0; rank < choices.size(); ++rank)
+    for (size_t i = 0; i < choices[rank].size(); ++i) {
+      EXPECT_EQ(p.phy2log[size_t(choices[rank][i])], experts[rank][i]);
+      ++tokens[size_t(choices[rank][i])];
     }
-    EXPECT_LE(changed, budget);
-    EXPECT_EQ(changed, moved_experts(c.placement, next));
-    for (int count : next.logcnt) EXPECT_GE(count, 1);
-    const double before = expected_balancedness(c.placement, c.tokens), after = expected_balancedness(next, c.tokens);
-    EXPECT_TRUE(changed ? after > before : after == before);
-    moved += changed;
+  EXPECT_EQ(tokens, (std::vector<int>{4, 1, 4, 1}));  // level: 5 and 5
+}
+
+TEST(EplbLive, SkewIsLevelled) {
+  TrainOptions o = options(kDp, 4, 0);
+  o.bias_update_speed = o.balance_loss = 0;
+  const auto mean_of_last = [](const History& run) {
+    return std::accumulate(run.balance.end() - 10, run.balance.end(), 0.0) / 10;
+  };
+  const double without = mean_of_last(train(o, 30));
+  o.redundant_experts = 8;
+  o.eplb_interval = 5;
+  o.eplb_policy = "balanced";
+  const double with = mean_of_last(train(o, 30));
+  EXPECT_LT(without, 0.85);
+  EXPECT_GE(with, 0.92);
+}
+
+// --- checkpoints -------------------------------------------------------------------------------------------------------------
+
+class EplbLiveFiles : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (fs::temp_directory_path() / "duet-live-XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
   }
-  EXPECT_GT(moved, 20);
-}
+  void TearDown() override { fs::remove_all(folder_); }
+  // Steps first .. last, from the checkpoint `from` if there is one, to the checkpoint `to`.
+  History part(const TrainOptions& o, int64_t last, const std::string& from, const std::string& to) const {
+    const Job job = make_job(o);
+    History out;
+    run_ranks(job.run, [&](Comm& world) {
+      const std::unique_ptr<Device> device = make_device(job, world.rank());
+      Trainer trainer(job, world, *device);
+      History run;
+      const int64_t done = from.empty() ? 0 : trainer.load(folder_ + "/" + from);
+      for (int64_t step = done + 1; step <= last; ++step) one_step(trainer, step, run);
+      if (!to.empty()) trainer.save(folder_ + "/" + to, last);
+      run.fingerprint = trainer.fingerprint();
+      if (world.rank() == 0) out = run;
+    });
+    return out;
+  }
+  std::string folder_;
+};
 
-TEST(EplbIncremental, ALevelLayerIsLeftAlone) {
-  const ExpertPlacement p({0, 1, 1, 2}, 3, 2);
-  EXPECT_EQ(plan_incremental(p, std::vector<int64_t>{10, 6, 10}, {}), p);
-}
-
-TEST(EplbIncremental, KeepSlotsReordersGpusOnly) {
-  const ExpertPlacement from({0, 1, 2, 3, 4, 0}, 5, 2), to({2, 4, 0, 1, 3, 2}, 5, 2);
-  const ExpertPlacement kept = keep_slots(from, to);
-  EXPECT_EQ(kept.phy2log, (std::vector<int32_t>{0, 4, 2, 3, 1, 2}));
-  EXPECT_EQ(moved_experts(from, kept), moved_experts(from, to));
-}
-
-// --- the figures of moe/README.md --------------------------------------------------------------------------------------------
-
-TEST(EplbStudy, BalancedReachesItsGoals) {
-  for (double sigma : {0.3, 0.5, 0.8}) {
-    const PolicyResult large = policy_study({64, 80, 1, 1, 8}, sigma, 100), small = policy_study({16, 24, 1, 1, 4}, sigma, 100);
-    EXPECT_GE(large.balanced, 0.999);
-    EXPECT_GE(small.balanced, 0.995);
-    EXPECT_LT(large.deepseek, 0.998);
-    const PolicyResult nodes = policy_study({256, 320, 8, 8, 64}, sigma, 10);
-    EXPECT_GT(nodes.leaving - nodes.balanced, nodes.balanced - nodes.deepseek);  // the hierarchy costs more than the packing
+TEST_F(EplbLiveFiles, ResumeIsExactAndFreeOfLayout) {
+  TrainOptions o = options(kDp, 4, 4);
+  o.eplb_interval = 2;
+  o.eplb_threshold = 1;
+  const History whole = part(o, 7, "", "");
+  part(o, 3, "", "at3");
+  const History rest = part(o, 7, "at3", "");
+  EXPECT_EQ(rest.loss, std::vector<double>(whole.loss.begin() + 3, whole.loss.end()));
+  EXPECT_EQ(rest.norm, std::vector<double>(whole.norm.begin() + 3, whole.norm.end()));
+  EXPECT_EQ(rest.fingerprint, whole.fingerprint);
+  for (const auto& [ep, redundant] : {std::pair<int64_t, int64_t>{2, 2}, {4, 0}, {4, 8}, {1, 0}}) {
+    TrainOptions other = o;
+    other.ep = ep;
+    other.redundant_experts = redundant;
+    const History resumed = part(other, 5, "at3", "");
+    EXPECT_EQ(resumed.loss[0], whole.loss[3]) << "ep " << ep;  // a forward pass does not know where experts are
+    EXPECT_NEAR(resumed.loss[1], whole.loss[4], 1e-5 * whole.loss[4]) << "ep " << ep;
   }
 }
 
-TEST(EplbStudy, FewMovesKeepUpWithDrift) {
-  const std::vector<DriftRow> rows = drift_study({});
-  const DriftRow &published = rows.front(), &incremental = rows.back();
-  EXPECT_NEAR(published.balancedness, 0.90, 0.01);
-  EXPECT_GT(published.moves, 55);
-  EXPECT_GE(incremental.balancedness, 0.99);
-  EXPECT_GE(incremental.worst, 0.98);
-  EXPECT_LE(incremental.max_moves, 3);
+TEST_F(EplbLiveFiles, AFailureWhileExpertsMoveLeavesTheCheckpoint) {
+  const TrainOptions o = options(kDp, 4, 4);
+  const History whole = part(o, 4, "", "");
+  const Job job = make_job(o);
+  try {
+    run_ranks(job.run, [&](Comm& world) {
+      const std::unique_ptr<Device> device = make_device(job, world.rank());
+      Trainer trainer(job, world, *device);
+      History run;
+      for (int64_t step = 1; step <= 2; ++step) one_step(trainer, step, run);
+      trainer.save(folder_ + "/at2", 2);
+      if (world.rank() == 2) throw Error("out of power");  // the others are in the middle of sending
+      shuffle_experts(trainer, job, 1);
+    });
+    FAIL() << "a failed rank went unnoticed";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("rank 2: out of power"), std::string::npos) << error.what();
+  }
+  const History rest = part(o, 4, "at2", "");
+  EXPECT_EQ(rest.loss, std::vector<double>(whole.loss.begin() + 2, whole.loss.end()));
+  EXPECT_EQ(rest.fingerprint, whole.fingerprint);
+}
+
+// --- agreement ---------------------------------------------------------------------------------------------------------------
+
+TEST(EplbLive, DifferentPlansAreNamed) {
+  try {
+    run_ranks({.ranks = 3}, [](Comm& world) { check_same_plans(world, 20, world.rank() == 2 ? 0xabcu : 0x123u); });
+    FAIL() << "two plans were taken for one";
+  } catch (const Error& error) {
+    for (const char* word : {"step 20", "0000000000000123 on rank 0", "0000000000000abc on rank 2"})
+      EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
+  }
+}
+
+TEST(LoadMonitor, AsksForNothingAboveTheThresholdAndForgetsOldSteps) {
+  BalancerOptions o{.shape = {4, 6, 1, 1, 2}, .plan = {EplbPolicy::balanced}, .interval = 2, .threshold = 0.95};
+  LoadMonitor monitor(o, {1});
+  EXPECT_TRUE(monitor.propose(1).skipped);  // nothing is known yet
+  monitor.set_placement(1, ExpertPlacement({0, 1, 1, 2, 3, 3}, 4, 2));
+  monitor.add(1, {50, 50, 50, 50});
+  monitor.add(1, {50, 50, 50, 50});
+  const Replan level = monitor.propose(1);
+  EXPECT_TRUE(level.skipped);
+  EXPECT_EQ(level.before, 1);
+  EXPECT_EQ(level.moves, 0);
+  monitor.add(1, {90, 90, 10, 10});
+  monitor.add(1, {90, 90, 10, 10});
+  const Replan skewed = monitor.propose(1);
+  EXPECT_FALSE(skewed.skipped);
+  EXPECT_NEAR(skewed.before, 100. / 180, 1e-9);  // of the last two steps only
+  EXPECT_GT(skewed.predicted, 0.99);
+  EXPECT_GT(skewed.moves, 0);
+
+  LoadMonitor restored(o, {1});
+  ASSERT_TRUE(restored.restore(Json::parse(monitor.state().dump(), "state")));
+  EXPECT_EQ(restored.propose(1).placement, skewed.placement);
+  o.shape.replicas = 4;
+  EXPECT_FALSE(LoadMonitor(o, {1}).restore(monitor.state()));
+  o.shape.replicas = 6;
+  EXPECT_FALSE(LoadMonitor(o, {1, 2}).restore(monitor.state()));
 }
 
 }  // namespace
