@@ -80,7 +80,7 @@ void run_ranks(const RunOptions& asked, const std::function<void(Comm& world)>& 
   require(options.ranks >= 1, "ranks: expected at least 1, found ", options.ranks);
   require(options.timeout > 0, "--comm-timeout: expected more than 0 seconds, found ", options.timeout);
   require(options.transport == Wire::local || !options.link.emulated(),
-          "--link: found --transport mpi, allowed: local (between processes, messages take what they take)");
+          "--link: found --transport ", wire_name(options.transport), ", allowed: local (others take what they take)");
   const Launch launch = find_launch();
   if (options.transport != Wire::nccl)
     options.nccl = nullptr;

@@ -323,8 +323,8 @@ TEST(LinkOptions, Parse) {
 
 TEST(LinkOptions, WrongOnesAreRefused) {
   for (const char* text : {"intra", "intra=", "intra=3", "intra=GB/s", "intra=-1GB/s", "intra=0GB/s", "intra=1Gb/s",
-                           "intra=nanGB/s", "intra=infGB/s", "latency=5", "latency=5GB/s", "latency=-5us", "latency=2s", "inter=5us",
-                           "bandwidth=1GB/s",
+                           "intra=nanGB/s", "intra=infGB/s", "latency=5", "latency=5GB/s", "latency=-5us", "latency=2s",
+                           "inter=5us", "bandwidth=1GB/s",
                            "intra=1GB/s,intra=2GB/s", "intra=1GB/s,,latency=5us", ",", "intra=1GB/s inter=1GB/s", "=1GB/s"}) {
     const std::string said = refusal([&] { parse_link(text, 0); });
     EXPECT_EQ(said.find("--link: found '"), 0u) << text << ": " << said;
