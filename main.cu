@@ -62,6 +62,8 @@ static void train_options(CLI::App& cli, TrainOptions& o) {
   cli.add_option("--pp", o.pp, "pipeline ranks; the world is dp x pp");
   cli.add_option("--ep", o.ep, "ranks over which the experts are spread; divides dp");
   cli.add_option("--redundant-experts", o.redundant_experts, "replicas per layer in total; experts + these: divisible by ep");
+  cli.add_flag("--force-balanced-routing", o.force_balanced_routing,
+               "experts in turn instead of the router's choice: for measuring time, not for learning");
   cli.add_option("--eplb-interval", o.eplb_interval, "steps between new placements of the experts; 0: they stay");
   cli.add_option("--eplb-policy", o.eplb_policy, "deepseek (the published algorithm) or balanced (few moves)");
   cli.add_option("--eplb-threshold", o.eplb_threshold, "no new placement while balancedness is above");

@@ -92,7 +92,8 @@ void Moe::route(MoeSaved& s, int microbatch, const Tensor& x) {
   Buf share = buffer(context_.sequences, c.n_routed, acc), loss = buffer(context_.sequences, 1, acc);
   linear_f(stream, x, parts_->gate, s.scores);
   launch<RouterF>(stream, x.rows, {.x = s.scores, .bias = parts_->bias.master, .topk_idx = s.topk_idx, .topk_w = s.topk_w,
-                                   .plain_idx = plain, .total = s.total, .scratch = scratch, .shape = parts_->shape});
+                                   .plain_idx = plain, .total = s.total, .scratch = scratch, .shape = parts_->shape,
+                                   .balanced = options_.balanced});
   launch<BalanceLossF>(stream, context_.sequences, {.x = s.scores, .total = s.total, .plain_idx = plain, .f = s.f, .p = share,
                                                     .loss = loss, .seq_len = context_.seq_len});
   stream.copy(balance_host_->row_slice(microbatch, 1).data, loss->data, size_t(loss->bytes()));

@@ -43,6 +43,7 @@ class Moe : public FeedForward {
     int64_t layer = 0;       // for the recorder
     ExpertPlacement placement;  // its GPUs are the ranks of the group; empty: every expert once, in order
     int ranks_per_node = 0;     // 0: all ranks of the group are on one node
+    bool balanced = false;   // --force-balanced-routing
   };
   Moe(const Context& context, Params& params, Params& experts, const std::string& prefix, const Options& options);
   ~Moe() override;

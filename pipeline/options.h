@@ -37,6 +37,7 @@ struct TrainOptions {
   int64_t pp = 1;                 // pipeline ranks
   int64_t ep = 1;                 // ranks, of the data-parallel ones, over which the experts are spread; divides dp
   int64_t redundant_experts = 0;  // physical beyond the logical ones, of a layer in all; experts + these: divisible by ep
+  bool force_balanced_routing = false;  // experts in turn instead of the router's choice: for measuring time, not for learning
   int64_t eplb_interval = 0;      // steps between new placements of the experts; 0: they stay
   std::string eplb_policy = "deepseek";  // or balanced
   double eplb_threshold = 0.99;          // no new placement while balancedness is above

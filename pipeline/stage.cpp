@@ -10,8 +10,11 @@ Stage::Stage(const Context& context, const StageOptions& o)
   for (int64_t l = o.layer_begin; l < o.layer_end; ++l)
     layers_.emplace_back(context, params_, l, [&](Params& params, const std::string& prefix) -> std::unique_ptr<FeedForward> {
       if (context.config.dense(l)) return make_dense(context, params, prefix);
-      auto moe = std::make_unique<Moe>(context, params, experts_, prefix, Moe::Options{
-          o.microbatches, o.experts, o.comm, l, o.placement ? o.placement(l) : ExpertPlacement(), o.ranks_per_node});
+      Moe::Options of_layer = o.moe;
+      of_layer.microbatches = o.microbatches;
+      of_layer.layer = l;
+      if (o.placement) of_layer.placement = o.placement(l);
+      auto moe = std::make_unique<Moe>(context, params, experts_, prefix, of_layer);
       moe_[size_t(l - o.layer_begin)] = moe.get();
       return moe;
     });

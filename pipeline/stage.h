@@ -33,10 +33,8 @@ struct StageOptions {
   bool embedding = true, head = true;
   int microbatches = 1;     // of a step
   uint64_t seed = 0;        // of the initial values
-  Comm* experts = nullptr;  // the expert-parallel group; null: every rank has all experts
-  Stream* comm = nullptr;   // for its all-to-alls; null: the compute stream
+  Moe::Options moe;         // of every layer, but for what the stage knows: microbatches, layer and placement
   std::function<ExpertPlacement(int64_t layer)> placement;  // of its experts; empty: each once, in order
-  int ranks_per_node = 0;   // of the group; 0: all
 };
 
 class Stage {

@@ -36,13 +36,14 @@ void Trainer::make_stages() {
     if (s.rank_of[size_t(stage)] != pp_rank_) continue;
     const int part = s.model_stage(stage);
     stages_[stage] = std::make_unique<Stage>(
-        context_, StageOptions{.index = stage, .layer_begin = job_.layer_bounds[size_t(part)], .layer_end = job_.layer_bounds[size_t(part) + 1],
-                               .embedding = part == 0, .head = part == s.model_stages() - 1,
-                               .microbatches = int(o_.microbatches), .seed = o_.seed,
-                               .experts = experts_.size() > 1 ? &experts_ : nullptr,
-                               .comm = comm_ ? &static_cast<Stream&>(*comm_) : nullptr,
-                               .placement = [this](int64_t l) { return monitor_->placement(l); },
-                               .ranks_per_node = job_.balancer.ranks_per_node()});
+        context_,
+        StageOptions{.index = stage, .layer_begin = job_.layer_bounds[size_t(part)], .layer_end = job_.layer_bounds[size_t(part) + 1],
+                     .embedding = part == 0, .head = part == s.model_stages() - 1, .microbatches = int(o_.microbatches),
+                     .seed = o_.seed,
+                     .moe = {.group = experts_.size() > 1 ? &experts_ : nullptr,
+                             .comm = comm_ ? &static_cast<Stream&>(*comm_) : nullptr,
+                             .ranks_per_node = job_.balancer.ranks_per_node(), .balanced = o_.force_balanced_routing},
+                     .placement = [this](int64_t l) { return monitor_->placement(l); }});
   }
 }
 

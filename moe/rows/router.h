@@ -41,6 +41,7 @@ struct RouterF {
     Tensor total;      // [tokens, 1] out: sum of the affinities
     Tensor scratch;    // [tokens, experts + groups]
     RouterShape shape;
+    bool balanced = false;  // instead of the top-k: experts in turn, so that all get the same load
   };
   template <class T, class Group>
   HD static void row(Group g, int64_t r, const Args& a) {
@@ -60,7 +61,7 @@ struct RouterF {
     for (int i = g.lane(); i < s.experts; i += Group::size) choice[i] = score[i] + bias[i];
     if (s.topk_groups < s.groups) mask_groups(g, choice, s);
     select_top(g, choice, s.experts, s.topk, [&](int j, int i) {
-      if (g.lane() == 0) insert_sorted(idx, j, i);
+      if (g.lane() == 0) insert_sorted(idx, j, a.balanced ? int((r * s.topk + j) % s.experts) : i);
     });
     g.sync();
     T sum = 0;
