@@ -369,18 +369,23 @@ TEST(CommOverlap, ACollectiveOnACommStreamDoesNotBlockTheRank) {
 TEST(CommOverlap, OnAGpuAMessageWaitsForItsSenderNotTheStreamThatPostedIt) {
   run_ranks({.ranks = 2, .timeout = 10}, [](Comm& world) {
     FakeGpu device;
-    std::vector<int32_t> v{world.rank()}, back{world.rank()};
+    const Buf v = device.buffer(1, 1, Dtype::i32, Use::scratch), back = device.buffer(1, 1, Dtype::i32, Use::scratch);
+    int32_t &value = *v->row<int32_t>(0), &answer = *back->row<int32_t>(0);
+    value = answer = world.rank();
     if (world.rank() == 0) {  // computes its message only once it has the other one
-      const Request received = world.irecv(device.compute(), view(back, 1, 1), 1, {Tag::B, 0, 0});
-      device.compute().host([&] { received.wait(); v[0] = back[0] + 41; });
-      const Request sent = world.isend(device.compute(), view(v, 1, 1), 1, {Tag::F, 0, 0});
+      const Request received = world.irecv(device.compute(), back, 1, {Tag::B, 0, 0});
+      device.compute().host([&] { received.wait(); value = answer + 41; });
+      const Request sent = world.isend(device.compute(), v, 1, {Tag::F, 0, 0});
       sent.wait();
-    } else {
-      const Request received = world.irecv(device.compute(), view(v, 1, 1), 0, {Tag::F, 0, 0});
       device.compute().synchronize();
-      const Request sent = world.isend(device.compute(), view(back, 1, 1), 0, {Tag::B, 0, 0});
+    } else {
+      const Request received = world.irecv(device.compute(), v, 0, {Tag::F, 0, 0});
+      device.compute().synchronize();
+      const Request sent = world.isend(device.compute(), back, 0, {Tag::B, 0, 0});
       received.wait();
-      EXPECT_EQ(v[0], 42);
+      world.wait(device.compute(), received);
+      device.compute().synchronize();
+      EXPECT_EQ(value, 42);
       sent.wait();
     }
   });

@@ -4,6 +4,8 @@
 #pragma once
 #include <algorithm>
 #include <cstdlib>
+#include <map>
+#include <mutex>
 #include <vector>
 
 #include "model/device.h"
@@ -40,7 +42,7 @@ class FakeGpu final : public Device {
     void gemm(const Gemm& g) override { thread_->gemm(g); }
     void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) override { thread_->grouped_gemm(g, offsets); }
     void copy(void* dst, const void* src, size_t bytes) override {
-      if (device_.owns(src)) return thread_->copy(dst, src, bytes);
+      if (memory().owns(src)) return thread_->copy(dst, src, bytes);
       const auto* p = static_cast<const char*>(src);  // ordinary memory, which may be let go at once
       std::vector<char> aside(p, p + bytes);
       thread_->host([dst, aside = std::move(aside)] { std::copy(aside.begin(), aside.end(), static_cast<char*>(dst)); });
@@ -52,21 +54,41 @@ class FakeGpu final : public Device {
     FakeGpu& device_;
     std::unique_ptr<Stream> thread_;
   };
+  // What is GPU memory, of all these devices: one copies from another's.
+  class Memory {
+   public:
+    void add(const void* p, int64_t bytes) {
+      const std::lock_guard lock(mutex_);
+      bytes_[static_cast<const char*>(p)] = bytes;
+    }
+    void remove(const void* p) {
+      const std::lock_guard lock(mutex_);
+      bytes_.erase(static_cast<const char*>(p));
+    }
+    bool owns(const void* p) {
+      const std::lock_guard lock(mutex_);
+      const auto after = bytes_.upper_bound(static_cast<const char*>(p));
+      return after != bytes_.begin() && p < std::prev(after)->first + std::prev(after)->second;
+    }
+
+   private:
+    std::mutex mutex_;
+    std::map<const char*, int64_t> bytes_;  // by where it begins
+  };
+  static Memory& memory() {
+    static Memory all;
+    return all;
+  }
   void* allocate(int64_t bytes, bool) override {
-    auto* p = static_cast<char*>(std::aligned_alloc(256, size_t(bytes)));
-    owned_[p] = bytes;
+    void* p = std::aligned_alloc(256, size_t(bytes));
+    memory().add(p, bytes);
     return p;
   }
   void release(void* p, bool) override {
-    owned_.erase(static_cast<const char*>(p));
+    memory().remove(p);
     std::free(p);
   }
-  bool owns(const void* p) const {
-    const auto after = owned_.upper_bound(static_cast<const char*>(p));
-    return after != owned_.begin() && p < std::prev(after)->first + std::prev(after)->second;
-  }
 
-  std::map<const char*, int64_t> owned_;  // begin, bytes
   std::unique_ptr<Device> cpu_;
   std::unique_ptr<Stream> compute_;
 };
