@@ -87,8 +87,15 @@ void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
 
 void RunLog::memory_table() {
   say("memory of this rank, MiB at the peak of the first step:");
-  for (int u = 0; u < kUses; ++u)
-    if (const MemoryStats m = device_.memory(Use(u)); m.peak > 0) say(format("  %-12s %10.1f", use_name(u), double(m.peak) / (1 << 20)));
+  const int rank = job_.layout.pp_rank(0);
+  for (int u = 0; u < kUses; ++u) {
+    const MemoryStats m = device_.memory(Use(u));
+    if (m.peak == 0) continue;
+    const std::string of = Use(u) == Use::activations
+                               ? cat("  of at most ", job_.usage.peak_activations[size_t(rank)], " microbatches in a stage, the checker says")
+                               : "";
+    say(format("  %-12s %10.1f", use_name(u), double(m.peak) / (1 << 20)) + of);
+  }
   say(format("  %-12s %10.1f  taken from the system", "all", double(device_.pool_bytes()) / (1 << 20)));
 }
 
