@@ -60,6 +60,7 @@ ModelConfig TrainOptions::resolve() {
   traced_steps(0);
   require(preset != "deepseek-v3" || !model.empty(),
           "--preset: found 'deepseek-v3', allowed: the others; its 671B parameters are for planning only");
+  require(device == "cpu" || cuda_device_count() > 0, "--device: found cuda, allowed: cpu (no GPU that this binary can use)");
   return config;
 }
 

@@ -203,6 +203,7 @@ TEST_F(Train, RefusesWrongOptionsAndWritesNothing) {
   refused([](TrainOptions& o) { o.model = "depth=3"; }, {"--model", "depth", "n_layers"});
   refused([](TrainOptions& o) { o.model = "n_layers=x"; }, {"--model", "n_layers=x"});
   refused([](TrainOptions& o) { o.dtype = "bf16"; }, {"--dtype", "bf16", "fp32"});
+  if (cuda_device_count() == 0) refused([](TrainOptions& o) { o.device = "cuda"; }, {"--device", "cuda", "cpu"});
   refused([](TrainOptions& o) { o.dtype = "fp8"; }, {"--dtype", "fp8", "bf16"});
   refused([](TrainOptions& o) { o.microbatches = 0; }, {"--microbatches", "0", "at least 1"});
   refused([](TrainOptions& o) { o.adamw.lr = -1; }, {"--lr", "-1"});
