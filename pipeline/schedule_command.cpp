@@ -171,7 +171,7 @@ void print_comparison(std::ostream& out, const Comparison& c, const ScheduleSize
     out << " " << std::left << std::setw(18) << title_of(e.schedule) << std::right << std::setw(6) << e.schedule.stages()
         << std::setw(10) << fixed(e.timing.makespan, 2) << std::setw(9) << percent(e.bubble()) << std::setw(13)
         << fixed(e.peak() * e.share(), 1) << std::setw(15) << e.weight_copies() << std::setw(17)
-        << ((gain >= -0.0005 ? "+" : "") + percent(gain)) << "\n";
+        << cat(gain >= -0.0005 ? "+" : "", percent(gain)) << "\n";
   }
   for (const std::string& why : c.left_out) out << " left out: " << why << "\n";
   out << "\n Assumed: one " << size.pp << "-th of the model costs " << describe(costs) << ";\n " << describe_overlap(costs)
