@@ -133,7 +133,7 @@ found:
 	  { echo "CLI11 or nlohmann-json is missing: run scripts/setup.sh"; exit 1; }
 
 run: duet
-	./duet train --steps 600 --log-every 20 --sample 400 --out out --overwrite
+	./duet train --steps 500 --log-every 20 --sample 400 --out out --overwrite
 test: $(BUILD)/test_duet$(CAPABLE) $(patsubst main.cu,duet,$(wildcard main.cu))
 	scripts/run_tests.sh $<
 bench: duet
