@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <map>
 #include <numeric>
@@ -14,33 +12,12 @@
 #include "moe/eplb_quota.h"
 #include "moe/migration.h"
 #include "pipeline/trainer.h"
+#include "test/run_testing.h"
 
 namespace duet {
 namespace {
 
-namespace fs = std::filesystem;
-
 constexpr int kDp = 4;
-
-TrainOptions options(int64_t dp, int64_t ep, int64_t redundant, const std::string& schedule = "1f1b", int64_t pp = 1) {
-  TrainOptions o;
-  o.preset = "tiny";
-  o.model = "n_layers=3";
-  o.seq_len = 16;
-  o.micro_batch_size = 1;
-  o.microbatches = 4 * kDp / dp;  // the same global batch
-  o.warmup_steps = 2;
-  o.decay_steps = 60;
-  o.device = "cpu";
-  o.threads = 1;
-  o.dp = dp;
-  o.pp = pp;
-  o.ep = ep;
-  o.schedule = schedule;
-  o.redundant_experts = redundant;
-  o.comm_timeout = 60;
-  return o;
-}
 
 // Every expert somewhere, the rest of the slots anyhow, two of one expert on a rank included.
 ExpertPlacement any_placement(const EplbShape& shape, uint64_t seed) {
@@ -53,7 +30,8 @@ ExpertPlacement any_placement(const EplbShape& shape, uint64_t seed) {
 }
 
 struct History {
-  std::vector<double> loss, norm, balance;  // [steps]
+  std::vector<double> loss, norm, balance;              // [steps]
+  std::vector<std::vector<std::vector<int64_t>>> load;  // [steps][MoE layers][experts]
   uint64_t fingerprint = 0;
   int moves = 0;  // by the balancer
 };
@@ -63,7 +41,11 @@ void one_step(Trainer& trainer, int64_t step, History& run) {
   run.loss.push_back(r.loss);
   run.norm.push_back(r.grad_norm);
   run.balance.push_back(r.balancedness);
-  for (const LayerLoad& l : r.loads) run.moves += l.replan ? l.replan->moves : 0;
+  run.load.emplace_back();
+  for (const LayerLoad& l : r.loads) {
+    run.load.back().push_back(l.tokens_per_expert);
+    run.moves += l.replan ? l.replan->moves : 0;
+  }
   EXPECT_TRUE(trainer.copies_agree()) << "after step " << step;
 }
 
@@ -96,13 +78,16 @@ History train(const TrainOptions& o, int64_t steps, bool shuffle = false) {
   return out;
 }
 
-void expect_near(const History& a, const History& reference, double relative, const std::string& what) {
+// The ladder's second row. The experts of a token are taken to differ from the step on in which an expert's tokens differ in number.
+void expect_near(const History& a, const History& reference, const std::string& what) {
   ASSERT_EQ(a.loss.size(), reference.loss.size());
   EXPECT_EQ(a.loss[0], reference.loss[0]) << what << ": the first step's loss";
+  double relative = 1e-5;
   for (size_t i = 0; i < a.loss.size(); ++i) {
-    EXPECT_NEAR(a.loss[i], reference.loss[i], relative * reference.loss[i]) << what << ": step " << i + 1;
+    if (a.load[i] != reference.load[i]) relative = 1e-3;
+    EXPECT_NEAR(a.loss[i] / reference.loss[i], 1, relative) << what << ": step " << i + 1;
     if (i < 3) {
-      EXPECT_NEAR(a.norm[i], reference.norm[i], 10 * relative * reference.norm[i]) << what << ": step " << i + 1;
+      EXPECT_NEAR(a.norm[i] / reference.norm[i], 1, 10 * relative) << what << ": step " << i + 1;
     }
   }
 }
@@ -113,27 +98,70 @@ void expect_equal(const History& a, const History& b, const std::string& what) {
   EXPECT_EQ(a.fingerprint, b.fingerprint) << what;
 }
 
+class EplbLive : public RunTest {
+ protected:
+  TrainOptions options(int64_t dp, int64_t ep, int64_t redundant, const std::string& schedule = "1f1b", int64_t pp = 1) const {
+    TrainOptions o;
+    o.preset = "tiny";
+    o.data = words_;
+    o.model = "n_layers=3";
+    o.seq_len = 16;
+    o.micro_batch_size = 1;
+    o.microbatches = 4 * kDp / dp;  // the same global batch
+    o.warmup_steps = 2;
+    o.decay_steps = 60;
+    o.device = "cpu";
+    o.threads = 1;
+    o.dp = dp;
+    o.pp = pp;
+    o.ep = ep;
+    o.schedule = schedule;
+    o.redundant_experts = redundant;
+    o.comm_timeout = 60;
+    return o;
+  }
+  // Steps first .. last, from the checkpoint `from` if there is one, to the checkpoint `to`.
+  History part(const TrainOptions& o, int64_t last, const std::string& from, const std::string& to) const {
+    const Job job = make_job(o);
+    History out;
+    run_ranks(job.run, [&](Comm& world) {
+      const std::unique_ptr<Device> device = make_device(job, world.rank());
+      Trainer trainer(job, world, *device);
+      History run;
+      const int64_t done = from.empty() ? 0 : trainer.load(folder_ + "/" + from);
+      for (int64_t step = done + 1; step <= last; ++step) one_step(trainer, step, run);
+      if (!to.empty()) trainer.save(folder_ + "/" + to, last);
+      run.fingerprint = trainer.fingerprint();
+      if (world.rank() == 0) out = run;
+    });
+    return out;
+  }
+};
+
 // --- the ladder --------------------------------------------------------------------------------------------------------------
 
-TEST(EplbLive, AgainstOneRank) {
+TEST_F(EplbLive, AgainstOneRank) {
   const History one = train(options(1, 1, 0), 5);
   for (int64_t ep : {1, 2, 4})
     for (int64_t redundant : {0, 4})
-      expect_near(train(options(kDp, ep, redundant), 5, true), one, 1e-5, cat("ep ", ep, ", ", redundant, " redundant"));
+      expect_near(train(options(kDp, ep, redundant), 5, true), one, cat("ep ", ep, ", ", redundant, " redundant"));
   for (const char* schedule : {"1f1b", "dualpipe"})
-    expect_near(train(options(kDp, 4, 4, schedule, 2), 5, true), one, 1e-5, schedule);
+    expect_near(train(options(kDp, 4, 4, schedule, 2), 5, true), one, schedule);
 }
 
-TEST(EplbLive, FiftySteps) {
-  TrainOptions o = options(kDp, 4, 4);
-  o.eplb_interval = 2;
-  o.eplb_threshold = 1;
-  const History live = train(o, 50);
-  expect_near(live, train(options(1, 1, 0), 50), 1e-3, "ep 4, 4 redundant");
-  EXPECT_GT(live.moves, 20);
+TEST_F(EplbLive, FiftySteps) {
+  for (uint64_t seed : {0, 3}) {  // with seed 3 a token changes its experts in step 45, on the machine where this was written
+    TrainOptions o = options(kDp, 4, 4), one = options(1, 1, 0);
+    o.eplb_interval = 2;
+    o.eplb_threshold = 1;
+    o.seed = one.seed = seed;
+    const History live = train(o, 50);
+    expect_near(live, train(one, 50), cat("ep 4, 4 redundant, seed ", seed));
+    EXPECT_GT(live.moves, 20);
+  }
 }
 
-TEST(EplbLive, SameBitsUnderEverySchedule) {
+TEST_F(EplbLive, SameBitsUnderEverySchedule) {
   for (const char* policy : {"deepseek", "balanced"}) {
     const auto with = [&](const char* schedule, int64_t pp) {
       TrainOptions o = options(kDp, 4, 4, schedule, pp);
@@ -151,7 +179,7 @@ TEST(EplbLive, SameBitsUnderEverySchedule) {
 
 // --- replicas and quotas -----------------------------------------------------------------------------------------------------
 
-TEST(EplbLive, ChoicesBecomeSlotsByQuota) {
+TEST_F(EplbLive, ChoicesBecomeSlotsByQuota) {
   const ExpertPlacement p({0, 1, 1, 2}, 3, 2);  // expert 1 on both ranks
   std::vector<std::vector<int32_t>> choices = {{0, 1, 0, 1, 0, 1}, {1, 2, 0, 1}};
   const std::vector<std::vector<int32_t>> experts = choices;
@@ -165,23 +193,8 @@ TEST(EplbLive, ChoicesBecomeSlotsByQuota) {
   EXPECT_EQ(tokens, (std::vector<int>{4, 1, 4, 1}));  // level: 5 and 5
 }
 
-// Text that does not change with the project's sources, on which the other tests train: words of a small vocabulary, the frequent
-// ones much more so.
-std::string write_words(const std::string& path) {
-  uint64_t state = 1;
-  const auto random = [&](uint64_t n) { return (state = state * 6364136223846793005u + 1442695040888963407u) % 1000003 % n; };
-  std::ofstream file(path);
-  for (int i = 0; i < 20000; ++i) {
-    const uint64_t rank = random(8) * random(8);
-    for (uint64_t c = 0; c <= rank % 7; ++c) file << char('a' + (rank * 11 + c * 5) % 26);
-    file << (i % 12 == 11 ? '\n' : ' ');
-  }
-  return path;
-}
-
-TEST(EplbLive, SkewIsLevelled) {
+TEST_F(EplbLive, SkewIsLevelled) {
   TrainOptions o = options(kDp, 4, 0);
-  o.data = write_words((fs::temp_directory_path() / cat("duet-words-", getpid(), ".txt")).string());
   o.bias_update_speed = o.balance_loss = 0;
   const auto mean_of_last = [](const History& run) {
     return std::accumulate(run.balance.end() - 20, run.balance.end(), 0.0) / 20;
@@ -191,7 +204,6 @@ TEST(EplbLive, SkewIsLevelled) {
   o.eplb_interval = 5;
   o.eplb_policy = "balanced";
   const double with = mean_of_last(train(o, 60));
-  fs::remove(o.data);
   EXPECT_LT(without, 0.85);
   EXPECT_GE(with, 0.92);
   std::cout << "    utilisation over steps 41 to 60: " << without << " without, " << with << " with\n";
@@ -199,34 +211,7 @@ TEST(EplbLive, SkewIsLevelled) {
 
 // --- checkpoints -------------------------------------------------------------------------------------------------------------
 
-class EplbLiveFiles : public testing::Test {
- protected:
-  void SetUp() override {
-    std::string pattern = (fs::temp_directory_path() / "duet-live-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-  // Steps first .. last, from the checkpoint `from` if there is one, to the checkpoint `to`.
-  History part(const TrainOptions& o, int64_t last, const std::string& from, const std::string& to) const {
-    const Job job = make_job(o);
-    History out;
-    run_ranks(job.run, [&](Comm& world) {
-      const std::unique_ptr<Device> device = make_device(job, world.rank());
-      Trainer trainer(job, world, *device);
-      History run;
-      const int64_t done = from.empty() ? 0 : trainer.load(folder_ + "/" + from);
-      for (int64_t step = done + 1; step <= last; ++step) one_step(trainer, step, run);
-      if (!to.empty()) trainer.save(folder_ + "/" + to, last);
-      run.fingerprint = trainer.fingerprint();
-      if (world.rank() == 0) out = run;
-    });
-    return out;
-  }
-  std::string folder_;
-};
-
-TEST_F(EplbLiveFiles, ResumeIsExactAndFreeOfLayout) {
+TEST_F(EplbLive, ResumeIsExactAndFreeOfLayout) {
   TrainOptions o = options(kDp, 4, 4);
   o.eplb_interval = 2;
   o.eplb_threshold = 1;
@@ -246,7 +231,7 @@ TEST_F(EplbLiveFiles, ResumeIsExactAndFreeOfLayout) {
   }
 }
 
-TEST_F(EplbLiveFiles, AFailureWhileExpertsMoveLeavesTheCheckpoint) {
+TEST_F(EplbLive, AFailureWhileExpertsMoveLeavesTheCheckpoint) {
   const TrainOptions o = options(kDp, 4, 4);
   const History whole = part(o, 4, "", "");
   const Job job = make_job(o);
@@ -271,7 +256,7 @@ TEST_F(EplbLiveFiles, AFailureWhileExpertsMoveLeavesTheCheckpoint) {
 
 // --- agreement ---------------------------------------------------------------------------------------------------------------
 
-TEST(EplbLive, DifferentPlansAreNamed) {
+TEST(EplbPlans, DifferentPlansAreNamed) {
   try {
     run_ranks({.ranks = 3}, [](Comm& world) { check_same_plans(world, 20, world.rank() == 2 ? 0xabcu : 0x123u); });
     FAIL() << "two plans were taken for one";

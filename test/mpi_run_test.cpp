@@ -42,7 +42,7 @@ class MpiRun : public RunTest {
   // What those options, and no others, are on the command line.
   std::string command_line(const TrainOptions& o) const {
     return cat("'", duet_, "' train --device cpu --threads 1 --sample 0 --log-every 1 --preset tiny --model ", o.model,
-               " --seq-len ", o.seq_len, " --microbatches ", o.microbatches, " --steps ", o.steps, " --decay-steps ",
+               " --data '", o.data, "' --seq-len ", o.seq_len, " --microbatches ", o.microbatches, " --steps ", o.steps, " --decay-steps ",
                o.decay_steps, " --warmup-steps ", o.warmup_steps, " --clip ", o.clip, " --val-sequences ", o.val_sequences,
                " --schedule ", o.schedule, " --pp ", o.pp, " --checkpoint-every ", o.checkpoint_every,
                o.resume ? " --resume" : "", " --out '", o.out, "'");

@@ -1,5 +1,5 @@
-// What the tests of whole runs share: a folder that disappears with the test, the options of a short run, a run's bits, and the
-// check of refusals.
+// What the tests of whole runs share: a folder that disappears with the test, a text to train on, the options of a short run, a
+// run's bits, and the check of refusals.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -17,12 +17,27 @@ namespace duet {
 
 namespace fs = std::filesystem;
 
+// The default data are duet's own sources. Tests train on this instead, so that no change of a comment changes what they see:
+// words of a small vocabulary, the frequent ones much more so.
+inline std::string write_words(const std::string& path) {
+  uint64_t state = 1;
+  const auto random = [&](uint64_t n) { return (state = state * 6364136223846793005u + 1442695040888963407u) % 1000003 % n; };
+  std::ofstream file(path);
+  for (int i = 0; i < 20000; ++i) {
+    const uint64_t rank = random(8) * random(8);
+    for (uint64_t c = 0; c <= rank % 7; ++c) file << char('a' + (rank * 11 + c * 5) % 26);
+    file << (i % 12 == 11 ? '\n' : ' ');
+  }
+  return path;
+}
+
 class RunTest : public testing::Test {
  protected:
   void SetUp() override {
     std::string pattern = (fs::temp_directory_path() / "duet-run-XXXXXX").string();
     ASSERT_NE(mkdtemp(pattern.data()), nullptr);
     folder_ = pattern;
+    words_ = write_words(folder_ + "/words.txt");
   }
   void TearDown() override { fs::remove_all(folder_); }
 
@@ -30,6 +45,7 @@ class RunTest : public testing::Test {
   TrainOptions options(const std::string& out, int64_t steps = 4) const {
     TrainOptions o;
     o.preset = "tiny";
+    o.data = words_;
     o.model = "n_layers=3";
     o.seq_len = 16;
     o.microbatches = 4;
@@ -76,7 +92,7 @@ class RunTest : public testing::Test {
       EXPECT_TRUE(!one_line || std::string(error.what()).find('\n') == std::string::npos) << error.what();
     }
   }
-  std::string folder_;
+  std::string folder_, words_;
 };
 
 }  // namespace duet

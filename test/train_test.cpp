@@ -17,6 +17,7 @@ class Train : public RunTest {};
 
 TEST_F(Train, LearnsAndSaysSo) {
   TrainOptions o = options("", 60);
+  o.data = "";
   o.seq_len = 32;
   o.decay_steps = 60;
   o.log_every = 59;
@@ -212,7 +213,8 @@ TEST_F(Train, RefusesWrongOptionsAndWritesNothing) {
     std::ofstream(folder_ + "/short.txt") << "short";
     o.data = folder_ + "/short.txt";
   }, {"short.txt"});
-  refused([](TrainOptions& o) { o.seq_len = 100000000; }, {"embedded"});
+  refused([](TrainOptions& o) { o.seq_len = 100000000; }, {"words.txt", "78951", "--seq-len 100000000"});
+  refused([](TrainOptions& o) { o.data = "", o.seq_len = 100000000; }, {"embedded"});
   refused([](TrainOptions& o) { o.model = "vocab_size=100"; o.init = ""; o.dtype = "fp16"; }, {"--dtype"});
 }
 
