@@ -1,4 +1,6 @@
 // run_ranks: starting ranks, and stopping all when one fails. Read next: launch.cpp, mpi_mpi.cpp.
+#include <sched.h>
+
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -19,6 +21,20 @@ struct Outcome {
   int failed_rank = -1;
   std::exception_ptr why;
 };
+
+// Where links are emulated it is time that is looked at: each rank, with all threads that it starts, keeps to cores of its own, if
+// there are enough, so that no two stand on one while another idles.
+void keep_to_own_cores([[maybe_unused]] int rank, [[maybe_unused]] int ranks) {
+#ifdef CPU_SET
+  cpu_set_t allowed, own;
+  CPU_ZERO(&own);
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < ranks) return;
+  const int each = CPU_COUNT(&allowed) / ranks;
+  for (int cpu = 0, seen = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(cpu, &allowed) && seen++ / each == rank) CPU_SET(cpu, &own);
+  sched_setaffinity(0, sizeof own, &own);
+#endif
+}
 
 void run_one(int r, const std::vector<std::unique_ptr<Transport>>& transports, Outcome& outcome,
              const std::function<void(Comm&)>& rank) {
@@ -56,7 +72,11 @@ void run_local(const RunOptions& options, const std::function<void(Comm&)>& rank
   Outcome outcome;
   outcome.running = options.ranks;
   std::vector<std::thread> threads;
-  for (int r = 0; r < options.ranks; r++) threads.emplace_back([&, r] { run_one(r, transports, outcome, rank); });
+  for (int r = 0; r < options.ranks; r++)
+    threads.emplace_back([&, r] {
+      if (options.link.emulated()) keep_to_own_cores(r, options.ranks);
+      run_one(r, transports, outcome, rank);
+    });
 
   std::unique_lock lock(outcome.mutex);
   outcome.changed.wait(lock, [&] { return outcome.running == 0 || outcome.why; });

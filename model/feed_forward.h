@@ -1,13 +1,16 @@
 // FeedForward: the second half of a layer, in named phases. model/ implements the dense one, moe/ the mixture of experts.
 //
 // A mixture of experts sends tokens to the ranks that hold their experts and back: dispatch, experts, combine, each twice (forward,
-// and backward for inputs). A phase ends by sending what the next one begins by receiving; so phases of one microbatch's forward and
-// of another's backward can be interleaved, one computing while the other's tokens travel. One thread calls them, for each
-// microbatch in this order:
+// and backward for inputs). What a phase sends at its end, the next one receives at its beginning; so phases of one microbatch's
+// forward and of another's backward can be interleaved, one computing while the other's tokens travel. One thread calls them, for
+// each microbatch in this order:
 //
-//   F  dispatch_f -> experts_f -> combine_f     y = residual + ffn(x)
-//   I  combine_i  -> experts_i -> dispatch_i    dx from dy
-//   W  experts_w                                weight gradients, any time after I
+//   F  route_f -> dispatch_f -> experts_f -> combine_f                    y = residual + ffn(x)
+//   I  combine_i -> shared_i -> experts_i -> return_i -> dispatch_i       dx from dy
+//   W  experts_w                                                          weight gradients, any time after experts_i
+//
+// dispatch_f is where the host waits: for the choices of all ranks, which say what goes where. shared_i neither sends nor receives,
+// return_i only sends: the caller says what is done while the choices travel, and in which order messages leave.
 //
 // Tensors are [tokens of the microbatch, d_model]; the caller keeps x until experts_w, dy until experts_w.
 #pragma once
@@ -24,12 +27,15 @@ class FeedForward {
   };
   virtual ~FeedForward() = default;
 
-  virtual std::unique_ptr<Saved> dispatch_f(int microbatch, const Tensor& x) = 0;
+  virtual std::unique_ptr<Saved> route_f(int microbatch, const Tensor& x) = 0;
+  virtual void dispatch_f(Saved& saved, const Tensor& x) = 0;
   virtual void experts_f(Saved& saved, const Tensor& x) = 0;
   virtual Buf combine_f(Saved& saved, const Tensor& residual) = 0;
 
   virtual void combine_i(Saved& saved, const Tensor& dy) = 0;
+  virtual void shared_i(Saved& saved) = 0;
   virtual void experts_i(Saved& saved) = 0;
+  virtual void return_i(Saved& saved) = 0;
   virtual Buf dispatch_i(Saved& saved) = 0;
 
   virtual void experts_w(Saved& saved, const Tensor& x, const Tensor& dy, int half) = 0;

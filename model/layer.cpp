@@ -71,7 +71,8 @@ class Dense : public FeedForward {
   Dense(const Context& context, Params& params, const std::string& prefix)
       : context_(context), swiglu_(context, params, std::span(&prefix, 1), context.config.d_ff), all_{0, context.tokens()} {}
 
-  std::unique_ptr<Saved> dispatch_f(int, const Tensor&) override { return std::make_unique<DenseSaved>(); }
+  std::unique_ptr<Saved> route_f(int, const Tensor&) override { return std::make_unique<DenseSaved>(); }
+  void dispatch_f(Saved&, const Tensor&) override {}
   void experts_f(Saved& saved, const Tensor& x) override { of(saved).y = swiglu_.forward(of(saved).swiglu, x, all_); }
   Buf combine_f(Saved& saved, const Tensor& residual) override {
     launch<Add>(context_.stream(), residual.rows, {.x = residual, .y = of(saved).y});
@@ -79,7 +80,9 @@ class Dense : public FeedForward {
   }
 
   void combine_i(Saved& saved, const Tensor& dy) override { of(saved).dy = dy; }
+  void shared_i(Saved&) override {}
   void experts_i(Saved& saved) override { of(saved).dx = swiglu_.backward_input(of(saved).swiglu, of(saved).dy, all_); }
+  void return_i(Saved&) override {}
   Buf dispatch_i(Saved& saved) override { return std::move(of(saved).dx); }
 
   void experts_w(Saved& saved, const Tensor& x, const Tensor& dy, int half) override {

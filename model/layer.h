@@ -28,12 +28,15 @@ class Layer {
   Layer(const Context& context, Params& params, int64_t index, const MakeFeedForward& make_ffn);
 
   void attention_f(Saved& saved, Buf x) const;
-  void dispatch_f(Saved& saved, int microbatch) const { saved.ffn = ffn_->dispatch_f(microbatch, saved.h_normed); }
+  void route_f(Saved& saved, int microbatch) const { saved.ffn = ffn_->route_f(microbatch, saved.h_normed); }
+  void dispatch_f(Saved& saved) const { ffn_->dispatch_f(*saved.ffn, saved.h_normed); }
   void experts_f(Saved& saved) const { ffn_->experts_f(*saved.ffn, saved.h_normed); }
   Buf combine_f(Saved& saved) const;  // y
 
   void combine_i(Saved& saved, Buf dy) const;
+  void shared_i(Saved& saved) const { ffn_->shared_i(*saved.ffn); }
   void experts_i(Saved& saved) const { ffn_->experts_i(*saved.ffn); }
+  void return_i(Saved& saved) const { ffn_->return_i(*saved.ffn); }
   void dispatch_i(Saved& saved) const { saved.dh_normed = ffn_->dispatch_i(*saved.ffn); }
   Buf attention_i(Saved& saved) const;  // dx
 

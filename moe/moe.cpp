@@ -20,14 +20,17 @@ struct Moe::Parts {
 
 // Rows on their way between ranks.
 struct Moe::Moving {
-  Buf out, in;                     // [rows, d_model]
-  std::unique_ptr<Event> arrived;  // null: nothing is under way
+  Buf index, out, in;              // [rows, 1] where out was gathered from; [rows, d_model]
+  std::unique_ptr<Event> arrived;
 };
 
 struct Moe::MoeSaved : FeedForward::Saved {
   Buf scores, total;          // [tokens, experts] affinities, later the logits' gradient; [tokens, 1] their sum
   Buf topk_idx, topk_w;       // [tokens, topk]
   Buf f;                      // [sequences, experts] for the balance loss
+  Buf choices, host_choices;  // [ranks * tokens, topk] everyone's topk_idx
+  std::unique_ptr<Event> chosen;           // host_choices has them
+  std::unique_ptr<Event> computed;         // experts_i has left its result in moving.out
   DispatchPlan plan;                       // all experts here: tokens to rows
   std::unique_ptr<ExchangePlan> exchange;  // experts elsewhere too
   Moving moving;
@@ -78,7 +81,9 @@ Moe::~Moe() = default;
 
 // --- forward -------------------------------------------------------------------------------------------------------------------
 
-void Moe::route(MoeSaved& s, int microbatch, const Tensor& x) {
+std::unique_ptr<FeedForward::Saved> Moe::route_f(int microbatch, const Tensor& x) {
+  auto saved = std::make_unique<MoeSaved>();
+  MoeSaved& s = *saved;
   Stream& stream = context_.stream();
   const ModelConfig& c = context_.config;
   const Dtype acc = acc_dtype(context_.dtype);
@@ -94,31 +99,59 @@ void Moe::route(MoeSaved& s, int microbatch, const Tensor& x) {
   launch<RouterF>(stream, x.rows, {.x = s.scores, .bias = parts_->bias.master, .topk_idx = s.topk_idx, .topk_w = s.topk_w,
                                    .plain_idx = plain, .total = s.total, .scratch = scratch, .shape = parts_->shape,
                                    .balanced = options_.balanced});
+  gather_choices(s);
   launch<BalanceLossF>(stream, context_.sequences, {.x = s.scores, .total = s.total, .plain_idx = plain, .f = s.f, .p = share,
                                                     .loss = loss, .seq_len = context_.seq_len});
   stream.copy(balance_host_->row_slice(microbatch, 1).data, loss->data, size_t(loss->bytes()));
+  return saved;
 }
 
-std::unique_ptr<FeedForward::Saved> Moe::dispatch_f(int microbatch, const Tensor& x) {
-  Stream& stream = context_.stream();
-  const ModelConfig& c = context_.config;
-  auto saved = std::make_unique<MoeSaved>();
-  MoeSaved& s = *saved;
-  route(s, microbatch, x);
-
-  Buf idx = context_.device.host_buffer(x.rows, c.topk, Dtype::i32);
-  stream.copy(idx->data, s.topk_idx->data, size_t(idx->bytes()));
-  auto chosen = context_.device.make_event();
-  stream.record(*chosen);
-  chosen->synchronize();
-  const int32_t* chose = idx->row<int32_t>(0);
-  std::vector<int32_t> choice(chose, chose + idx->size());
-  for (int32_t e : choice) ++load_[size_t(e)];
+// This rank's choices leave; everyone's come to the host.
+void Moe::gather_choices(MoeSaved& s) {
+  const int64_t ranks = placement_.gpus;
+  s.host_choices = context_.device.host_buffer(ranks * s.topk_idx->rows, s.topk_idx->cols, Dtype::i32);
+  s.chosen = context_.device.make_event();
+  Stream& stream = options_.group ? comm_after_compute() : context_.stream();
   if (options_.group) {
-    send_tokens(s, x, choice);
+    s.choices = context_.device.buffer(s.host_choices->rows, s.host_choices->cols, Dtype::i32, Use::activations);
+    options_.group->all_gather(stream, s.topk_idx, s.choices);
+  }
+  stream.copy(s.host_choices->data, options_.group ? s.choices->data : s.topk_idx->data, size_t(s.host_choices->bytes()));
+  stream.record(*s.chosen);
+}
+
+// Of each rank [tokens * topk] logical experts.
+std::vector<std::vector<int32_t>> Moe::wait_for_choices(MoeSaved& s) {
+  const Scope scope(context_.recorder, context_.stream(), {.name = "choices", .lane = "wait", .layer = options_.layer});
+  s.chosen->synchronize();
+  const int32_t* all = s.host_choices->row<int32_t>(0);
+  std::vector<std::vector<int32_t>> choices;
+  for (int r = 0; r < placement_.gpus; ++r, all += s.topk_idx->size()) choices.emplace_back(all, all + s.topk_idx->size());
+  s.choices = Buf();
+  s.host_choices = Buf();
+  return choices;
+}
+
+void Moe::dispatch_f(Saved& saved, const Tensor& x) {
+  MoeSaved& s = of(saved);
+  const int64_t topk = context_.config.topk;
+  const int me = options_.group ? options_.group->rank() : 0;
+  std::vector<std::vector<int32_t>> choices = wait_for_choices(s);
+  for (int32_t e : choices[size_t(me)]) ++load_[size_t(e)];
+  if (options_.group) {
+    choose_slots(choices, placement_, options_.ranks_per_node ? options_.ranks_per_node : placement_.gpus);
+    count_work(choices);
+    s.exchange = std::make_unique<ExchangePlan>(choices, topk, slots_, me);
+    s.pos = upload(context_, s.exchange->pos);
+    // Tokens are gathered on the comm stream: it has waited for the router, while the compute stream may have other work by now.
+    const std::vector<int32_t>& tokens = s.exchange->send_token;
+    s.moving.index = context_.device.buffer(int64_t(tokens.size()), 1, Dtype::i32, Use::activations);
+    comm().copy(s.moving.index->data, tokens.data(), tokens.size() * sizeof(int32_t));
+    s.moving.out = gather_rows(comm(), x, s.moving.index);
+    send(s.moving, "dispatch F", s.exchange->sent, s.exchange->received);
   } else {
-    for (int32_t& e : choice) e = placement_.slots_of(e)[0];
-    s.plan = DispatchPlan(choice, c.topk, slots_);
+    for (int32_t& e : choices[0]) e = placement_.slots_of(e)[0];
+    s.plan = DispatchPlan(choices[0], topk, slots_);
     s.pos = upload(context_, s.plan.pos);
     s.rows = gather_rows(x, s.plan.token);
   }
@@ -126,48 +159,29 @@ std::unique_ptr<FeedForward::Saved> Moe::dispatch_f(int microbatch, const Tensor
     const int64_t all[2] = {0, x.rows};
     s.y_shared = parts_->shared->forward(s.shared, x, all);
   }
-  return saved;
 }
 
-// The other ranks' choices come here, and this rank's tokens leave.
-void Moe::send_tokens(MoeSaved& s, const Tensor& x, const std::vector<int32_t>& choice) {
-  Comm& group = *options_.group;
-  std::vector<std::string> everyones;
-  {
-    const Scope scope(context_.recorder, context_.stream(), {.name = "choices", .lane = "wait", .layer = options_.layer});
-    everyones = group.gather({reinterpret_cast<const char*>(choice.data()), choice.size() * sizeof(int32_t)});
-  }
-  std::vector<std::vector<int32_t>> choices;
-  for (const std::string& bytes : everyones) {
-    const int32_t* theirs = reinterpret_cast<const int32_t*>(bytes.data());
-    choices.emplace_back(theirs, theirs + bytes.size() / sizeof(int32_t));
-  }
-  choose_slots(choices, placement_, options_.ranks_per_node ? options_.ranks_per_node : placement_.gpus);
-  count_work(choices);
-  s.exchange = std::make_unique<ExchangePlan>(choices, context_.config.topk, slots_, group.rank());
-  s.pos = upload(context_, s.exchange->pos);
-  send(s.moving, "dispatch F", gather_rows(x, s.exchange->send_token), s.exchange->sent, s.exchange->received);
-}
-
-// Rows out to and in from the ranks of the group, on the comm stream, after what is enqueued on the compute stream.
-void Moe::send(Moving& m, const char* name, Buf rows, const std::vector<int64_t>& out, const std::vector<int64_t>& in) {
-  Stream& compute = context_.stream();
-  Stream& comm = options_.comm ? *options_.comm : compute;
-  m.out = std::move(rows);
-  m.in = context_.device.buffer(in.back(), context_.config.d_model, context_.dtype, Use::activations);
-  m.arrived = context_.device.make_event();
+// The comm stream, which from now on comes after what is enqueued on the compute stream.
+Stream& Moe::comm_after_compute() const {
   if (options_.comm) {
     auto ready = context_.device.make_event();
-    compute.record(*ready);
-    comm.wait(*ready);
+    context_.stream().record(*ready);
+    options_.comm->wait(*ready);
   }
+  return comm();
+}
+
+// m.out to the ranks of the group and m.in from them, in the comm stream's order.
+void Moe::send(Moving& m, const char* name, const std::vector<int64_t>& out, const std::vector<int64_t>& in) {
+  m.in = context_.device.buffer(in.back(), context_.config.d_model, context_.dtype, Use::activations);
+  m.arrived = context_.device.make_event();
   {
-    const int64_t bytes = (out.back() - (out[size_t(options_.group->rank()) + 1] - out[size_t(options_.group->rank())])) *
-                          context_.config.d_model * dtype_size(context_.dtype);
-    Scope scope(context_.recorder, comm, {.name = name, .lane = "comm", .layer = options_.layer, .bytes = bytes});
-    options_.group->all_to_all_v(comm, m.out, out, m.in, in);
+    const size_t me = size_t(options_.group->rank());
+    const int64_t bytes = (out.back() - (out[me + 1] - out[me])) * context_.config.d_model * dtype_size(context_.dtype);
+    Scope scope(context_.recorder, comm(), {.name = name, .lane = "comm", .layer = options_.layer, .bytes = bytes});
+    options_.group->all_to_all_v(comm(), m.out, out, m.in, in);
   }
-  comm.record(*m.arrived);
+  comm().record(*m.arrived);
 }
 
 Buf Moe::receive(Moving& m) {
@@ -175,23 +189,31 @@ Buf Moe::receive(Moving& m) {
   context_.stream().wait(*m.arrived);
   m.arrived.reset();
   m.out = Buf();
+  m.index = Buf();
   return std::move(m.in);
 }
 
-Buf Moe::gather_rows(const Tensor& x, const std::vector<int32_t>& index) {
-  Buf rows = context_.device.buffer(int64_t(index.size()), x.cols, context_.dtype, Use::activations);
-  launch<GatherRows>(context_.stream(), rows->rows, {.x = x, .index = upload(context_, index), .y = rows});
+Buf Moe::gather_rows(Stream& stream, const Tensor& x, const Tensor& index) {
+  Buf rows = context_.device.buffer(index.rows, x.cols, context_.dtype, Use::activations);
+  launch<GatherRows>(stream, rows->rows, {.x = x, .index = index, .y = rows});
   return rows;
+}
+
+Buf Moe::gather_rows(const Tensor& x, const std::vector<int32_t>& index) {
+  return gather_rows(context_.stream(), x, upload(context_, index));
 }
 
 const DispatchPlan& Moe::local(const MoeSaved& s) const { return s.exchange ? s.exchange->local : s.plan; }
 
 void Moe::experts_f(Saved& saved, const Tensor&) {
   MoeSaved& s = of(saved);
-  if (s.exchange) s.rows = gather_rows(receive(s.moving), s.exchange->local.token);
+  const ExchangePlan* plan = s.exchange.get();
+  if (plan) s.rows = gather_rows(receive(s.moving), plan->local.token);
   s.y_rows = parts_->routed.forward(s.routed, s.rows, local(s).offsets);
-  if (const ExchangePlan* plan = s.exchange.get())
-    send(s.moving, "combine F", gather_rows(s.y_rows, plan->back_row), plan->back_sent, plan->back_received);
+  if (!plan) return;
+  s.moving.out = gather_rows(s.y_rows, plan->back_row);
+  comm_after_compute();
+  send(s.moving, "combine F", plan->back_sent, plan->back_received);
 }
 
 Buf Moe::combine_f(Saved& saved, const Tensor& residual) {
@@ -218,8 +240,11 @@ void Moe::combine_i(Saved& saved, const Tensor& dy) {
   launch<CombineB>(context_.stream(), dy.rows,
                    {.x = s.exchange ? s.returned : s.y_rows, .dy = dy, .pos = s.pos->reshape(dy.rows, topk), .w = s.topk_w,
                     .dw = dw});
-  if (const ExchangePlan* plan = s.exchange.get())  // the way of combine, backwards
-    send(s.moving, "combine I", std::move(s.returned), plan->back_received, plan->back_sent);
+  if (const ExchangePlan* plan = s.exchange.get()) {  // the way of combine, backwards
+    s.moving.out = std::move(s.returned);
+    comm_after_compute();
+    send(s.moving, "combine I", plan->back_received, plan->back_sent);
+  }
   launch<RouterB>(context_.stream(), dy.rows,
                   {.x = s.scores, .topk_idx = s.topk_idx, .dw = dw, .total = s.total, .f = s.f, .shape = parts_->shape,
                    .seq_len = context_.seq_len, .balance = context_.balance_scale});
@@ -230,28 +255,39 @@ void Moe::combine_i(Saved& saved, const Tensor& dy) {
   }
 }
 
-void Moe::experts_i(Saved& saved) {
+void Moe::shared_i(Saved& saved) {
   MoeSaved& s = of(saved);
-  Stream& stream = context_.stream();
   if (parts_->shared) {
     const int64_t all[2] = {0, s.dy.rows};
     s.dx = parts_->shared->backward_input(s.shared, s.dy, all);
-    linear_i(stream, s.scores, parts_->gate, s.dx, true);
   } else {
     s.dx = context_.activation(s.dy.cols);
-    linear_i(stream, s.scores, parts_->gate, s.dx);
   }
+  linear_i(context_.stream(), s.scores, parts_->gate, s.dx, parts_->shared != nullptr);
+}
+
+void Moe::experts_i(Saved& saved) {
+  MoeSaved& s = of(saved);
   const ExchangePlan* plan = s.exchange.get();
   if (plan) s.y_rows = gather_rows(receive(s.moving), plan->back_from);
   s.dx_rows = parts_->routed.backward_input(s.routed, s.y_rows, local(s).offsets);
   if (!plan) return;
   // The way of dispatch, backwards: a token's experts here first become one row.
   Buf here = context_.device.buffer(plan->received.back(), s.dx->cols, context_.dtype, Use::activations);
-  stream.zero(here->data, size_t(here->bytes()));
-  launch<DispatchB>(stream, here->rows,
+  context_.stream().zero(here->data, size_t(here->bytes()));
+  launch<DispatchB>(context_.stream(), here->rows,
                     {.x = s.dx_rows, .pos = upload(context_, plan->local.pos)->reshape(here->rows, context_.config.topk), .dx = here});
   s.dx_rows = Buf();
-  send(s.moving, "dispatch I", std::move(here), plan->received, plan->sent);
+  s.moving.out = std::move(here);
+  s.computed = context_.device.make_event();
+  context_.stream().record(*s.computed);
+}
+
+void Moe::return_i(Saved& saved) {
+  MoeSaved& s = of(saved);
+  if (!s.exchange) return;
+  if (options_.comm) options_.comm->wait(*s.computed);
+  send(s.moving, "dispatch I", s.exchange->received, s.exchange->sent);
 }
 
 Buf Moe::dispatch_i(Saved& saved) {

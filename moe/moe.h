@@ -2,12 +2,15 @@
 //
 //   y = residual + shared(x) + sum over the token's experts e (ascending) of w_e * expert_e(x)
 //
-// Moe implements the phases of model/feed_forward.h. Each sends at its end what the next one receives at its beginning:
-//   dispatch_f  router logits, top-k, the plan; tokens leave; the shared experts meanwhile
+// Moe implements the phases of model/feed_forward.h. What leaves in one arrives in the next:
+//   route_f     router logits, top-k; the choices leave
+//   dispatch_f  the choices arrive, and the host makes the plan; tokens leave; the shared experts meanwhile
 //   experts_f   tokens arrive, in expert order; routed experts, a grouped GEMM over contiguous rows; results leave
 //   combine_f   results arrive; the weighted sum
-//   combine_i   gradients of the experts' outputs and of the weights, from these the router's; gradients leave
-//   experts_i   the shared experts meanwhile; gradients arrive; routed experts, gradient for inputs; it leaves
+//   combine_i   gradients of the experts' outputs leave; gradients of the weights, from these the router's
+//   shared_i    the shared experts and the router, gradient for inputs
+//   experts_i   gradients arrive; routed experts, gradient for inputs
+//   return_i    it leaves
 //   dispatch_i  it arrives, and is added up in token order
 //   experts_w   every weight gradient
 // The auxiliary-loss-free bias moves once a step, from the load that all ranks saw.
@@ -48,11 +51,14 @@ class Moe : public FeedForward {
   Moe(const Context& context, Params& params, Params& experts, const std::string& prefix, const Options& options);
   ~Moe() override;
 
-  std::unique_ptr<Saved> dispatch_f(int microbatch, const Tensor& x) override;
+  std::unique_ptr<Saved> route_f(int microbatch, const Tensor& x) override;
+  void dispatch_f(Saved& saved, const Tensor& x) override;
   void experts_f(Saved& saved, const Tensor& x) override;
   Buf combine_f(Saved& saved, const Tensor& residual) override;
   void combine_i(Saved& saved, const Tensor& dy) override;
+  void shared_i(Saved& saved) override;
   void experts_i(Saved& saved) override;
+  void return_i(Saved& saved) override;
   Buf dispatch_i(Saved& saved) override;
   void experts_w(Saved& saved, const Tensor& x, const Tensor& dy, int half) override;
 
@@ -78,12 +84,15 @@ class Moe : public FeedForward {
  private:
   struct MoeSaved;
   static MoeSaved& of(Saved& saved);
-  void route(MoeSaved& saved, int microbatch, const Tensor& x);
-  void send_tokens(MoeSaved& saved, const Tensor& x, const std::vector<int32_t>& choice);
+  Stream& comm() const { return options_.comm ? *options_.comm : context_.stream(); }
+  Stream& comm_after_compute() const;
+  void gather_choices(MoeSaved& saved);
+  std::vector<std::vector<int32_t>> wait_for_choices(MoeSaved& saved);
   struct Moving;
-  void send(Moving& moving, const char* name, Buf rows, const std::vector<int64_t>& out, const std::vector<int64_t>& in);
+  void send(Moving& moving, const char* name, const std::vector<int64_t>& out, const std::vector<int64_t>& in);
   Buf receive(Moving& moving);
   void count_work(const std::vector<std::vector<int32_t>>& choices);
+  Buf gather_rows(Stream& stream, const Tensor& x, const Tensor& index);
   Buf gather_rows(const Tensor& x, const std::vector<int32_t>& index);
   const DispatchPlan& local(const MoeSaved& saved) const;
 

@@ -5,14 +5,18 @@
 
 namespace duet {
 
-PairResult overlapped_pair(ForwardChunk f, BackwardChunk b) {
+PairResult overlapped_pair(ForwardChunk f, BackwardChunk b, bool runs_ahead) {
   Stage::ForwardPass forward(f.stage, f.microbatch, std::move(f.x), f.tokens);
   Stage::BackwardPass backward(b.stage, b.microbatch, std::move(b.dy), true);
   const size_t forwards = f.stage.layers(), backwards = b.stage.layers();
   for (size_t l = 0; l < std::max(forwards, backwards); ++l) {
     if (l < backwards) backward.combine();
     if (l < forwards) forward.attention();
+    if (l < backwards) backward.shared();
+    if (l < forwards && !runs_ahead) forward.dispatch();
     if (l < backwards) backward.experts();
+    if (l < forwards && runs_ahead) forward.dispatch();
+    if (l < backwards) backward.weights();
     if (l < forwards) forward.experts();
     if (l < backwards) backward.attention();
   }

@@ -43,6 +43,7 @@ Buf Stage::forward(int microbatch, Buf x, const Microbatch& tokens) {
   ForwardPass pass(*this, microbatch, std::move(x), tokens);
   for (size_t l = 0; l < layers(); ++l) {
     pass.attention();
+    pass.dispatch();
     pass.experts();
   }
   return pass.finish();
@@ -69,8 +70,13 @@ void Stage::ForwardPass::attention() {
     const Scope scope = stage_.scope("attention F", microbatch_, int64_t(layer_));
     stage_.layers_[layer_].attention_f(saved.layers[layer_], std::move(x_));
   }
+  const Scope scope = stage_.scope("router F", microbatch_, int64_t(layer_));
+  stage_.layers_[layer_].route_f(saved.layers[layer_], microbatch_);
+}
+
+void Stage::ForwardPass::dispatch() {
   const Scope scope = stage_.scope("dispatch F", microbatch_, int64_t(layer_));
-  stage_.layers_[layer_].dispatch_f(saved.layers[layer_], microbatch_);
+  stage_.layers_[layer_].dispatch_f(stage_.saved(microbatch_).layers[layer_]);
 }
 
 void Stage::ForwardPass::experts() {
@@ -99,7 +105,9 @@ Buf Stage::backward_input(int microbatch, Buf dy) {
   BackwardPass pass(*this, microbatch, std::move(dy), false);
   for (size_t l = 0; l < layers(); ++l) {
     pass.combine();
+    pass.shared();
     pass.experts();
+    pass.weights();
     pass.attention();
   }
   return pass.finish();
@@ -119,12 +127,19 @@ void Stage::BackwardPass::combine() {
   stage_.layers_[layer_].combine_i(stage_.saved(microbatch_).layers[layer_], std::move(dy_));
 }
 
+void Stage::BackwardPass::shared() {
+  const Scope scope = stage_.scope("shared I", microbatch_, int64_t(layer_));
+  stage_.layers_[layer_].shared_i(stage_.saved(microbatch_).layers[layer_]);
+}
+
 void Stage::BackwardPass::experts() {
+  const Scope scope = stage_.scope("experts I", microbatch_, int64_t(layer_));
+  stage_.layers_[layer_].experts_i(stage_.saved(microbatch_).layers[layer_]);
+}
+
+void Stage::BackwardPass::weights() {
   Layer::Saved& saved = stage_.saved(microbatch_).layers[layer_];
-  {
-    const Scope scope = stage_.scope("experts I", microbatch_, int64_t(layer_));
-    stage_.layers_[layer_].experts_i(saved);
-  }
+  stage_.layers_[layer_].return_i(saved);
   if (!weights_) return;
   const Scope scope = stage_.scope("experts W", microbatch_, int64_t(layer_));
   stage_.layers_[layer_].experts_w(saved, stage_.half(microbatch_));

@@ -47,8 +47,8 @@ class Stage {
   // After a forward without backward (validation, sampling): frees what it kept.
   void drop(int microbatch) { saved_[size_t(microbatch)].reset(); }
 
-  // The same forward and backward a layer at a time, for whoever interleaves two of them (overlap.h). The methods are called in
-  // the order in which they stand here, the first two or three once a layer.
+  // The same forward and backward a layer at a time, for whoever interleaves two of them (overlap.h). Their methods are called in
+  // the order in which they are declared, all but finish once a layer.
   class ForwardPass;
   class BackwardPass;
   size_t layers() const { return layers_.size(); }
@@ -98,11 +98,12 @@ class Stage {
   std::function<void(int, const Tensor&)> on_logits_;
 };
 
-// One microbatch on its way forward. begin, then for each layer attention and experts, then finish.
+// One microbatch on its way forward.
 class Stage::ForwardPass {
  public:
   ForwardPass(Stage& stage, int microbatch, Buf x, const Microbatch& tokens);
-  void attention();  // the layer before receives its experts' results; attention; tokens leave for their experts
+  void attention();  // the layer before receives its experts' results; attention; the router, whose choices leave
+  void dispatch();   // the host waits for everyone's choices; tokens leave for their experts
   void experts();    // tokens arrive; experts; results leave
   Buf finish();      // y, or nothing where the stage has the head
 
@@ -114,13 +115,15 @@ class Stage::ForwardPass {
   size_t layer_ = 0;
 };
 
-// One microbatch on its way back. For each layer combine, experts and attention, then finish.
+// One microbatch on its way back.
 class Stage::BackwardPass {
  public:
   // weights: W too, where it is due: each layer's right behind its I. Otherwise backward_weight remains to be called.
   BackwardPass(Stage& stage, int microbatch, Buf dy, bool weights);
   void combine();    // gradients leave for the experts
-  void experts();    // gradients arrive; experts; gradients of their inputs leave
+  void shared();     // the experts that all tokens visit
+  void experts();    // gradients arrive; experts
+  void weights();    // gradients of the experts' inputs leave; weights, if due
   void attention();  // these arrive; attention
   Buf finish();      // dx, or nothing where the stage has the embedding
 

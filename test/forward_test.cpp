@@ -108,7 +108,8 @@ std::vector<std::string> forward_bits(const ModelConfig& c, const std::vector<in
   for (int l : {0, 1}) {
     const Layer& layer = l ? sparse : dense;
     layer.attention_f(saved[l], std::move(x));
-    layer.dispatch_f(saved[l], 0);
+    layer.route_f(saved[l], 0);
+    layer.dispatch_f(saved[l]);
     layer.experts_f(saved[l]);
     x = layer.combine_f(saved[l]);
   }

@@ -60,17 +60,21 @@ void check_feed_forward(Bench& b, FeedForward& ffn, Choice choice) {
   Buf x = b.random(b.context.tokens(), d), dy = b.random(b.context.tokens(), d), residual = b.random(b.context.tokens(), d);
   check_gradients(b, x,
                   {.objective = [&] {
-                     auto s = ffn.dispatch_f(0, x);
+                     auto s = ffn.route_f(0, x);
+                     ffn.dispatch_f(*s, x);
                      ffn.experts_f(*s, x);
                      return Bench::dot(dy, ffn.combine_f(*s, residual)) + choice.check(b.context);
                    },
                    .backward = [&](int half) {
-                     auto s = ffn.dispatch_f(0, x);
+                     auto s = ffn.route_f(0, x);
+                     ffn.dispatch_f(*s, x);
                      ffn.experts_f(*s, x);
                      ffn.combine_f(*s, residual);
                      choice.check(b.context);
                      ffn.combine_i(*s, dy);
+                     ffn.shared_i(*s);
                      ffn.experts_i(*s);
+                     ffn.return_i(*s);
                      Buf dx = ffn.dispatch_i(*s);
                      ffn.experts_w(*s, x, dy, half);
                      return dx;
@@ -114,7 +118,8 @@ void check_layer(int64_t index) {
   Buf x = b.random(b.context.tokens(), b.config.d_model), dy = b.random(b.context.tokens(), b.config.d_model);
   const auto forward = [&](Layer::Saved& s) {
     layer.attention_f(s, b.copy(x));
-    layer.dispatch_f(s, 0);
+    layer.route_f(s, 0);
+    layer.dispatch_f(s);
     layer.experts_f(s);
     return layer.combine_f(s);
   };
@@ -129,7 +134,9 @@ void check_layer(int64_t index) {
                      forward(s);
                      choice.check(b.context);
                      layer.combine_i(s, b.copy(dy));
+                     layer.shared_i(s);
                      layer.experts_i(s);
+                     layer.return_i(s);
                      layer.dispatch_i(s);
                      Buf dx = layer.attention_i(s);
                      layer.experts_w(s, half);

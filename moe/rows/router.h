@@ -41,7 +41,7 @@ struct RouterF {
     Tensor total;      // [tokens, 1] out: sum of the affinities
     Tensor scratch;    // [tokens, experts + groups]
     RouterShape shape;
-    bool balanced = false;  // instead of the top-k: experts in turn, so that all get the same load
+    bool balanced = false;  // instead of the top-k: balanced_expert
   };
   template <class T, class Group>
   HD static void row(Group g, int64_t r, const Args& a) {
@@ -61,13 +61,20 @@ struct RouterF {
     for (int i = g.lane(); i < s.experts; i += Group::size) choice[i] = score[i] + bias[i];
     if (s.topk_groups < s.groups) mask_groups(g, choice, s);
     select_top(g, choice, s.experts, s.topk, [&](int j, int i) {
-      if (g.lane() == 0) insert_sorted(idx, j, a.balanced ? int((r * s.topk + j) % s.experts) : i);
+      if (g.lane() == 0) insert_sorted(idx, j, a.balanced ? balanced_expert(r, j, s) : i);
     });
     g.sync();
     T sum = 0;
     for (int j = 0; j < s.topk; ++j) sum += score[idx[j]];
     for (int j = g.lane(); j < s.topk; j += Group::size)
       a.topk_w.row<T>(r)[j] = score[idx[j]] / (sum + T(1e-20)) * T(s.scaling);
+  }
+
+  // Experts in turn, so that all get the same load; a token's are spread over topk_groups groups, and evenly within them.
+  HD static int balanced_expert(int64_t token, int j, const RouterShape& s) {
+    const int size = s.experts / s.groups, in_group = (s.topk + s.topk_groups - 1) / s.topk_groups;
+    const int64_t group = (token + j % s.topk_groups * (s.groups / s.topk_groups)) % s.groups;
+    return int(group * size + (token / s.groups + j / s.topk_groups * (size / in_group)) % size);
   }
 
   // Leaves the experts of the best groups; a group's score is the sum of its two best.
