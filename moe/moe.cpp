@@ -61,7 +61,7 @@ static std::vector<std::string> expert_prefixes(const std::string& prefix, const
 Moe::Moe(const Context& context, Params& params, Params& experts, const std::string& prefix, const Options& o)
     : context_(context), options_(o), placement_(o.placement.replicas() ? o.placement : in_order(context, o.group)),
       slots_(placement_.slots_per_gpu()), prefix_(prefix), experts_(experts), first_param_(experts.all().size()),
-      load_(size_t(context.config.n_routed)) {
+      load_(size_t(context.config.n_routed)), work_(o.group ? size_t(o.group->size()) + 1 : 0) {
   DUET_CHECK(placement_.gpus == (o.group ? o.group->size() : 1), "placement: expected a GPU for each rank of the group, found ",
              placement_.gpus);
   const ModelConfig& c = context.config;
@@ -316,15 +316,15 @@ void Moe::experts_w(Saved& saved, const Tensor& x, const Tensor& dy, int half) {
 
 void Moe::clear_load() {
   std::fill(load_.begin(), load_.end(), 0);
-  work_ = {0, 0};
+  std::fill(work_.begin(), work_.end(), 0);
 }
 
 void Moe::count_work(const std::vector<std::vector<int32_t>>& choices) {
   std::vector<int64_t> rows(choices.size(), 0);
   for (const std::vector<int32_t>& of_rank : choices)
     for (int32_t slot : of_rank) ++rows[size_t(slot / slots_)];
-  work_[0] += std::accumulate(rows.begin(), rows.end(), int64_t(0));
-  work_[1] += *std::max_element(rows.begin(), rows.end()) * int64_t(rows.size());
+  rows.push_back(*std::max_element(rows.begin(), rows.end()));
+  for (size_t i = 0; i < rows.size(); ++i) work_[i] += rows[i];
 }
 
 // --- placement ---------------------------------------------------------------------------------------------------------------

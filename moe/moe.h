@@ -69,9 +69,9 @@ class Moe : public FeedForward {
   // Valid once the stream is synchronized.
   std::vector<double> balance_loss() const;
 
-  // {tokens computed in the group since the last clear_load(), ranks x tokens of the busiest rank, added over microbatches}.
-  // Their ratio is the part of the ranks' time that works, if ranks wait for each other in each microbatch.
-  const std::array<int64_t, 2>& work() const { return work_; }
+  // Tokens that each rank of the group computed since the last clear_load(), then those of each microbatch's busiest rank, for
+  // whom the others wait. Empty without a group. [ranks + 1]
+  const std::vector<int64_t>& work() const { return work_; }
 
   const ExpertPlacement& placement() const { return placement_; }
   // Slots hold other experts from now on: parameters take their names. What is in them is the caller's concern (migration.h).
@@ -106,7 +106,7 @@ class Moe : public FeedForward {
   struct Parts;
   std::unique_ptr<Parts> parts_;  // router weights, shared and routed experts
   std::vector<int64_t> load_;
-  std::array<int64_t, 2> work_ = {0, 0};
+  std::vector<int64_t> work_;
   Buf balance_host_;              // [microbatches, sequences]
 };
 

@@ -49,8 +49,9 @@ static Json metrics_of(const ModelConfig& config, const StepResult& r, std::opti
   if (r.overlap) j.set("overlap", *r.overlap);
   Json layers = Json::array();
   for (const LayerLoad& l : r.loads) {
-    Json layer = Json::object(
-        {{"layer", l.layer}, {"tokens_per_expert", Json(l.tokens_per_expert)}, {"balancedness", l.balancedness}});
+    Json layer = Json::object({{"layer", l.layer}, {"tokens_per_expert", Json(l.tokens_per_expert)}});
+    if (!l.tokens_per_rank.empty()) layer.set("tokens_per_rank", Json(l.tokens_per_rank));
+    layer.set("balancedness", l.balancedness);
     if (const std::optional<Replan>& p = l.replan)
       layer.set("replan", Json::object({{"before", p->before}, {"predicted", p->predicted}, {"moves", p->moves},
                                         {"bytes_moved", p->moves * expert_bytes(config)}, {"skipped", p->skipped}}));

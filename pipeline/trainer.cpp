@@ -175,8 +175,7 @@ void Trainer::make_report() {
       if (!stage->moe()[l]) continue;
       const int64_t layer = stage->options().layer_begin + int64_t(l);
       for (int64_t e = 0; e < job_.config.n_routed; ++e) keys.push_back(key("load ", layer, e));
-      keys.push_back(key("work ", layer, 0));
-      keys.push_back(key("work ", layer, 1));
+      for (size_t i = 0; i < stage->moe()[l]->work().size(); ++i) keys.push_back(key("work ", layer, int64_t(i)));
       for (int m = 0; m < o_.microbatches; ++m)
         if (job_.schedule.visits(s, m)) keys.push_back(key("balance ", layer, m * job_.layout.dp + dp_rank_));
     }
@@ -233,13 +232,19 @@ void Trainer::finish_step(StepResult& r, const std::function<bool()>& asked_to_s
     if (r.loads.empty() || r.loads.back().layer != layer) r.loads.push_back({layer, {}});
     r.loads.back().tokens_per_expert.push_back(int64_t(sum));
   });
-  std::vector<double> work;  // of each layer: done, and could have been done
-  report_->for_each("work ", [&](const std::string&, double, double sum) { work.push_back(sum); });
+  std::vector<double> work;  // of each layer: tokens of its ranks, and of the busiest; each rank of a group reports for all
+  report_->for_each("work ", [&](const std::string&, double, double sum) { work.push_back(sum / job_.layout.ep); });
   double done = 0, possible = 0;
-  for (size_t l = 0; l < r.loads.size(); ++l) {
-    if (work[2 * l + 1] > 0) r.loads[l].balancedness = work[2 * l] / work[2 * l + 1];
-    done += work[2 * l];
-    possible += work[2 * l + 1];
+  for (size_t l = 0, at = 0; at < work.size(); ++l, ++at) {
+    double sum = 0;
+    for (int rank = 0; rank < job_.layout.ep; ++rank) {
+      r.loads[l].tokens_per_rank.push_back(int64_t(work[at]));
+      sum += work[at++];
+    }
+    const double most = job_.layout.ep * work[at];
+    if (most > 0) r.loads[l].balancedness = sum / most;
+    done += sum;
+    possible += most;
   }
   if (possible > 0) r.balancedness = done / possible;
   r.loss /= double(r.tokens);

@@ -25,6 +25,7 @@ namespace duet {
 struct LayerLoad {
   int64_t layer;
   std::vector<int64_t> tokens_per_expert;  // [n_routed], of the step, all ranks
+  std::vector<int64_t> tokens_per_rank;    // [ep], computed by each expert-parallel rank, all groups; empty if ep is 1
   double balancedness = 1;                 // mean / max tokens computed by expert-parallel ranks, who wait in each microbatch
   std::optional<Replan> replan;            // where a new placement was considered after this step
 };
