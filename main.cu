@@ -118,14 +118,14 @@ static void schedule_options(CLI::App& cli, ScheduleOptions& o) {
 }
 
 static void eplb_options(CLI::App& cli, EplbCommandOptions& o) {
-  cli.add_option("--loads", o.loads, "JSON {\"weight\": [[...]]} or CSV, a layer a row; default: loads made up for the demonstration");
+  cli.add_option("--loads", o.loads, "JSON {\"weight\": [[...]]}, CSV, a layer a row, or a run's metrics.jsonl, summed; default: loads made up");
   cli.add_option("--replicas", o.replicas, "physical experts of a layer, in all");
   cli.add_option("--groups", o.groups, "groups of experts");
   cli.add_option("--nodes", o.nodes, "nodes");
   cli.add_option("--gpus", o.gpus, "GPUs, in all");
   cli.add_option("--policy", o.policy, "deepseek (as published) or balanced");
   cli.add_flag("--replicas-may-leave-node", o.replicas_may_leave_node, "balanced: redundant replicas may live on another node");
-  cli.add_option("--format", o.format, "text or json");
+  cli.add_option("--format", o.format, "text, json, or svg: a run's metrics.jsonl as a heat map of loads over steps");
 }
 
 static int run(int argc, char** argv) {

@@ -11,6 +11,7 @@
 #include "model/json.h"
 #include "moe/eplb.h"
 #include "moe/eplb_study.h"
+#include "moe/load_map.h"
 
 namespace duet {
 
@@ -60,9 +61,22 @@ Loads parse_csv(std::istream& file, const std::string& path) {
   return loads;
 }
 
+// A run's loads, summed over its steps.
+Loads summed(const RunLoads& run) {
+  Loads loads;
+  for (const LayerHistory& layer : run.layers) {
+    std::vector<double> sum(layer.experts[0].size(), 0);
+    for (const std::vector<double>& step : layer.experts)
+      for (size_t e = 0; e < sum.size(); ++e) sum[e] += step[e];
+    loads.emplace_back(sum.begin(), sum.end());
+  }
+  return loads;
+}
+
 Loads read_loads(const std::string& path) {
   std::ifstream file(path);
   require(file.good(), "--loads ", path, ": cannot be read");
+  if (is_metrics(path)) return summed(read_metrics(path));
   file >> std::ws;
   Loads loads;
   if (file.peek() == '{') {
@@ -151,8 +165,13 @@ void print_layer(const ExpertPlacement& plan, std::span<const float> load, std::
 }  // namespace
 
 void eplb_command(const EplbCommandOptions& o, std::ostream& out) {
-  require(o.format == "text" || o.format == "json", "--format ", o.format, ": expected text or json");
+  require(o.format == "text" || o.format == "json" || o.format == "svg", "--format ", o.format, ": expected text, json or svg");
   const EplbOptions policy = policy_of(o);
+  if (o.format == "svg") {
+    require(is_metrics(o.loads), "--format svg: expected --loads OUT/metrics.jsonl of a training run, found ",
+            o.loads.empty() ? "none" : o.loads);
+    return paint_load_map(out, read_metrics(o.loads));
+  }
   const Loads loads = o.loads.empty() ? kExample : read_loads(o.loads);
   const EplbShape shape = shape_of(o, loads[0].size());
   std::vector<ExpertPlacement> plan;

@@ -90,7 +90,10 @@ TEST_F(EplbCommand, WrongInputIsNamed) {
   EXPECT_NE(error_of({.loads = file("a.json", "{\"weight\": [[null]]}")}), "no error");
   EXPECT_NE(error_of({.loads = file("a.json", "{\"weights\": [[1]]}")}), "no error");
   EXPECT_EQ(error_of({.policy = "best"}), "--policy best: expected deepseek or balanced");
-  EXPECT_EQ(error_of({.format = "svg"}), "--format svg: expected text or json");
+  EXPECT_EQ(error_of({.format = "svg"}), "--format svg: expected --loads OUT/metrics.jsonl of a training run, found none");
+  EXPECT_EQ(error_of({.loads = file("b.csv", "1,2\n"), .format = "svg"}),
+            "--format svg: expected --loads OUT/metrics.jsonl of a training run, found b.csv");
+  EXPECT_EQ(error_of({.format = "png"}), "--format png: expected text, json or svg");
   EXPECT_EQ(error_of({.replicas_may_leave_node = true}),
             "--replicas-may-leave-node: expected with --policy balanced, found deepseek");
   EXPECT_EQ(error_of({.replicas = 20}), "--replicas 20: expected a multiple of --gpus 8");
