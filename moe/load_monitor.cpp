@@ -60,6 +60,12 @@ Replan LoadMonitor::propose(int64_t which) const {
   return r;
 }
 
+uint64_t LoadMonitor::hash() const {
+  uint64_t hash = 0;
+  for (const auto& [layer, l] : layers_) hash = hash * 0x100000001b3u + l.placement.hash();
+  return hash;
+}
+
 Json LoadMonitor::state() const {
   Json layers = Json::array();
   for (const auto& [layer, l] : layers_)

@@ -44,6 +44,7 @@ class LoadMonitor {
 
   const ExpertPlacement& placement(int64_t layer) const { return layers_.at(layer).placement; }
   void set_placement(int64_t layer, ExpertPlacement placement) { layers_.at(layer).placement = std::move(placement); }
+  uint64_t hash() const;  // of all layers' placements
 
   // {"ranks", "slots", "layers": [{"layer", "phy2log", "window"}]}. restore() takes it if ranks, slots and layers are this
   // run's, and returns whether it did; throws UsageError naming the place where it is no placement.

@@ -25,6 +25,7 @@ Trainer::Trainer(const Job& job, Comm& world, Device& device)
   std::vector<int64_t> moe_layers;
   for (int64_t l = job.config.first_k_dense; l < job.config.n_layers; ++l) moe_layers.push_back(l);
   monitor_ = std::make_unique<LoadMonitor>(job.balancer, moe_layers);
+  check_same_plans(world, 0, monitor_->hash());
   make_stages();
   executor_ = std::make_unique<Executor>(job.schedule, pipeline_, context_, stages_, overlap);
   make_report();

@@ -139,12 +139,14 @@ int64_t Trainer::load(const std::string& dir) {
     for (auto& [s, stage] : stages_)
       for (size_t l = 0; l < stage->moe().size(); ++l)
         if (Moe* moe = stage->moe()[l]) moe->set_placement(monitor_->placement(stage->options().layer_begin + int64_t(l)));
-    make_report();
   }
+  const int64_t step = trainer.is_null() ? 0 : trainer.at("step").integer(0);
+  check_same_plans(world_, step, monitor_->hash());  // each rank has read for itself
+  make_report();
   for (auto& [s, stage] : stages_)
     for (Params* set : stage->param_sets()) read_checkpoint(dir, context_.stream(), *set);
   world_.barrier();
-  return trainer.is_null() ? 0 : trainer.at("step").integer(0);
+  return step;
 }
 
 // --- bits ------------------------------------------------------------------------------------------------------------------------
