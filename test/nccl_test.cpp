@@ -8,6 +8,7 @@
 #include "pipeline/trainer.h"
 #include "test/fake_gpu.h"
 #include "test/fake_nccl.h"
+#include "test/run_testing.h"
 
 namespace duet {
 namespace {
@@ -213,20 +214,23 @@ TEST(NcclBuild, WithoutTheLibraryItIsRefused) {
   EXPECT_SAYS(error, "usage: --transport nccl: this duet was built without NCCL");
 }
 
-// Training steps, with every kind of traffic that there is: neighbours both ways, mirrored halves, experts, replicas. The same
-// bits as threads that share memory.
-class NcclTrainer : public testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Schedules, NcclTrainer, testing::Values("zbv", "dualpipe"));
+// Training steps, with every kind of traffic that there is: neighbours both ways, mirrored halves, tokens to experts, replicas,
+// and experts that move after the first step. The same bits as threads that share memory, a CPU's or a GPU's.
+using ScheduleAndPp = std::pair<const char*, int>;
+class NcclTrainer : public RunTest, public testing::WithParamInterface<ScheduleAndPp> {};
+INSTANTIATE_TEST_SUITE_P(Schedules, NcclTrainer,
+                         testing::Values(ScheduleAndPp("1f1b", 1), ScheduleAndPp("zbv", 2), ScheduleAndPp("dualpipe", 2)));
 
-std::vector<std::string> train(const Job& job, const RunOptions& options) {
+std::vector<std::string> train(const Job& job, const RunOptions& options, bool gpu) {
   std::vector<std::string> bits;
   run_ranks(options, [&](Comm& world) {
-    const bool nccl = options.transport == Wire::nccl;
-    const std::unique_ptr<Device> device = nccl ? std::make_unique<FakeGpu>() : make_cpu_device(1);
+    const std::unique_ptr<Device> device = gpu ? std::make_unique<FakeGpu>() : make_cpu_device(1);
     Trainer trainer(job, world, *device);
     for (int64_t step = 1; step <= 2; step++) {
       const StepResult r = trainer.step(step);
       if (world.rank() == 0) bits.push_back(cat(std::hexfloat, r.loss, " ", r.grad_norm));
+      for (const LayerLoad& l : r.loads) EXPECT_TRUE(step > 1 || l.replan->moves > 0) << "layer " << l.layer;
+      EXPECT_TRUE(trainer.copies_agree()) << "step " << step;
     }
     const uint64_t fingerprint = trainer.fingerprint();
     const double loss = trainer.validate();
@@ -238,17 +242,24 @@ std::vector<std::string> train(const Job& job, const RunOptions& options) {
 TEST_P(NcclTrainer, HasTheBitsOfThreads) {
   TrainOptions o;
   o.preset = "tiny";
+  o.data = words_;
   o.model = "n_layers=4";
   o.seq_len = 16;
   o.micro_batch_size = 1;
-  o.pp = o.dp = o.ep = 2;
+  o.pp = GetParam().second;
+  o.dp = o.ep = 4 / o.pp;
+  o.redundant_experts = o.ep;
+  o.eplb_interval = 1;
+  o.eplb_threshold = 1;
   o.microbatches = 8;
-  o.schedule = GetParam();
+  o.schedule = GetParam().first;
   o.device = "cpu";
   o.threads = 1;
   o.val_sequences = 2;
   const Job job = make_job(o);
-  EXPECT_EQ(train(job, over_nccl(4)), train(job, job.run));
+  const std::vector<std::string> bits = train(job, job.run, false);
+  EXPECT_EQ(train(job, job.run, true), bits) << "GPUs whose memory all threads can reach";
+  EXPECT_EQ(train(job, over_nccl(4), true), bits);
   EXPECT_EQ(fake_nccl::misuse(), std::vector<std::string>());
   EXPECT_EQ(fake_nccl::live_communicators(), 0);
 }
