@@ -551,12 +551,6 @@ TEST(CommLaunch, FindsTheInnermostLauncher) {
 
 // --- MPI: processes of this test program -------------------------------------------------------------------------------------
 
-std::string this_program(const std::string& filter) {
-  return cat("'", program_path(), "' --gtest_also_run_disabled_tests --gtest_filter=", filter);
-}
-
-Ended under_mpirun(int processes, const std::string& filter) { return run_command(mpirun(processes) + this_program(filter)); }
-
 class CommMpi : public testing::Test {
   void SetUp() override {
     if (const std::string why = why_no_mpirun(); !why.empty()) GTEST_SKIP() << why;

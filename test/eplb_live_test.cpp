@@ -1,6 +1,8 @@
 // Experts in parallel, replicated and moving while training goes on: against one rank, against other schedules, across
-// resumes, and when a rank fails.
+// resumes, under mpirun, and when a rank fails.
 #include <gtest/gtest.h>
+
+#include <signal.h>
 
 #include <algorithm>
 #include <cmath>
@@ -8,10 +10,13 @@
 #include <map>
 #include <numeric>
 #include <random>
+#include <thread>
 
 #include "moe/eplb_quota.h"
 #include "moe/migration.h"
 #include "pipeline/trainer.h"
+#include "test/fake_gpu.h"
+#include "test/processes.h"
 #include "test/run_testing.h"
 
 namespace duet {
@@ -120,6 +125,12 @@ class EplbLive : public RunTest {
     o.comm_timeout = 60;
     return o;
   }
+  TrainOptions moving() const {
+    TrainOptions o = options(kDp, 4, 4);
+    o.eplb_interval = 1;
+    o.eplb_threshold = 1;
+    return o;
+  }
   // Steps first .. last, from the checkpoint `from` if there is one, to the checkpoint `to`.
   History part(const TrainOptions& o, int64_t last, const std::string& from, const std::string& to) const {
     const Job job = make_job(o);
@@ -135,6 +146,12 @@ class EplbLive : public RunTest {
       if (world.rank() == 0) out = run;
     });
     return out;
+  }
+  // From the checkpoint at2, as if nothing had happened.
+  void expect_goes_on(const TrainOptions& o) const {
+    const History whole = part(o, 4, "", ""), rest = part(o, 4, "at2", "");
+    EXPECT_EQ(rest.loss, std::vector<double>(whole.loss.begin() + 2, whole.loss.end()));
+    EXPECT_EQ(rest.fingerprint, whole.fingerprint);
   }
 };
 
@@ -233,7 +250,6 @@ TEST_F(EplbLive, ResumeIsExactAndFreeOfLayout) {
 
 TEST_F(EplbLive, AFailureWhileExpertsMoveLeavesTheCheckpoint) {
   const TrainOptions o = options(kDp, 4, 4);
-  const History whole = part(o, 4, "", "");
   const Job job = make_job(o);
   try {
     run_ranks(job.run, [&](Comm& world) {
@@ -249,9 +265,72 @@ TEST_F(EplbLive, AFailureWhileExpertsMoveLeavesTheCheckpoint) {
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what()).find("rank 2: out of power"), std::string::npos) << error.what();
   }
-  const History rest = part(o, 4, "at2", "");
-  EXPECT_EQ(rest.loss, std::vector<double>(whole.loss.begin() + 2, whole.loss.end()));
-  EXPECT_EQ(rest.fingerprint, whole.fingerprint);
+  expect_goes_on(o);
+}
+
+// --- processes under mpirun --------------------------------------------------------------------------------------------------
+// mpi_run_test.cpp has what `duet train` itself can show.
+
+// One of them, in the folder of the test that started it.
+class EplbChild : public EplbLive {
+  void SetUp() override {
+    folder_ = std::getenv("DUET_TEST_FOLDER");
+    words_ = folder_ + "/words.txt";
+  }
+  void TearDown() override {}
+};
+class EplbLiveMpi : public EplbLive {
+ protected:
+  void SetUp() override {
+    if (const std::string why = why_no_mpirun(); !why.empty()) GTEST_SKIP() << why;
+    EplbLive::SetUp();
+  }
+  Ended four(const std::string& child) const {
+    return run_command(cat("DUET_TEST_FOLDER='", folder_, "' ", mpirun(4), this_program("EplbChild.DISABLED_" + child)));
+  }
+};
+
+// What lies in a GPU's memory goes by way of the host's.
+TEST_F(EplbChild, DISABLED_TrainsOnGpus) {
+  const Job job = make_job(moving());
+  run_ranks(job.run, [&](Comm& world) {
+    FakeGpu gpu;
+    Trainer trainer(job, world, gpu);
+    History run;
+    for (int64_t step = 1; step <= 3; ++step) one_step(trainer, step, run);
+    EXPECT_GT(run.moves, 0);
+    trainer.save(folder_ + "/at3", 3);
+  });
+}
+TEST_F(EplbLiveMpi, GpusHaveTheBitsOfThreads) {
+  const Ended e = four("TrainsOnGpus");
+  ASSERT_EQ(e.status, 0) << e.output;
+  EXPECT_EQ(part(moving(), 3, "at3", "").fingerprint, part(moving(), 3, "", "").fingerprint);
+}
+
+// Experts move without a pause until it is killed.
+TEST_F(EplbChild, DISABLED_IsKilledWhileExpertsMove) {
+  const Job job = make_job(options(kDp, 4, 4));
+  run_ranks(job.run, [&](Comm& world) {
+    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    Trainer trainer(job, world, *device);
+    History run;
+    for (int64_t step = 1; step <= 2; ++step) one_step(trainer, step, run);
+    trainer.save(folder_ + "/at2", 2);
+    if (world.rank() == 2)
+      std::thread([] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        kill(getpid(), SIGKILL);
+      }).detach();
+    for (uint64_t seed = 1;; ++seed) shuffle_experts(trainer, job, seed);
+  });
+}
+TEST_F(EplbLiveMpi, AKilledProcessWhileExpertsMoveLeavesTheCheckpoint) {
+  const Ended e = four("IsKilledWhileExpertsMove");
+  EXPECT_NE(e.status, 0);
+  EXPECT_NE(e.output.find("rank 2"), std::string::npos) << e.output;
+  EXPECT_LT(e.seconds, 10);
+  expect_goes_on(options(kDp, 4, 4));
 }
 
 // --- agreement ---------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <map>
+#include <regex>
 #include <thread>
 
 #include "test/processes.h"
@@ -39,14 +40,26 @@ class MpiRun : public RunTest {
     o.clip = 0.05;
     return o;
   }
-  // What those options, and no others, are on the command line.
+  // Experts on four ranks, with replicas, that move after each step.
+  TrainOptions moving(const std::string& out, const std::string& schedule, int64_t pp, int64_t steps) const {
+    TrainOptions o = RunTest::options(out, steps);
+    o.schedule = schedule;
+    o.pp = pp;
+    o.dp = o.ep = o.redundant_experts = 4;
+    o.eplb_interval = 1;
+    o.eplb_threshold = 1;
+    return o;
+  }
+  // What those options, and no others, are on the command line; dp follows from the processes.
   std::string command_line(const TrainOptions& o) const {
     return cat("'", duet_, "' train --device cpu --threads 1 --sample 0 --log-every 1 --preset tiny --model ", o.model,
-               " --data '", o.data, "' --seq-len ", o.seq_len, " --microbatches ", o.microbatches, " --steps ", o.steps, " --decay-steps ",
-               o.decay_steps, " --warmup-steps ", o.warmup_steps, " --clip ", o.clip, " --val-sequences ", o.val_sequences,
-               " --schedule ", o.schedule, " --pp ", o.pp, " --checkpoint-every ", o.checkpoint_every,
-               o.resume ? " --resume" : "", " --out '", o.out, "'");
+               " --data '", o.data, "' --seq-len ", o.seq_len, " --microbatches ", o.microbatches, " --steps ", o.steps,
+               " --decay-steps ", o.decay_steps, " --warmup-steps ", o.warmup_steps, " --clip ", o.clip, " --val-sequences ",
+               o.val_sequences, " --schedule ", o.schedule, " --pp ", o.pp, " --ep ", o.ep, " --redundant-experts ",
+               o.redundant_experts, " --eplb-interval ", o.eplb_interval, " --eplb-threshold ", o.eplb_threshold,
+               " --checkpoint-every ", o.checkpoint_every, o.resume ? " --resume" : "", " --out '", o.out, "'");
   }
+  void kill_and_go_on(TrainOptions o, TrainOptions rest, TrainOptions whole);
   std::string duet_;
 };
 
@@ -67,6 +80,36 @@ TEST_F(MpiRun, DataParallelRanksFollowFromTheProcessesAndHaveTheBitsOfThreads) {
   const Ended e = run_command(mpirun(4) + command_line(options("mpi", "dualpipe", 2, 3)));
   ASSERT_EQ(e.status, 0) << e.output;
   EXPECT_EQ(bits("mpi"), bits("threads"));
+}
+
+TEST_F(MpiRun, ExpertsThatMoveHaveTheBitsOfThreads) {
+  run(moving("threads", "1f1b", 1, 4));
+  const std::string metrics = contents(folder_ + "/threads/metrics.jsonl");
+  EXPECT_TRUE(std::regex_search(metrics, std::regex("\"moves\": ?[1-9]"))) << metrics;
+  for (const auto& [schedule, pp] : {std::pair("1f1b", 1), {"dualpipe", 2}}) {
+    const Ended e = run_command(mpirun(4 * pp) + command_line(moving(schedule, schedule, pp, 4)));
+    ASSERT_EQ(e.status, 0) << e.output;
+    EXPECT_EQ(bits(schedule), bits("threads")) << schedule;
+  }
+}
+
+// One of four processes plans otherwise: by another policy from the beginning, or it sees no need for a new plan.
+TEST_F(MpiRun, DifferentPlansAreNamed) {
+  const TrainOptions o = moving("run", "1f1b", 1, 4);
+  TrainOptions content = o;
+  content.eplb_threshold = 0;
+  const auto stops = [&](const std::string& other, const std::string& step) {
+    const Ended e = run_command(cat(mpirun(3), command_line(o), " : -np 1 ", other));
+    EXPECT_EQ(e.status, 1) << e.output;
+    const std::regex says(step + ": expected the same expert placement on all ranks, found plan ([0-9a-f]{16}) on rank 0 "
+                                 "and plan ([0-9a-f]{16}) on rank 3");
+    std::smatch plans;
+    ASSERT_TRUE(std::regex_search(e.output, plans, says)) << e.output;
+    EXPECT_NE(plans[1], plans[2]);
+    EXPECT_TRUE(newest_checkpoint(o.out).empty());
+  };
+  stops(command_line(o) + " --eplb-policy balanced", "step 0");
+  stops(command_line(content), "step 1");
 }
 
 TEST_F(MpiRun, ResumingOnAnotherTransportGoesOnWithTheSameBits) {
@@ -130,8 +173,10 @@ class Started {
   int status_ = 0;
 };
 
-TEST_F(MpiRun, AKilledRankEndsAllAndTheLastCheckpointGoesOnWithTheSameBits) {
-  TrainOptions o = options("killed", "dualpipe", 4, 100000);
+// Of four processes that train as o says, one is killed after a checkpoint: what is left goes on as `rest` says, by threads, to
+// where `whole` goes without a stop.
+void MpiRun::kill_and_go_on(TrainOptions o, TrainOptions rest, TrainOptions whole) {
+  o.steps = 100000;
   o.checkpoint_every = 2;
   const std::string log = folder_ + "/log";
   Started mpi(mpirun(4) + command_line(o), log);
@@ -154,13 +199,20 @@ TEST_F(MpiRun, AKilledRankEndsAllAndTheLastCheckpointGoesOnWithTheSameBits) {
 
   const std::string last = newest_checkpoint(o.out);
   EXPECT_NO_THROW(verify(last));
-  o.steps = std::stoll(last.substr(last.rfind('-') + 1)) + 2;
-  o.resume = true;
-  o.schedule = "zbv";
-  o.pp = 2;
-  run(o);
-  run(options("whole", "1f1b", 1, o.steps));
+  rest.steps = whole.steps = std::stoll(last.substr(last.rfind('-') + 1)) + 2;
+  rest.resume = true;
+  run(rest);
+  run(whole);
   EXPECT_EQ(bits("killed"), bits("whole"));
+}
+
+TEST_F(MpiRun, AKilledRankEndsAllAndTheLastCheckpointGoesOnWithTheSameBits) {
+  kill_and_go_on(options("killed", "dualpipe", 4, 0), options("killed", "zbv", 2, 0), options("whole", "1f1b", 1, 0));
+}
+
+// When it is killed while they move: EplbLiveMpi.AKilledProcessWhileExpertsMoveLeavesTheCheckpoint.
+TEST_F(MpiRun, AKilledRankOfThoseWhoseExpertsMove) {
+  kill_and_go_on(moving("killed", "1f1b", 1, 0), moving("killed", "dualpipe", 2, 0), moving("whole", "1f1b", 1, 0));
 }
 
 // --- wrong input -------------------------------------------------------------------------------------------------------------

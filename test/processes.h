@@ -1,4 +1,4 @@
-// Programs that tests start: a command's output, status and time, and the line that starts ranks under mpirun.
+// Programs that tests start: a command's output, status and time, and ranks under mpirun, which may be this very program.
 #pragma once
 #include <sys/wait.h>
 #include <unistd.h>
@@ -34,8 +34,18 @@ inline std::string program_path() {
   return std::string(path, n > 0 ? size_t(n) : 0);
 }
 
+// Ranks that are to end because another has failed are killed at once: it saves a second or two.
 inline std::string mpirun(int processes) {
-  return cat("OMPI_MCA_btl_vader_single_copy_mechanism=none mpirun --allow-run-as-root --oversubscribe -np ", processes, " ");
+  return cat("OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_odls_base_sigkill_timeout=0 ",
+             "mpirun --allow-run-as-root --oversubscribe -np ", processes, " ");
+}
+
+// Ranks that run tests of this program, disabled ones too.
+inline std::string this_program(const std::string& filter) {
+  return cat("'", program_path(), "' --gtest_also_run_disabled_tests --gtest_filter=", filter);
+}
+inline Ended under_mpirun(int processes, const std::string& filter) {
+  return run_command(mpirun(processes) + this_program(filter));
 }
 
 // Why this test program cannot start ranks under mpirun, or empty.

@@ -55,7 +55,7 @@ TEST_F(Train, FirstLossDoesNotDependOnTheDivisionIntoMicrobatches) {
   two.micro_batch_size = 2;
   run(two);
   const auto a = bits("a"), b = bits("b");
-  const auto loss = [](const std::string& line) { return line.substr(0, line.rfind(' ')); };
+  const auto loss = [](const std::string& line) { return line.substr(0, line.find(' ', 2)); };
   EXPECT_EQ(loss(a[0]), loss(b[0]));
 }
 
