@@ -1,16 +1,15 @@
 // FeedForward: the second half of a layer, in named phases. model/ implements the dense one, moe/ the mixture of experts.
 //
 // A mixture of experts sends tokens to the ranks that hold their experts and back: dispatch, experts, combine, each twice (forward,
-// and backward for inputs). What a phase sends at its end, the next one receives at its beginning; so phases of one microbatch's
-// forward and of another's backward can be interleaved, one computing while the other's tokens travel. One thread calls them, for
-// each microbatch in this order:
+// and backward for inputs). What leaves in one phase arrives in a later one; so phases of one microbatch's forward and of another's
+// backward can be interleaved, one computing while the other's tokens travel. One thread calls them, for each microbatch in this
+// order:
 //
-//   F  route_f -> dispatch_f -> experts_f -> combine_f                    y = residual + ffn(x)
-//   I  combine_i -> shared_i -> experts_i -> return_i -> dispatch_i       dx from dy
-//   W  experts_w                                                          weight gradients, any time after experts_i
+//   F  route_f -> dispatch_f -> experts_f -> combine_f          y = residual + ffn(x)
+//   I  combine_i -> shared_i -> experts_i -> dispatch_i         dx from dy
+//   W  experts_w                                                weight gradients, any time after I
 //
-// dispatch_f is where the host waits: for the choices of all ranks, which say what goes where. shared_i neither sends nor receives,
-// return_i only sends: the caller says what is done while the choices travel, and in which order messages leave.
+// dispatch_f is where the host waits: for the choices of all ranks, which say what goes where.
 //
 // Tensors are [tokens of the microbatch, d_model]; the caller keeps x until experts_w, dy until experts_w.
 #pragma once
@@ -35,7 +34,6 @@ class FeedForward {
   virtual void combine_i(Saved& saved, const Tensor& dy) = 0;
   virtual void shared_i(Saved& saved) = 0;
   virtual void experts_i(Saved& saved) = 0;
-  virtual void return_i(Saved& saved) = 0;
   virtual Buf dispatch_i(Saved& saved) = 0;
 
   virtual void experts_w(Saved& saved, const Tensor& x, const Tensor& dy, int half) = 0;

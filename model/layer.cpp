@@ -82,7 +82,6 @@ class Dense : public FeedForward {
   void combine_i(Saved& saved, const Tensor& dy) override { of(saved).dy = dy; }
   void shared_i(Saved&) override {}
   void experts_i(Saved& saved) override { of(saved).dx = swiglu_.backward_input(of(saved).swiglu, of(saved).dy, all_); }
-  void return_i(Saved&) override {}
   Buf dispatch_i(Saved& saved) override { return std::move(of(saved).dx); }
 
   void experts_w(Saved& saved, const Tensor& x, const Tensor& dy, int half) override {

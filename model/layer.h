@@ -36,7 +36,6 @@ class Layer {
   void combine_i(Saved& saved, Buf dy) const;
   void shared_i(Saved& saved) const { ffn_->shared_i(*saved.ffn); }
   void experts_i(Saved& saved) const { ffn_->experts_i(*saved.ffn); }
-  void return_i(Saved& saved) const { ffn_->return_i(*saved.ffn); }
   void dispatch_i(Saved& saved) const { saved.dh_normed = ffn_->dispatch_i(*saved.ffn); }
   Buf attention_i(Saved& saved) const;  // dx
 

@@ -20,7 +20,7 @@ struct Moe::Parts {
 
 // Rows on their way between ranks.
 struct Moe::Moving {
-  Buf index, out, in;              // [rows, 1] where out was gathered from; [rows, d_model]
+  Buf out, in;                     // [rows, d_model]
   std::unique_ptr<Event> arrived;
 };
 
@@ -30,7 +30,6 @@ struct Moe::MoeSaved : FeedForward::Saved {
   Buf f;                      // [sequences, experts] for the balance loss
   Buf choices, host_choices;  // [ranks * tokens, topk] everyone's topk_idx
   std::unique_ptr<Event> chosen;           // host_choices has them
-  std::unique_ptr<Event> computed;         // experts_i has left its result in moving.out
   DispatchPlan plan;                       // all experts here: tokens to rows
   std::unique_ptr<ExchangePlan> exchange;  // experts elsewhere too
   Moving moving;
@@ -143,12 +142,7 @@ void Moe::dispatch_f(Saved& saved, const Tensor& x) {
     count_work(choices);
     s.exchange = std::make_unique<ExchangePlan>(choices, topk, slots_, me);
     s.pos = upload(context_, s.exchange->pos);
-    // Tokens are gathered on the comm stream: it has waited for the router, while the compute stream may have other work by now.
-    const std::vector<int32_t>& tokens = s.exchange->send_token;
-    s.moving.index = context_.device.buffer(int64_t(tokens.size()), 1, Dtype::i32, Use::activations);
-    comm().copy(s.moving.index->data, tokens.data(), tokens.size() * sizeof(int32_t));
-    s.moving.out = gather_rows(comm(), x, s.moving.index);
-    send(s.moving, "dispatch F", s.exchange->sent, s.exchange->received);
+    send(s.moving, "dispatch F", gather_rows(x, s.exchange->send_token), s.exchange->sent, s.exchange->received);
   } else {
     for (int32_t& e : choices[0]) e = placement_.slots_of(e)[0];
     s.plan = DispatchPlan(choices[0], topk, slots_);
@@ -161,27 +155,28 @@ void Moe::dispatch_f(Saved& saved, const Tensor& x) {
   }
 }
 
-// The comm stream, which from now on comes after what is enqueued on the compute stream.
+// Where messages go: the comm stream, from now on behind what is enqueued on the compute stream.
 Stream& Moe::comm_after_compute() const {
-  if (options_.comm) {
-    auto ready = context_.device.make_event();
-    context_.stream().record(*ready);
-    options_.comm->wait(*ready);
-  }
-  return comm();
+  if (!options_.comm) return context_.stream();
+  auto ready = context_.device.make_event();
+  context_.stream().record(*ready);
+  options_.comm->wait(*ready);
+  return *options_.comm;
 }
 
-// m.out to the ranks of the group and m.in from them, in the comm stream's order.
-void Moe::send(Moving& m, const char* name, const std::vector<int64_t>& out, const std::vector<int64_t>& in) {
+// Rows out to and in from the ranks of the group.
+void Moe::send(Moving& m, const char* name, Buf rows, const std::vector<int64_t>& out, const std::vector<int64_t>& in) {
+  m.out = std::move(rows);
   m.in = context_.device.buffer(in.back(), context_.config.d_model, context_.dtype, Use::activations);
   m.arrived = context_.device.make_event();
+  Stream& comm = comm_after_compute();
   {
     const size_t me = size_t(options_.group->rank());
     const int64_t bytes = (out.back() - (out[me + 1] - out[me])) * context_.config.d_model * dtype_size(context_.dtype);
-    Scope scope(context_.recorder, comm(), {.name = name, .lane = "comm", .layer = options_.layer, .bytes = bytes});
-    options_.group->all_to_all_v(comm(), m.out, out, m.in, in);
+    Scope scope(context_.recorder, comm, {.name = name, .lane = "comm", .layer = options_.layer, .bytes = bytes});
+    options_.group->all_to_all_v(comm, m.out, out, m.in, in);
   }
-  comm().record(*m.arrived);
+  comm.record(*m.arrived);
 }
 
 Buf Moe::receive(Moving& m) {
@@ -189,18 +184,13 @@ Buf Moe::receive(Moving& m) {
   context_.stream().wait(*m.arrived);
   m.arrived.reset();
   m.out = Buf();
-  m.index = Buf();
   return std::move(m.in);
 }
 
-Buf Moe::gather_rows(Stream& stream, const Tensor& x, const Tensor& index) {
-  Buf rows = context_.device.buffer(index.rows, x.cols, context_.dtype, Use::activations);
-  launch<GatherRows>(stream, rows->rows, {.x = x, .index = index, .y = rows});
-  return rows;
-}
-
 Buf Moe::gather_rows(const Tensor& x, const std::vector<int32_t>& index) {
-  return gather_rows(context_.stream(), x, upload(context_, index));
+  Buf rows = context_.device.buffer(int64_t(index.size()), x.cols, context_.dtype, Use::activations);
+  launch<GatherRows>(context_.stream(), rows->rows, {.x = x, .index = upload(context_, index), .y = rows});
+  return rows;
 }
 
 const DispatchPlan& Moe::local(const MoeSaved& s) const { return s.exchange ? s.exchange->local : s.plan; }
@@ -211,9 +201,7 @@ void Moe::experts_f(Saved& saved, const Tensor&) {
   if (plan) s.rows = gather_rows(receive(s.moving), plan->local.token);
   s.y_rows = parts_->routed.forward(s.routed, s.rows, local(s).offsets);
   if (!plan) return;
-  s.moving.out = gather_rows(s.y_rows, plan->back_row);
-  comm_after_compute();
-  send(s.moving, "combine F", plan->back_sent, plan->back_received);
+  send(s.moving, "combine F", gather_rows(s.y_rows, plan->back_row), plan->back_sent, plan->back_received);
 }
 
 Buf Moe::combine_f(Saved& saved, const Tensor& residual) {
@@ -240,11 +228,8 @@ void Moe::combine_i(Saved& saved, const Tensor& dy) {
   launch<CombineB>(context_.stream(), dy.rows,
                    {.x = s.exchange ? s.returned : s.y_rows, .dy = dy, .pos = s.pos->reshape(dy.rows, topk), .w = s.topk_w,
                     .dw = dw});
-  if (const ExchangePlan* plan = s.exchange.get()) {  // the way of combine, backwards
-    s.moving.out = std::move(s.returned);
-    comm_after_compute();
-    send(s.moving, "combine I", plan->back_received, plan->back_sent);
-  }
+  if (const ExchangePlan* plan = s.exchange.get())  // the way of combine, backwards
+    send(s.moving, "combine I", std::move(s.returned), plan->back_received, plan->back_sent);
   launch<RouterB>(context_.stream(), dy.rows,
                   {.x = s.scores, .topk_idx = s.topk_idx, .dw = dw, .total = s.total, .f = s.f, .shape = parts_->shape,
                    .seq_len = context_.seq_len, .balance = context_.balance_scale});
@@ -278,16 +263,7 @@ void Moe::experts_i(Saved& saved) {
   launch<DispatchB>(context_.stream(), here->rows,
                     {.x = s.dx_rows, .pos = upload(context_, plan->local.pos)->reshape(here->rows, context_.config.topk), .dx = here});
   s.dx_rows = Buf();
-  s.moving.out = std::move(here);
-  s.computed = context_.device.make_event();
-  context_.stream().record(*s.computed);
-}
-
-void Moe::return_i(Saved& saved) {
-  MoeSaved& s = of(saved);
-  if (!s.exchange) return;
-  if (options_.comm) options_.comm->wait(*s.computed);
-  send(s.moving, "dispatch I", s.exchange->received, s.exchange->sent);
+  send(s.moving, "dispatch I", std::move(here), plan->received, plan->sent);
 }
 
 Buf Moe::dispatch_i(Saved& saved) {

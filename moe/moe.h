@@ -9,8 +9,7 @@
 //   combine_f   results arrive; the weighted sum
 //   combine_i   gradients of the experts' outputs leave; gradients of the weights, from these the router's
 //   shared_i    the shared experts and the router, gradient for inputs
-//   experts_i   gradients arrive; routed experts, gradient for inputs
-//   return_i    it leaves
+//   experts_i   gradients arrive; routed experts, gradient for inputs; it leaves
 //   dispatch_i  it arrives, and is added up in token order
 //   experts_w   every weight gradient
 // The auxiliary-loss-free bias moves once a step, from the load that all ranks saw.
@@ -58,7 +57,6 @@ class Moe : public FeedForward {
   void combine_i(Saved& saved, const Tensor& dy) override;
   void shared_i(Saved& saved) override;
   void experts_i(Saved& saved) override;
-  void return_i(Saved& saved) override;
   Buf dispatch_i(Saved& saved) override;
   void experts_w(Saved& saved, const Tensor& x, const Tensor& dy, int half) override;
 
@@ -84,15 +82,13 @@ class Moe : public FeedForward {
  private:
   struct MoeSaved;
   static MoeSaved& of(Saved& saved);
-  Stream& comm() const { return options_.comm ? *options_.comm : context_.stream(); }
   Stream& comm_after_compute() const;
   void gather_choices(MoeSaved& saved);
   std::vector<std::vector<int32_t>> wait_for_choices(MoeSaved& saved);
   struct Moving;
-  void send(Moving& moving, const char* name, const std::vector<int64_t>& out, const std::vector<int64_t>& in);
+  void send(Moving& moving, const char* name, Buf rows, const std::vector<int64_t>& out, const std::vector<int64_t>& in);
   Buf receive(Moving& moving);
   void count_work(const std::vector<std::vector<int32_t>>& choices);
-  Buf gather_rows(Stream& stream, const Tensor& x, const Tensor& index);
   Buf gather_rows(const Tensor& x, const std::vector<int32_t>& index);
   const DispatchPlan& local(const MoeSaved& saved) const;
 

@@ -65,7 +65,7 @@ void Executor::pair(const Action& both, const std::function<Microbatch(int m)>& 
   Buf dy = last(b) ? Buf() : take(Kind::B, b.stage, b.microbatch, b.stage + 1);
   const Microbatch batch = first(f) || last(f) ? tokens(f.microbatch) : Microbatch();
   PairResult result = overlapped_pair({*stages_.at(f.stage), f.microbatch, std::move(x), batch},
-                                      {*stages_.at(b.stage), b.microbatch, std::move(dy)}, context_.device.is_cuda());
+                                      {*stages_.at(b.stage), b.microbatch, std::move(dy)});
   if (!last(f)) made_[{Kind::F, f.stage, f.microbatch}] = std::move(result.y);
   if (!first(b)) made_[{Kind::B, b.stage, b.microbatch}] = std::move(result.dx);
 }

@@ -5,7 +5,7 @@
 
 namespace duet {
 
-PairResult overlapped_pair(ForwardChunk f, BackwardChunk b, bool runs_ahead) {
+PairResult overlapped_pair(ForwardChunk f, BackwardChunk b) {
   Stage::ForwardPass forward(f.stage, f.microbatch, std::move(f.x), f.tokens);
   Stage::BackwardPass backward(b.stage, b.microbatch, std::move(b.dy), true);
   const size_t forwards = f.stage.layers(), backwards = b.stage.layers();
@@ -13,10 +13,8 @@ PairResult overlapped_pair(ForwardChunk f, BackwardChunk b, bool runs_ahead) {
     if (l < backwards) backward.combine();
     if (l < forwards) forward.attention();
     if (l < backwards) backward.shared();
-    if (l < forwards && !runs_ahead) forward.dispatch();
+    if (l < forwards) forward.dispatch();
     if (l < backwards) backward.experts();
-    if (l < forwards && runs_ahead) forward.dispatch();
-    if (l < backwards) backward.weights();
     if (l < forwards) forward.experts();
     if (l < backwards) backward.attention();
   }

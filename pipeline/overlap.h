@@ -5,8 +5,8 @@
 //   comm      combine I   | dispatch F            | dispatch I | combine F
 //
 // An all-to-all on the comm stream is covered by what stands above it. Layers without a partner (chunks of unequal length) run alone.
-// Tokens leave once the host knows everyone's choices. Where the host runs ahead of the device (CUDA) it waits for them when it has
-// enqueued experts I. Where to enqueue is to compute (CPU) it waits before: else nothing would be left to hide the tokens' travel.
+// Between attention F and experts I stand the backward chunk's shared experts: the host waits for everyone's choices, which tokens
+// need to leave, only when these are enqueued. (Not later: tokens would leave behind what is to hide them.)
 // The bits are those of the forward and then the backward. Read next: stage.h, moe/moe.h.
 #pragma once
 #include "pipeline/stage.h"
@@ -29,6 +29,6 @@ struct BackwardChunk {
   int microbatch;
   Buf dy;
 };
-PairResult overlapped_pair(ForwardChunk forward, BackwardChunk backward, bool runs_ahead);
+PairResult overlapped_pair(ForwardChunk forward, BackwardChunk backward);
 
 }  // namespace duet

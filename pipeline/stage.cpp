@@ -107,7 +107,6 @@ Buf Stage::backward_input(int microbatch, Buf dy) {
     pass.combine();
     pass.shared();
     pass.experts();
-    pass.weights();
     pass.attention();
   }
   return pass.finish();
@@ -133,13 +132,11 @@ void Stage::BackwardPass::shared() {
 }
 
 void Stage::BackwardPass::experts() {
-  const Scope scope = stage_.scope("experts I", microbatch_, int64_t(layer_));
-  stage_.layers_[layer_].experts_i(stage_.saved(microbatch_).layers[layer_]);
-}
-
-void Stage::BackwardPass::weights() {
   Layer::Saved& saved = stage_.saved(microbatch_).layers[layer_];
-  stage_.layers_[layer_].return_i(saved);
+  {
+    const Scope scope = stage_.scope("experts I", microbatch_, int64_t(layer_));
+    stage_.layers_[layer_].experts_i(saved);
+  }
   if (!weights_) return;
   const Scope scope = stage_.scope("experts W", microbatch_, int64_t(layer_));
   stage_.layers_[layer_].experts_w(saved, stage_.half(microbatch_));

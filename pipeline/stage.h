@@ -122,8 +122,7 @@ class Stage::BackwardPass {
   BackwardPass(Stage& stage, int microbatch, Buf dy, bool weights);
   void combine();    // gradients leave for the experts
   void shared();     // the experts that all tokens visit
-  void experts();    // gradients arrive; experts
-  void weights();    // gradients of the experts' inputs leave; weights, if due
+  void experts();    // gradients arrive; experts; gradients of their inputs leave
   void attention();  // these arrive; attention
   Buf finish();      // dx, or nothing where the stage has the embedding
 

@@ -74,7 +74,6 @@ void check_feed_forward(Bench& b, FeedForward& ffn, Choice choice) {
                      ffn.combine_i(*s, dy);
                      ffn.shared_i(*s);
                      ffn.experts_i(*s);
-                     ffn.return_i(*s);
                      Buf dx = ffn.dispatch_i(*s);
                      ffn.experts_w(*s, x, dy, half);
                      return dx;
@@ -136,7 +135,6 @@ void check_layer(int64_t index) {
                      layer.combine_i(s, b.copy(dy));
                      layer.shared_i(s);
                      layer.experts_i(s);
-                     layer.return_i(s);
                      layer.dispatch_i(s);
                      Buf dx = layer.attention_i(s);
                      layer.experts_w(s, half);
