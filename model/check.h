@@ -5,6 +5,7 @@
 // The message says what was expected and what was found; file and line are added here, the rank by run_ranks (comm/).
 // Read next: tensor.h.
 #pragma once
+#include <cstdio>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -27,6 +28,14 @@ std::string cat(const Parts&... parts) {
   std::ostringstream out;
   (out << ... << parts);
   return out.str();
+}
+
+// As printf; at most 511 characters.
+template <class... Args>
+std::string format(const char* pattern, Args... args) {
+  char text[512];
+  std::snprintf(text, sizeof text, pattern, args...);
+  return text;
 }
 
 template <class... Parts>

@@ -13,6 +13,7 @@
 //
 // Read next: checker.cpp, or simulator.h.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "pipeline/schedule.h"
@@ -22,6 +23,7 @@ namespace duet {
 struct Usage {
   std::vector<int> peak_activations;  // [pp]
   std::vector<int> held_w;            // [pp]: how many Ws had to be held
+  int peak() const { return *std::max_element(peak_activations.begin(), peak_activations.end()); }
 };
 
 // Throws UsageError: what is wrong in the first line, then the ranks' lists with the cells in question marked >like this<.

@@ -2,8 +2,6 @@
 #include "pipeline/compare_command.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <numeric>
 #include <ostream>
 #include <sstream>
 
@@ -12,13 +10,6 @@
 
 namespace duet {
 namespace {
-
-template <class... Args>
-std::string format(const char* pattern, Args... args) {
-  char text[256];
-  std::snprintf(text, sizeof text, pattern, args...);
-  return text;
-}
 
 // What a schedule did.
 struct Outcome {
@@ -42,11 +33,9 @@ Outcome describe(const Job& job) {
   Outcome o;
   const Schedule& s = job.compute;
   o.schedule = job.layout.world() == 1 ? "one rank" : s.name;
-  const Timing timing = simulate(s, Costs());
-  o.bubble = std::accumulate(timing.bubble_fraction.begin(), timing.bubble_fraction.end(), 0.0) / s.pp;
-  o.activations = double(*std::max_element(job.usage.peak_activations.begin(), job.usage.peak_activations.end())) * s.pp /
-                  s.model_stages();
-  o.copies = s.two_directions ? 2 : 1;
+  o.bubble = simulate(s, Costs()).bubble();
+  o.activations = job.usage.peak() * s.stage_share();
+  o.copies = s.weight_copies();
   return o;
 }
 
@@ -63,22 +52,22 @@ Outcome train(const Job& job, Comm& world) {
   }
   o.fingerprint = trainer.fingerprint();
   DUET_CHECK(trainer.copies_agree(), job.compute.name, ": expected all copies of a parameter to hold the same bits");
-  for (int64_t bytes : world.gather_values(device->memory(Use::activations).peak)) o.activation_bytes = std::max(o.activation_bytes, bytes);
+  for (int64_t bytes : world.gather_values(device->memory(Use::activations).peak))
+    o.activation_bytes = std::max(o.activation_bytes, bytes);
   return o;
 }
 
 void print_text(const std::vector<Outcome>& outcomes, const std::string& why_not_timed, std::ostream& out) {
-  out << format("%-14s %-12s %-22s %7s %9s %12s %8s %7s\n", "schedule", "final loss", "bits", "bubble", "measured", "activations",
-                "MiB", "copies");
+  out << "schedule       final loss   bits                    bubble  measured  activations      MiB  copies\n";
   for (const Outcome& o : outcomes) {
     const int64_t step = o.differs(outcomes[0]);
     const std::string bits = &o == &outcomes[0] ? "the reference"
                              : step == 0        ? "identical"
                              : step > int64_t(o.loss.size()) ? "state differs at the end"
                                                 : cat("differ from step ", step);
-    out << format("%-14s %-12.8f %-22s %6.1f%% %9s %12.1f %8.1f %7d\n", o.schedule.c_str(), o.loss.back(), bits.c_str(), 100 * o.bubble,
-                  why_not_timed.empty() ? format("%.1f%%", 100 * o.measured).c_str() : "-", o.activations,
-                  double(o.activation_bytes) / (1 << 20), o.copies);
+    const std::string measured = why_not_timed.empty() ? format("%.1f%%", 100 * o.measured) : "-";
+    out << format("%-14s %-12.8f %-22s %6.1f%% %9s %12.1f %8.1f %7d\n", o.schedule.c_str(), o.loss.back(), bits.c_str(),
+                  100 * o.bubble, measured.c_str(), o.activations, double(o.activation_bytes) / (1 << 20), o.copies);
   }
   if (!why_not_timed.empty()) out << "measured: - because " << why_not_timed << "\n";
 }
@@ -87,7 +76,8 @@ void print_json(const std::vector<Outcome>& outcomes, const std::string& why_not
   Json rows = Json::array();
   for (const Outcome& o : outcomes) {
     const int64_t step = o.differs(outcomes[0]);
-    rows.push(Json::object({{"schedule", o.schedule}, {"final_loss", o.loss.back()}, {"final_loss_hex", format("%a", o.loss.back())},
+    rows.push(Json::object({{"schedule", o.schedule}, {"final_loss", o.loss.back()},
+                            {"final_loss_hex", format("%a", o.loss.back())},
                             {"fingerprint", format("%016llx", (unsigned long long)o.fingerprint)}, {"identical", step == 0},
                             {"first_step_that_differs", step ? Json(step) : Json()}, {"ideal_bubble", o.bubble},
                             {"measured_bubble", why_not_timed.empty() ? Json(o.measured) : Json()},

@@ -6,7 +6,7 @@
 //               at which they differ
 // bubble        of the checker's list with F = I = W = 1 and nothing gained by overlap, mean over ranks
 // measured      time that ranks stood still for messages; `-` where ranks share cores or a GPU, which makes it meaningless
-// activations   the most microbatches that a rank held, in parts of the model of 1/pp, as the checker counts; and in MiB, measured
+// activations   the most microbatches that a rank held, in parts of the model of 1/pp, as the checker counts; measured in MiB
 // copies        of the parameters
 //
 // On threads the first row is one rank without a pipeline. Read next: trainer.h.

@@ -3,20 +3,12 @@
 
 #include <unistd.h>
 
-#include <cstdio>
 #include <filesystem>
 #include <iostream>
 
 #include "moe/migration.h"
 
 namespace duet {
-
-template <class... Args>
-static std::string format(const char* pattern, Args... args) {
-  char text[256];
-  std::snprintf(text, sizeof text, pattern, args...);
-  return text;
-}
 
 // Drops the lines of steps that are done again.
 static void truncate_metrics(const std::string& path, int64_t first_step) {
@@ -73,8 +65,8 @@ void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
   }
   if (r.step % options_.log_every == 0 || r.step == first_step_ || r.step == options_.steps || val_loss) {
     const int width = int(std::to_string(options_.steps).size()) + 1;
-    std::string line = format("step %*lld/%lld | loss %.6f | norm %.4f | lr %.2e | %.2f ms | %.0f tok/s", width, (long long)r.step,
-                              (long long)options_.steps, r.loss, r.grad_norm, r.lr, r.seconds * 1e3, rate);
+    std::string line = format("step %*lld/%lld | loss %.6f | norm %.4f | lr %.2e | %.2f ms | %.0f tok/s", width,
+                              (long long)r.step, (long long)options_.steps, r.loss, r.grad_norm, r.lr, r.seconds * 1e3, rate);
     const double peak = device_.peak_flops(options_.dtype == "bf16" ? Dtype::bf16 : Dtype::f32);
     if (peak > 0) line += format(" | mfu %.1f%%", 100 * double(r.flops) / r.seconds / peak);
     if (job_.layout.world() > 1 && why_not_timed(job_).empty()) line += format(" | idle %.1f%%", 100 * r.idle);
@@ -92,22 +84,23 @@ void RunLog::memory_table() {
   for (int u = 0; u < kUses; ++u) {
     const MemoryStats m = device_.memory(Use(u));
     if (m.peak == 0) continue;
-    const std::string of = Use(u) == Use::activations
-                               ? cat("  of at most ", job_.usage.peak_activations[size_t(rank)], " microbatches in a stage, the checker says")
-                               : "";
-    say(format("  %-12s %10.1f", use_name(u), double(m.peak) / (1 << 20)) + of);
+    std::string line = format("  %-12s %10.1f", use_name(u), double(m.peak) / (1 << 20));
+    if (Use(u) == Use::activations)
+      line += cat("  of at most ", job_.usage.peak_activations[size_t(rank)], " microbatches in a stage, the checker says");
+    say(line);
   }
   say(format("  %-12s %10.1f  taken from the system", "all", double(device_.pool_bytes()) / (1 << 20)));
 }
 
 void RunLog::traffic_line() {
   if (job_.layout.world() == 1 || steps_ == 0) return;
-  say(format("sent   %.3f MB a step within nodes, %.3f MB between them, all ranks together", 1e-6 * double(traffic_.intra) / double(steps_),
-             1e-6 * double(traffic_.inter) / double(steps_)));
+  say(format("sent   %.3f MB a step within nodes, %.3f MB between them, all ranks together",
+             1e-6 * double(traffic_.intra) / double(steps_), 1e-6 * double(traffic_.inter) / double(steps_)));
 }
 
 void RunLog::json_document(const std::string& checkpoint) {
-  if (options_.format == "json") out_ << last_.set("checkpoint", checkpoint.empty() ? Json() : Json(checkpoint)).dump(2) << std::endl;
+  if (options_.format != "json") return;
+  out_ << last_.set("checkpoint", checkpoint.empty() ? Json() : Json(checkpoint)).dump(2) << std::endl;
 }
 
 void RunLog::say(const std::string& line) {
@@ -122,7 +115,8 @@ void RunLog::progress(const StepResult& r) {
   const double left = seconds_ / double(r.step - first_step_ + 1) * double(options_.steps - r.step);
   const int filled = int(30 * r.step / options_.steps);
   out_ << '[' << std::string(size_t(filled), '#') << std::string(size_t(30 - filled), '.')
-       << format("] %lld%%, %d:%02d left", (long long)(100 * r.step / options_.steps), int(left) / 60, int(left) % 60) << std::flush;
+       << format("] %lld%%, %d:%02d left", (long long)(100 * r.step / options_.steps), int(left) / 60, int(left) % 60)
+       << std::flush;
   progress_shown_ = true;
 }
 

@@ -35,6 +35,8 @@ struct Schedule {
   int stages() const { return int(rank_of.size()); }
   int model_stages() const { return two_directions ? stages() / 2 : stages(); }  // parts the model is cut into
   int model_stage(int stage) const { return stage % model_stages(); }            // which of them `stage` computes
+  int weight_copies() const { return two_directions ? 2 : 1; }
+  double stage_share() const { return double(pp) / model_stages(); }  // a stage as a part of a pp-th of the model
   int second_half(int microbatch) const { return microbatch >= microbatches / 2; }  // 0 or 1: gradients are summed in halves
   int first_stage(int microbatch) const { return two_directions && second_half(microbatch) ? stages() / 2 : 0; }
   int last_stage(int microbatch) const { return first_stage(microbatch) + model_stages() - 1; }

@@ -2,14 +2,12 @@
 #include "pipeline/schedule_command.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
-#include <iomanip>
-#include <numeric>
 #include <optional>
 #include <ostream>
 #include <sstream>
 
+#include "model/json.h"
 #include "pipeline/checker.h"
 #include "pipeline/simulator.h"
 
@@ -22,54 +20,20 @@ struct Entry {
   Costs costs;  // of its stages
   Usage usage;
   Timing timing;
-
-  double share() const { return double(schedule.pp) / schedule.model_stages(); }  // of a pp-th of the model, in a stage
-  int weight_copies() const { return schedule.two_directions ? 2 : 1; }
-  int peak() const { return *std::max_element(usage.peak_activations.begin(), usage.peak_activations.end()); }
-  double bubble() const {
-    return std::accumulate(timing.bubble_fraction.begin(), timing.bubble_fraction.end(), 0.0) / schedule.pp;
-  }
 };
 
 Entry make_entry(const std::string& name, const ScheduleSize& size, const Costs& costs, bool equal_work) {
   Entry entry{make_schedule(name, size), costs, {}, {}};
   entry.usage = check(entry.schedule);
-  if (equal_work) entry.costs = costs.scaled(entry.share());
+  if (equal_work) entry.costs = costs.scaled(entry.schedule.stage_share());
   entry.timing = simulate(entry.schedule, entry.costs);
   return entry;
 }
 
-std::string fixed(double value, int digits) {
-  std::ostringstream out;
-  out << std::fixed << std::setprecision(digits) << value;
-  return out.str();
-}
-std::string percent(double fraction) { return fixed(100 * fraction, 1) + "%"; }
+std::string percent(double fraction) { return format("%.1f%%", 100 * fraction); }
 
-// The shortest text that reads back as the same number: "66", "2.4".
-std::string number(double value) {
-  char text[32];
-  return {text, std::to_chars(text, text + sizeof text, value).ptr};
-}
-
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (char c : text) {
-    if (c == '"' || c == '\\') out += '\\';
-    out += (unsigned char)c < ' ' ? ' ' : c;
-  }
-  return out + '"';
-}
-
-template <class Items, class Format>
-std::string json_list(const Items& items, Format format) {
-  std::string out;
-  for (const auto& item : items) out += (out.empty() ? "" : ", ") + format(item);
-  return "[" + out + "]";
-}
-
-// For people: at most two decimals, none that are zero. "57.6".
-std::string rounded(double value) { return number(std::round(value * 100) / 100); }
+// At most two decimals, none that are zero: "57.6".
+std::string rounded(double value) { return format("%.12g", std::round(value * 100) / 100); }
 
 std::string describe(const Costs& c) {
   return cat("F=", rounded(c.F), " I=", rounded(c.I), " W=", rounded(c.W), " B=", rounded(c.B()), " FB=", rounded(c.FB));
@@ -82,7 +46,7 @@ std::string describe_overlap(const Costs& c) {
 
 std::string caption_of(const Entry& e) {
   return cat(e.schedule.pp, " ranks, ", e.schedule.microbatches, " microbatches  ·  time ", rounded(e.timing.makespan),
-             "  ·  bubble ", percent(e.bubble()));
+             "  ·  bubble ", percent(e.timing.bubble()));
 }
 
 void print_text(std::ostream& out, const Entry& e, const Terminal& terminal) {
@@ -95,26 +59,25 @@ void print_text(std::ostream& out, const Entry& e, const Terminal& terminal) {
       << (terminal.color ? "\n" : "  . idle\n") << " Second " << (s.two_directions ? "direction" : "and later chunks") << ": "
       << (terminal.color ? "darker, and " : "") << "small letters.\n\n rank    bubble   peak activations\n";
   for (int rank = 0; rank < s.pp; ++rank) {
-    out << std::setw(5) << rank << std::setw(10) << percent(e.timing.bubble_fraction[rank]) << std::setw(19)
-        << e.usage.peak_activations[rank];
+    out << format("%5d%10s%19d", rank, percent(e.timing.bubble_fraction[rank]).c_str(), e.usage.peak_activations[rank]);
     if (e.usage.held_w[rank] > 0) out << "   " << e.usage.held_w[rank] << " Ws held for their predecessors";
     out << "\n";
   }
-  out << "\n makespan " << rounded(e.timing.makespan) << ", bubble " << percent(e.bubble()) << ", with "
+  out << "\n makespan " << rounded(e.timing.makespan) << ", bubble " << percent(e.timing.bubble()) << ", with "
       << describe(e.costs) << " (" << describe_overlap(e.costs) << ")\n";
 }
 
 void print_json(std::ostream& out, const Entry& e) {
   const Schedule& s = e.schedule;
-  const auto row = [](const auto& actions) {
-    return "\n    " + json_list(actions, [](const Action& action) { return quoted(to_string(action)); });
-  };
-  const auto integer = [](int value) { return std::to_string(value); };
-  out << "{\"schedule\": " << quoted(s.name) << ", \"pp\": " << s.pp << ", \"microbatches\": " << s.microbatches
-      << ",\n  \"ranks\": " << json_list(s.ranks, row) << ",\n  \"makespan\": " << number(e.timing.makespan)
-      << ",\n  \"bubble_fraction\": " << json_list(e.timing.bubble_fraction, number)
-      << ",\n  \"peak_activations\": " << json_list(e.usage.peak_activations, integer)
-      << ",\n  \"held_w\": " << json_list(e.usage.held_w, integer) << "}\n";
+  Json ranks = Json::array();
+  for (const auto& actions : s.ranks) {
+    Json row = Json::array();
+    for (const Action& action : actions) row.push(to_string(action));
+    ranks.push(std::move(row));
+  }
+  out << Json::object({{"schedule", s.name}, {"pp", s.pp}, {"microbatches", s.microbatches}, {"ranks", ranks},
+                       {"makespan", e.timing.makespan}, {"bubble_fraction", Json(e.timing.bubble_fraction)},
+                       {"peak_activations", Json(e.usage.peak_activations)}, {"held_w", Json(e.usage.held_w)}}).dump(2) << "\n";
 }
 
 // --- --compare -------------------------------------------------------------------------------------------------------------
@@ -123,20 +86,21 @@ struct Comparison {
   std::vector<Entry> entries;
   std::vector<std::string> left_out;  // why
   double baseline = 0;                // makespan of 1F1B
+  double gain(const Entry& e) const { return baseline / e.timing.makespan - 1; }
 };
 
 Comparison compare(const ScheduleOptions& options, const ScheduleSize& size, const Costs& costs) {
   Comparison result;
   result.baseline = make_entry("1f1b", size, costs, true).timing.makespan;
-  if (!options.schedule.empty()) {
-    std::istringstream names(options.schedule);
-    for (std::string name; std::getline(names, name, ',');) result.entries.push_back(make_entry(name, size, costs, true));
-    return result;
-  }
-  for (const ScheduleKind& kind : schedule_kinds()) {
+  std::string names = options.schedule;
+  if (names.empty())
+    for (const ScheduleKind& kind : schedule_kinds()) names += cat(kind.name, ",");
+  std::istringstream list(names);
+  for (std::string name; std::getline(list, name, ',');) {
     try {
-      result.entries.push_back(make_entry(kind.name, size, costs, true));
+      result.entries.push_back(make_entry(name, size, costs, true));
     } catch (const UsageError& why) {
+      if (!options.schedule.empty()) throw;
       result.left_out.push_back(why.what());
     }
   }
@@ -159,19 +123,17 @@ std::optional<double> saving_for(double gain, const Entry& e, double baseline) {
 }
 
 bool has_pairs(const Schedule& s) {
-  const auto overlapped = [](const Action& a) { return a.overlapped(); };
-  return std::any_of(s.ranks[0].begin(), s.ranks[0].end(), overlapped);
+  return std::any_of(s.ranks[0].begin(), s.ranks[0].end(), [](const Action& a) { return a.overlapped(); });
 }
 
 void print_comparison(std::ostream& out, const Comparison& c, const ScheduleSize& size, const Costs& costs) {
   out << size.pp << " ranks, " << size.microbatches << " microbatches, the same model under each\n\n"
       << " schedule          stages  makespan   bubble  activations  weight copies  speed over 1F1B\n";
   for (const Entry& e : c.entries) {
-    const double gain = c.baseline / e.timing.makespan - 1;
-    out << " " << std::left << std::setw(18) << title_of(e.schedule) << std::right << std::setw(6) << e.schedule.stages()
-        << std::setw(10) << fixed(e.timing.makespan, 2) << std::setw(9) << percent(e.bubble()) << std::setw(13)
-        << fixed(e.peak() * e.share(), 1) << std::setw(15) << e.weight_copies() << std::setw(17)
-        << cat(gain >= -0.0005 ? "+" : "", percent(gain)) << "\n";
+    const Schedule& s = e.schedule;
+    const double gain = std::round(1000 * c.gain(e)) / 10 + 0.0;  // percent; + 0.0: never -0
+    out << format(" %-18s%6d%10.2f%9s%13.1f%15d%+16.1f%%\n", title_of(s).c_str(), s.stages(), e.timing.makespan,
+                  percent(e.timing.bubble()).c_str(), e.usage.peak() * s.stage_share(), s.weight_copies(), gain);
   }
   for (const std::string& why : c.left_out) out << " left out: " << why << "\n";
   out << "\n Assumed: one " << size.pp << "-th of the model costs " << describe(costs) << ";\n " << describe_overlap(costs)
@@ -187,16 +149,16 @@ void print_comparison(std::ostream& out, const Comparison& c, const ScheduleSize
 }
 
 void print_comparison_json(std::ostream& out, const Comparison& c, const ScheduleSize& size, const Costs& costs) {
-  const auto entry = [&](const Entry& e) {
-    return cat("\n  {\"schedule\": ", quoted(e.schedule.name), ", \"stages\": ", e.schedule.stages(), ", \"makespan\": ",
-               number(e.timing.makespan), ", \"bubble_fraction\": ", number(e.bubble()), ", \"peak_activations\": ",
-               number(e.peak() * e.share()), ", \"weight_copies\": ", e.weight_copies(), ", \"gain_over_1f1b\": ",
-               number(c.baseline / e.timing.makespan - 1), "}");
-  };
-  out << "{\"pp\": " << size.pp << ", \"microbatches\": " << size.microbatches << ", \"cost\": {\"F\": " << number(costs.F)
-      << ", \"I\": " << number(costs.I) << ", \"W\": " << number(costs.W) << ", \"FB\": " << number(costs.FB)
-      << "},\n \"schedules\": " << json_list(c.entries, entry)
-      << ",\n \"left_out\": " << json_list(c.left_out, quoted) << "}\n";
+  Json rows = Json::array();
+  for (const Entry& e : c.entries) {
+    const Schedule& s = e.schedule;
+    rows.push(Json::object({{"schedule", s.name}, {"stages", s.stages()}, {"makespan", e.timing.makespan},
+                            {"bubble_fraction", e.timing.bubble()}, {"peak_activations", e.usage.peak() * s.stage_share()},
+                            {"weight_copies", s.weight_copies()}, {"gain_over_1f1b", c.gain(e)}}));
+  }
+  const Json cost = Json::object({{"F", costs.F}, {"I", costs.I}, {"W", costs.W}, {"FB", costs.FB}});
+  out << Json::object({{"pp", size.pp}, {"microbatches", size.microbatches}, {"cost", cost}, {"schedules", rows},
+                       {"left_out", Json(c.left_out)}}).dump(2) << "\n";
 }
 
 void paint_entries(std::ostream& out, std::span<const Entry> entries) {
@@ -207,13 +169,8 @@ void paint_entries(std::ostream& out, std::span<const Entry> entries) {
 
 void run_compare(const ScheduleOptions& options, const ScheduleSize& size, const Costs& costs, std::ostream& out) {
   const Comparison result = compare(options, size, costs);
-  if (options.format == "svg") {
-    paint_entries(out, result.entries);
-  } else if (options.format == "json") {
-    print_comparison_json(out, result, size, costs);
-  } else {
-    print_comparison(out, result, size, costs);
-  }
+  if (options.format == "svg") return paint_entries(out, result.entries);
+  (options.format == "json" ? print_comparison_json : print_comparison)(out, result, size, costs);
 }
 
 }  // namespace
@@ -234,15 +191,10 @@ void schedule_command(const ScheduleOptions& options, std::ostream& out, const T
   if (options.compare) return run_compare(options, size, costs, out);
 
   const Entry entry = make_entry(name, size, costs, false);
-  if (format == "csv") {
-    write_csv(out, entry.schedule);
-  } else if (format == "json") {
-    print_json(out, entry);
-  } else if (format == "svg") {
-    paint_entries(out, {&entry, 1});
-  } else {
-    print_text(out, entry, terminal);
-  }
+  if (format == "csv") write_csv(out, entry.schedule);
+  if (format == "json") print_json(out, entry);
+  if (format == "svg") paint_entries(out, {&entry, 1});
+  if (format == "text") print_text(out, entry, terminal);
 }
 
 }  // namespace duet

@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <optional>
+#include <map>
+#include <sstream>
 
 #include "pipeline/run_list.h"
 
@@ -22,24 +23,22 @@ double Costs::of(const Action& action) const {
 }
 
 Costs parse_costs(const std::string& text) {
-  std::optional<double> F, I, W, FB;
-  size_t begin = 0;
-  while (begin < text.size()) {
-    const size_t end = std::min(text.find(',', begin), text.size());
-    const std::string item = text.substr(begin, end - begin);
+  std::map<std::string, double> given;
+  std::istringstream items(text);
+  for (std::string item; std::getline(items, item, ',');) {
     const size_t equal = std::min(item.find('='), item.size());
     const std::string name = item.substr(0, equal);
-    std::optional<double>* slot = name == "F" ? &F : name == "I" ? &I : name == "W" ? &W : name == "FB" ? &FB : nullptr;
     double value = 0;
-    const char* stop = item.data() + item.size();
-    const auto [read, error] = std::from_chars(std::min(item.data() + equal + 1, stop), stop, value);
+    const char *stop = item.data() + item.size(), *start = std::min<const char*>(item.data() + equal + 1, stop);
+    const auto [read, error] = std::from_chars(start, stop, value);
+    const bool known = name == "F" || name == "I" || name == "W" || name == "FB";
     const bool good = error == std::errc{} && read == stop && std::isfinite(value) && value > 0;
-    require(slot && !*slot && good, "--cost: expected positive costs such as F=1,I=1,W=1,FB=2.4, each once, found ", item);
-    *slot = value;
-    begin = end + 1;
+    require(known && good && given.emplace(name, value).second,
+            "--cost: expected positive costs such as F=1,I=1,W=1,FB=2.4, each once, found ", item);
   }
-  Costs costs{F.value_or(1), I.value_or(1), W.value_or(1), 0};
-  costs.FB = FB.value_or(costs.F + costs.B());
+  const auto cost = [&](const char* name, double otherwise) { return given.contains(name) ? given[name] : otherwise; };
+  Costs costs{cost("F", 1), cost("I", 1), cost("W", 1)};
+  costs.FB = cost("FB", costs.F + costs.B());
   return costs;
 }
 

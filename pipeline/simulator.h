@@ -6,6 +6,7 @@
 //
 // Read next: schedule_command.h, where it meets the user.
 #pragma once
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,9 @@ struct Timing {
   std::vector<std::vector<Span>> spans;   // [pp], as schedule.ranks
   std::vector<double> bubble_fraction;    // [pp]: the part of the makespan in which the rank idles
   double idle(int rank) const { return makespan * bubble_fraction[rank]; }
+  double bubble() const {  // mean over ranks
+    return std::accumulate(bubble_fraction.begin(), bubble_fraction.end(), 0.0) / bubble_fraction.size();
+  }
 };
 
 // Requires a schedule that passed the checker. About 100 ns an action.

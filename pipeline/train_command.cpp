@@ -44,19 +44,15 @@ class StopOnSignal {
 };
 
 std::string checkpoint_dir(const TrainOptions& o, int64_t step) {
-  std::ostringstream name;
-  name << o.out << "/step-";
-  name.width(6);
-  name.fill('0');
-  name << step;
-  return name.str();
+  return o.out + format("/step-%06lld", (long long)step);
 }
 
 // Makes the run's folder, or refuses one that holds a run.
 void open_out(const TrainOptions& o) {
   if (o.out.empty()) return;
   const bool holds_run = fs::exists(o.out + "/metrics.jsonl") || !newest_checkpoint(o.out).empty();
-  require(!holds_run || o.resume || o.overwrite, "--out: found a run in ", o.out, ", allowed: another folder, --resume or --overwrite");
+  require(!holds_run || o.resume || o.overwrite, "--out: found a run in ", o.out,
+          ", allowed: another folder, --resume or --overwrite");
   std::error_code error;
   fs::create_directories(o.out, error);
   require(!error && fs::is_directory(o.out), "--out: cannot make the folder ", o.out, ": ", error.message());
@@ -81,13 +77,15 @@ void say_first_lines(const Job& job, Device& device, RunLog& log) {
   const TrainOptions& o = job.options;
   const ModelConfig& c = job.config;
   const double peak = device.peak_flops(o.dtype == "bf16" ? Dtype::bf16 : Dtype::f32);
+  const Layout& l = job.layout;
   log.say(cat("model  ", o.init.empty() ? o.preset : o.init, o.model.empty() ? "" : " with " + o.model, ": ", c.n_layers,
-              " layers, d_model ", c.d_model, ", ", c.n_routed, " routed experts (top ", c.topk, ") + ", c.n_shared, " shared; ",
-              c.parameters() / 1000, "K parameters, ", c.active_parameters() / 1000, "K active"));
-  log.say(cat("batch  ", job.layout.dp > 1 ? cat(job.layout.dp, " x ") : "", o.microbatches, " microbatches of ", o.micro_batch_size,
+              " layers, d_model ", c.d_model, ", ", c.n_routed, " routed experts (top ", c.topk, ") + ", c.n_shared,
+              " shared; ", c.parameters() / 1000, "K parameters, ", c.active_parameters() / 1000, "K active"));
+  log.say(cat("batch  ", l.dp > 1 ? cat(l.dp, " x ") : "", o.microbatches, " microbatches of ", o.micro_batch_size,
               " sequences of ", o.seq_len, " tokens; seed ", o.seed));
-  log.say(cat("ranks  ", job.run.ranks, job.run.ranks > 1 ? cat(" (dp ", o.dp ? o.dp : job.layout.dp, " x pp ", job.layout.pp, "), schedule ",
-              job.compute.name, ", ", kMeans[int(job.run.transport)]) : "", "; device ", device.name(), ", ", o.dtype,
+  const std::string how = cat(" (dp ", l.dp, " x pp ", l.pp, "), schedule ", job.compute.name, ", ",
+                              kMeans[int(job.run.transport)]);
+  log.say(cat("ranks  ", job.run.ranks, job.run.ranks > 1 ? how : "", "; device ", device.name(), ", ", o.dtype,
               peak > 0 ? cat(", peak ", peak * 1e-12, " TFLOP/s by the datasheet") : ""));
   if (job.run.link.emulated()) log.say("links  emulated: " + job.run.link.text());
   log.say("data   " + describe(job.dataset));

@@ -1,6 +1,6 @@
 // `duet train`: a run from its first line to its last.
 //
-//   job (data, schedule, ranks) -> on every rank: initial values, --init or --resume -> steps, validation, checkpoints -> a sample
+//   job (data, schedule, ranks) -> on every rank: weights (initial, --init or --resume) -> steps, checkpoints -> a sample
 //
 // A run with --out keeps OUT/metrics.jsonl and OUT/step-NNNNNN/ (checkpoint.h). SIGINT and SIGTERM let the step finish, write a
 // checkpoint and say how to go on. Read next: trainer.h, then generate.h.

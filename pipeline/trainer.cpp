@@ -13,7 +13,8 @@ static double now() { return std::chrono::duration<double>(std::chrono::steady_c
 
 Trainer::Trainer(const Job& job, Comm& world, Device& device)
     : job_(job), o_(job.options), world_(world), device_(device), channels_(world, device, message_pairs(job)),
-      pipeline_(world.group(job.layout.pipeline_of(world.rank()))), replicas_(world.group(job.layout.replicas_of(world.rank()))),
+      pipeline_(world.group(job.layout.pipeline_of(world.rank()))),
+      replicas_(world.group(job.layout.replicas_of(world.rank()))),
       experts_(world.group(job.layout.experts_of(world.rank()))),
       expert_replicas_(world.group(job.layout.expert_replicas_of(world.rank()))),
       dp_rank_(job.layout.dp_rank(world.rank())), pp_rank_(job.layout.pp_rank(world.rank())),
@@ -38,7 +39,8 @@ void Trainer::make_stages() {
     const int part = s.model_stage(stage);
     stages_[stage] = std::make_unique<Stage>(
         context_,
-        StageOptions{.index = stage, .layer_begin = job_.layer_bounds[size_t(part)], .layer_end = job_.layer_bounds[size_t(part) + 1],
+        StageOptions{.index = stage,
+                     .layer_begin = job_.layer_bounds[size_t(part)], .layer_end = job_.layer_bounds[size_t(part) + 1],
                      .embedding = part == 0, .head = part == s.model_stages() - 1, .microbatches = int(o_.microbatches),
                      .seed = o_.seed,
                      .moe = {.group = experts_.size() > 1 ? &experts_ : nullptr,
@@ -48,7 +50,7 @@ void Trainer::make_stages() {
   }
 }
 
-// --- the global batch ------------------------------------------------------------------------------------------------------------
+// --- the global batch -------------------------------------------------------------------------------------------------------
 
 Microbatch Trainer::pack(std::span<const int32_t> tokens) const {  // sequences of seq_len + 1 tokens
   Microbatch batch;
@@ -75,7 +77,7 @@ Stage* Trainer::head_stage(int microbatch) {
   return found == stages_.end() ? nullptr : found->second.get();
 }
 
-// --- a step ----------------------------------------------------------------------------------------------------------------------
+// --- a step -----------------------------------------------------------------------------------------------------------------
 
 StepResult Trainer::step(int64_t step, const StepHooks& hooks) {
   const double begin = now();
@@ -90,9 +92,12 @@ StepResult Trainer::step(int64_t step, const StepHooks& hooks) {
   for (auto& [s, stage] : stages_) {
     Scope scope(context_.recorder, context_.stream(), {"zero gradients", "compute", s});
     stage->begin_step();
-    stage->on_logits(dump && stage->options().head
-                         ? [&](int m, const Tensor& logits) { dump->add(m * job_.layout.dp + dp_rank_, microbatch(step, m), logits); }
-                         : std::function<void(int, const Tensor&)>());
+    std::function<void(int, const Tensor&)> take_logits;
+    if (dump && stage->options().head)
+      take_logits = [&](int m, const Tensor& logits) {
+        dump->add(m * job_.layout.dp + dp_rank_, microbatch(step, m), logits);
+      };
+    stage->on_logits(take_logits);
   }
   executor_->run(job_.schedule.ranks[size_t(pp_rank_)], [&](int m) { return microbatch(step, m); });
   context_.stream().synchronize();
@@ -158,12 +163,10 @@ void Trainer::reduce_gradients() {
     }
 }
 
-// The keys of the report, in the order in which finish_step collects their values. A number in a key is padded, so that the order
-// of keys is the order of sums: losses by global sequence, squares by name.
+// The keys of the report, in the order in which finish_step collects their values. A number in a key is padded, so that the
+// order of keys is the order of sums: losses by global sequence, squares by name.
 static std::string key(const char* kind, int64_t a, int64_t b = 0) {
-  char text[64];
-  std::snprintf(text, sizeof text, "%s%012lld/%06lld", kind, (long long)a, (long long)b);
-  return text;
+  return format("%s%012lld/%06lld", kind, (long long)a, (long long)b);
 }
 
 void Trainer::make_report() {
@@ -266,7 +269,8 @@ void Trainer::update(StepResult& r) {
     if (o_.bias_update_speed == 0) continue;
     for (const LayerLoad& load : r.loads) {
       const int64_t l = load.layer - stage->options().layer_begin;
-      if (l >= 0 && l < int64_t(stage->moe().size())) stage->moe()[size_t(l)]->update_bias(load.tokens_per_expert, o_.bias_update_speed);
+      if (l >= 0 && l < int64_t(stage->moe().size()))
+        stage->moe()[size_t(l)]->update_bias(load.tokens_per_expert, o_.bias_update_speed);
     }
   }
 }

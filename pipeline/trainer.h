@@ -5,9 +5,9 @@
 //   one exchange of losses, squares and expert loads; the gradient norm; clipping; AdamW; router bias
 //   every --eplb-interval steps, experts move to where their tokens are (trainer_experts.cpp)
 //
-// What makes its numbers reproducible is stated where it happens: batches (data/batch.h), halves (model/param.h), sums over ranks
-// (comm/comm.h), sums over names and sequences (step_report.h). All methods are collective: every rank of the world calls them in
-// the same order. Used by one thread, the rank's. Read next: train_command.h, the run around it.
+// What makes its numbers reproducible is stated where it happens: batches (data/batch.h), halves (model/param.h), sums over
+// ranks (comm/comm.h), sums over names and sequences (step_report.h). All methods are collective: every rank of the world calls
+// them in the same order. Used by one thread, the rank's. Read next: train_command.h, the run around it.
 #pragma once
 #include <map>
 #include <memory>

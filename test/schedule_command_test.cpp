@@ -75,9 +75,9 @@ TEST(ScheduleCommand, ComparisonShowsTheClaims) {
 TEST(ScheduleCommand, JsonAndCsv) {
   const std::string json = output({.schedule = "gpipe", .pp = 2, .microbatches = 1, .format = "json"});
   EXPECT_EQ(json,
-            "{\"schedule\": \"gpipe\", \"pp\": 2, \"microbatches\": 1,\n"
-            "  \"ranks\": [\n    [\"0F0\", \"0B0\"], \n    [\"1F0\", \"1B0\"]],\n"
-            "  \"makespan\": 6,\n  \"bubble_fraction\": [0.5, 0.5],\n  \"peak_activations\": [1, 1],\n  \"held_w\": [0, 0]}\n");
+            "{\n  \"schedule\": \"gpipe\",\n  \"pp\": 2,\n  \"microbatches\": 1,\n"
+            "  \"ranks\": [\n    [\"0F0\", \"0B0\"],\n    [\"1F0\", \"1B0\"]\n  ],\n  \"makespan\": 6.0,\n"
+            "  \"bubble_fraction\": [0.5, 0.5],\n  \"peak_activations\": [1, 1],\n  \"held_w\": [0, 0]\n}\n");
   EXPECT_EQ(output({.schedule = "gpipe", .pp = 2, .microbatches = 1, .format = "csv"}), "0F0,0B0\n1F0,1B0\n");
   EXPECT_EQ(count(output({.format = "json", .compare = true}), "\"makespan\""), 7u);
 }
