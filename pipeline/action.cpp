@@ -1,6 +1,7 @@
 // The text form of actions, out and in. Read next: schedule.h.
 #include "pipeline/action.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 
@@ -11,10 +12,9 @@ constexpr std::array kNames = {"F", "I", "W", "B", "SEND_F", "RECV_F", "SEND_B",
 constexpr std::string_view kOverlap = ")OVERLAP_F_B";
 
 std::string_view trimmed(std::string_view text) {
-  const auto is_space = [](char c) { return c == ' ' || c == '\t' || c == '\r'; };
-  while (!text.empty() && is_space(text.front())) text.remove_prefix(1);
-  while (!text.empty() && is_space(text.back())) text.remove_suffix(1);
-  return text;
+  constexpr const char* kSpaces = " \t\r";
+  const size_t begin = std::min(text.find_first_not_of(kSpaces), text.size());
+  return text.substr(begin, text.find_last_not_of(kSpaces) + 1 - begin);
 }
 
 // Takes a number off the front of `text`; -1 where there is none (or it does not fit an int).
@@ -37,12 +37,10 @@ std::optional<Action> parse_single(std::string_view text) {
   text.remove_prefix(letters);
   action.microbatch = take_number(text);
   if (action.microbatch < 0 || !text.empty()) return std::nullopt;
-  for (size_t k = 0; k < kNames.size(); ++k) {
-    if (name != kNames[k]) continue;
-    action.kind = Kind(k);
-    return action;
-  }
-  return std::nullopt;
+  const auto found = std::find(kNames.begin(), kNames.end(), name);
+  if (found == kNames.end()) return std::nullopt;
+  action.kind = Kind(found - kNames.begin());
+  return action;
 }
 
 }  // namespace

@@ -10,28 +10,24 @@
 
 namespace duet {
 
+template <class Rank>
+static std::vector<int> list(int n, Rank rank) {
+  std::vector<int> ranks;
+  for (int i = 0; i < n; ++i) ranks.push_back(rank(i));
+  return ranks;
+}
+
 std::vector<int> Layout::pipeline_of(int r) const {
-  std::vector<int> ranks;
-  for (int p = 0; p < pp; ++p) ranks.push_back(rank(p, dp_rank(r)));
-  return ranks;
+  return list(pp, [&](int p) { return rank(p, dp_rank(r)); });
 }
-
 std::vector<int> Layout::replicas_of(int r) const {
-  std::vector<int> ranks;
-  for (int d = 0; d < dp; ++d) ranks.push_back(rank(pp_rank(r), d));
-  return ranks;
+  return list(dp, [&](int d) { return rank(pp_rank(r), d); });
 }
-
 std::vector<int> Layout::experts_of(int r) const {
-  std::vector<int> ranks;
-  for (int e = 0; e < ep; ++e) ranks.push_back(rank(pp_rank(r), dp_rank(r) / ep * ep + e));
-  return ranks;
+  return list(ep, [&](int e) { return rank(pp_rank(r), dp_rank(r) / ep * ep + e); });
 }
-
 std::vector<int> Layout::expert_replicas_of(int r) const {
-  std::vector<int> ranks;
-  for (int d = dp_rank(r) % ep; d < dp; d += ep) ranks.push_back(rank(pp_rank(r), d));
-  return ranks;
+  return list(dp / ep, [&](int i) { return rank(pp_rank(r), dp_rank(r) % ep + i * ep); });
 }
 
 static std::vector<int64_t> parse_split(const std::string& split, int64_t layers, int stages) {
@@ -50,7 +46,8 @@ static std::vector<int64_t> parse_split(const std::string& split, int64_t layers
 }
 
 std::vector<int64_t> split_layers(const ModelConfig& c, int64_t seq_len, int stages, const std::string& split) {
-  require(stages <= c.n_layers, "--pp: found ", stages, " stages, allowed: at most one for each of the model's ", c.n_layers, " layers");
+  require(stages <= c.n_layers, "--pp: found ", stages, " stages, allowed: at most one for each of the model's ", c.n_layers,
+          " layers");
   if (!split.empty()) return parse_split(split, c.n_layers, stages);
   std::vector<double> up_to(size_t(c.n_layers) + 1);  // cost of the first l layers
   for (int64_t l = 0; l < c.n_layers; ++l) up_to[size_t(l) + 1] = up_to[size_t(l)] + c.layer_flops_per_token(l, seq_len);

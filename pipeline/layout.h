@@ -24,9 +24,9 @@ struct Layout {
   std::vector<int> expert_replicas_of(int rank) const;  // of these, the ones that have the same experts
 };
 
-// Cuts the layers into `stages` consecutive parts, at least one layer each: [stages + 1] boundaries. By the GEMM work of a token,
-// the head counted, so that the largest part is as small as possible (of equal ones the earlier parts are the larger); or as
-// `split` says, "3,4,4,3". Throws UsageError that names --split or --pp.
+// Cuts the layers into `stages` consecutive parts, at least one layer each: [stages + 1] boundaries. By the GEMM work of a
+// token, the head counted, so that the largest part is as small as possible (of equal ones the earlier parts are the larger);
+// or as `split` says, "3,4,4,3". Throws UsageError that names --split or --pp.
 std::vector<int64_t> split_layers(const ModelConfig& config, int64_t seq_len, int stages, const std::string& split);
 
 }  // namespace duet

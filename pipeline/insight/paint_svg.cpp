@@ -17,22 +17,17 @@ struct Paint {
   const char* what;
   std::array<int, 3> light, dark;
 };
-const Paint& paint_of(Kind kind) {
-  static constexpr std::array<Paint, 4> paints = {{{"forward", {255, 220, 130}, {244, 167, 80}},
-                                                   {"backward for inputs", {176, 217, 245}, {99, 168, 222}},
-                                                   {"backward for weights", {219, 203, 241}, {173, 145, 217}},
-                                                   {"full backward", {174, 224, 186}, {100, 184, 133}}}};
-  return paints[size_t(kind)];
-}
+constexpr std::array<Paint, 4> kPaints = {{{"forward", {255, 220, 130}, {244, 167, 80}},  // by Kind
+                                           {"backward for inputs", {176, 217, 245}, {99, 168, 222}},
+                                           {"backward for weights", {219, 203, 241}, {173, 145, 217}},
+                                           {"full backward", {174, 224, 186}, {100, 184, 133}}}};
 
 std::string color_of(Kind kind, int chunk, int chunks) {
-  const Paint& paint = paint_of(kind);
+  const Paint& paint = kPaints[size_t(kind)];
   const double dark = chunks > 1 ? double(chunk) / (chunks - 1) : 0;
   std::string hex = "#";
-  for (int i = 0; i < 3; ++i) {
-    const int value = int(std::lround(paint.light[i] + dark * (paint.dark[i] - paint.light[i])));
-    hex += {"0123456789abcdef"[value / 16], "0123456789abcdef"[value % 16]};
-  }
+  for (int i = 0; i < 3; ++i)
+    hex += format("%02x", int(std::lround(paint.light[i] + dark * (paint.dark[i] - paint.light[i]))));
   return hex;
 }
 
@@ -63,10 +58,15 @@ struct Drawer {
   }
 };
 
+int chunks_of(const Schedule& s) {
+  const std::vector<int> chunk = chunk_of_stage(s);
+  return *std::max_element(chunk.begin(), chunk.end()) + 1;
+}
+
 void draw_rank(Drawer& draw, const Panel& panel, int rank, double y) {
   const Schedule& s = panel.schedule;
   const std::vector<int> chunk = chunk_of_stage(s);
-  const int chunks = *std::max_element(chunk.begin(), chunk.end()) + 1;
+  const int chunks = chunks_of(s);
   const double B_of_pair = panel.costs.B() / (panel.costs.F + panel.costs.B());
   draw.text(kMargin, y + kRow / 2 + 4, "r", cat("rank ", rank));
   draw.box(kLabel, y, panel.timing.makespan * draw.scale, kRow, "fill='url(#idle)'");
@@ -84,21 +84,16 @@ void draw_rank(Drawer& draw, const Panel& panel, int rank, double y) {
 }
 
 void draw_legend(Drawer& draw, std::span<const Panel> panels, double y) {
-  std::array<int, 4> chunks_of_kind{};
+  std::array<int, 4> shades{};  // by Kind: the most chunks of a panel that has such actions
   bool pairs = false, directions = true;
   for (const Panel& panel : panels) {
-    const std::vector<int> chunk = chunk_of_stage(panel.schedule);
-    const int chunks = *std::max_element(chunk.begin(), chunk.end()) + 1;
+    const int chunks = chunks_of(panel.schedule);
     if (chunks > 1) directions &= panel.schedule.two_directions;
-    for (const auto& row : panel.schedule.ranks) {
+    for (const auto& row : panel.schedule.ranks)
       for (const Action& action : row) {
         pairs |= action.overlapped();
-        for_parts(action, [&](const Action& part) {
-          int& most = chunks_of_kind[size_t(part.kind)];
-          most = std::max(most, chunks);
-        });
+        for_parts(action, [&](const Action& a) { shades[size_t(a.kind)] = std::max(shades[size_t(a.kind)], chunks); });
       }
-    }
   }
   double x = kLabel;
   const auto entry = [&](const std::string& words, auto swatch) {
@@ -107,18 +102,17 @@ void draw_legend(Drawer& draw, std::span<const Panel> panels, double y) {
     x += 5 + 5.7 * words.size() + 16;
   };
   const auto square = [&](const std::string& attributes) { draw.box(x, y, 13, 13, attributes), x += 13; };
-  int most = 1;
   for (const Kind kind : {Kind::F, Kind::B, Kind::I, Kind::W}) {
-    const int chunks = chunks_of_kind[size_t(kind)];
+    const int chunks = shades[size_t(kind)];
     if (chunks == 0) continue;
-    entry(paint_of(kind).what, [&] {
+    entry(kPaints[size_t(kind)].what, [&] {
       for (int chunk = 0; chunk < chunks; ++chunk) square("class='a' fill='" + color_of(kind, chunk, chunks) + "'");
     });
-    most = std::max(most, chunks);
   }
   if (pairs) entry("overlapped pair", [&] { square("class='p'"); });
   entry("idle", [&] { square("fill='url(#idle)'"); });
-  if (most > 1) draw.text(x, y + 10, "k", directions ? "darker: the second direction" : "darker: a rank's later chunk");
+  if (*std::max_element(shades.begin(), shades.end()) > 1)
+    draw.text(x, y + 10, "k", directions ? "darker: the second direction" : "darker: a rank's later chunk");
 }
 
 // So wide that the narrowest action shows its number, unless the whole became too wide to look at.

@@ -61,17 +61,15 @@ void paint_action(std::vector<Glyph>& row, const Action& action, const std::vect
 }
 
 void print(std::ostream& out, const std::vector<Glyph>& row, size_t begin, size_t end, bool color) {
-  if (!color) {
-    for (size_t i = begin; i < end; ++i) out << row[i].c;
-    return;
-  }
   int now = 0;
   for (size_t i = begin; i < end; ++i) {
-    if (row[i].color != now) out << (row[i].color ? cat("\033[38;5;16;48;5;", row[i].color, "m") : "\033[0m");
-    now = row[i].color;
-    out << (now ? row[i].c : ' ');
+    if (color && row[i].color != now) {
+      now = row[i].color;
+      out << (now ? cat("\033[38;5;16;48;5;", now, "m") : "\033[0m");
+    }
+    out << (color && !now ? ' ' : row[i].c);
   }
-  out << "\033[0m";
+  if (color) out << "\033[0m";
 }
 
 }  // namespace
