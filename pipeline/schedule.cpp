@@ -12,28 +12,7 @@
 namespace duet {
 namespace {
 
-constexpr std::string_view kPlacement = "# placement:";
 constexpr int kLargest = 1 << 20;  // of a stage or microbatch number in a file: a typing error, not a schedule
-
-// "0 1 2 | 2 1 0": the rank of each stage, in each direction.
-void read_placement(const std::string& text, Schedule& s, const std::string& where) {
-  std::istringstream words(text);
-  size_t first_direction = 0;
-  for (std::string word; words >> word;) {
-    if (word == "|" && !s.two_directions) {
-      s.two_directions = true;
-      first_direction = s.rank_of.size();
-      continue;
-    }
-    const bool digits = word.size() < 8 && word.find_first_not_of("0123456789") == word.npos;
-    require(digits, where, ": placement: expected the rank of each stage and at most one |, found ", word);
-    s.rank_of.push_back(std::stoi(word));
-  }
-  require(!s.two_directions || s.rank_of.size() == 2 * first_direction, where,
-          ": placement: both directions need the same number of stages, found ", first_direction, " and ",
-          s.rank_of.size() - first_direction);
-  require(!s.rank_of.empty(), where, ": placement: no stages");
-}
 
 std::vector<Action> read_row(const std::string& line, const std::string& where) {
   std::vector<Action> row;
@@ -57,12 +36,11 @@ std::vector<Action> read_row(const std::string& line, const std::string& where) 
 // half of the stages and none of the first; in one direction half of all actions do. A few wrong cells must not change how
 // the rest is read (the checker is to name them), hence three quarters.
 void infer_placement(Schedule& s) {
-  std::vector<int> rank_of;
   for (int rank = 0; rank < s.pp; ++rank) {
     for (const Action& action : s.ranks[rank]) {
       for_parts(action, [&](const Action& part) {
-        if (part.stage >= int(rank_of.size())) rank_of.resize(part.stage + 1, -1);
-        if (rank_of[part.stage] < 0) rank_of[part.stage] = rank;
+        if (part.stage >= s.stages()) s.rank_of.resize(part.stage + 1, -1);
+        if (s.rank_of[part.stage] < 0) s.rank_of[part.stage] = rank;
       });
     }
   }
@@ -71,12 +49,11 @@ void infer_placement(Schedule& s) {
     for (const Action& action : row) {
       for_parts(action, [&](const Action& part) {
         ++total;
-        matching += s.second_half(part.microbatch) == (part.stage >= int(rank_of.size()) / 2);
+        matching += s.second_half(part.microbatch) == (part.stage >= s.stages() / 2);
       });
     }
   }
-  s.rank_of = rank_of;
-  s.two_directions = rank_of.size() % 2 == 0 && s.microbatches > 1 && 4LL * matching > 3LL * total;
+  s.two_directions = s.stages() % 2 == 0 && s.microbatches > 1 && 4LL * matching > 3LL * total;
 }
 
 }  // namespace
@@ -118,37 +95,20 @@ Schedule read_csv(std::istream& in, const std::string& name) {
   for (std::string line; std::getline(in, line);) {
     const std::string where = cat(name, ":", ++line_number);
     if (!line.empty() && line.back() == '\r') line.pop_back();
-    if (line.starts_with(kPlacement)) {
-      require(s.rank_of.empty(), where, ": a second placement line");
-      read_placement(line.substr(kPlacement.size()), s, where);
-    } else if (!line.starts_with("#") && line.find_first_not_of(" \t") != line.npos) {
-      s.ranks.push_back(read_row(line, where));
-    }
+    if (!line.starts_with("#") && line.find_first_not_of(" \t") != line.npos) s.ranks.push_back(read_row(line, where));
   }
   s.pp = int(s.ranks.size());
   for (const auto& row : s.ranks) {
     for (const Action& a : row) s.microbatches = std::max({s.microbatches, a.microbatch + 1, a.b_microbatch + 1});
   }
   require(s.microbatches > 0, name, ": expected one row of actions for each rank, found none");
-  if (s.rank_of.empty()) infer_placement(s);
-  for (int stage = 0; stage < s.stages(); ++stage) {
+  infer_placement(s);
+  for (int stage = 0; stage < s.stages(); ++stage)
     require(s.rank_of[stage] >= 0, name, ": stage ", stage, " is missing: no row has an action of it");
-    require(s.rank_of[stage] < s.pp, name, ": placement: stage ", stage, " is on rank ", s.rank_of[stage],
-            ", but there are ", s.pp, " rows");
-  }
   return s;
 }
 
 void write_csv(std::ostream& out, const Schedule& s) {
-  Schedule read = s;
-  infer_placement(read);
-  if (read.rank_of != s.rank_of || read.two_directions != s.two_directions) {
-    out << kPlacement;
-    for (int stage = 0; stage < s.stages(); ++stage) {
-      out << (s.two_directions && stage == s.model_stages() ? " | " : " ") << s.rank_of[stage];
-    }
-    out << "\n";
-  }
   for (const auto& row : s.ranks) {
     for (size_t i = 0; i < row.size(); ++i) out << (i ? "," : "") << to_string(row[i]);
     out << "\n";

@@ -10,8 +10,7 @@
 //
 // Files are PyTorch's pipelining CSV: one row a rank, one cell an action, empty cells skipped. Who runs a stage is seen from
 // the rows, and the directions from the (stage, microbatch) set: DualPipe and a V share their stage numbers and differ in
-// that. A line "# placement: 0 1 2 3 | 3 2 1 0" (rank of each stage; a bar between two directions) says it outright;
-// PyTorch's reader knows no such line, so it is written only where the actions alone would be understood differently.
+// that.
 //
 // Read next: schedules/dualpipe.cpp, the one to know; checker.h.
 #pragma once

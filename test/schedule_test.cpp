@@ -144,19 +144,10 @@ TEST(ScheduleFile, RandomSchedulesReadBack) {
   }
 }
 
-TEST(ScheduleFile, PlacementLineIsReadAndWrittenWhereNeeded) {
-  // Half of a schedule of two directions looks like one of one direction.
-  const std::string text = "# placement: 0 1 | 1 0\n0F0,0B0\n1F0,1B0\n";
-  const Schedule s = from_text(text);
-  EXPECT_TRUE(s.two_directions);
-  EXPECT_EQ(s.rank_of, (std::vector<int>{0, 1, 1, 0}));
-  EXPECT_EQ(csv(s), text);
-  EXPECT_FALSE(from_text("# a remark\n\n0F0, ,0B0,\n").two_directions);
-  EXPECT_NE(error_of("# placement: 0 x\n0F0\n").find("file.csv:1: placement: expected the rank of each stage"),
-            std::string::npos);
-  EXPECT_NE(error_of("# placement: 0 1 | 0\n0F0\n").find("found 2 and 1"), std::string::npos);
-  EXPECT_NE(error_of("# placement: 0 5\n0F0,1F0\n").find("stage 1 is on rank 5"), std::string::npos);
-  EXPECT_NE(error_of("# placement: 0\n# placement: 0\n0F0\n").find("second placement"), std::string::npos);
+TEST(ScheduleFile, RemarksAndEmptyCellsAreSkipped) {
+  const Schedule s = from_text("# a remark\n\n0F0, ,0B0,\n");
+  EXPECT_EQ(csv(s), "0F0,0B0\n");
+  EXPECT_FALSE(s.two_directions);
 }
 
 TEST(ScheduleFile, ErrorsNameLineAndCell) {
