@@ -33,66 +33,44 @@ size_t message_id(const Schedule& s, const Action& comm) {
   return product(s, is_forward(comm.kind) ? Kind::F : Kind::I, receiver, comm.microbatch);
 }
 
-// Queues of messages, each of which needs `members` queues. Ranks that wait are handed back as they may go on.
+// Queues of messages. A message is transferred when it is at the head of its sender's queue and of its receiver's.
 class Rendezvous {
  public:
-  Rendezvous(size_t messages, size_t queues) : messages_(messages), queues_(queues) {}
-
-  bool transferred(size_t message) const { return messages_[message].transferred; }
-  void wait(size_t message, int rank) { messages_[message].waiting_rank = rank; }
-
-  // Posts a message of `members` members to one of their queues; `index` of the rank's list is kept for what is left over.
-  void post(size_t queue, size_t message, int members, int index, std::vector<int>& runnable) {
-    messages_[message].members = members;
-    queues_[queue].posted.push_back({message, index});
-    if (queues_[queue].posted.size() == queues_[queue].done + 1) reaches_head(queue, runnable);
-  }
-
-  // The index at which the oldest message left in the queue was posted; -1: none is left.
-  int left_over(size_t queue) const {
-    const Queue& q = queues_[queue];
-    return q.done < q.posted.size() ? q.posted[q.done].index : -1;
-  }
-
- private:
-  static constexpr size_t kNone = size_t(-1);
-  struct Message {
-    int members = 0, at_head = 0;
-    size_t head_queue = kNone;  // a chain of the queues it is at the head of
-    int waiting_rank = -1;
-    bool transferred = false;
+  struct Half {
+    size_t message, other_queue;  // where the other half is posted
+    int index;                    // in the rank's list
   };
-  struct Post {
-    size_t message;
-    int index;
-  };
-  struct Queue {
-    std::vector<Post> posted;
-    size_t done = 0;
-    size_t next = kNone;  // in the chain of its head's message
-  };
+  Rendezvous(size_t messages, size_t queues) : transferred_(messages, false), queues_(queues) {}
 
-  void reaches_head(size_t first_queue, std::vector<int>& runnable) {
-    std::vector<size_t> heads = {first_queue};  // queues that have a new head
-    while (!heads.empty()) {
-      const size_t queue = heads.back();
+  bool transferred(size_t message) const { return transferred_[message]; }
+
+  void post(size_t queue, const Half& half) {
+    queues_[queue].posted.push_back(half);
+    for (std::vector<size_t> heads = {queue}; !heads.empty();) {  // queues that may have a new head
+      const size_t mine = heads.back();
       heads.pop_back();
-      Queue& q = queues_[queue];
-      if (q.done == q.posted.size()) continue;
-      Message& message = messages_[q.posted[q.done].message];
-      q.next = message.head_queue;
-      message.head_queue = queue;
-      if (message.transferred || ++message.at_head < message.members) continue;
-      message.transferred = true;
-      if (message.waiting_rank >= 0) runnable.push_back(message.waiting_rank);
-      for (size_t member = message.head_queue; member != kNone; member = queues_[member].next) {
-        ++queues_[member].done;
-        heads.push_back(member);
+      const Half* head = head_of(mine);
+      const Half* other = head ? head_of(head->other_queue) : nullptr;
+      if (!other || other->message != head->message) continue;
+      transferred_[head->message] = true;
+      for (const size_t moved : {head->other_queue, mine}) {
+        ++queues_[moved].done;
+        heads.push_back(moved);
       }
     }
   }
 
-  std::vector<Message> messages_;
+  const Half* head_of(size_t queue) const {  // null: nothing is left
+    const Queue& q = queues_[queue];
+    return q.done < q.posted.size() ? &q.posted[q.done] : nullptr;
+  }
+
+ private:
+  struct Queue {
+    std::vector<Half> posted;
+    size_t done = 0;
+  };
+  std::vector<bool> transferred_;
   std::vector<Queue> queues_;
 };
 
@@ -153,46 +131,26 @@ std::vector<Stuck> run_comms(const Schedule& s, Queues queues) {
     return queues == Queues::per_rank ? rank * pp * 2 : (rank * pp + peer) * 2 + out;
   };
   Rendezvous rendezvous(size_t(2) * s.stages() * s.microbatches, pp * pp * 2);
-  std::vector<int> position(pp, 0);
-  std::vector<Action> missing(pp);
-
-  const auto may_run = [&](int rank, const Action& action) {
-    bool all = true;
+  std::vector<Stuck> stuck = sweep(s, [&](int rank, int index) {
+    const Action& action = s.ranks[rank][index];
+    std::optional<Action> missing;
+    if (action.is_comm()) {
+      DUET_CHECK(s.rank_of[action.stage] == rank, to_string(action), " stands on rank ", rank);
+      const int peer = peer_rank(s, action);
+      const bool out = is_send(action.kind);
+      rendezvous.post(queue_of(rank, peer, out), {message_id(s, action), queue_of(peer, rank, !out), index});
+      return missing;
+    }
     for_parts(action, [&](const Action& part) {
       for_messages_needed(s, part, [&](const Action& recv) {
-        if (!all || rendezvous.transferred(message_id(s, recv))) return;
-        all = false;
-        missing[rank] = recv;
-        rendezvous.wait(message_id(s, recv), rank);
+        if (!missing && !rendezvous.transferred(message_id(s, recv))) missing = recv;
       });
     });
-    return all;
-  };
-
-  std::vector<int> runnable;
-  for (int rank = s.pp - 1; rank >= 0; --rank) runnable.push_back(rank);
-  while (!runnable.empty()) {
-    const int rank = runnable.back();
-    runnable.pop_back();
-    for (int& i = position[rank]; i < int(s.ranks[rank].size()); ++i) {
-      const Action& action = s.ranks[rank][i];
-      if (action.is_comm()) {
-        DUET_CHECK(s.rank_of[action.stage] == rank, to_string(action), " stands on rank ", rank);
-        const size_t queue = queue_of(rank, peer_rank(s, action), is_send(action.kind));
-        rendezvous.post(queue, message_id(s, action), 2, i, runnable);
-      } else if (!may_run(rank, action)) {
-        break;
-      }
-    }
-  }
-
-  std::vector<Stuck> stuck;
-  for (int rank = 0; rank < s.pp; ++rank) {
-    if (position[rank] < int(s.ranks[rank].size())) stuck.push_back({rank, position[rank], missing[rank]});
-  }
+    return missing;
+  });
   for (size_t queue = 0; stuck.empty() && queue < pp * pp * 2; ++queue) {
-    const int rank = int(queue / (2 * pp)), index = rendezvous.left_over(queue);
-    if (index >= 0) stuck.push_back({rank, index, s.ranks[rank][index]});
+    const int rank = int(queue / (2 * pp));
+    if (const auto* left = rendezvous.head_of(queue)) stuck.push_back({rank, left->index, s.ranks[rank][left->index]});
   }
   return stuck;
 }

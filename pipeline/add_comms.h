@@ -23,7 +23,7 @@ Schedule add_comms(const Schedule& compute_only);
 int peer_rank(const Schedule& schedule, const Action& comm);
 
 // Runs a schedule with messages, without time, with rendezvous semantics: a message is transferred when it is at the head of
-// the queue of *all* its members, here of its sender and its receiver. (An all-to-all is a message with more members.)
+// the queue of its sender and of the queue of its receiver.
 //   per_edge   a queue for each peer and direction, what duet's transports have
 //   per_rank   one queue for everything a rank sends and receives, a single comm stream; DualPipe deadlocks on it
 // Returns the ranks that are stuck: at the action whose message is `missing` (as its RECV), or at a message that was posted and

@@ -1,56 +1,48 @@
-// Runs every rank as far as it goes, and again when what it waits for is made. Read next: simulator.cpp.
+// Sweeps over the ranks, each of which goes as far as it can. Read next: simulator.cpp.
 #include "pipeline/run_list.h"
 
 #include <optional>
 
 namespace duet {
 
-std::vector<Stuck> run_list(const Schedule& s, const std::function<void(int rank, int index)>& visit) {
-  constexpr int kNone = -1, kMade = -2;
-  std::vector<int> waiter(size_t(2) * s.stages() * s.microbatches, kNone);  // of each product: the first rank that waits for it
-  std::vector<int> next_waiter(s.pp, kNone);                                // a chain of further ranks
-  std::vector<int> position(s.pp, 0);
-  std::vector<Action> missing(s.pp);
-
-  const auto first_missing = [&](const Action& action) {
-    std::optional<Action> found;
-    for_parts(action, [&](const Action& part) {
-      for_needs(s, part, [&](Kind kind, int stage, int m) {
-        if (!found && waiter[product(s, kind, stage, m)] != kMade) found = Action{kind, stage, m};
-      });
-    });
-    return found;
-  };
-
-  std::vector<int> runnable;
-  for (int rank = s.pp - 1; rank >= 0; --rank) runnable.push_back(rank);
-  while (!runnable.empty()) {
-    const int rank = runnable.back();
-    runnable.pop_back();
-    for (int& i = position[rank]; i < int(s.ranks[rank].size()); ++i) {
-      const Action& action = s.ranks[rank][i];
-      if (const auto needed = first_missing(action)) {
-        int& chain = waiter[product(s, needed->kind, needed->stage, needed->microbatch)];
-        missing[rank] = *needed;
-        next_waiter[rank] = chain;
-        chain = rank;
+std::vector<Stuck> sweep(const Schedule& s, const std::function<std::optional<Action>(int rank, int index)>& act) {
+  std::vector<int> position(size_t(s.pp), 0);
+  std::vector<Stuck> stuck;
+  const auto advance = [&](int rank) {
+    const int begin = position[rank];
+    for (int& i = position[rank]; i < int(s.ranks[rank].size()); ++i)
+      if (const std::optional<Action> missing = act(rank, i)) {
+        stuck.push_back({rank, i, *missing});
         break;
       }
-      visit(rank, i);
-      for_parts(action, [&](const Action& part) {
-        if (part.kind == Kind::W) return;
-        int& chain = waiter[product(s, part.kind, part.stage, part.microbatch)];
-        for (int r = chain; r >= 0; r = next_waiter[r]) runnable.push_back(r);
-        chain = kMade;
-      });
-    }
-  }
-
-  std::vector<Stuck> stuck;
-  for (int rank = 0; rank < s.pp; ++rank) {
-    if (position[rank] < int(s.ranks[rank].size())) stuck.push_back({rank, position[rank], missing[rank]});
+    return position[rank] > begin;
+  };
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (int rank = s.pp - 1; rank >= 0; --rank) moved |= advance(rank);
+    stuck.clear();
+    for (int rank = 0; rank < s.pp; ++rank) moved |= advance(rank);
   }
   return stuck;
+}
+
+std::vector<Stuck> run_list(const Schedule& s, const std::function<void(int rank, int index)>& visit) {
+  std::vector<bool> made(size_t(2) * s.stages() * s.microbatches, false);  // [products]
+  return sweep(s, [&](int rank, int index) {
+    const Action& action = s.ranks[rank][index];
+    std::optional<Action> missing;
+    for_parts(action, [&](const Action& part) {
+      for_needs(s, part, [&](Kind kind, int stage, int m) {
+        if (!missing && !made[product(s, kind, stage, m)]) missing = Action{kind, stage, m};
+      });
+    });
+    if (missing) return missing;
+    visit(rank, index);
+    for_parts(action, [&](const Action& part) {
+      if (part.kind != Kind::W) made[product(s, part.kind, part.stage, part.microbatch)] = true;
+    });
+    return missing;
+  });
 }
 
 }  // namespace duet

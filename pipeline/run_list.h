@@ -12,6 +12,7 @@
 // Read next: checker.h.
 #pragma once
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "pipeline/schedule.h"
@@ -44,8 +45,12 @@ inline size_t product(const Schedule& s, Kind kind, int stage, int microbatch) {
   return (size_t(kind != Kind::F) * s.stages() + stage) * s.microbatches + microbatch;
 }
 
-// Requires compute actions whose stages and microbatches are in range. Visits each action at most once, in time linear in their
-// number. Returns the ranks that are stuck, none if all lists ran to their ends.
+// Lets every rank act down its list until none can go on, in sweeps up and down the ranks, as data go: published schedules take
+// time linear in their actions. act(rank, index) does an action and returns nothing, or says what it misses. Returns the ranks
+// that are stuck, none if all lists ran to their ends.
+std::vector<Stuck> sweep(const Schedule& schedule, const std::function<std::optional<Action>(int rank, int index)>& act);
+
+// Requires compute actions whose stages and microbatches are in range. Visits each action at most once; returns as sweep.
 std::vector<Stuck> run_list(const Schedule& schedule, const std::function<void(int rank, int index)>& visit);
 
 }  // namespace duet
