@@ -1,17 +1,13 @@
 // Finding, mapping and checking the files of a dataset. Read dataset.h first, tokens.cpp next.
 #include "data/dataset.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 
+#include "data/mapped_file.h"
 #include "data/tokenizer.h"
 #include "model/check.h"
 
@@ -34,20 +30,9 @@ struct Format {
 constexpr Format kFormats[] = {{"GPT-2", 20240520, 1, 2, 50257}, {"Llama 3", 20240801, 7, 4, 128256}};
 
 // The whole file as bytes; count 0 where it is empty.
-TokenPart map_file(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  require(fd >= 0, path, ": cannot open: ", strerror(errno), kAllowed);
-  const off_t size = lseek(fd, 0, SEEK_END);
-  void* p = size > 0 ? mmap(nullptr, size_t(size), PROT_READ, MAP_PRIVATE, fd, 0) : nullptr;
-  const int error = errno;
-  close(fd);
-  require(size >= 0 && p != MAP_FAILED, path, ": cannot read: ", strerror(error), kAllowed);
-  TokenPart file;
-  file.name = path;
-  file.data = p;
-  file.count = size;
-  if (p) file.owner = std::shared_ptr<const void>(p, [size](const void* q) { munmap(const_cast<void*>(q), size_t(size)); });
-  return file;
+TokenPart map_part(const std::string& path) {
+  const MappedFile file = map_file(path, kAllowed);
+  return {path, file.data, file.data.get(), 1, 0, file.size};
 }
 
 bool is_text(const TokenPart& file) {
@@ -55,7 +40,7 @@ bool is_text(const TokenPart& file) {
 }
 
 TokenPart load_text(const std::string& path) {
-  TokenPart file = map_file(path);
+  TokenPart file = map_part(path);
   require(file.count > 0, path, ": the file is empty", kAllowed);
   require(is_text(file), path, ": not a text file: found a zero byte in its first ", kProbe, " bytes", kAllowed);
   return file;
@@ -72,7 +57,7 @@ const Format& format_of(const std::string& path, int32_t magic, int32_t version)
 }
 
 TokenPart load_shard(const std::string& path, Dataset& dataset) {
-  TokenPart shard = map_file(path);
+  TokenPart shard = map_part(path);
   require(shard.count >= kHeader, path, ": truncated: found ", shard.count, " bytes, a token shard starts with ", kHeader);
   const auto* header = static_cast<const int32_t*>(shard.data);
   const Format& format = format_of(path, header[0], header[1]);
@@ -119,7 +104,7 @@ std::vector<TokenPart> load_text_folder(const std::string& folder) {
   std::sort(paths.begin(), paths.end());
   std::vector<TokenPart> parts;
   for (const std::string& path : paths)
-    if (TokenPart file = map_file(path); is_text(file)) parts.push_back(std::move(file));
+    if (TokenPart file = map_part(path); is_text(file)) parts.push_back(std::move(file));
   return parts;
 }
 
@@ -128,10 +113,7 @@ struct Parts {
 };
 
 Parts load_parts(const std::string& path, Dataset& dataset) {
-  std::error_code error;
-  const fs::file_status status = fs::status(path, error);
-  require(!error, path, ": ", error.message(), kAllowed);
-  if (fs::is_directory(status)) {
+  if (std::error_code ignored; fs::is_directory(path, ignored)) {
     const std::vector<std::string> shards = list_shards(path, dataset);
     Parts parts;
     for (const std::string& s : shards) (is_val_name(s) ? parts.val : parts.train).push_back(load_shard(s, dataset));
@@ -140,10 +122,10 @@ Parts load_parts(const std::string& path, Dataset& dataset) {
             shards.empty() ? "no text file and no .bin token shard" : "validation shards only", kAllowed);
     return parts;
   }
-  require(fs::is_regular_file(status), path, ": neither a file nor a folder", kAllowed);
   if (!is_shard_name(path)) return {{load_text(path)}, {}};
+  Parts parts{{load_shard(path, dataset)}, {}};
   list_shards(fs::absolute(path).parent_path(), dataset);  // for the tokenizer
-  return {{load_shard(path, dataset)}, {}};
+  return parts;
 }
 
 void split(Parts parts, int64_t seq_len, Dataset& dataset) {

@@ -3,26 +3,14 @@
 
 #include <algorithm>
 #include <cstring>
-#include <fstream>
-#include <sstream>
 
+#include "data/mapped_file.h"
 #include "model/check.h"
 
 namespace duet {
-namespace {
 
 constexpr size_t kHeader = 256 * sizeof(int32_t);     // bytes
 constexpr const char* kReplacement = "\xEF\xBF\xBD";  // U+FFFD in UTF-8
-
-std::string read_all(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream bytes;
-  bytes << in.rdbuf();
-  require(bytes.tellp() > 0, path, ": cannot read a tokenizer from it: missing, empty or not a file");
-  return bytes.str();
-}
-
-}  // namespace
 
 Tokenizer::Tokenizer() {
   for (int byte = 0; byte < 256; byte++) tokens_.emplace_back(1, char(byte));
@@ -30,22 +18,21 @@ Tokenizer::Tokenizer() {
 }
 
 Tokenizer::Tokenizer(const std::string& path) {
-  const std::string file = read_all(path);
+  const MappedFile mapped = map_file(path);
+  const std::string_view file = mapped.text();
   require(file.size() >= kHeader, path, ": truncated: a tokenizer file starts with ", kHeader, " bytes, found ", file.size());
-  int32_t header[4];
+  int32_t header[3];
   memcpy(header, file.data(), sizeof header);
-  const auto [magic, version, vocab, eot] = header;
+  const auto [magic, version, vocab] = header;
   require(magic == kTokenizerMagic, path, ": not llm.c's tokenizer file: expected magic ", kTokenizerMagic, ", found ", magic);
   require(version == 1 || version == 2, path, ": unknown tokenizer version ", version, ", expected 1 or 2");
-  eot_ = version == 1 ? 50256 : eot;  // version 1 was written for GPT-2 only
-  require(eot_ >= 0 && eot_ < vocab, path, ": the end-of-text token ", eot_, " is not in the vocabulary of ", vocab);
-
+  require(vocab > 0, path, ": expected tokens, found a vocabulary of ", vocab);
   size_t at = kHeader;
   for (int32_t id = 0; id < vocab; id++) {
     const size_t length = at < file.size() ? uint8_t(file[at]) : 1;
     require(length > 0, path, ": token ", id, " has length 0, expected 1 to 255");
     require(at + 1 + length <= file.size(), path, ": truncated in token ", id, " of ", vocab);
-    tokens_.push_back(file.substr(at + 1, length));
+    tokens_.emplace_back(file.substr(at + 1, length));
     at += 1 + length;
   }
   index();

@@ -3,7 +3,7 @@
 // A tokenizer here is one table: the bytes of each token. Two tables exist. The byte tokenizer has 256 tokens, id = byte, and
 // is what text is trained with. The other is read from the tokenizer file that llm.c writes for GPT-2 (gpt2_tokenizer.bin):
 //
-//   256 little-endian int32: magic 20240328, version 1 or 2, vocabulary size, (version 2) end-of-text token; the rest unused
+//   256 little-endian int32: magic 20240328, version 1 or 2, vocabulary size; the rest is not used here
 //   then for each token one byte with its length (1..255) and its bytes
 //
 // What it is not: a byte-pair encoder. The file holds no merges, so encode takes the longest token that matches at each place.
@@ -31,7 +31,6 @@ class Tokenizer {
   explicit Tokenizer(const std::string& path);
 
   int64_t vocab_size() const { return int64_t(tokens_.size()); }
-  int32_t eot() const { return eot_; }  // the end-of-text token, which separates documents; -1 where there is none
 
   // Ids outside the vocabulary (a model's may be larger, padded) become U+FFFD.
   std::string decode(std::span<const int32_t> ids) const;
@@ -46,7 +45,6 @@ class Tokenizer {
   std::vector<std::string> tokens_;
   std::map<std::string, int32_t, std::less<>> ids_;
   size_t longest_ = 0;  // bytes of the longest token
-  int32_t eot_ = -1;
 };
 
 }  // namespace duet

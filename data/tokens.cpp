@@ -18,30 +18,6 @@ auto with_ids(const TokenPart& part, F f) {
   }
 }
 
-// Tokens begin .. begin+n-1 of a part into out; returns the largest of them.
-uint32_t copy_part(const TokenPart& part, int64_t begin, int64_t n, int32_t* out) {
-  return with_ids(part, [=](const auto* ids) {
-    uint32_t largest = 0;
-    for (int64_t i = 0; i < n; i++) {
-      const uint32_t id = ids[begin + i];
-      largest = std::max(largest, id);
-      out[i] = int32_t(id);
-    }
-    return largest;
-  });
-}
-
-// There is such a token at `begin` or after it.
-[[noreturn]] void report_beyond(const TokenPart& part, int64_t begin, int64_t vocab_size) {
-  const auto [at, id] = with_ids(part, [=](const auto* ids) {
-    int64_t i = begin;
-    while (int64_t(ids[i]) < vocab_size) i++;
-    return std::pair(i, int64_t(ids[i]));
-  });
-  throw UsageError(cat(part.name, ": token ", id, " at offset ", part.offset + at,
-                       " is beyond the model's vocabulary, allowed: 0 to ", vocab_size - 1));
-}
-
 }  // namespace
 
 Tokens::Tokens(std::vector<TokenPart> parts) : parts_(std::move(parts)) {
@@ -73,8 +49,16 @@ void Tokens::copy(int64_t begin, std::span<int32_t> out, int64_t vocab_size) con
   DUET_CHECK(0 <= begin && begin + count <= size(), "expected tokens of ", size(), ", found ", begin, " and ", count, " more");
   auto p = size_t(std::upper_bound(starts_.begin(), starts_.end(), begin) - starts_.begin()) - 1;
   for (int64_t done = 0; done < count; p++) {
-    const int64_t from = begin + done - starts_[p], n = std::min(parts_[p].count - from, count - done);
-    if (int64_t(copy_part(parts_[p], from, n, out.data() + done)) >= vocab_size) report_beyond(parts_[p], from, vocab_size);
+    const TokenPart& part = parts_[p];
+    const int64_t from = begin + done - starts_[p], n = std::min(part.count - from, count - done);
+    with_ids(part, [&](const auto* ids) {
+      for (int64_t i = 0; i < n; i++) {
+        const int64_t id = ids[from + i];
+        require(id < vocab_size, part.name, ": token ", id, " at offset ", part.offset + from + i,
+                " is beyond the model's vocabulary, allowed: 0 to ", vocab_size - 1);
+        out[size_t(done + i)] = int32_t(id);
+      }
+    });
     done += n;
   }
 }
