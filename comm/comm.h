@@ -184,8 +184,10 @@ class Comm {
   void send(std::span<const std::byte> bytes, int peer, Tag tag);
   void recv(std::span<std::byte> bytes, int peer, Tag tag);
   std::vector<std::string> gather(const std::string& mine);  // everyone's bytes, by rank; lengths may differ
+  template <class T>                                         // T: trivially copyable
+  std::vector<std::vector<T>> gather_vectors(const std::vector<T>& mine);
   template <class T>
-  std::vector<T> gather_values(const T& mine);               // T: trivially copyable
+  std::vector<T> gather_values(const T& mine);
   void barrier() { gather(std::string()); }
   // Throws UsageError naming `what`, two ranks and their texts where not all ranks hold the same text.
   void require_same(const std::string& what, const std::string& text);
@@ -212,10 +214,19 @@ class Comm {
 };
 
 template <class T>
+std::vector<std::vector<T>> Comm::gather_vectors(const std::vector<T>& mine) {
+  std::vector<std::vector<T>> all;
+  for (const std::string& bytes : gather(std::string(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(T)))) {
+    all.emplace_back(bytes.size() / sizeof(T));
+    if (!bytes.empty()) memcpy(all.back().data(), bytes.data(), bytes.size());
+  }
+  return all;
+}
+
+template <class T>
 std::vector<T> Comm::gather_values(const T& mine) {
-  std::vector<T> all(ranks_.size());
-  const std::vector<std::string> bytes = gather(std::string(reinterpret_cast<const char*>(&mine), sizeof mine));
-  for (size_t r = 0; r < all.size(); r++) memcpy(&all[r], bytes[r].data(), sizeof mine);
+  std::vector<T> all;
+  for (const std::vector<T>& one : gather_vectors(std::vector<T>{mine})) all.push_back(one.front());
   return all;
 }
 

@@ -2,7 +2,6 @@
 #include "pipeline/step_report.h"
 
 #include <algorithm>
-#include <cstring>
 #include <sstream>
 
 namespace duet {
@@ -19,15 +18,11 @@ StepReport::StepReport(Comm& world, const std::vector<std::string>& keys) : worl
   std::sort(entries_.begin(), entries_.end());
 }
 
-void StepReport::exchange(const std::vector<double>& values) {
-  values_ = world_.gather(std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(double)));
-}
+void StepReport::exchange(const std::vector<double>& values) { values_ = world_.gather_vectors(values); }
 
 double StepReport::value(const Entry& e) const {
-  double x;
-  DUET_CHECK((e.index + 1) * sizeof x <= values_[e.rank].size(), "rank ", e.rank, ": expected a value of ", e.key, ", found none");
-  std::memcpy(&x, values_[e.rank].data() + e.index * sizeof x, sizeof x);
-  return x;
+  DUET_CHECK(e.index < values_[e.rank].size(), "rank ", e.rank, ": expected a value of ", e.key, ", found none");
+  return values_[e.rank][e.index];
 }
 
 }  // namespace duet

@@ -1,8 +1,9 @@
 // StepReport: the numbers of a step that all ranks must agree on, exchanged once a step.
 //
 // Every rank contributes values under keys that it names once, at the start. A key may come from several ranks: copies of one
-// thing (a replicated parameter's sum of squares: any of them counts) or parts of one (an expert's tokens: they add up). Each rank
-// then walks through all keys in ascending order, so that sums over them have the same bits on every rank and for every layout.
+// thing (a replicated parameter's sum of squares: any of them counts) or parts of one (an expert's tokens: they add up). Each
+// rank then walks through all keys in ascending order, so that sums over them have the same bits on every rank and for every
+// layout.
 #pragma once
 #include <string>
 #include <vector>
@@ -40,8 +41,8 @@ class StepReport {
   double value(const Entry& e) const;
 
   Comm& world_;
-  std::vector<Entry> entries_;       // ascending
-  std::vector<std::string> values_;  // of each rank, the bytes of its doubles
+  std::vector<Entry> entries_;               // ascending
+  std::vector<std::vector<double>> values_;  // of each rank
 };
 
 }  // namespace duet
