@@ -3,81 +3,66 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <memory>
 #include <set>
 
 #include "pipeline/durable.h"
-#include "pipeline/safetensors.h"
 
 namespace duet {
 
 namespace fs = std::filesystem;
 
-int64_t LogicalTensor::elements() const {
-  int64_t n = 1;
-  for (int64_t dim : shape) n *= dim;
-  return n;
+const Tensor& state_of(const Param& p, State state) {
+  return state == State::weight ? p.master : state == State::m ? p.m : p.v;
 }
 
 LogicalTensor logical_tensor(const Param& p) {
-  LogicalTensor t{p.name, {p.rows, p.cols}, p.trained};
+  LogicalTensor t{{p.name, "F32", {p.rows, p.cols}}, p.trained};
   if (p.rows == 1 && !p.transposed) t.shape = {p.cols};
   if (p.transposed) std::swap(t.shape[0], t.shape[1]);
   return t;
 }
 
-// to[c, r] = from[r, c] in tiles, so that neither side strides through memory.
-static void transpose(const float* from, float* to, int64_t rows, int64_t cols) {
+// [cols, rows] of [rows, cols], in tiles, so that neither side strides through memory.
+static std::vector<float> transposed(const std::vector<float>& from, int64_t rows, int64_t cols) {
   constexpr int64_t kTile = 32;
+  std::vector<float> to(from.size());
   for (int64_t r0 = 0; r0 < rows; r0 += kTile)
     for (int64_t c0 = 0; c0 < cols; c0 += kTile)
       for (int64_t r = r0; r < std::min(rows, r0 + kTile); ++r)
-        for (int64_t c = c0; c < std::min(cols, c0 + kTile); ++c) to[c * rows + r] = from[r * cols + c];
+        for (int64_t c = c0; c < std::min(cols, c0 + kTile); ++c) to[size_t(c * rows + r)] = from[size_t(r * cols + c)];
+  return to;
 }
 
 std::vector<float> download(Stream& stream, const Param& p, const Tensor& values) {
   std::vector<float> host = to_host(stream, values);
-  if (!p.transposed) return host;
-  std::vector<float> turned(host.size());
-  transpose(host.data(), turned.data(), p.rows, p.cols);
-  return turned;
+  return p.transposed ? transposed(host, p.rows, p.cols) : host;
 }
 
-void upload_state(Stream& stream, const Param& p, const Tensor& values, const std::vector<float>& host) {
-  std::vector<float> turned;
-  if (p.transposed) {
-    turned.resize(host.size());
-    transpose(host.data(), turned.data(), p.cols, p.rows);
-  }
-  stream.copy(values.data, p.transposed ? turned.data() : host.data(), size_t(values.bytes()));
-  stream.synchronize();
+static std::string file_name(const LogicalTensor& t, State state) {
+  return (state == State::weight ? "" : state == State::m ? "m." : "v.") + t.name;
 }
 
-static void write_tensors(FileWriter& file, const CheckpointContents& contents, bool moments) {
-  std::map<std::string, std::pair<const LogicalTensor*, State>> by_name;
-  std::vector<TensorSpec> specs;
-  const auto add = [&](const std::string& prefix, const LogicalTensor& t, State state) {
-    by_name[prefix + t.name] = {&t, state};
-    specs.push_back({prefix + t.name, "F32", t.shape});
+static void write_tensors(FileWriter& file, const CheckpointContents& contents, std::initializer_list<State> states) {
+  const auto for_each = [&](auto fn) {
+    for (State state : states)
+      for (const LogicalTensor& t : contents.tensors)
+        if (state == State::weight || t.trained) fn(t, state);
   };
-  for (const LogicalTensor& t : contents.tensors) {
-    if (!moments) add("", t, State::weight);
-    if (moments && t.trained) add("m.", t, State::m), add("v.", t, State::v);
-  }
-  SafetensorsWriter writer(file, specs, {{"format", "pt"}});
-  for (const TensorSpec& spec : writer.tensors()) {
-    const auto& [tensor, state] = by_name.at(spec.name);
-    const std::vector<float> values = contents.fetch(*tensor, state);
-    writer.write(spec.name, values.data(), values.size() * sizeof(float));
-  }
+  std::vector<TensorSpec> specs;
+  for_each([&](const LogicalTensor& t, State state) { specs.push_back({file_name(t, state), t.dtype, t.shape}); });
+  SafetensorsWriter writer(file, specs);
+  for_each([&](const LogicalTensor& t, State state) {  // by name, as the writer wants them
+    const std::vector<float> values = contents.fetch(t, state);
+    writer.write(file_name(t, state), values.data(), values.size() * sizeof(float));
+  });
   writer.finish();
 }
 
 void write_checkpoint(const std::string& dir, const CheckpointContents& contents) {
   DurableDir target(dir);
   target.file("config.json").write(contents.config.dump(2) + "\n");
-  write_tensors(target.file("model.safetensors"), contents, false);
-  write_tensors(target.file("optimizer.safetensors"), contents, true);
+  write_tensors(target.file("model.safetensors"), contents, {State::weight});
+  write_tensors(target.file("optimizer.safetensors"), contents, {State::m, State::v});
   target.file("trainer.json").write(contents.trainer.dump(2) + "\n");
   target.publish();
 }
@@ -88,7 +73,7 @@ ModelConfig checkpoint_config(const std::string& dir) {
   return ModelConfig::from_json(Json::load(file), file);
 }
 
-using TensorFiles = std::vector<std::unique_ptr<SafetensorsReader>>;
+using TensorFiles = std::vector<SafetensorsReader>;
 
 // DIR/model.safetensors, or where a large model lies in several files those that its index names.
 static TensorFiles open_weights(const std::string& dir) {
@@ -101,22 +86,23 @@ static TensorFiles open_weights(const std::string& dir) {
     require(!names.empty(), index, ": weight_map: found no tensor, allowed: at least one");
   }
   TensorFiles files;
-  for (const std::string& name : names) files.push_back(std::make_unique<SafetensorsReader>(dir + "/" + name));
+  for (const std::string& name : names) files.emplace_back(dir + "/" + name);
   return files;
 }
 
 // One state of every parameter.
-static void read_tensors(const TensorFiles& files, const std::string& prefix, Stream& stream, Params& params, State state) {
+static void read_tensors(const TensorFiles& files, Stream& stream, Params& params, State state) {
   for (Param& p : params.all()) {
     if (state != State::weight && !p.trained) continue;
     const LogicalTensor t = logical_tensor(p);
-    const auto has = [&](const auto& file) { return file->find(prefix + t.name) != nullptr; };
+    const std::string name = file_name(t, state);
+    const auto has = [&](const SafetensorsReader& file) { return file.find(name) != nullptr; };
     const auto found = std::find_if(files.begin(), files.end(), has);
-    const SafetensorsReader& file = found == files.end() ? *files.front() : **found;
-    const auto& entry = file.at(prefix + t.name, t.shape);  // throws where it is missing
-    std::vector<float> host(size_t(entry.elements()));
-    file.read_floats(entry, 0, entry.elements(), host.data());
-    upload_state(stream, p, state == State::weight ? p.master : state == State::m ? p.m : p.v, host);
+    const SafetensorsReader& file = found == files.end() ? files.front() : *found;
+    std::vector<float> host = file.floats(file.at(name, t.shape));  // throws where it is missing
+    if (p.transposed) host = transposed(host, p.cols, p.rows);
+    stream.copy(state_of(p, state).data, host.data(), host.size() * sizeof(float));
+    stream.synchronize();
   }
 }
 
@@ -129,13 +115,11 @@ void check_checkpoint(const std::string& dir, const ModelConfig& config) {
 }
 
 void read_checkpoint(const std::string& dir, Stream& stream, Params& params) {
-  read_tensors(open_weights(dir), "", stream, params, State::weight);
+  read_tensors(open_weights(dir), stream, params, State::weight);
   params.masters_changed(stream);
   if (!fs::exists(dir + "/trainer.json")) return;
-  TensorFiles moments;
-  moments.push_back(std::make_unique<SafetensorsReader>(dir + "/optimizer.safetensors"));
-  read_tensors(moments, "m.", stream, params, State::m);
-  read_tensors(moments, "v.", stream, params, State::v);
+  const TensorFiles moments = {SafetensorsReader(dir + "/optimizer.safetensors")};
+  for (State state : {State::m, State::v}) read_tensors(moments, stream, params, state);
 }
 
 Json checkpoint_trainer(const std::string& dir) {

@@ -16,26 +16,24 @@
 
 #include "model/config.h"
 #include "model/context.h"
+#include "pipeline/safetensors.h"
 
 namespace duet {
 
 enum class State { weight, m, v };
+const Tensor& state_of(const Param& p, State state);
 
 // A logical tensor in the shape that checkpoints have.
-struct LogicalTensor {
-  std::string name;
-  std::vector<int64_t> shape;
+struct LogicalTensor : TensorSpec {
   bool trained = true;  // has moments
-  int64_t elements() const;
 };
 LogicalTensor logical_tensor(const Param& p);
 
-// Copies between a parameter and the host, in the checkpoint's element order. Synchronizes.
-std::vector<float> download(Stream& stream, const Param& p, const Tensor& values);  // values: master, grad, m or v of p
-void upload_state(Stream& stream, const Param& p, const Tensor& values, const std::vector<float>& host);
+// Master, gradient, m or v of a parameter on the host, in the checkpoint's element order. Synchronizes.
+std::vector<float> download(Stream& stream, const Param& p, const Tensor& values);
 
-// Writes a complete directory. fetch is called once for each tensor and state: first all weights, then all m, then all v, each in
-// order of name.
+// Writes a complete directory. fetch is called once for each tensor and state: first all weights, then all m, then all v, each
+// in order of name.
 struct CheckpointContents {
   Json config, trainer;
   std::vector<LogicalTensor> tensors;  // by name

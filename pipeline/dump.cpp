@@ -1,9 +1,6 @@
 // See dump.h.
 #include "pipeline/dump.h"
 
-#include <cstdio>
-#include <sstream>
-
 #include "pipeline/checkpoint.h"
 #include "pipeline/safetensors.h"
 
@@ -15,12 +12,11 @@ void StepDump::add(const std::string& name, std::vector<int64_t> shape, const st
 }
 
 void StepDump::add(int64_t index, const Microbatch& batch, const Tensor& logits) {
-  char place[32];
-  std::snprintf(place, sizeof place, "@%012lld", (long long)index);
+  const std::string place = format("@%012lld", (long long)index);
   const int64_t sequences = context_.sequences, seq_len = context_.seq_len;
-  add(std::string("input_ids") + place, {sequences, seq_len}, batch.inputs);
-  add(std::string("targets") + place, {sequences, seq_len}, batch.targets);
-  add(std::string("logits") + place, {sequences, seq_len, logits.cols}, to_host(context_.stream(), logits));
+  add("input_ids" + place, {sequences, seq_len}, batch.inputs);
+  add("targets" + place, {sequences, seq_len}, batch.targets);
+  add("logits" + place, {sequences, seq_len, logits.cols}, to_host(context_.stream(), logits));
 }
 
 void StepDump::add(const Params& params) {
@@ -28,34 +24,30 @@ void StepDump::add(const Params& params) {
     if (p.trained) add("grad." + p.name, logical_tensor(p).shape, download(context_.stream(), p, p.grad[0]));
 }
 
-std::string StepDump::serialize(const Pieces& pieces) {
-  std::ostringstream text;
-  for (const auto& [name, piece] : pieces) {
-    text << name << ' ' << piece.shape.size();
-    for (int64_t n : piece.shape) text << ' ' << n;
-    text << ' ' << piece.bytes.size() << '\n' << piece.bytes;
+// All ranks' pieces; of a piece that several have, the last one's.
+StepDump::Pieces StepDump::gather(Comm& world) const {
+  Json mine = Json::array();
+  std::string bytes;
+  for (const auto& [name, piece] : pieces_) {
+    mine.push(Json::object({{"name", name}, {"shape", Json(piece.shape)}, {"bytes", piece.bytes.size()}}));
+    bytes += piece.bytes;
   }
-  return text.str();
-}
-
-void StepDump::parse(const std::string& text, Pieces& pieces) {
-  std::istringstream in(text);
-  std::string name;
-  for (size_t dims, bytes; in >> name >> dims;) {
-    Piece piece;
-    piece.shape.resize(dims);
-    for (int64_t& n : piece.shape) in >> n;
-    in >> bytes;
-    in.get();
-    piece.bytes.resize(bytes);
-    in.read(piece.bytes.data(), std::streamsize(bytes));
-    pieces[name] = std::move(piece);
+  const std::vector<std::string> lists = world.gather(mine.dump()), all_bytes = world.gather(bytes);
+  Pieces pieces;
+  for (size_t r = 0; r < lists.size(); ++r) {
+    size_t at = 0;
+    for (const Json& j : Json::parse(lists[r], cat("rank ", r)).items()) {
+      Piece piece{{}, all_bytes[r].substr(at, size_t(j.at("bytes").integer()))};
+      for (const Json& n : j.at("shape").items()) piece.shape.push_back(n.integer());
+      at += piece.bytes.size();
+      pieces[j.at("name").string()] = std::move(piece);
+    }
   }
+  return pieces;
 }
 
 void StepDump::write(Comm& world, const std::string& path, double loss) const {
-  Pieces all;
-  for (const std::string& of_rank : world.gather(serialize(pieces_))) parse(of_rank, all);
+  Pieces all = gather(world);
   if (world.rank() != 0) return;
   const float loss32 = float(loss);
   all["loss"] = {{1}, std::string(reinterpret_cast<const char*>(&loss32), sizeof loss32)};
@@ -73,8 +65,11 @@ void StepDump::write(Comm& world, const std::string& path, double loss) const {
   for (const auto& [name, tensor] : tensors)
     specs.push_back({name, name == "input_ids" || name == "targets" ? "I32" : "F32", tensor.shape});
   FileWriter file(path);
-  SafetensorsWriter writer(file, specs, {{"format", "pt"}});
-  for (const TensorSpec& spec : writer.tensors()) writer.write(spec.name, tensors[spec.name].bytes.data(), tensors[spec.name].bytes.size());
+  SafetensorsWriter writer(file, specs);
+  for (const TensorSpec& spec : writer.tensors()) {
+    const std::string& bytes = tensors[spec.name].bytes;
+    writer.write(spec.name, bytes.data(), bytes.size());
+  }
   writer.finish();
   file.close();
 }

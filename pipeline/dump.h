@@ -1,5 +1,5 @@
-// StepDump: one step's batch, logits, loss and every gradient in a safetensors file, so that anyone's own trainer can be compared
-// with duet.
+// StepDump: one step's batch, logits, loss and every gradient in a safetensors file, so that anyone's own trainer can be
+// compared with duet.
 //
 //   input_ids, targets  I32 [sequences, seq_len]         in global sequence order
 //   logits              F32 [sequences, seq_len, vocab]
@@ -32,8 +32,7 @@ class StepDump {
   using Pieces = std::map<std::string, Piece>;  // by name; a part of a tensor is named "tensor@index", to be joined along dim 0
   template <class T>
   void add(const std::string& name, std::vector<int64_t> shape, const std::vector<T>& values);
-  static std::string serialize(const Pieces& pieces);
-  static void parse(const std::string& text, Pieces& pieces);
+  Pieces gather(Comm& world) const;
 
   const Context& context_;
   Pieces pieces_;

@@ -9,11 +9,11 @@
 #include <algorithm>
 #include <bit>
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <memory>
+#include <utility>
 
+#include "data/mapped_file.h"
 #include "model/json.h"
 
 namespace duet {
@@ -22,20 +22,11 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr size_t kBuffer = 1 << 20;  // a multiple of 8, as Checksum wants it
-constexpr const char* kTmp = ".duet-writing";
-constexpr const char* kReplaced = ".duet-replaced";
-// DONE is complete and on the disk under this name before the directory takes its own, so that one rename makes it appear.
-constexpr const char* kPending = "DONE.pending";
+constexpr std::string_view kWriting = ".duet-writing";
 
-bool ends_with(const std::string& s, std::string_view suffix) {
-  return s.size() > suffix.size() && std::string_view(s).substr(s.size() - suffix.size()) == suffix;
-}
-
-std::string hex(uint64_t x) {
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", (unsigned long long)x);
-  return text;
+std::string parent_of(const std::string& path) {
+  const fs::path parent = fs::path(path).parent_path();
+  return parent.empty() ? "." : parent.string();
 }
 
 void fsync_dir(const std::string& dir) {
@@ -47,54 +38,42 @@ void fsync_dir(const std::string& dir) {
     throw Error(cat(dir, ": cannot be synced: ", std::strerror(error)));
 }
 
-void rename_path(const std::string& from, const std::string& to) {
-  if (std::rename(from.c_str(), to.c_str()) != 0)
-    throw Error(cat(from, ": cannot be renamed to ", to, ": ", std::strerror(errno)));
-}
+std::string checksum_text(const MappedFile& file) { return format("%016llx", (unsigned long long)checksum(file.text())); }
 
-std::string parent_of(const std::string& path) {
-  const fs::path parent = fs::path(path).parent_path();
-  return parent.empty() ? "." : parent.string();
+// The folders in `parent`, whose existence is not required.
+std::vector<std::string> folders(const std::string& parent) {
+  std::vector<std::string> paths;
+  std::error_code none;
+  for (const auto& entry : fs::directory_iterator(parent, none))
+    if (entry.is_directory()) paths.push_back(entry.path().string());
+  std::sort(paths.begin(), paths.end());
+  return paths;
 }
 
 }  // namespace
 
-// --- Checksum: as FNV, xor and multiply, over words; multiplied before as well, and rotated, so that high bits spread too ----
-
-void Checksum::add(const void* data, size_t bytes) {
+// As FNV, xor and multiply, over words; multiplied before as well, and rotated, so that high bits spread too.
+uint64_t checksum(std::string_view bytes) {
   constexpr uint64_t p = 0x9fb21c651e98df25u, q = 0xd6e8feb86659fd93u;
-  const char* at = static_cast<const char*>(data);
-  uint64_t h = hash_, word = 0;
-  size_t left = bytes;
-  for (; left >= 8; left -= 8, at += 8) {
-    std::memcpy(&word, at, 8);
+  uint64_t h = 0x9e3779b97f4a7c15u;
+  for (size_t at = 0; at < bytes.size(); at += 8) {
+    uint64_t word = 0;
+    std::memcpy(&word, bytes.data() + at, std::min<size_t>(8, bytes.size() - at));
     h = std::rotl(h ^ (word * p), 29) * q;
   }
-  if (left > 0) {
-    word = 0;
-    std::memcpy(&word, at, left);
-    h = std::rotl(h ^ (word * p), 29) * q;
-  }
-  hash_ = h;
-  bytes_ += bytes;
-}
-
-uint64_t Checksum::value() const {
-  uint64_t h = hash_ ^ bytes_;  // the size tells trailing zeros from the last word's padding
-  h = (h ^ (h >> 32)) * 0xd6e8feb86659fd93u;
+  h ^= bytes.size();  // tells trailing zeros from the last word's padding
+  h = (h ^ (h >> 32)) * q;
   return h ^ (h >> 32);
 }
 
 // --- FileWriter --------------------------------------------------------------------------------------------------------------
 
-FileWriter::FileWriter(const std::string& path) : path_(path) {
-  buffer_.reserve(kBuffer);
-  fd_ = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd_ < 0) fail("created");
+FileWriter::FileWriter(const std::string& path) : path_(path), file_(std::fopen(path.c_str(), "wbe")) {
+  if (!file_) fail("created");
 }
 
 FileWriter::~FileWriter() {
-  if (fd_ >= 0) ::close(fd_);
+  if (file_) std::fclose(file_);
 }
 
 void FileWriter::fail(const char* verb) const {
@@ -106,47 +85,28 @@ void FileWriter::fail(const char* verb) const {
 }
 
 void FileWriter::write(const void* data, size_t bytes) {
-  DUET_CHECK(fd_ >= 0, path_, ": written after close()");
-  const char* p = static_cast<const char*>(data);
-  while (bytes > 0) {
-    const size_t n = std::min(bytes, kBuffer - buffer_.size());
-    buffer_.insert(buffer_.end(), p, p + n);
-    p += n;
-    bytes -= n;
-    bytes_ += int64_t(n);
-    if (buffer_.size() == kBuffer) flush();
-  }
-}
-
-void FileWriter::flush() {
-  checksum_.add(buffer_.data(), buffer_.size());
-  for (size_t done = 0; done < buffer_.size();) {
-    const ssize_t n = ::write(fd_, buffer_.data() + done, buffer_.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) fail("written");
-    done += size_t(n);
-  }
-  buffer_.clear();
+  DUET_CHECK(file_, path_, ": written after close()");
+  if (std::fwrite(data, 1, bytes, file_) != bytes) fail("written");
+  bytes_ += int64_t(bytes);
 }
 
 void FileWriter::close() {
-  if (fd_ < 0) return;
-  flush();
-  if (fsync(fd_) != 0) fail("synced to the disk");
-  const int status = ::close(fd_);
-  fd_ = -1;
-  if (status != 0) fail("closed");
-  buffer_ = std::vector<char>();
+  if (!file_) return;
+  if (std::fflush(file_) != 0) fail("written");
+  if (fsync(fileno(file_)) != 0) fail("synced to the disk");
+  if (std::fclose(std::exchange(file_, nullptr)) != 0) fail("closed");
 }
 
 // --- DurableDir --------------------------------------------------------------------------------------------------------------
 
-DurableDir::DurableDir(const std::string& target) : target_(target), tmp_(target + kTmp) {
+DurableDir::DurableDir(const std::string& target) : target_(target), tmp_(cat(target, kWriting)) {
+  DUET_CHECK(!is_complete(target), target, ": expected no complete directory of this name, found one");
   std::error_code error;
-  fs::create_directories(parent_of(target_), error);
-  if (!error) remove_leftovers(parent_of(target_));
+  fs::create_directories(parent_of(target), error);
+  for (const std::string& path : folders(parent_of(target)))
+    if (path.ends_with(kWriting)) fs::remove_all(path);
   if (!error) fs::create_directory(tmp_, error);
-  require(!error, target_, ": cannot be created: ", error.message());
+  require(!error, target, ": cannot be created: ", error.message());
 }
 
 DurableDir::~DurableDir() {
@@ -165,73 +125,41 @@ void DurableDir::publish() {
   Json list = Json::array();
   for (FileWriter& f : files_) {
     f.close();
+    const MappedFile content = map_file(f.path());
     const std::string name = fs::path(f.path()).filename().string();
-    list.push(Json::object({{"name", name}, {"bytes", f.bytes()}, {"checksum", hex(f.checksum())}}));
+    list.push(Json::object({{"name", name}, {"bytes", content.size}, {"checksum", checksum_text(content)}}));
   }
-  FileWriter done(tmp_ + "/" + kPending);
+  FileWriter done(tmp_ + "/DONE");
   done.write(Json::object({{"files", list}}).dump(2) + "\n");
   done.close();
   fsync_dir(tmp_);
-
-  const bool replaces = fs::exists(target_);
-  if (replaces) rename_path(target_, target_ + kReplaced);
-  rename_path(tmp_, target_);
+  fs::remove_all(target_);  // not a complete one
+  fs::rename(tmp_, target_);
   published_ = true;
   fsync_dir(parent_of(target_));
-  rename_path(target_ + "/" + kPending, target_ + "/DONE");
-  fsync_dir(target_);
-  if (replaces) fs::remove_all(target_ + kReplaced);
-  files_.clear();
 }
 
 // --- Readers -----------------------------------------------------------------------------------------------------------------
 
-bool is_complete(const std::string& dir) { return fs::exists(dir + "/DONE"); }
+bool is_complete(const std::string& dir) { return !dir.ends_with(kWriting) && fs::exists(dir + "/DONE"); }
 
 std::vector<std::string> complete_dirs(const std::string& parent) {
-  std::vector<std::string> dirs;
-  std::error_code none;  // a parent that does not exist holds nothing
-  for (const auto& entry : fs::directory_iterator(parent, none)) {
-    const std::string path = entry.path().string();
-    // A replaced directory counts until its replacement is complete.
-    const bool replaced = ends_with(path, kReplaced) && is_complete(path.substr(0, path.size() - std::strlen(kReplaced)));
-    if (is_complete(path) && !replaced) dirs.push_back(path);
-  }
-  std::sort(dirs.begin(), dirs.end());
+  std::vector<std::string> dirs = folders(parent);
+  std::erase_if(dirs, [](const std::string& dir) { return !is_complete(dir); });
   return dirs;
 }
 
 void verify(const std::string& dir) {
   require(is_complete(dir), dir, ": not a complete checkpoint: it has no DONE file");
-  std::vector<char> block(kBuffer);
   for (const Json& entry : Json::load(dir + "/DONE").at("files").items()) {
     const std::string path = dir + "/" + entry.at("name").string();
+    require(fs::exists(path), path, ": missing, but DONE lists it");
+    const MappedFile content = map_file(path);
     const int64_t expected = entry.at("bytes").integer(0);
-    const std::unique_ptr<FILE, int (*)(FILE*)> in(std::fopen(path.c_str(), "rb"), [](FILE* f) { return std::fclose(f); });
-    require(in != nullptr, path, ": missing, but DONE lists it: ", std::strerror(errno));
-    Checksum sum;
-    int64_t found = 0;
-    for (size_t n; (n = std::fread(block.data(), 1, kBuffer, in.get())) > 0; found += int64_t(n)) sum.add(block.data(), n);
-    require(!std::ferror(in.get()), path, ": cannot be read: ", std::strerror(errno));
-    require(found >= expected, path, ": truncated: ", found, " bytes, DONE says ", expected);
-    const std::string& checksum = entry.at("checksum").string();
-    require(found == expected && hex(sum.value()) == checksum, path, ": altered: ", found, " bytes with checksum ",
-            hex(sum.value()), ", DONE says ", expected, " with ", checksum);
-  }
-}
-
-void remove_leftovers(const std::string& parent) {
-  std::vector<std::string> paths;
-  std::error_code none;
-  for (const auto& entry : fs::directory_iterator(parent, none))
-    if (entry.is_directory()) paths.push_back(entry.path().string());
-  for (const std::string& path : paths)
-    if (ends_with(path, kTmp) || (!is_complete(path) && fs::exists(path + "/" + kPending))) fs::remove_all(path);
-  for (const std::string& path : paths) {
-    if (!ends_with(path, kReplaced)) continue;
-    const std::string target = path.substr(0, path.size() - std::strlen(kReplaced));
-    if (is_complete(target)) fs::remove_all(path);
-    else rename_path(path, target);
+    require(content.size >= expected, path, ": truncated: ", content.size, " bytes, DONE says ", expected);
+    const std::string found = checksum_text(content), listed = entry.at("checksum").string();
+    require(content.size == expected && found == listed, path, ": altered: ", content.size, " bytes with checksum ", found,
+            ", DONE says ", expected, " with ", listed);
   }
 }
 

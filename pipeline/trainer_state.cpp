@@ -7,7 +7,7 @@
 
 namespace duet {
 
-// --- forward only ----------------------------------------------------------------------------------------------------------------
+// --- forward only -----------------------------------------------------------------------------------------------------------
 
 double Trainer::validate() {
   const int64_t n = std::min(o_.val_sequences, job_.batches->val_sequences());
@@ -16,7 +16,9 @@ double Trainer::validate() {
   double sum = 0;
   for (auto& [s, stage] : stages_) stage->on_logits({});
   for (int64_t begin = 0; begin < n; begin += at_once) {
-    const auto index = [&](int m, int64_t j) { return begin + sequence_index(m, dp_rank_, job_.layout.dp, o_.micro_batch_size, j); };
+    const auto index = [&](int m, int64_t j) {
+      return begin + sequence_index(m, dp_rank_, job_.layout.dp, o_.micro_batch_size, j);
+    };
     executor_->run(job_.forward_only.ranks[size_t(pp_rank_)], [&](int m) {
       std::vector<int32_t> tokens(length * size_t(o_.micro_batch_size));
       for (int64_t j = 0; j < o_.micro_batch_size; ++j)  // the last round is filled up with sequences that do not count
@@ -32,10 +34,9 @@ double Trainer::validate() {
       }
       for (auto& [s, stage] : stages_) stage->drop(m);
     }
-    const std::string mine(reinterpret_cast<const char*>(losses.data()), losses.size() * sizeof(double));
-    const std::vector<std::string> all = world_.gather(mine);
+    const std::vector<std::vector<double>> all = world_.gather_vectors(losses);
     for (size_t i = 0; i < size_t(std::min(at_once, n - begin)); ++i)
-      for (const std::string& of_rank : all) sum += reinterpret_cast<const double*>(of_rank.data())[i];
+      for (const std::vector<double>& of_rank : all) sum += of_rank[i];
   }
   return sum / double(n * o_.seq_len);
 }
@@ -47,27 +48,21 @@ std::vector<float> Trainer::next_token_logits(std::span<const int32_t> context) 
   batch.inputs.assign(size_t(context_.tokens()), 0);  // what follows the context does not reach back: attention is causal
   batch.targets = batch.inputs;
   std::copy(context.end() - ptrdiff_t(used), context.end(), batch.inputs.begin());
-  std::string mine;
+  std::vector<float> mine;
   for (auto& [s, stage] : stages_)
-    stage->on_logits([&](int m, const Tensor& all) {
-      const std::vector<float> logits = to_host(context_.stream(), all.row_slice(int64_t(used) - 1, 1));
-      if (m == 0) mine.assign(reinterpret_cast<const char*>(logits.data()), logits.size() * sizeof(float));
-    });
+    stage->on_logits([&](int, const Tensor& all) { mine = to_host(context_.stream(), all.row_slice(int64_t(used) - 1, 1)); });
   std::vector<Action> one;  // microbatch 0 alone
   for (const Action& a : job_.forward_only.ranks[size_t(pp_rank_)])
     if (a.microbatch == 0) one.push_back(a);
   executor_->run(one, [&](int) { return batch; });
   context_.stream().synchronize();
   for (auto& [s, stage] : stages_) stage->drop(0);
-  for (const std::string& of_rank : world_.gather(mine)) {
-    if (of_rank.empty()) continue;
-    const float* logits = reinterpret_cast<const float*>(of_rank.data());
-    return {logits, logits + of_rank.size() / sizeof(float)};
-  }
+  for (const std::vector<float>& logits : world_.gather_vectors(mine))
+    if (!logits.empty()) return logits;
   throw Error("sampling: expected a rank with logits, found none");
 }
 
-// --- checkpoints -----------------------------------------------------------------------------------------------------------------
+// --- checkpoints ------------------------------------------------------------------------------------------------------------
 
 // Which rank hands out each logical tensor: the lowest that has it.
 struct Trainer::Owned {
@@ -76,32 +71,24 @@ struct Trainer::Owned {
   std::map<std::string, const Param*> mine;
 
   Owned(Comm& world, const Executor::Stages& stages) {
-    std::ostringstream text;
+    Json list = Json::array();
     for (auto& [s, stage] : stages)
       for (Params* set : stage->param_sets())
         for (const Param& p : set->all()) {
           mine[p.name] = &p;
           const LogicalTensor t = logical_tensor(p);
-          text << t.name << ' ' << t.trained << ' ' << t.shape.size();
-          for (int64_t n : t.shape) text << ' ' << n;
-          text << '\n';
+          list.push(Json::object({{"name", t.name}, {"shape", Json(t.shape)}, {"trained", t.trained}}));
         }
-    std::map<std::string, LogicalTensor> by_name;
-    const std::vector<std::string> all = world.gather(text.str());
-    for (size_t r = 0; r < all.size(); ++r) {
-      std::istringstream lines(all[r]);
-      LogicalTensor t;
-      for (size_t dims; lines >> t.name >> t.trained >> dims;) {
-        t.shape.resize(dims);
-        for (int64_t& n : t.shape) lines >> n;
-        if (rank.emplace(t.name, int(r)).second) by_name[t.name] = t;
+    const std::vector<std::string> all = world.gather(list.dump());
+    for (size_t r = 0; r < all.size(); ++r)
+      for (const Json& j : Json::parse(all[r], cat("rank ", r)).items()) {
+        LogicalTensor t{{j.at("name").string(), "F32", {}}, j.at("trained").boolean()};
+        for (const Json& n : j.at("shape").items()) t.shape.push_back(n.integer(0));
+        if (rank.emplace(t.name, int(r)).second) tensors.push_back(t);
       }
-    }
-    for (const auto& [name, t] : by_name) tensors.push_back(t);
+    std::sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
   }
 };
-
-static const Tensor& state_of(const Param& p, State state) { return state == State::weight ? p.master : state == State::m ? p.m : p.v; }
 
 void Trainer::save(const std::string& dir, int64_t step) {
   Stream& stream = context_.stream();
@@ -120,11 +107,15 @@ void Trainer::save(const std::string& dir, int64_t step) {
   CheckpointContents contents;
   contents.tensors = owned.tensors;
   contents.config = job_.config.to_json(o_.seq_len, "float32");
-  contents.trainer = Json::object({{"step", step}, {"seed", int64_t(o_.seed)}, {"data", o_.data}, {"tokenizer", job_.dataset.tokenizer_path},
-                                   {"seq_len", o_.seq_len}, {"global_sequences", job_.global_sequences()}, {"dtype", o_.dtype},
+  contents.trainer = Json::object({{"step", step}, {"seed", int64_t(o_.seed)}, {"data", o_.data},
+                                   {"tokenizer", job_.dataset.tokenizer_path}, {"seq_len", o_.seq_len},
+                                   {"global_sequences", job_.global_sequences()}, {"dtype", o_.dtype},
                                    {"balancer", monitor_->state()}});
   contents.fetch = [&](const LogicalTensor& t, State state) {
-    if (owned.rank.at(t.name) == 0) return download(stream, *owned.mine.at(t.name), state_of(*owned.mine.at(t.name), state));
+    if (owned.rank.at(t.name) == 0) {
+      const Param& p = *owned.mine.at(t.name);
+      return download(stream, p, state_of(p, state));
+    }
     std::vector<float> values(size_t(t.elements()));
     world_.recv(std::as_writable_bytes(std::span(values)), owned.rank.at(t.name), tag);
     return values;
@@ -149,24 +140,21 @@ int64_t Trainer::load(const std::string& dir) {
   return step;
 }
 
-// --- bits ------------------------------------------------------------------------------------------------------------------------
+// --- bits -------------------------------------------------------------------------------------------------------------------
 
 std::vector<std::pair<std::string, uint64_t>> Trainer::tensor_hashes() {
-  std::vector<std::pair<std::string, uint64_t>> hashes;
+  std::ostringstream text;
   for (auto& [s, stage] : stages_)
     for (Params* set : stage->param_sets())
       for (const Param& p : set->all()) {
-        Checksum sum;
+        std::string bytes;
         for (State state : {State::weight, State::m, State::v}) {
-          std::vector<float> values = to_host(context_.stream(), state_of(p, state));
-          values.resize((values.size() + 1) / 2 * 2);  // pieces of a Checksum are multiples of 8 bytes
-          sum.add(values.data(), values.size() * sizeof(float));
+          const std::vector<float> values = to_host(context_.stream(), state_of(p, state));
+          bytes.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
         }
-        hashes.emplace_back(p.name, sum.value());
+        text << p.name << ' ' << checksum(bytes) << '\n';
       }
-  std::ostringstream text;
-  for (const auto& [name, hash] : hashes) text << name << ' ' << hash << '\n';
-  hashes.clear();
+  std::vector<std::pair<std::string, uint64_t>> hashes;
   for (const std::string& of_rank : world_.gather(text.str())) {
     std::istringstream lines(of_rank);
     std::string name;
@@ -177,13 +165,11 @@ std::vector<std::pair<std::string, uint64_t>> Trainer::tensor_hashes() {
 }
 
 uint64_t Trainer::fingerprint() {
-  Checksum sum;
-  std::string before;
-  for (const auto& [name, hash] : tensor_hashes()) {
-    if (name != before) sum.add(&hash, sizeof hash);
-    before = name;
-  }
-  return sum.value();
+  std::map<std::string, uint64_t> by_name;
+  for (const auto& [name, hash] : tensor_hashes()) by_name.emplace(name, hash);
+  std::string text;
+  for (const auto& [name, hash] : by_name) text += cat(name, ' ', hash, '\n');
+  return checksum(text);
 }
 
 bool Trainer::copies_agree() {

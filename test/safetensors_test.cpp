@@ -59,36 +59,30 @@ TEST_F(Safetensors, RoundTrip) {
   const double norm = 0.1;
   FileWriter out(path);
   SafetensorsWriter writer(
-      out, {{"h", "BF16", {3}}, {"w", "F32", {2, 3}}, {"a.w", "F32", {0, 4}}, {"ids", "I64", {2}}, {"norm", "F64", {}}},
-      {{"format", "pt"}});
+      out, {{"h", "BF16", {3}}, {"w", "F32", {2, 3}}, {"a.w", "F32", {0, 4}}, {"ids", "I64", {2}}, {"norm", "F64", {}}});
   std::vector<std::string> order;
   for (const TensorSpec& t : writer.tensors()) order.push_back(t.name);
   EXPECT_EQ(order, (std::vector<std::string>{"ids", "norm", "a.w", "w", "h"}));
   writer.write("ids", ids.data(), 16);
   writer.write("norm", &norm, 8);
-  writer.write("w", w.data(), 8);  // in pieces
-  writer.write("w", w.data() + 2, 16);
+  writer.write("a.w", nullptr, 0);
+  writer.write("w", w.data(), 24);
   writer.write("h", h.data(), 6);
   writer.finish();
   out.close();
 
   const SafetensorsReader reader(path);
-  EXPECT_EQ(reader.metadata(), (std::map<std::string, std::string>{{"format", "pt"}}));
   EXPECT_EQ(reader.tensors().size(), 5u);
   const std::map<std::string, size_t> align{{"ids", 8}, {"norm", 8}, {"a.w", 4}, {"w", 4}, {"h", 2}};
   for (const auto& [name, t] : reader.tensors()) EXPECT_EQ(uintptr_t(t.data) % align.at(name), 0u) << name;
-  EXPECT_EQ(std::memcmp(reader.at("w", {2, 3}, "F32").data, w.data(), 24), 0);
-  EXPECT_EQ(std::memcmp(reader.at("ids", {2}, "I64").data, ids.data(), 16), 0);
+  EXPECT_EQ(std::memcmp(reader.at("w", {2, 3}).data, w.data(), 24), 0);
+  EXPECT_EQ(std::memcmp(reader.at("ids", {2}).data, ids.data(), 16), 0);
   EXPECT_EQ(reader.at("a.w", {0, 4}).elements(), 0);
-  float got[3];
-  reader.read_floats(reader.at("w", {2, 3}), 2, 3, got);
-  EXPECT_EQ(std::vector<float>(got, got + 3), (std::vector<float>{3.5f, 4, 5}));
-  reader.read_floats(reader.at("h", {3}), 0, 3, got);
-  EXPECT_EQ(std::vector<float>(got, got + 3), (std::vector<float>{1, -0.5f, 3}));
-  reader.read_floats(reader.at("norm", {}), 0, 1, got);
-  EXPECT_EQ(got[0], 0.1f);
+  EXPECT_EQ(reader.floats(reader.at("w", {2, 3})), w);
+  EXPECT_EQ(reader.floats(reader.at("h", {3})), (std::vector<float>{1, -0.5f, 3}));
+  EXPECT_EQ(reader.floats(reader.at("norm", {})), std::vector<float>{0.1f});
   EXPECT_EQ(reader.find("none"), nullptr);
-  EXPECT_THROW(reader.read_floats(reader.at("ids", {2}), 0, 1, got), UsageError);
+  EXPECT_THROW(reader.floats(reader.at("ids", {2})), UsageError);
 }
 
 TEST_F(Safetensors, BytesAreTheFormats) {
@@ -98,9 +92,9 @@ TEST_F(Safetensors, BytesAreTheFormats) {
   writer.write("b", &seven, 4);
   writer.finish();
   out.close();
-  const std::string header = R"({"b":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}})";
-  std::string expected("\x38\0\0\0\0\0\0\0", 8);
-  expected += header + std::string(0x38 - header.size(), ' ') + std::string("\7\0\0\0", 4);
+  const std::string header = R"({"__metadata__":{"format":"pt"},"b":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}})";
+  std::string expected("\x58\0\0\0\0\0\0\0", 8);
+  expected += header + std::string(0x58 - header.size(), ' ') + std::string("\7\0\0\0", 4);
   EXPECT_EQ(slurp(path), expected);
 }
 
@@ -109,27 +103,29 @@ TEST_F(Safetensors, WriterWantsEveryTensorInOrder) {
   SafetensorsWriter writer(out, {{"a", "F32", {2}}, {"b", "F32", {1}}});
   const float x[3] = {};
   EXPECT_THROW(writer.write("b", x, 4), Error);
-  writer.write("a", x, 4);
-  EXPECT_THROW(writer.write("b", x, 4), Error);
-  EXPECT_THROW(writer.finish(), Error);
+  EXPECT_THROW(writer.write("a", x, 4), Error);
+  writer.write("a", x, 8);
   EXPECT_THROW(writer.write("a", x, 8), Error);
+  EXPECT_THROW(writer.finish(), Error);
+  writer.write("b", x, 4);
+  writer.finish();
+  EXPECT_THROW(writer.write("b", x, 4), Error);
 }
 
 TEST_F(Safetensors, AtNamesTheTensor) {
   raw("{" + tensor("w", "F32", "[2,3]", "[0,24]") + "}", 24);
   const SafetensorsReader reader(path);
-  auto at_error = [&](const std::string& name, const std::vector<int64_t>& shape, const std::string& dtype) -> std::string {
+  auto at_error = [&](const std::string& name, const std::vector<int64_t>& shape) -> std::string {
     try {
-      reader.at(name, shape, dtype);
+      reader.at(name, shape);
     } catch (const UsageError& e) {
       return std::string(e.what()).substr(path.size());
     }
     return "no error";
   };
-  EXPECT_EQ(at_error("w", {2, 3}, "F32"), "no error");
-  EXPECT_EQ(at_error("v", {2, 3}, ""), ": tensor v is missing (the file has 1 tensors)");
-  EXPECT_EQ(at_error("w", {3, 2}, ""), ": w: expected shape [3, 2], found [2, 3]");
-  EXPECT_EQ(at_error("w", {2, 3}, "BF16"), ": w: expected dtype BF16, found F32");
+  EXPECT_EQ(at_error("w", {2, 3}), "no error");
+  EXPECT_EQ(at_error("v", {2, 3}), ": tensor v is missing (the file has 1 tensors)");
+  EXPECT_EQ(at_error("w", {3, 2}), ": w: expected shape [3, 2], found [2, 3]");
 }
 
 TEST_F(Safetensors, RefusesDamageByName) {
@@ -155,7 +151,6 @@ TEST_F(Safetensors, RefusesDamageByName) {
       {"{" + f4 + "," + tensor("b", "F32", "[1]", "[20,24]") + "}", 24, ": b: a gap of 4 bytes before it"},
       {"{" + f4 + "," + f4 + "}", 16, ": the key \"a\" occurs twice"},
       {"{\"a\":{\"dtype\":\"F32\"}}", 0, ": a: expected the key \"shape\", found \"dtype\""},
-      {"{\"__metadata__\":{\"k\":1}}", 0, ": __metadata__.k: expected a string, found 1"},
       {"[]", 0, ": expected an object, found []"},
   };
   for (const Case& c : cases) {
@@ -174,7 +169,7 @@ TEST_F(Safetensors, RefusesWhatIsNotSafetensors) {
                             "truncated, or not a safetensors file");
   fs::remove(path);
   fs::create_directory(path);
-  EXPECT_EQ(error(), path + ": expected a safetensors file, found a directory or device");
+  EXPECT_EQ(error(), path + ": expected a file, found a directory or device");
 }
 
 // Cut anywhere, or with any byte of the header altered, a file either still reads as a valid one or is refused: never a crash.
