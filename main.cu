@@ -73,11 +73,14 @@ static void train_options(CLI::App& cli, TrainOptions& o) {
   cli.add_option("--overlap", o.overlap, "on, or off: pairs run one after the other and all-to-alls block");
   cli.add_option("--split", o.split, "layers of each stage, e.g. 3,4,4,3; default: even by cost");
   cli.add_option("--transport", o.transport,
-                 "local (threads), mpi, or nccl (GPU to GPU, one rank on each; MPI processes under mpirun or srun, else threads); "
-                 "default: mpi under mpirun or srun, else local");
+                 "local (threads), mpi, or nccl (GPU to GPU, one rank on each; MPI processes under mpirun or srun, else "
+                 "threads); default: mpi under mpirun or srun, else local");
   cli.add_option("--comm-timeout", o.comm_timeout, "seconds a rank waits for a message");
-  cli.add_option("--ranks-per-node", o.ranks_per_node, "ranks that share a node: bytes within and between nodes are counted apart; 0: all");
-  cli.add_option("--link", o.link, "emulate an interconnect (local transport, CPU), e.g. intra=160GB/s,inter=40GB/s,latency=5us")->delimiter('\0');
+  cli.add_option("--ranks-per-node", o.ranks_per_node,
+                 "ranks that share a node: bytes within and between nodes are counted apart; 0: all");
+  cli.add_option("--link", o.link,
+                 "emulate an interconnect (local transport, CPU), e.g. intra=160GB/s,inter=40GB/s,latency=5us")
+      ->delimiter('\0');
   cli.add_option("--device", o.device, "cpu or cuda; default: cuda if there is one");
   cli.add_option("--dtype", o.dtype, "fp32, or on cuda bf16 (master weights, gradients and moments stay fp32)");
   cli.add_option("--threads", o.threads, "cores a rank uses; default: the cores of the node / its ranks");
@@ -92,7 +95,8 @@ static void train_options(CLI::App& cli, TrainOptions& o) {
   cli.add_option("--sample", o.sample, "tokens of text generated at the end; 0: none");
   cli.add_option("--trace", o.trace, "write what ranks and streams did, as JSON for ui.perfetto.dev, to this file");
   cli.add_option("--trace-steps", o.trace_steps, "steps to trace, e.g. 2-3; default: the second and third, or the only one");
-  cli.add_option("--dump-step", o.dump_step, "write this step's batch, logits, loss and gradients to OUT/dump-step-N.safetensors");
+  cli.add_option("--dump-step", o.dump_step,
+                 "write this step's batch, logits, loss and gradients to OUT/dump-step-N.safetensors");
 }
 
 static void generate_options(CLI::App& cli, GenerateOptions& o) {
@@ -108,7 +112,8 @@ static void generate_options(CLI::App& cli, GenerateOptions& o) {
 }
 
 static void schedule_options(CLI::App& cli, ScheduleOptions& o) {
-  cli.add_option("--schedule", o.schedule, "gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, or a CSV file; default: dualpipe");
+  cli.add_option("--schedule", o.schedule,
+                 "gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, or a CSV file; default: dualpipe");
   cli.add_option("--pp", o.pp, "pipeline ranks; default: 8, or the file's");
   cli.add_option("--microbatches", o.microbatches, "per step; default: 20, or the file's");
   cli.add_option("--virtual-stages", o.virtual_stages, "stages a rank holds under interleaved");
@@ -118,7 +123,8 @@ static void schedule_options(CLI::App& cli, ScheduleOptions& o) {
 }
 
 static void eplb_options(CLI::App& cli, EplbCommandOptions& o) {
-  cli.add_option("--loads", o.loads, "JSON {\"weight\": [[...]]}, CSV, a layer a row, or a run's metrics.jsonl, summed; default: loads made up");
+  cli.add_option("--loads", o.loads,
+                 "JSON {\"weight\": [[...]]}, CSV, a layer a row, or a run's metrics.jsonl, summed; default: loads made up");
   cli.add_option("--replicas", o.replicas, "physical experts of a layer, in all");
   cli.add_option("--groups", o.groups, "groups of experts");
   cli.add_option("--nodes", o.nodes, "nodes");
@@ -150,7 +156,8 @@ static int run(int argc, char** argv) {
   CLI::App* generate_cli = command("generate", "continue a prompt; without options with a model trained on the spot");
   generate_options(*generate_cli, generate);
   ScheduleOptions schedule;
-  CLI::App* schedule_cli = command("schedule", "draw, check and time a schedule; without options DualPipe, 8 ranks, 20 microbatches");
+  CLI::App* schedule_cli =
+      command("schedule", "draw, check and time a schedule; without options DualPipe, 8 ranks, 20 microbatches");
   schedule_options(*schedule_cli, schedule);
   CompareOptions compare;
   CLI::App* compare_cli = command("compare", "train under each schedule and compare every bit; exit status 1 if one differs");

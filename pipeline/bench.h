@@ -1,4 +1,4 @@
-// `duet bench`: how fast this machine trains. One JSON line a measurement, so that scripts/bench.sh can put it beside PyTorch's.
+// `duet bench`: how fast this machine trains. One JSON line a measurement; scripts/bench.sh puts PyTorch's beside it.
 #pragma once
 #include <cstdint>
 #include <iosfwd>

@@ -21,7 +21,8 @@ int32_t sample_token(std::span<const float> logits, const SampleOptions& o, doub
   if (o.temperature == 0) return ids[0];
   std::vector<double> up_to(kept);  // cumulative weights
   double sum = 0;
-  for (size_t i = 0; i < kept; ++i) up_to[i] = sum += std::exp((double(logits[ids[i]]) - double(logits[ids[0]])) / o.temperature);
+  for (size_t i = 0; i < kept; ++i)
+    up_to[i] = sum += std::exp((double(logits[ids[i]]) - double(logits[ids[0]])) / o.temperature);
   const size_t i = size_t(std::upper_bound(up_to.begin(), up_to.end(), draw * sum) - up_to.begin());
   return ids[std::min(i, kept - 1)];
 }
@@ -57,7 +58,8 @@ void generate_command(const GenerateOptions& g, std::ostream& out) {
     o.val_every = 0;
   }
   const std::string dir = newest_checkpoint(g.from);
-  require(g.from.empty() || !dir.empty(), "--from: found no checkpoint in ", g.from, ", allowed: a run's folder or a checkpoint");
+  require(g.from.empty() || !dir.empty(), "--from: found no checkpoint in ", g.from,
+          ", allowed: a run's folder or a checkpoint");
   if (!dir.empty()) {
     o.init = dir;
     o.seq_len = Json::load(dir + "/config.json").at("max_position_embeddings").integer(1);

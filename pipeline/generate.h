@@ -1,5 +1,5 @@
-// `duet generate`: prompt in, text out. There is no key-value cache: duet is a trainer, and every token is a forward of the whole
-// context. Read next: trainer.h.
+// `duet generate`: prompt in, text out. There is no key-value cache: duet is a trainer, and every token is a forward of the
+// whole context. Read next: trainer.h.
 #pragma once
 #include <iosfwd>
 #include <string>
@@ -25,7 +25,7 @@ int32_t sample_token(std::span<const float> logits, const SampleOptions& options
 void generate(Trainer& trainer, const Tokenizer& tokenizer, const SampleOptions& options, std::ostream& out);
 
 struct GenerateOptions {
-  std::string from;       // a run's folder or a checkpoint; empty: a small model trained on the spot for a minute's demonstration
+  std::string from;       // a run's folder or a checkpoint; empty: a small model trained on the spot
   std::string tokenizer;  // llm.c's tokenizer .bin; empty: bytes
   std::string device;
   int64_t threads = 0;

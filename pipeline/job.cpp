@@ -20,8 +20,8 @@ static void find_ranks(Job& job) {
   require(o.transport != "local" || launch.ranks == 1, "--transport: found local under ", launch.by, ", allowed: mpi");
   job.layout.pp = int(o.pp);
   job.layout.dp = int(o.dp ? o.dp : mpi ? std::max<int64_t>(1, launch.ranks / o.pp) : 1);
-  require(!mpi || job.layout.world() == launch.ranks, "--dp, --pp: found ", job.layout.dp, " x ", job.layout.pp, ", allowed: products of ",
-          launch.ranks, ", the number of MPI processes");
+  require(!mpi || job.layout.world() == launch.ranks, "--dp, --pp: found ", job.layout.dp, " x ", job.layout.pp,
+          ", allowed: products of ", launch.ranks, ", the number of MPI processes");
   job.layout.ep = int(o.ep);
   require(job.layout.dp % job.layout.ep == 0, "--ep: found ", o.ep, ", allowed: divisors of dp = ", job.layout.dp);
   const Wire wire = nccl ? Wire::nccl : mpi ? Wire::mpi : Wire::local;
@@ -73,7 +73,7 @@ Job make_job(TrainOptions options) {
   find_ranks(job);
   find_balancer(job);
 
-  job.compute = make_schedule(o.schedule, {.pp = int(o.pp), .microbatches = int(o.microbatches), .virtual_stages = int(o.virtual_stages)});
+  job.compute = make_schedule(o.schedule, {int(o.pp), int(o.microbatches), int(o.virtual_stages)});
   job.usage = check(job.compute);
   job.schedule = add_comms(job.compute);
   job.forward_microbatches = job.compute.two_directions ? int(o.microbatches) / 2 : int(o.microbatches);

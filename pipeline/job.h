@@ -39,7 +39,7 @@ std::vector<std::pair<int, int>> message_pairs(const Job& job);
 // The rank's device as the options say.
 std::unique_ptr<Device> make_device(const Job& job, int rank);
 int threads_per_rank(const Job& job);
-// Why times of this job's ranks say nothing about a real cluster ("4 ranks share 2 cores"), or empty where each has its own cores.
+// Why times of this job's ranks say nothing about a real cluster ("4 ranks share 2 cores"); empty where each has its own cores.
 std::string why_not_timed(const Job& job);
 
 }  // namespace duet

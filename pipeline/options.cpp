@@ -34,9 +34,10 @@ ModelConfig TrainOptions::resolve() {
     const char* option;
     double value, least, most;
   } numbers[] = {{"--lr", adamw.lr, 0, 1e3}, {"--min-lr", min_lr, 0, 1}, {"--beta1", adamw.beta1, 0, 0.9999999},
-                 {"--beta2", adamw.beta2, 0, 0.9999999}, {"--weight-decay", adamw.weight_decay, 0, 1e3}, {"--clip", clip, 0, 1e30},
-                 {"--balance-loss", balance_loss, 0, 1e3}, {"--comm-timeout", comm_timeout, 0.001, 1e6},
-                 {"--eplb-threshold", eplb_threshold, 0, 1}, {"--bias-update-speed", bias_update_speed, 0, 1e3}};
+                 {"--beta2", adamw.beta2, 0, 0.9999999}, {"--weight-decay", adamw.weight_decay, 0, 1e3},
+                 {"--clip", clip, 0, 1e30}, {"--balance-loss", balance_loss, 0, 1e3},
+                 {"--comm-timeout", comm_timeout, 0.001, 1e6}, {"--eplb-threshold", eplb_threshold, 0, 1},
+                 {"--bias-update-speed", bias_update_speed, 0, 1e3}};
   for (const auto& n : numbers)
     require(n.value >= n.least && n.value <= n.most, n.option, ": found ", n.value, ", allowed: ", n.least, " to ", n.most);
   const auto one_of = [](const char* option, const std::string& value, const char* a, const char* b) {
@@ -52,7 +53,8 @@ ModelConfig TrainOptions::resolve() {
           transport, "', allowed: local, mpi, nccl");
   require(dtype == "fp32" || device == "cuda",
           "--dtype: found bf16 with --device cpu, allowed: fp32 (the CPU's GEMM has no bf16: it would be slower than fp32)");
-  require(link.empty() || device == "cpu", "--link: found --device ", device, ", allowed: cpu (a GPU's streams do not wait for emulated links)");
+  require(link.empty() || device == "cpu", "--link: found --device ", device,
+          ", allowed: cpu (a GPU's streams do not wait for emulated links)");
   require(!(resume && out.empty()), "--resume: found no --out, allowed: with the --out of the run to go on with");
   require(!(dump_step && out.empty()), "--dump-step: found no --out, allowed: with an --out to write into");
   require(dump_step <= steps, "--dump-step: found ", dump_step, ", allowed: at most --steps ", steps);
@@ -79,8 +81,8 @@ std::pair<int64_t, int64_t> TrainOptions::traced_steps(int64_t done) const {
 double TrainOptions::lr_at(int64_t step) const {
   if (step <= warmup_steps) return adamw.lr * double(step) / double(warmup_steps);
   const double done = std::min(1.0, double(step - warmup_steps) / double(std::max<int64_t>(1, decay_steps - warmup_steps)));
-  const double decay = lr_schedule == "cosine" ? 0.5 * (1 + std::cos(std::numbers::pi * done)) : std::min(1.0, (1 - done) / 0.2);
-  return adamw.lr * (min_lr + (1 - min_lr) * decay);
+  const double cosine = 0.5 * (1 + std::cos(std::numbers::pi * done)), wsd = std::min(1.0, (1 - done) / 0.2);
+  return adamw.lr * (min_lr + (1 - min_lr) * (lr_schedule == "cosine" ? cosine : wsd));
 }
 
 }  // namespace duet
