@@ -16,7 +16,7 @@ Buf Embedding::forward(Saved& s, std::span<const int32_t> tokens) const {
   s.tokens.assign(tokens.begin(), tokens.end());
   s.ids = upload(context_, s.tokens);
   Buf y = context_.activation(context_.config.d_model);
-  launch<EmbedF>(context_.stream(), y->rows, {.x = table_.weight, .ids = s.ids, .y = y});
+  launch<GatherRows>(context_.stream(), y->rows, {.x = table_.weight, .index = s.ids, .y = y});
   return y;
 }
 

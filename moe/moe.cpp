@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "model/launch.h"
+#include "model/rows/ends.h"
 #include "model/swiglu.h"
 #include "moe/eplb_quota.h"
 #include "moe/rows/list.h"

@@ -241,8 +241,8 @@ const RowCase kRowCases[] = {
        launch<SwigluB>(r.stream(), 37, {.x = r.real(37, 200, -6, 6), .up = r.real(37, 200), .act = r.real(37, 200)});
      }},
     {"Add", false, [](Rig& r) { launch<Add>(r.stream(), 37, {.x = r.real(37, 200), .y = r.real(37, 200)}); }},
-    {"EmbedF", false, [](Rig& r) {
-       launch<EmbedF>(r.stream(), 37, {.x = r.real(30, 200), .ids = r.ints(37, 1, 30), .y = r.real(37, 200)});
+    {"GatherRows", false, [](Rig& r) {
+       launch<GatherRows>(r.stream(), 50, {.x = r.real(37, 200), .index = r.ints(50, 1, 37), .y = r.real(50, 200)});
      }},
     {"EmbedW", false, [](Rig& r) {
        launch<EmbedW>(r.stream(), 3, {.x = r.real(5, 200), .tokens = r.ints({0, 3, 1, 2, 4}), .begins = r.ints({0, 2, 3, 5}),
@@ -277,9 +277,6 @@ const RowCase kRowCases[] = {
        launch<RouterB>(r.stream(), 36, {.x = r.acc(36, 16, 0.1, 0.9), .topk_idx = r.ints(36, 3, 16), .dw = r.acc(36, 3),
                                         .total = r.acc(36, 1, 5, 9), .f = r.acc(4, 16, 0, 2), .shape = kRouter, .seq_len = 9,
                                         .balance = 0.01});
-     }},
-    {"GatherRows", false, [](Rig& r) {
-       launch<GatherRows>(r.stream(), 50, {.x = r.real(37, 200), .index = r.ints(50, 1, 37), .y = r.real(50, 200)});
      }},
     {"CombineF", false, [](Rig& r) {
        for (const Tensor& shared : {Tensor(), r.real(37, 200)})

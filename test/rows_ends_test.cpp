@@ -19,7 +19,7 @@ Mat<int32_t> column(const std::vector<int32_t>& values) {
   return m;
 }
 
-TYPED_TEST(EndRows, EmbedF) {
+TYPED_TEST(EndRows, GatherRows) {
   using T = typename TestFixture::T;
   for (int64_t d : kSizes) {
     Mat<T> table(7, d), y(4, d);
@@ -28,7 +28,7 @@ TYPED_TEST(EndRows, EmbedF) {
     Mat<double> expected(4, d);
     for (int64_t t = 0; t < 4; ++t)
       for (int64_t c = 0; c < d; ++c) expected(t, c) = double(table(ids(t), c));
-    this->template run<EmbedF>(4, {.x = table, .ids = ids, .y = y});
+    this->template run<GatherRows>(4, {.x = table, .index = ids, .y = y});
     expect_close(y, expected, 0);
   }
 }

@@ -193,22 +193,6 @@ Mat<int32_t> random_places(std::mt19937_64& rng) {
 }
 constexpr int64_t kWidths[] = {1, 31, 33, 127, 128, 129, 300};  // CombineF sums tiles of 128
 
-TYPED_TEST(PermuteRows, Gather) {
-  using T = typename TestFixture::T;
-  for (int64_t d : kWidths) {
-    Mat<T> x(kTokens, d), y(7, d);
-    Mat<int32_t> index(7, 1);
-    x.random(this->rng);
-    Mat<double> expected(7, d);
-    for (int64_t r = 0; r < 7; ++r) {
-      index(r) = int32_t(this->rng() % kTokens);
-      for (int64_t c = 0; c < d; ++c) expected(r, c) = double(x(index(r), c));
-    }
-    this->template run<GatherRows>(7, {.x = x, .index = index, .y = y});
-    expect_close(y, expected, 0);
-  }
-}
-
 TYPED_TEST(PermuteRows, CombineForward) {
   using T = typename TestFixture::T;
   for (int64_t d : kWidths)

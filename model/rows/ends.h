@@ -5,21 +5,22 @@
 
 namespace duet {
 
-struct EmbedF {
+// y[r] = x[index[r]]: the embedding of token ids, and tokens in the order of their experts.
+struct GatherRows {
   struct Args {
-    Tensor x;    // [vocab, d] the table
-    Tensor ids;  // [tokens, 1] i32
-    Tensor y;    // [tokens, d] out
+    Tensor x;      // [n, d]
+    Tensor index;  // [rows, 1] i32
+    Tensor y;      // [rows, d] out
   };
   template <class T, class Group>
   HD static void row(Group g, int64_t r, const Args& a) {
-    const T* __restrict from = a.x.row<T>(*a.ids.row<int32_t>(r));
+    const T* __restrict x = a.x.row<T>(*a.index.row<int32_t>(r));
     T* __restrict y = a.y.row<T>(r);
-    for (int i = g.lane(); i < a.x.cols; i += Group::size) y[i] = from[i];
+    for (int i = g.lane(); i < a.x.cols; i += Group::size) y[i] = x[i];
   }
 };
 
-// A row is one token id that occurs: its gradient adds up its tokens in ascending order. The host sorts (embedding.cpp).
+// A row is one token id that occurs: its gradient adds up its tokens in ascending order. The host sorts (ends.cpp).
 struct EmbedW {
   struct Args {
     Tensor x;       // [tokens, d] gradient of the embedding's output

@@ -6,9 +6,9 @@
 #include "model/rows/optimizer.h"
 #include "model/rows/swiglu.h"
 
-#define DUET_MODEL_ROWS(X)                                                                                    \
-  X(RmsNormF) X(AddRmsNormF) X(RmsNormB) X(RmsNormW) X(SumRows)                                               \
-  X(RopeQuery) X(KeyF) X(KeyB) X(CausalSoftmaxF) X(CausalSoftmaxB)                                            \
-  X(SwigluF) X(SwigluB) X(Add)                                                                                \
-  X(EmbedF) X(EmbedW) X(CrossEntropy)                                                                         \
+#define DUET_MODEL_ROWS(X)                                         \
+  X(RmsNormF) X(AddRmsNormF) X(RmsNormB) X(RmsNormW) X(SumRows)    \
+  X(RopeQuery) X(KeyF) X(KeyB) X(CausalSoftmaxF) X(CausalSoftmaxB) \
+  X(SwigluF) X(SwigluB) X(Add)                                     \
+  X(GatherRows) X(EmbedW) X(CrossEntropy)                          \
   X(SumSquares) X(AdamW) X(CastRows)

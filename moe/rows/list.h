@@ -4,4 +4,4 @@
 #include "moe/rows/permute.h"
 #include "moe/rows/router.h"
 
-#define DUET_MOE_ROWS(X) X(RouterF) X(BalanceLossF) X(RouterB) X(GatherRows) X(CombineF) X(CombineB) X(DispatchB)
+#define DUET_MOE_ROWS(X) X(RouterF) X(BalanceLossF) X(RouterB) X(CombineF) X(CombineB) X(DispatchB)

@@ -1,24 +1,10 @@
-// Moving rows between token order and expert order, with the weighted sum over a token's experts and its gradient.
-// pos[t, j] says in which row of expert order the j-th expert of token t (ascending by expert) found it.
+// Moving rows from expert order back to token order, with the weighted sum over a token's experts and its gradient; the way there
+// is GatherRows (model/rows/ends.h). pos[t, j] says in which row of expert order the j-th expert of token t (ascending by
+// expert) found it.
 #pragma once
 #include "model/rows/group.h"
 
 namespace duet {
-
-// y[r] = x[index[r]].
-struct GatherRows {
-  struct Args {
-    Tensor x;      // [tokens, d]
-    Tensor index;  // [rows, 1] i32
-    Tensor y;      // [rows, d] out
-  };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
-    const T* __restrict x = a.x.row<T>(*a.index.row<int32_t>(r));
-    T* __restrict y = a.y.row<T>(r);
-    for (int i = g.lane(); i < a.x.cols; i += Group::size) y[i] = x[i];
-  }
-};
 
 // y[t] = sum_j w[t, j] x[pos[t, j]] (ascending j) + shared[t] + residual[t].
 struct CombineF {
