@@ -14,6 +14,7 @@
 //
 // f32 and f64; bf16 is for CUDA and refused. Gemm (device.h) states shapes and forms. Read next: gemm_vec.h, gemm_cpu.cpp.
 #pragma once
+#include <iosfwd>
 #include <span>
 
 #include "model/device.h"
@@ -27,5 +28,7 @@ inline constexpr int kBlock = 256;  // where the chain over k is cut
 void gemm_cpu(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& pool);
 
 const char* cpu_instruction_set();
+
+void bench_gemm(int threads, std::ostream& out);  // how fast it is, one line a shape (gemm_bench.cpp)
 
 }  // namespace duet

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <ostream>
 
-#include "model/gemm_bench.h"
+#include "model/gemm_cpu.h"
 #include "pipeline/trainer.h"
 
 namespace duet {
