@@ -10,43 +10,34 @@
 
 namespace duet {
 
-namespace {
-
-constexpr size_t kMaxDepth = 200;  // values are destroyed recursively: a file of a million '[' must not overflow the stack
-
-}  // namespace
-
-// Receives the parser's events and keeps the stack of open arrays and objects.
+// Receives the parser's events and puts each value in its slot of the tree. A slot's place is known before its value.
 struct JsonBuilder {
-  std::shared_ptr<const std::string> place;  // of the value that comes next
-  std::string text_name, error;
+  static constexpr size_t kMaxDepth = 200;  // values are destroyed recursively: a million '[' must not overflow the stack
   Json root;
-  std::vector<Json> open;
-  std::vector<std::string> keys;  // the pending key of each open value ("" in arrays)
+  std::vector<Json*> open = {};  // arrays and objects, each within the one before
+  std::string error = {};
 
-  bool add(Json value) {
-    value.where_ = open.empty() ? place : open.back().is_array() ? open.back().where_ : place;
-    if (open.empty()) root = std::move(value);
-    else if (auto* a = std::get_if<Json::Array>(&open.back().value_)) a->push_back(std::move(value));
-    else std::get<Json::Object>(open.back().value_).emplace_back(std::move(keys.back()), std::move(value));
-    return true;
+  Json* add(Json value) {
+    Json* slot = &root;
+    if (!open.empty() && open.back()->is_array()) {
+      slot = &std::get<Json::Array>(open.back()->value_).emplace_back();
+      slot->where_ = open.back()->where_;
+    } else if (!open.empty()) {
+      slot = &std::get<Json::Object>(open.back()->value_).back().second;
+    }
+    slot->value_ = std::move(value.value_);
+    return slot;
   }
   bool begin(Json value) {
-    if (open.size() == kMaxDepth) return fail(cat("nested deeper than the ", kMaxDepth, " levels allowed"));
-    value.where_ = !open.empty() && open.back().is_array() ? open.back().where_ : place;
-    open.push_back(std::move(value));
-    keys.emplace_back();
-    return true;
+    open.push_back(add(std::move(value)));
+    return open.size() <= kMaxDepth || fail(cat("nested deeper than the ", kMaxDepth, " levels allowed"));
   }
   bool end() {
-    Json done = std::move(open.back());
     open.pop_back();
-    keys.pop_back();
-    place = done.where_;
-    return add(std::move(done));
+    return true;
   }
   bool fail(const std::string& what) {
-    error = cat(*place, ": ", what);
+    error = cat(open.back()->where(), ": ", what);
     return false;
   }
 
@@ -61,32 +52,28 @@ struct JsonBuilder {
   bool end_array() { return end(); }
   bool start_object(size_t) { return begin(Json::object()); }
   bool key(std::string& k) {
-    const std::string& parent = *open.back().where_;
-    place = std::make_shared<const std::string>(parent + (open.size() == 1 ? ": " : ".") + k);
-    keys.back() = std::move(k);
+    const std::string place = open.back()->where() + (open.size() == 1 ? ": " : ".") + k;
+    auto& members = std::get<Json::Object>(open.back()->value_);
+    members.emplace_back(std::move(k), Json()).second.where_ = std::make_shared<const std::string>(place);
     return true;
   }
   bool end_object() {
     std::vector<std::string_view> names;
-    for (const auto& [name, value] : open.back().members()) names.push_back(name);
+    for (const auto& [name, value] : open.back()->members()) names.push_back(name);
     std::sort(names.begin(), names.end());
     const auto twice = std::adjacent_find(names.begin(), names.end());
-    if (twice == names.end()) return end();
-    place = open.back().where_;
-    return fail(cat("the key \"", *twice, "\" occurs twice"));
+    return twice == names.end() ? end() : fail(cat("the key \"", *twice, "\" occurs twice"));
   }
   bool parse_error(size_t, const std::string&, const nlohmann::json::exception& e) {
     const std::string text = e.what();  // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
-    const size_t start = text.find("] ");
-    error = cat(text_name, ": not valid JSON: ", start == std::string::npos ? text : text.substr(start + 2));
+    error = cat(root.where(), ": not valid JSON: ", text.substr(text.find("] ") + 2));
     return false;
   }
 };
 
 Json Json::parse(std::string_view text, const std::string& where) {
   JsonBuilder builder;
-  builder.place = std::make_shared<const std::string>(where);
-  builder.text_name = where;
+  builder.root.where_ = std::make_shared<const std::string>(where);
   if (!nlohmann::json::sax_parse(text.begin(), text.end(), &builder)) throw UsageError(builder.error);
   return std::move(builder.root);
 }
@@ -129,46 +116,42 @@ std::string quoted(const std::string& s) {
   return nlohmann::json(s).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-// A line break and the indentation of `depth`, or nothing where all goes on one line.
-void new_line(std::string& out, int indent, int depth) {
-  if (indent < 0) return;
-  out += '\n';
-  out.append(size_t(indent * depth), ' ');
-}
-
-void print(const Json& j, int indent, int depth, std::string& out);
-
-void print_array(const Json::Array& items, int indent, int depth, std::string& out) {
-  const bool plain = std::none_of(items.begin(), items.end(), [](const Json& x) { return x.is_array() || x.is_object(); });
-  out += '[';
-  for (size_t i = 0; i < items.size(); ++i) {
-    if (i) out += plain && indent >= 0 ? ", " : ",";
-    if (!plain) new_line(out, indent, depth + 1);
-    print(items[i], indent, depth + 1, out);
-  }
-  if (!plain) new_line(out, indent, depth);
-  out += ']';
-}
-
-void print_object(const Json::Object& members, int indent, int depth, std::string& out) {
-  out += '{';
-  for (size_t i = 0; i < members.size(); ++i) {
-    if (i) out += ',';
-    new_line(out, indent, depth + 1);
-    out += quoted(members[i].first) + (indent < 0 ? ":" : ": ");
-    print(members[i].second, indent, depth + 1, out);
-  }
-  if (!members.empty()) new_line(out, indent, depth);
-  out += '}';
-}
-
+// indent < 0: all on one line.
 void print(const Json& j, int indent, int depth, std::string& out) {
-  if (j.is_object()) print_object(j.members(), indent, depth, out);
-  else if (j.is_array()) print_array(j.items(), indent, depth, out);
-  else if (j.is_string()) out += quoted(j.string());
-  else if (j.is_integer()) out += std::to_string(j.integer());
-  else if (j.is_number()) out += nlohmann::json(j.number()).dump();
-  else out += j.is_null() ? "null" : j.boolean() ? "true" : "false";
+  const auto new_line = [&](int d) {
+    if (indent >= 0) out.append("\n").append(size_t(indent * d), ' ');
+  };
+  const char* separator = "";
+  if (j.is_object()) {
+    out += '{';
+    for (const auto& [name, value] : j.members()) {
+      out += std::exchange(separator, ",");
+      new_line(depth + 1);
+      out += quoted(name) + (indent < 0 ? ":" : ": ");
+      print(value, indent, depth + 1, out);
+    }
+    if (!j.members().empty()) new_line(depth);
+    out += '}';
+  } else if (j.is_array()) {
+    const auto& items = j.items();
+    const bool plain = std::none_of(items.begin(), items.end(), [](const Json& x) { return x.is_array() || x.is_object(); });
+    out += '[';
+    for (const Json& item : items) {
+      out += std::exchange(separator, plain && indent >= 0 ? ", " : ",");
+      if (!plain) new_line(depth + 1);
+      print(item, indent, depth + 1, out);
+    }
+    if (!plain) new_line(depth);
+    out += ']';
+  } else if (j.is_string()) {
+    out += quoted(j.string());
+  } else if (j.is_integer()) {
+    out += std::to_string(j.integer());
+  } else if (j.is_number()) {
+    out += nlohmann::json(j.number()).dump();
+  } else {
+    out += j.is_null() ? "null" : j.boolean() ? "true" : "false";
+  }
 }
 
 }  // namespace
@@ -179,16 +162,15 @@ std::string Json::dump(int indent) const {
   return out;
 }
 
-void Json::fail(const std::string& expected) const {
-  std::string found = dump();
-  if (found.size() > 60) found = found.substr(0, 57) + "...";
+void Json::fail(const std::string& expected, std::string found) const {
+  if (found.size() > 200) found = found.substr(0, 197) + "...";
   throw UsageError(cat(where(), where_ ? ": " : "", "expected ", expected, ", found ", found));
 }
 
 template <class T>
 const T& Json::as(const char* expected) const {
   const T* value = std::get_if<T>(&value_);
-  if (!value) fail(expected);
+  if (!value) fail(expected, dump());
   return *value;
 }
 
@@ -199,7 +181,8 @@ const Json::Object& Json::members() const& { return as<Object>("an object"); }
 
 int64_t Json::integer(int64_t lo, int64_t hi) const {
   const int64_t i = as<int64_t>("an integer");
-  if (i < lo || i > hi) fail(hi == INT64_MAX ? cat("an integer of at least ", lo) : cat("an integer in ", lo, " .. ", hi));
+  if (i < lo || i > hi)
+    fail(hi == INT64_MAX ? cat("an integer of at least ", lo) : cat("an integer in ", lo, " .. ", hi), dump());
   return i;
 }
 
@@ -218,8 +201,7 @@ const Json& Json::at(std::string_view key) const& {
   if (const Json* value = find(key)) return *value;
   std::string keys;
   for (const auto& member : members()) keys += (keys.empty() ? "\"" : ", \"") + member.first + "\"";
-  if (keys.size() > 200) keys = keys.substr(0, 197) + "...";
-  throw UsageError(cat(where(), where_ ? ": " : "", "expected the key \"", key, "\", found ", keys.empty() ? "no keys" : keys));
+  fail(cat("the key \"", key, "\""), keys.empty() ? "no keys" : keys);
 }
 
 }  // namespace duet

@@ -63,7 +63,6 @@ class Json {
 
   // --- read --- all throw UsageError where the value is of another type, or an integer is not within lo .. hi
   bool is_null() const { return value_.index() == 0; }
-  bool is_boolean() const { return std::holds_alternative<bool>(value_); }
   bool is_integer() const { return std::holds_alternative<int64_t>(value_); }
   bool is_number() const { return is_integer() || std::holds_alternative<double>(value_); }
   bool is_string() const { return std::holds_alternative<std::string>(value_); }
@@ -88,7 +87,7 @@ class Json {
  private:
   friend struct JsonBuilder;
   template <class T> const T& as(const char* expected) const;
-  [[noreturn]] void fail(const std::string& expected) const;
+  [[noreturn]] void fail(const std::string& expected, std::string found) const;
 
   std::variant<std::nullptr_t, bool, int64_t, double, std::string, Array, Object> value_ = nullptr;
   std::shared_ptr<const std::string> where_;
