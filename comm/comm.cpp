@@ -133,43 +133,41 @@ void Comm::wait(Stream& stream, const std::shared_ptr<Post>& p) {
   if (p->copied) stream.wait(*p->copied);
 }
 
-void Comm::wait(Stream& stream, const Request& request) { wait(stream, request.post_); }
-
-Request Comm::isend(Stream& after, const Tensor& t, int peer, Tag tag) {
+Request Comm::message(bool send, Stream& after, const Tensor& t, int peer, Tag tag) {
   check_contiguous(t);
   Request request;
-  request.post_ = make_post(true, {peer, t.data, t.bytes()}, pack(tag), nullptr);
+  request.post_ = make_post(send, {peer, t.data, t.bytes()}, pack(tag), nullptr);
   post(after, request.post_, false);
   return request;
 }
 
-Request Comm::irecv(Stream& after, const Tensor& t, int peer, Tag tag) {
-  check_contiguous(t);
-  Request request;
-  request.post_ = make_post(false, {peer, t.data, t.bytes()}, pack(tag), nullptr);
-  post(after, request.post_, false);
-  return request;
+// --- what collectives are made of --------------------------------------------------------------------------------------------
+// A collective is one Leg to every rank of the group and one from every rank; the first of each is the rank's own.
+
+// Each rank goes on with its successor, so that they do not all begin with rank 0.
+template <class Fn>
+std::vector<Leg> Comm::legs(const Fn& leg) const {
+  std::vector<Leg> all;
+  for (int i = 0; i < size(); i++) all.push_back(leg((rank_ + i) % size()));
+  return all;
 }
 
-// --- the one collective that the others are made of --------------------------------------------------------------------------
-
-uint32_t Comm::next_tag() { return pack_collective(id_, collectives_++); }
-
-// All the sends and receives of a collective at once. A rank's message to itself is a copy.
-void Comm::exchange(Stream& stream, const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs) {
-  const uint32_t tag = next_tag();
+std::vector<std::shared_ptr<Post>> Comm::make_posts(const char* name, const std::vector<Leg>& sends,
+                                                    const std::vector<Leg>& recvs) {
+  const uint32_t tag = pack_collective(id_, collectives_++);
   std::vector<std::shared_ptr<Post>> posts;
-  const Leg* kept = nullptr;
-  for (const Leg& leg : recvs)
-    if (leg.peer == rank_)
-      kept = &leg;
-    else
-      posts.push_back(make_post(false, leg, tag, name));
-  for (const Leg& leg : sends)
-    if (leg.peer != rank_)
-      posts.push_back(make_post(true, leg, tag, name));
-    else if (kept && kept->data != leg.data && leg.bytes > 0)
-      stream.copy(kept->data, leg.data, size_t(leg.bytes));
+  for (size_t i = 1; i < recvs.size(); i++) posts.push_back(make_post(false, recvs[i], tag, name));
+  for (size_t i = 1; i < sends.size(); i++) posts.push_back(make_post(true, sends[i], tag, name));
+  return posts;
+}
+
+// Tensors, in the stream's order. What a rank sends to itself is a copy.
+void Comm::exchange(Stream& stream, const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs) {
+  DUET_CHECK(sends[0].bytes == recvs[0].bytes, name, ": a rank sends itself ", sends[0].bytes, " bytes and expects ",
+             recvs[0].bytes);
+  const auto posts = make_posts(name, sends, recvs);
+  if (recvs[0].data != sends[0].data && sends[0].bytes > 0)
+    stream.copy(recvs[0].data, sends[0].data, size_t(sends[0].bytes));
   if (transport_->nccl && stream.device().is_cuda()) return exchange_nccl(stream, name, sends, recvs);
   for (const auto& p : posts) post(stream, p, true);
   for (const auto& p : posts) wait(stream, p);
@@ -189,29 +187,24 @@ void Comm::exchange_nccl(Stream& stream, const char* name, const std::vector<Leg
     snprintf(mine[i].name, sizeof mine[i].name, "%s", name);
     mine[i].bytes = sends[i].bytes;
     to.push_back({sends[i].peer, &mine[i], sizeof(Claim)});
+    from.push_back({recvs[i].peer, &theirs[i], sizeof(Claim)});
   }
-  for (size_t i = 0; i < recvs.size(); i++) from.push_back({recvs[i].peer, &theirs[i], sizeof(Claim)});
   const std::string what = cat(name, " ", collectives_ & 4095, " of group ", id_);
   exchange_host(name, to, from, [&] {
-    for (size_t i = 0; i < recvs.size(); i++) {
-      const bool agree = recvs[i].peer == rank_ || (strcmp(theirs[i].name, name) == 0 && theirs[i].bytes == recvs[i].bytes);
-      DUET_CHECK(agree, what, ": this side expects ", recvs[i].bytes, " bytes from rank ", world_rank(recvs[i].peer),
-                 ", which sends ", theirs[i].bytes, " in its ", theirs[i].name);
-    }
+    for (size_t i = 1; i < recvs.size(); i++)
+      DUET_CHECK(strcmp(theirs[i].name, name) == 0 && theirs[i].bytes == recvs[i].bytes, what, ": this side expects ",
+                 recvs[i].bytes, " bytes from rank ", world_rank(recvs[i].peer), ", which sends ", theirs[i].bytes, " in its ",
+                 theirs[i].name);
   });
-  link_of(*transport_).collective(stream, id_, {sends, recvs, rank_, what});
+  link_of(*transport_).collective(stream, id_, std::span(sends).subspan(1), std::span(recvs).subspan(1), what);
 }
 
-// `received` is called once all has come, be what is sent taken or not.
+// Host values. `received` is called once all has come, be what is sent taken or not.
 void Comm::exchange_host(const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs,
                          const std::function<void()>& received) {
-  const uint32_t tag = next_tag();
-  std::vector<std::shared_ptr<Post>> posts;
+  const auto posts = make_posts(name, sends, recvs);
   transport_->check();
-  for (const Leg& leg : recvs)
-    if (leg.peer != rank_) transport_->post(*posts.emplace_back(make_post(false, leg, tag, name)));
-  for (const Leg& leg : sends)
-    if (leg.peer != rank_) transport_->post(*posts.emplace_back(make_post(true, leg, tag, name)));
+  for (const auto& p : posts) transport_->post(*p);
   for (const auto& p : posts)
     if (!p->send) await(*p);
   received();
@@ -229,17 +222,12 @@ void Comm::all_to_all_v(Stream& stream, const Tensor& send, std::span<const int6
              send_offsets.size(), " and ", recv_offsets.size());
   DUET_CHECK(send_offsets.back() <= send.rows && recv_offsets.back() <= recv.rows, "all-to-all: expected offsets within ",
              send.rows, " and ", recv.rows, " rows, found ", send_offsets.back(), " and ", recv_offsets.back());
-  std::vector<Leg> sends, recvs;
-  for (int i = 0; i < size(); i++) {  // each rank begins with its own successor, so that they do not all begin with rank 0
-    const int r = (rank_ + i) % size();
-    const Tensor to = send.row_slice(send_offsets[r], send_offsets[r + 1] - send_offsets[r]);
-    const Tensor from = recv.row_slice(recv_offsets[r], recv_offsets[r + 1] - recv_offsets[r]);
-    sends.push_back({r, to.data, to.bytes()});
-    recvs.push_back({r, from.data, from.bytes()});
-  }
-  DUET_CHECK(sends[0].bytes == recvs[0].bytes, "all-to-all: a rank sends itself ", sends[0].bytes, " bytes and expects ",
-             recvs[0].bytes);
-  exchange(stream, "all-to-all", sends, recvs);
+  const auto rows = [](const Tensor& t, std::span<const int64_t> offsets, int r) {
+    const Tensor part = t.row_slice(offsets[r], offsets[r + 1] - offsets[r]);
+    return Leg{r, part.data, part.bytes()};
+  };
+  exchange(stream, "all-to-all", legs([&](int r) { return rows(send, send_offsets, r); }),
+           legs([&](int r) { return rows(recv, recv_offsets, r); }));
 }
 
 void Comm::all_gather(Stream& stream, const Tensor& mine, const Tensor& all) {
@@ -247,40 +235,8 @@ void Comm::all_gather(Stream& stream, const Tensor& mine, const Tensor& all) {
   check_contiguous(all);
   DUET_CHECK(all.size() == size() * mine.size() && all.dtype == mine.dtype, "all-gather: expected ", size(), " parts of ",
              mine.size(), " elements, found ", all.size(), " elements");
-  std::vector<Leg> sends, recvs;
-  for (int i = 0; i < size(); i++) {
-    const int r = (rank_ + i) % size();
-    sends.push_back({r, mine.data, mine.bytes()});
-    recvs.push_back({r, element(all, r * mine.size()), mine.bytes()});
-  }
-  exchange(stream, "all-gather", sends, recvs);
-}
-
-void Comm::broadcast(Stream& stream, const Tensor& t, int root) {
-  check_contiguous(t);
-  std::vector<Leg> sends, recvs;
-  if (rank_ != root) recvs.push_back({root, t.data, t.bytes()});
-  for (int i = 1; i < size() && rank_ == root; i++) sends.push_back({(rank_ + i) % size(), t.data, t.bytes()});
-  exchange(stream, "broadcast", sends, recvs);
-}
-
-void Comm::reduce_scatter(Stream& stream, const Tensor& in, const Tensor& out, const Tensor& scratch) {
-  const int64_t n = out.size();
-  DUET_CHECK(in.size() == size() * n && in.dtype == out.dtype, "reduce-scatter: expected ", size(), " parts of ", n,
-             " elements, found ", in.size(), " elements");
-  DUET_CHECK(scratch.size() >= in.size() && scratch.dtype == in.dtype, "reduce-scatter: expected a scratch of ", in.size(),
-             " elements, found ", scratch.size());
-  check_contiguous(in);
-  check_contiguous(out);
-  check_contiguous(scratch);
-  std::vector<Leg> sends, recvs;
-  for (int i = 0; i < size(); i++) {
-    const int r = (rank_ + i) % size();
-    sends.push_back({r, element(in, r * n), out.bytes()});
-    recvs.push_back({r, element(scratch, r * n), out.bytes()});
-  }
-  exchange(stream, "reduce-scatter", sends, recvs);
-  launch_ordered_sum(stream, {.x = {scratch.data, in.dtype, size(), n, n}, .y = out.reshape(1, n)});
+  exchange(stream, "all-gather", legs([&](int r) { return Leg{r, mine.data, mine.bytes()}; }),
+           legs([&](int r) { return Leg{r, element(all, r * mine.size()), mine.bytes()}; }));
 }
 
 // Elements of t that a rank sums: a multiple of 64, so that slices begin aligned.
@@ -295,55 +251,45 @@ void Comm::all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch) {
   check_contiguous(scratch);
   DUET_CHECK(scratch.size() >= scratch_size(t.size()) && scratch.dtype == t.dtype, "all-reduce: expected a scratch of ",
              scratch_size(t.size()), " elements, found ", scratch.size());
-  const int64_t slice = slice_of(t.size(), size());
-  const auto begin = [&](int r) { return std::min(r * slice, t.size()); };
-  const auto bytes = [&](int r) { return (begin(r + 1) - begin(r)) * dtype_size(t.dtype); };
-  const int64_t n = begin(rank_ + 1) - begin(rank_);
-  std::vector<Leg> slices, parts, sums;  // everyone's slice in t; everyone's part of mine in scratch; mine in t, to everyone
-  for (int i = 0; i < size(); i++) {
-    const int r = (rank_ + i) % size();
-    slices.push_back({r, element(t, begin(r)), bytes(r)});
-    parts.push_back({r, element(scratch, r * n), bytes(rank_)});
-    sums.push_back({r, element(t, begin(rank_)), bytes(rank_)});
-  }
-  exchange(stream, "all-reduce", slices, parts);
-  launch_ordered_sum(stream, {.x = {scratch.data, t.dtype, size(), n, n}, .y = {sums[0].data, t.dtype, 1, n, n}});
-  exchange(stream, "all-reduce", sums, slices);
+  const int64_t step = slice_of(t.size(), size());
+  const auto slice = [&](int r) {  // of t
+    const int64_t begin = std::min(r * step, t.size()), end = std::min(begin + step, t.size());
+    return Leg{r, element(t, begin), (end - begin) * dtype_size(t.dtype)};
+  };
+  const Leg mine = slice(rank_);
+  const int64_t n = mine.bytes / dtype_size(t.dtype);
+  exchange(stream, "all-reduce", legs(slice), legs([&](int r) { return Leg{r, element(scratch, r * n), mine.bytes}; }));
+  launch<OrderedSum>(stream, (n + OrderedSum::kBlock - 1) / OrderedSum::kBlock,
+                     {.x = {scratch.data, t.dtype, size(), n, n}, .y = {mine.data, t.dtype, 1, n, n}});
+  exchange(stream, "all-reduce", legs([&](int r) { return Leg{r, mine.data, mine.bytes}; }), legs(slice));
 }
 
 // --- host values -------------------------------------------------------------------------------------------------------------
 
-void Comm::send(std::span<const std::byte> bytes, int peer, Tag tag) {
-  const auto p = make_post(true, {peer, const_cast<std::byte*>(bytes.data()), int64_t(bytes.size())}, pack(tag), nullptr);
+void Comm::host_message(bool send, const Leg& leg, Tag tag) {
+  const auto p = make_post(send, leg, pack(tag), nullptr);
   transport_->check();
   transport_->post(*p);
   await(*p);
 }
 
+void Comm::send(std::span<const std::byte> bytes, int peer, Tag tag) {
+  host_message(true, {peer, const_cast<std::byte*>(bytes.data()), int64_t(bytes.size())}, tag);
+}
+
 void Comm::recv(std::span<std::byte> bytes, int peer, Tag tag) {
-  const auto p = make_post(false, {peer, bytes.data(), int64_t(bytes.size())}, pack(tag), nullptr);
-  transport_->check();
-  transport_->post(*p);
-  await(*p);
+  host_message(false, {peer, bytes.data(), int64_t(bytes.size())}, tag);
 }
 
 std::vector<std::string> Comm::gather(const std::string& mine) {
   std::vector<std::string> all(ranks_.size());
   std::vector<int64_t> lengths(ranks_.size());
   int64_t length = int64_t(mine.size());
-  std::vector<Leg> sends, recvs;
-  for (int r = 0; r < size(); r++) {
-    sends.push_back({r, &length, sizeof length});
-    recvs.push_back({r, &lengths[size_t(r)], sizeof length});
-  }
-  exchange_host("gather", sends, recvs);
-  lengths[size_t(rank_)] = length;
-  for (int r = 0; r < size(); r++) {
-    all[size_t(r)].resize(size_t(lengths[size_t(r)]));
-    sends[size_t(r)] = {r, const_cast<char*>(mine.data()), length};
-    recvs[size_t(r)] = {r, all[size_t(r)].data(), lengths[size_t(r)]};
-  }
-  exchange_host("gather", sends, recvs);
+  exchange_host("gather", legs([&](int r) { return Leg{r, &length, sizeof length}; }),
+                legs([&](int r) { return Leg{r, &lengths[size_t(r)], sizeof length}; }));
+  for (size_t r = 0; r < all.size(); r++) all[r].resize(size_t(lengths[r]));
+  exchange_host("gather", legs([&](int r) { return Leg{r, const_cast<char*>(mine.data()), length}; }),
+                legs([&](int r) { return Leg{r, all[size_t(r)].data(), lengths[size_t(r)]}; }));
   all[size_t(rank_)] = mine;
   return all;
 }

@@ -1,9 +1,8 @@
 // Ranks and what they say to one another. The whole of comm/ for its users; how messages travel is in transport.h.
 //
-// A RANK IS A FUNCTION. run_ranks calls it once for each rank: as threads of this process (`local`, the default: eight ranks
-// fit a laptop, several share a GPU) or as this MPI process's one rank (`mpi`, under mpirun or srun). Under `nccl` it is one or
-// the other, and what lies in GPU memory goes from GPU to GPU. The function gets its Comm, the world, and makes all it needs
-// inside, its Device first:
+// A RANK IS A FUNCTION. run_ranks calls it once for each rank: as threads of this process (`local`, the default) or as this MPI
+// process's one rank (`mpi`, under mpirun or srun). Under `nccl` it is one or the other, and what lies in GPU memory goes from
+// GPU to GPU. The function gets its Comm, the world, and makes all it needs inside, its Device first:
 //
 //   run_ranks({.ranks = 4}, [&](Comm& world) {
 //     auto device = make_cpu_device(1);
@@ -32,6 +31,7 @@
 // Read next: transport.h; README.md is the chapter.
 #pragma once
 #include <cstddef>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -75,8 +75,7 @@ struct Launch {
   std::string by;
   int ranks = 1;
 };
-Launch find_launch(const std::function<const char*(const char*)>& getenv);
-Launch find_launch();
+Launch find_launch(const std::function<const char*(const char*)>& getenv = [](const char* name) { return std::getenv(name); });
 
 bool have_mpi();   // whether this program was built with MPI
 bool have_nccl();  // or with NCCL
@@ -159,21 +158,18 @@ class Comm {
   Comm group(std::vector<int> ranks);
 
   // `peer` is a rank of this group. The buffer is read, or written, after the work enqueued on `after` so far.
-  Request isend(Stream& after, const Tensor& t, int peer, Tag tag);
-  Request irecv(Stream& after, const Tensor& t, int peer, Tag tag);
-  void wait(Stream& stream, const Request& request);  // work enqueued on `stream` from now on starts after the message
+  Request isend(Stream& after, const Tensor& t, int peer, Tag tag) { return message(true, after, t, peer, tag); }
+  Request irecv(Stream& after, const Tensor& t, int peer, Tag tag) { return message(false, after, t, peer, tag); }
+  // Work enqueued on `stream` from now on starts after the message.
+  void wait(Stream& stream, const Request& request) { wait(stream, request.post_); }
 
   // --- collectives, in a stream's order; n = size() ---
 
-  // t [rows, cols], in place: f32, f64, i32. scratch: at least scratch_size(t.size()) elements of the same dtype, contents
-  // lost.
+  // t [rows, cols], fp32 or fp64, in place. scratch: at least scratch_size(t.size()) elements of the same dtype, contents lost.
   void all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch);
   int64_t scratch_size(int64_t elements) const;
-  // in [n * rows, cols]: rank r gets the sum of everyone's r-th part in out [rows, cols]. scratch: at least in.size() elements.
-  void reduce_scatter(Stream& stream, const Tensor& in, const Tensor& out, const Tensor& scratch);
   // mine [rows, cols] of rank r becomes the r-th part of all [n * rows, cols]; mine may be that part.
   void all_gather(Stream& stream, const Tensor& mine, const Tensor& all);
-  void broadcast(Stream& stream, const Tensor& t, int root);
   // Rows send_offsets[r] .. send_offsets[r+1]-1 of `send` go to rank r, rows recv_offsets[r] .. recv_offsets[r+1]-1 of `recv`
   // come from it. Offsets: n+1 entries each, ascending, copied. cols and dtype are equal everywhere.
   void all_to_all_v(Stream& stream, const Tensor& send, std::span<const int64_t> send_offsets, const Tensor& recv,
@@ -199,11 +195,15 @@ class Comm {
   std::shared_ptr<Post> make_post(bool send, const Leg& leg, uint32_t tag, const char* collective) const;
   void post(Stream& after, const std::shared_ptr<Post>& p, bool collective);
   void wait(Stream& stream, const std::shared_ptr<Post>& p);
+  Request message(bool send, Stream& after, const Tensor& t, int peer, Tag tag);
+  void host_message(bool send, const Leg& leg, Tag tag);
+  template <class Fn>
+  std::vector<Leg> legs(const Fn& leg) const;
+  std::vector<std::shared_ptr<Post>> make_posts(const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs);
   void exchange(Stream& stream, const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs);
   void exchange_nccl(Stream& stream, const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs);
   void exchange_host(const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs,
                      const std::function<void()>& received = [] {});
-  uint32_t next_tag();
 
   Transport* transport_;
   std::vector<int> ranks_;  // of the world

@@ -14,7 +14,8 @@ constexpr int kEdgeBlocks = 4, kGroupBlocks = 16;       // all edges of a rank m
 struct NcclLink::Operation {
   NcclLink& link;
   ncclComm* comm;
-  Legs legs;
+  std::span<const Leg> sends, recvs;
+  std::string text;
 };
 
 // --- communicators -----------------------------------------------------------------------------------------------------------
@@ -99,7 +100,7 @@ void NcclLink::greet(Stream& stream, ncclComm* comm, const std::vector<int>& to,
   for (int peer : to) sends.push_back({peer, words->row<int32_t>(0) + sends.size(), sizeof(int32_t)});
   for (int peer : from) recvs.push_back({peer, words->row<int32_t>(0) + to.size() + recvs.size(), sizeof(int32_t)});
   const std::string text = "the first message of an NCCL communicator";
-  const auto landed = launch(stream, {*this, comm, {sends, recvs, -1, text}});
+  const auto landed = launch(stream, {*this, comm, sends, recvs, text});
   wait_until([&] { return landed->done(); }, text);
   transport_.check();
 }
@@ -135,7 +136,7 @@ std::shared_ptr<Event> NcclLink::launch(Stream& stream, const Operation& op) {
   std::shared_ptr<Event> landed = device_.make_event();
   stream.record(*landed);
   std::lock_guard lock(mutex_);
-  flights_.push_back({landed, op.legs.text, Clock::now()});
+  flights_.push_back({landed, op.text, Clock::now()});
   return landed;
 }
 
@@ -147,21 +148,20 @@ void NcclLink::enqueue(void* cuda_stream, int64_t, const void* p) {
   int failure = kNcclSuccess;  // a group that was begun is ended in any case
   const auto note = [&](int code) { failure = code == kNcclInProgress || failure ? failure : code; };
   note(api.group_start());
-  for (const Leg& leg : op.legs.sends)
-    if (leg.peer != op.legs.rank && leg.bytes > 0)
-      note(api.send(leg.data, size_t(leg.bytes), leg.peer, op.comm, cuda_stream));
-  for (const Leg& leg : op.legs.recvs)
-    if (leg.peer != op.legs.rank && leg.bytes > 0)
-      note(api.recv(leg.data, size_t(leg.bytes), leg.peer, op.comm, cuda_stream));
+  for (const Leg& leg : op.sends)
+    if (leg.bytes > 0) note(api.send(leg.data, size_t(leg.bytes), leg.peer, op.comm, cuda_stream));
+  for (const Leg& leg : op.recvs)
+    if (leg.bytes > 0) note(api.recv(leg.data, size_t(leg.bytes), leg.peer, op.comm, cuda_stream));
   note(api.group_end());
-  op.link.check(failure, op.legs.text);
-  op.link.settle(lock, op.comm, op.legs.text);
+  op.link.check(failure, op.text);
+  op.link.settle(lock, op.comm, op.text);
 }
 
-void NcclLink::collective(Stream& stream, uint32_t group, const Legs& legs) {
+void NcclLink::collective(Stream& stream, uint32_t group, std::span<const Leg> sends, std::span<const Leg> recvs,
+                          const std::string& text) {
   const auto found = groups_.find(group);
-  DUET_CHECK(found != groups_.end(), legs.text, ": expected a group made after its Channels");
-  launch(stream, {*this, found->second, legs});
+  DUET_CHECK(found != groups_.end(), text, ": expected a group made after its Channels");
+  launch(stream, {*this, found->second, sends, recvs, text});
 }
 
 // --- messages ----------------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ void NcclLink::post(Post& p) {
   exchange_header(edge.announced.emplace_back(), true, p.peer, {p.tag, p.bytes});
   const Leg leg{1, p.data, p.bytes};
   edge.lane->wait(*p.ready);
-  p.copied = launch(*edge.lane, {*this, edge.comm, {{&leg, 1}, {}, -1, p.text()}});
+  p.copied = launch(*edge.lane, {*this, edge.comm, {&leg, 1}, {}, p.text()});
   p.done = true;
   advance();
 }
@@ -221,7 +221,7 @@ bool NcclLink::advance(Edge& edge) {
   edge.next.reset();
   const Leg leg{0, p->data, p->bytes};
   edge.lane->wait(*p->ready);
-  p->copied = launch(*edge.lane, {*this, edge.comm, {{}, {&leg, 1}, -1, p->text()}});
+  p->copied = launch(*edge.lane, {*this, edge.comm, {}, {&leg, 1}, p->text()});
   p->done = true;
   return true;
 }

@@ -1,19 +1,16 @@
 // NCCL: how messages in GPU memory go from GPU to GPU. Not a transport of its own: host values, barriers and the matching of
 // tags ride on the transport that started the ranks, threads or MPI.
 //
-// NCCL matches the sends and receives between two ranks by order and knows no tags. So before it calls NCCL for a message, the
-// sender announces its tag and size on the host; the receiver calls NCCL for whichever of its posted receives the next
-// announcement names. Both thus call in the sender's order, whatever order the receives were posted in, and a receive never
-// takes another's message. A receive that waits while the sender's next message is one that nobody has asked for is an error
-// that names both.
+// NCCL matches the sends and receives between two ranks by order and knows no tags. So a sender first announces tag and size on
+// the host, and the receiver calls NCCL for whichever of its posted receives the next announcement names: both call in the
+// sender's order, whatever order the receives were posted in. A receive that waits while the sender's next message is one that
+// nobody has asked for is an error that names both.
 //
 // Each direction between two ranks has a communicator and a stream of its own, so that forward activations and backward
-// gradients never queue behind one another. A receive is launched only when its send has been: on the GPU only sends wait for
-// another rank's host.
+// gradients never queue behind one another. A receive is launched only when its send has been.
 //
-// Failing: a thread looks at all communicators and at how long what is launched has taken. When the rank has failed, for
-// whatever reason, it aborts them; whoever waits for the GPU is woken, and the next call throws.
-//
+// Failing: a thread looks at all communicators and at how long what is launched has taken. When the rank has failed it aborts
+// them; whoever waits for the GPU is woken, and the next call throws.
 // Threads: the rank's own, but for that thread. Read next: nccl.cpp; nccl_nccl.cpp for the library itself.
 #pragma once
 #include <chrono>
@@ -66,12 +63,9 @@ class NcclLink {
   void finish(Post& p);    // waits for that
   void cancel(Post& p);
 
-  struct Legs {
-    std::span<const Leg> sends, recvs;
-    int rank;          // whose legs to itself are left out
-    std::string text;  // what it is, for people
-  };
-  void collective(Stream& stream, uint32_t group, const Legs& legs);
+  // One NCCL group, without what the rank sends to itself. text: what it is, for people.
+  void collective(Stream& stream, uint32_t group, std::span<const Leg> sends, std::span<const Leg> recvs,
+                  const std::string& text);
 
  private:
   struct Header {

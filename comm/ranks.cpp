@@ -22,8 +22,8 @@ struct Outcome {
   std::exception_ptr why;
 };
 
-// Where links are emulated it is time that is looked at: each rank, with all threads that it starts, keeps to cores of its own, if
-// there are enough, so that no two stand on one while another idles.
+// Where links are emulated it is time that is looked at: each rank, with all threads that it starts, keeps to cores of its own,
+// if there are enough, so that no two stand on one while another idles.
 void keep_to_own_cores([[maybe_unused]] int rank, [[maybe_unused]] int ranks) {
 #ifdef CPU_SET
   cpu_set_t allowed, own;

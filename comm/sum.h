@@ -1,19 +1,30 @@
-// The one sum between ranks: element by element, in rank order, ((x0 + x1) + x2) + .... Compiled without the flags of the
-// other row operations, which would allow the compiler to reorder it. Read next: comm.cpp.
+// The one sum between ranks, a row operation: element by element, in rank order, ((x0 + x1) + x2) + .... It has its own files,
+// because those of the other row operations are compiled with flags that would allow reordering it. Read next: comm.cpp.
 #pragma once
-#include "model/device.h"
+#include "model/launch.h"
+#include "model/rows/group.h"
 
 namespace duet {
 
+// A row of the launch is a block of elements. The loop over ranks is the outer one: the inner one runs over adjacent elements.
 struct OrderedSum {
-  static constexpr int64_t block = 1024;  // elements to a row of the launch
+  static constexpr bool acc_only = true;
+  static constexpr int64_t kBlock = 1024;
   struct Args {
     Tensor x;  // [ranks, elements]
-    Tensor y;  // [1, elements]; not part of x
+    Tensor y;  // [1, elements] out; not part of x
   };
+  template <class T, class Group>
+  HD static void row(Group g, int64_t r, const Args& a) {
+    const int64_t begin = r * kBlock, end = begin + kBlock < a.x.cols ? begin + kBlock : a.x.cols;
+    const T* first = a.x.row<T>(0);
+    T* __restrict y = a.y.row<T>(0);
+    for (int64_t i = begin + g.lane(); i < end; i += Group::size) y[i] = first[i];
+    for (int64_t rank = 1; rank < a.x.rows; ++rank) {
+      const T* __restrict x = a.x.row<T>(rank);
+      for (int64_t i = begin + g.lane(); i < end; i += Group::size) y[i] += x[i];
+    }
+  }
 };
-
-void launch_ordered_sum(Stream& stream, const OrderedSum::Args& args);
-void (*ordered_sum_cuda(Dtype dtype))(void* cuda_stream, int64_t rows, const void* args);  // null without CUDA
 
 }  // namespace duet

@@ -1,8 +1,6 @@
-// A build without nvcc has no ordered sum for GPUs.
+// In a build without nvcc the ordered sum has no CUDA kernel.
 #include "comm/sum.h"
 
 namespace duet {
-
-void (*ordered_sum_cuda(Dtype))(void*, int64_t, const void*) { return nullptr; }
-
+DUET_NO_CUDA(OrderedSum)
 }  // namespace duet

@@ -1,45 +1,18 @@
-// comm/: one conformance suite for every transport, then what happens when something goes wrong.
+// comm/: one conformance suite for every transport. What happens when something goes wrong is in comm_failure_test.cpp.
 //
 // CommConformance runs on threads as part of `make test`, also over NCCL (a stand-in; the real one where there are four GPUs),
 // and again on four MPI processes, started by CommMpi with mpirun. What is NCCL's own is in nccl_test.cpp.
 // Payloads are functions of (rank, index), so every rank knows what all others sent; sums are compared with a naive loop in
-// rank order, bit for bit. CommChild are the processes of CommMpi that are meant to fail: disabled, and started by name.
-#include <gtest/gtest.h>
-
+// rank order, bit for bit.
 #include <algorithm>
-#include <chrono>
-#include <csignal>
-#include <cstdlib>
-#include <numeric>
 #include <random>
-#include <thread>
 
-#include "comm/comm.h"
+#include "test/comm_testing.h"
 #include "test/fake_gpu.h"
 #include "test/fake_nccl.h"
-#include "test/processes.h"
 
 namespace duet {
 namespace {
-
-RunOptions here(int threads = 4) {
-  const int processes = find_launch().ranks;
-  if (processes > 1) return {.transport = Wire::mpi, .ranks = processes, .timeout = 30};
-  return {.transport = Wire::local, .ranks = threads, .timeout = 30};
-}
-
-template <class T>
-Tensor view(std::vector<T>& v, int64_t rows, int64_t cols) {
-  return {v.data(), DtypeOf<T>::value, rows, cols, cols};
-}
-
-// Integers below 2^11, so that sums over a few ranks are exact in every dtype.
-template <class T>
-std::vector<T> exact(int rank, int64_t n, int salt = 0) {
-  std::vector<T> v(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; i++) v[size_t(i)] = T((rank * 7919 + i * 104729 + salt * 31) % 2048 - 1024);
-  return v;
-}
 
 // Values of very different magnitudes: their sum depends on the order.
 template <class T>
@@ -66,7 +39,7 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 // What the ranks' tensors lie in, and how those in GPU memory travel.
 enum class Machine { cpu, fake_gpu, cuda, fake_nccl, nccl };
 
-RunOptions here(Machine machine) {
+RunOptions options_of(Machine machine) {
   RunOptions options = here();
   if (machine == Machine::fake_nccl || machine == Machine::nccl) options.transport = Wire::nccl;
   if (machine == Machine::fake_nccl) options.nccl = &fake_nccl::api();
@@ -125,7 +98,7 @@ GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CommConformance);
 
 // Runs the body on every rank, on its compute stream and on a CommStream.
 void on_both_streams(Machine machine, const std::function<void(Comm&, Stream&)>& body) {
-  run_ranks(here(machine), [&](Comm& world) {
+  run_ranks(options_of(machine), [&](Comm& world) {
     Machinery device(world, machine);
     CommStream stream(world, *device);
     body(world, device->compute());
@@ -148,7 +121,6 @@ TEST_P(CommConformance, AllReduce) {
     for (int64_t n : {0, 1, 2, 63, 64, 65, 255, 256, 257, 1000, 4099, 100003}) {
       check_all_reduce<float>(world, stream, [](int r, int64_t m) { return exact<float>(r, m); }, n);
       check_all_reduce<double>(world, stream, [](int r, int64_t m) { return exact<double>(r, m); }, n);
-      check_all_reduce<int32_t>(world, stream, [](int r, int64_t m) { return exact<int32_t>(r, m); }, n);
       check_all_reduce<float>(world, stream, rounding<float>, n);
       check_all_reduce<double>(world, stream, rounding<double>, n);
     }
@@ -161,23 +133,6 @@ TEST(CommPayloads, NoticeAnotherOrder) {
   const std::vector<float> forward = sum_in_order(all);
   std::swap(all[0], all[3]);
   EXPECT_FALSE(same_bits(forward, sum_in_order(all)));
-}
-
-TEST_P(CommConformance, ReduceScatter) {
-  on_both_streams(GetParam(), [](Comm& world, Stream& stream) {
-    for (int64_t rows : {0, 1, 5, 129}) {
-      const int64_t part = rows * 3, n = world.size() * part;
-      std::vector<std::vector<float>> all;
-      for (int r = 0; r < world.size(); r++) all.push_back(rounding<float>(r, n));
-      Mem<float> in(stream.device(), world.size() * rows, 3, all[size_t(world.rank())]), out(stream.device(), rows, 3);
-      Mem<float> scratch(stream.device(), 1, n);
-      world.reduce_scatter(stream, in, out, scratch);
-      stream.synchronize();
-      const std::vector<float> sum = sum_in_order(all);
-      const auto mine = sum.begin() + world.rank() * part;
-      EXPECT_TRUE(same_bits(out.get(), std::vector<float>(mine, mine + part)));
-    }
-  });
 }
 
 TEST_P(CommConformance, AllGatherAlsoInPlace) {
@@ -198,17 +153,6 @@ TEST_P(CommConformance, AllGatherAlsoInPlace) {
       world.all_gather(stream, part, all);
       stream.synchronize();
       EXPECT_EQ(all.get(), expected);
-    }
-  });
-}
-
-TEST_P(CommConformance, BroadcastFromEachRoot) {
-  on_both_streams(GetParam(), [](Comm& world, Stream& stream) {
-    for (int root = 0; root < world.size(); root++) {
-      Mem<double> v(stream.device(), 3, 111, exact<double>(world.rank(), 333, root));
-      world.broadcast(stream, v, root);
-      stream.synchronize();
-      EXPECT_EQ(v.get(), exact<double>(root, 333, root));
     }
   });
 }
@@ -239,7 +183,7 @@ TEST_P(CommConformance, AllToAllV) {
 }
 
 TEST_P(CommConformance, MessagesPostedInReversedOrder) {
-  run_ranks(here(GetParam()), [&](Comm& world) {
+  run_ranks(options_of(GetParam()), [&](Comm& world) {
     Machinery device(world, GetParam());
     Stream& stream = device->compute();
     const int next = (world.rank() + 1) % world.size(), previous = (world.rank() + world.size() - 1) % world.size();
@@ -261,7 +205,7 @@ TEST_P(CommConformance, MessagesPostedInReversedOrder) {
 }
 
 TEST_P(CommConformance, EqualTagsKeepTheirOrder) {
-  run_ranks(here(GetParam()), [&](Comm& world) {
+  run_ranks(options_of(GetParam()), [&](Comm& world) {
     Machinery device(world, GetParam());
     std::vector<Mem<int32_t>> v;
     std::vector<Request> requests;
@@ -282,7 +226,7 @@ TEST_P(CommConformance, RandomTraffic) {
     int source, target, stage, length;
     bool backward;
   };
-  run_ranks(here(GetParam()), [&](Comm& world) {
+  run_ranks(options_of(GetParam()), [&](Comm& world) {
     Machinery device(world, GetParam());
     CommStream further(world, *device);
     std::mt19937 random(7), mine(uint32_t(world.rank()));
@@ -319,7 +263,7 @@ TEST_P(CommConformance, RandomTraffic) {
 }
 
 TEST_P(CommConformance, GroupsInParallel) {
-  run_ranks(here(GetParam()), [&](Comm& world) {
+  run_ranks(options_of(GetParam()), [&](Comm& world) {
     ASSERT_EQ(world.size(), 4);
     Machinery device(world, GetParam());
     CommStream stream(world, *device);
@@ -353,15 +297,17 @@ TEST(CommOverlap, ACollectiveOnACommStreamDoesNotBlockTheRank) {
   run_ranks(here(), [](Comm& world) {
     auto device = make_cpu_device(1);
     CommStream stream(world, *device);
-    std::vector<int32_t> go{1}, mine = exact<int32_t>(world.rank(), 10), all(static_cast<size_t>(10 * world.size()));
+    std::vector<int32_t> go{1};
+    std::vector<float> mine = exact<float>(world.rank(), 10), scratch(size_t(world.scratch_size(10)));
     if (world.rank() == 1) world.irecv(device->compute(), view(go, 1, 1), 0, {Tag::F, 0, 0}).wait();
-    world.all_gather(stream, view(mine, 1, 10), view(all, world.size(), 10));
+    world.all_reduce(stream, view(mine, 1, 10), view(scratch, 1, world.scratch_size(10)));
     if (world.rank() == 0) world.isend(device->compute(), view(go, 1, 1), 1, {Tag::F, 0, 0}).wait();
-    auto gathered = device->make_event();
-    stream->record(*gathered);
-    device->compute().wait(*gathered);
-    for (int r = 0; r < world.size(); r++)
-      EXPECT_TRUE(std::equal(all.begin() + r * 10, all.begin() + (r + 1) * 10, exact<int32_t>(r, 10).begin()));
+    auto reduced = device->make_event();
+    stream->record(*reduced);
+    device->compute().wait(*reduced);
+    std::vector<std::vector<float>> all;
+    for (int r = 0; r < world.size(); r++) all.push_back(exact<float>(r, 10));
+    EXPECT_EQ(mine, sum_in_order(all));
   });
 }
 
@@ -413,221 +359,6 @@ TEST(CommHost, Values) {
     EXPECT_THROW(world.require_same("plan", world.rank() == 2 ? "x" : "y"), UsageError);
     world.barrier();
   });
-}
-
-// --- local: what goes wrong --------------------------------------------------------------------------------------------------
-
-std::string error_of(const RunOptions& options, const std::function<void(Comm&)>& rank) {
-  const auto begin = std::chrono::steady_clock::now();
-  std::string text = "no error";
-  try {
-    run_ranks(options, rank);
-  } catch (const UsageError& e) {
-    text = std::string("usage: ") + e.what();
-  } catch (const std::exception& e) {
-    text = e.what();
-  }
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
-  return text;
-}
-
-TEST(CommLocal, AFailingRankStopsTheOthersWhereverTheyWait) {
-  for (const bool further : {false, true}) {
-    const std::string error = error_of({.ranks = 5, .timeout = 60}, [&](Comm& world) {
-      auto device = make_cpu_device(1);
-      std::vector<int32_t> mine(100), scratch(1000);
-      CommStream stream(world, *device);
-      Comm pair = world.group(world.rank() == 0 || world.rank() == 2 ? std::vector{0, 2} : std::vector{world.rank()});
-      Stream& used = further ? static_cast<Stream&>(stream) : device->compute();
-      if (world.rank() == 4) return;  // ended already
-      if (world.rank() == 3) {        // fails while its own stream waits, too
-        world.wait(stream, world.irecv(stream, view(mine, 1, 100), 4, {Tag::F, 0, 0}));
-        std::this_thread::sleep_for(std::chrono::milliseconds(50));
-        throw Error("out of tokens");
-      }
-      if (world.rank() == 2) pair.all_reduce(used, view(mine, 1, 100), view(scratch, 1, 1000));
-      if (world.rank() == 1) world.gather("x");
-      if (world.rank() == 0) world.irecv(used, view(mine, 1, 100), 1, {Tag::F, 0, 0}).wait();
-      used.synchronize();
-      ADD_FAILURE() << "rank " << world.rank() << " went on";
-    });
-    EXPECT_EQ(error, "rank 3: out of tokens");
-  }
-}
-
-TEST(CommLocal, AUsageErrorStaysOne) {
-  EXPECT_EQ(error_of({.ranks = 3}, [](Comm&) { throw UsageError("--data: nothing there"); }), "usage: --data: nothing there");
-}
-
-TEST(CommLocal, ATimeoutSaysWhoWaitsForWhomAndForWhat) {
-  const auto receive = [](Comm& world) {
-    auto device = make_cpu_device(1);
-    std::vector<float> v(8);
-    if (world.rank() == 1) world.irecv(device->compute(), view(v, 1, 8), 0, {Tag::F, 3, 7}).wait();
-  };
-  EXPECT_EQ(error_of({.ranks = 2, .timeout = 0.1}, receive),
-            "rank 1: waited 0.1 s for 3F7 from rank 0; it did not come (--comm-timeout)");
-  const auto send = [](Comm& world) {
-    auto device = make_cpu_device(1);
-    std::vector<float> v(8);
-    CommStream stream(world, *device);
-    if (world.rank() == 0) world.wait(stream, world.isend(stream, view(v, 1, 8), 1, {Tag::B, 12, 2049}));
-    stream->synchronize();
-  };
-  EXPECT_EQ(error_of({.ranks = 2, .timeout = 0.1}, send),
-            "rank 0: waited 0.1 s for 12B1 to be taken by rank 1; it did not come (--comm-timeout)");
-  const auto collective = [](Comm& world) {
-    Comm group = world.group({1 - world.rank(), world.rank()});
-    if (world.rank() == 1) group.barrier();
-  };
-  EXPECT_EQ(error_of({.ranks = 2, .timeout = 0.1}, collective),
-            "rank 1: waited 0.1 s for gather 0 of group 1 from rank 0; it did not come (--comm-timeout)");
-}
-
-TEST(CommLocal, SidesThatDisagreeAreRefused) {
-  const std::string error = error_of({.ranks = 2}, [](Comm& world) {
-    auto device = make_cpu_device(1);
-    std::vector<float> v(8);
-    const Tensor t = view(v, 1, 4 + world.rank());
-    if (world.rank() == 0) world.isend(device->compute(), t, 1, {Tag::F, 0, 1}).wait();
-    if (world.rank() == 1) world.irecv(device->compute(), t, 0, {Tag::F, 0, 1}).wait();
-  });
-  EXPECT_NE(error.find("0F1"), std::string::npos) << error;
-  EXPECT_NE(error.find("16"), std::string::npos) << error;
-  EXPECT_NE(error.find("20"), std::string::npos) << error;
-}
-
-TEST(CommLocal, ADroppedRequestIsTakenBack) {
-  run_ranks({.ranks = 2, .timeout = 10}, [](Comm& world) {
-    auto device = make_cpu_device(1);
-    const Tag tag{Tag::F, 0, 0};
-    if (world.rank() == 0) {
-      std::vector<float> gone(8, 1.f);
-      world.isend(device->compute(), view(gone, 1, 8), 1, tag);  // dropped at once
-    }
-    world.barrier();
-    std::vector<float> v(8, world.rank() ? 0.f : 2.f);
-    const Request r = world.rank() ? world.irecv(device->compute(), view(v, 1, 8), 0, tag)
-                                   : world.isend(device->compute(), view(v, 1, 8), 1, tag);
-    r.wait();
-    EXPECT_EQ(v[7], 2.f);
-  });
-}
-
-TEST(CommLocal, BadCallsAreRefused) {
-  run_ranks({.ranks = 2}, [](Comm& world) {
-    auto device = make_cpu_device(1);
-    Stream& s = device->compute();
-    std::vector<float> v(100);
-    Tensor strided = view(v, 10, 10).col_slice(0, 5);
-    EXPECT_THROW(world.isend(s, view(v, 1, 100), 2, {Tag::F, 0, 0}), Error);
-    EXPECT_THROW(world.isend(s, strided, 1 - world.rank(), {Tag::F, 0, 0}), Error);
-    EXPECT_THROW(world.isend(s, view(v, 1, 100), 1 - world.rank(), {Tag::F, 512, 0}), Error);
-    EXPECT_THROW(world.all_reduce(s, view(v, 1, 50), view(v, 1, 50)), Error);
-    EXPECT_THROW(world.all_gather(s, view(v, 1, 50), view(v, 1, 99)), Error);
-    EXPECT_THROW(world.group({1 - world.rank()}), Error);
-  });
-  EXPECT_THROW(run_ranks({.ranks = 0}, [](Comm&) {}), UsageError);
-  EXPECT_THROW(run_ranks({.timeout = 0}, [](Comm&) {}), UsageError);
-}
-
-TEST(CommLaunch, FindsTheInnermostLauncher) {
-  std::vector<std::pair<std::string, const char*>> environment;
-  const auto lookup = [&](const char* name) -> const char* {
-    for (const auto& [key, value] : environment)
-      if (key == name) return value;
-    return nullptr;
-  };
-  EXPECT_EQ(find_launch(lookup).ranks, 1);
-  environment = {{"SLURM_NTASKS", "8"}, {"SLURM_PROCID", "0"}};  // a batch script
-  EXPECT_EQ(find_launch(lookup).ranks, 1);
-  environment.push_back({"SLURM_STEP_NUM_TASKS", "8"});
-  EXPECT_EQ(find_launch(lookup).ranks, 8);
-  EXPECT_EQ(find_launch(lookup).by, "srun");
-  environment.push_back({"OMPI_COMM_WORLD_SIZE", "4"});
-  EXPECT_EQ(find_launch(lookup).ranks, 4);
-  EXPECT_EQ(find_launch(lookup).by, "mpirun");
-}
-
-// --- MPI: processes of this test program -------------------------------------------------------------------------------------
-
-class CommMpi : public testing::Test {
-  void SetUp() override {
-    if (const std::string why = why_no_mpirun(); !why.empty()) GTEST_SKIP() << why;
-  }
-};
-
-TEST_F(CommMpi, Conformance) {
-  const Ended e = under_mpirun(4, "*/CommConformance.*:CommOverlap.ACollective*:CommHost.*:-FakeNccl/*");
-  EXPECT_EQ(e.status, 0) << e.output;
-  EXPECT_NE(e.output.find("[  PASSED  ]"), std::string::npos) << e.output;
-}
-
-TEST(CommChild, DISABLED_Throws) {
-  run_ranks(here(), [](Comm& world) {
-    if (world.rank() == 2) throw Error("out of tokens");
-    world.gather("x");
-  });
-}
-TEST_F(CommMpi, AFailingRankStopsTheOthers) {
-  const Ended e = under_mpirun(4, "CommChild.DISABLED_Throws");
-  EXPECT_EQ(e.status, 1);
-  EXPECT_NE(e.output.find("duet: rank 2: out of tokens"), std::string::npos) << e.output;
-  EXPECT_LT(e.seconds, 10);
-}
-
-TEST(CommChild, DISABLED_IsKilled) {
-  run_ranks(here(), [](Comm& world) {
-    world.barrier();
-    if (world.rank() == 1) raise(SIGKILL);
-    world.barrier();
-  });
-}
-TEST_F(CommMpi, AKilledRankStopsTheOthers) {
-  const Ended e = under_mpirun(4, "CommChild.DISABLED_IsKilled");
-  EXPECT_NE(e.status, 0);
-  EXPECT_NE(e.output.find("rank 1"), std::string::npos) << e.output;
-  EXPECT_LT(e.seconds, 10);
-}
-
-TEST(CommChild, DISABLED_TimesOut) {
-  RunOptions options = here();
-  options.timeout = 0.3;
-  run_ranks(options, [](Comm& world) {
-    auto device = make_cpu_device(1);
-    std::vector<float> v(8);
-    if (world.rank() == 1) world.irecv(device->compute(), view(v, 1, 8), 0, {Tag::F, 3, 7}).wait();
-    std::this_thread::sleep_for(std::chrono::seconds(8));
-  });
-}
-TEST_F(CommMpi, ATimeoutSaysWhoWaitsForWhomAndForWhat) {
-  const Ended e = under_mpirun(2, "CommChild.DISABLED_TimesOut");
-  EXPECT_EQ(e.status, 1);
-  EXPECT_NE(e.output.find("duet: rank 1: waited 0.3 s for 3F7 from rank 0"), std::string::npos) << e.output;
-  EXPECT_LT(e.seconds, 7);
-}
-
-TEST(CommChild, DISABLED_WantsMoreRanks) { run_ranks({.transport = Wire::mpi, .ranks = 3}, [](Comm&) {}); }
-TEST_F(CommMpi, AnotherNumberOfProcessesIsRefused) {
-  const Ended e = under_mpirun(2, "CommChild.DISABLED_WantsMoreRanks");
-  EXPECT_EQ(e.status, 2);
-  EXPECT_NE(e.output.find("expected one process for each of 3 ranks, found 2"), std::string::npos) << e.output;
-}
-
-// srun whose Slurm lacks PMI starts every task as an MPI world of its own.
-TEST(CommChild, DISABLED_RunsHere) { run_ranks(here(), [](Comm&) {}); }
-TEST_F(CommMpi, TasksThatMpiDoesNotSeeAreRefused) {
-  const Ended e = run_command("SLURM_STEP_NUM_TASKS=4 " + this_program("CommChild.DISABLED_RunsHere"));
-  EXPECT_EQ(e.status, 2);
-  EXPECT_NE(e.output.find("srun started 4 tasks, but MPI sees 1"), std::string::npos) << e.output;
-  EXPECT_NE(e.output.find("srun --mpi=pmix"), std::string::npos) << e.output;
-}
-
-TEST(CommChild, DISABLED_RunsThreads) {
-  EXPECT_THROW(run_ranks({.transport = Wire::local, .ranks = 4}, [](Comm&) {}), UsageError);
-}
-TEST_F(CommMpi, ThreadsUnderALauncherAreRefused) {
-  EXPECT_EQ(run_command("OMPI_COMM_WORLD_SIZE=4 " + this_program("CommChild.DISABLED_RunsThreads")).status, 0);
 }
 
 }  // namespace

@@ -214,21 +214,24 @@ TEST(LinkClock, AnAllToAllTakesItsBusiestLinksTime) {
 TEST(Traffic, IsCountedWithinAndBetweenNodes) {
   run_ranks({.ranks = 4, .timeout = 20, .link = {.ranks_per_node = 2}}, [](Comm& world) {
     auto device = make_cpu_device(1);
-    std::vector<int32_t> mine(100), all(400), scratch(size_t(world.scratch_size(100)));
+    std::vector<int32_t> mine(100), all(400), got(400);
     world.take_traffic();
     const auto expect_sent = [&](int64_t intra, int64_t inter, const char* what) {
       const Traffic sent = world.take_traffic();
       EXPECT_EQ(sent.intra, intra) << what;
       EXPECT_EQ(sent.inter, inter) << what;
     };
-    world.all_gather(device->compute(), view(mine), view(all));
+    const std::vector<int64_t> each = {0, 100, 200, 300, 400};
+    world.all_to_all_v(device->compute(), view(all).reshape(400, 1), each, view(got).reshape(400, 1), each);
     expect_sent(400, 800, "a part to one neighbour and to two ranks of the other node");
     if (world.rank() == 1) world.isend(device->compute(), view(mine), 2, {Tag::F, 0, 0}).wait();
     if (world.rank() == 2) world.irecv(device->compute(), view(mine), 1, {Tag::F, 0, 0}).wait();
     expect_sent(0, world.rank() == 1 ? 400 : 0, "a message");
     Comm across = world.group({world.rank() % 2, world.rank() % 2 + 2});
-    across.broadcast(device->compute(), view(mine), 0);
-    expect_sent(0, across.rank() == 0 ? 400 : 0, "a broadcast to the other node");
+    std::vector<float> sums(100), scratch(128);
+    const auto row = [](std::vector<float>& v) { return Tensor{v.data(), Dtype::f32, 1, int64_t(v.size()), int64_t(v.size())}; };
+    across.all_reduce(device->compute(), row(sums), row(scratch));
+    expect_sent(0, 400, "an all-reduce with the other node: my part of its slice, and the sum of mine");
     world.gather("12345");
     expect_sent(8 + 5, 2 * (8 + 5), "host values and their lengths");
   });
