@@ -2,15 +2,14 @@
 //
 //   --link intra=160GB/s,inter=40GB/s,latency=5us --ranks-per-node 8
 //
-// A laptop's ranks share one memory, where a message is one copy and there is nothing to overlap. With --link the copy is made
-// as ever, but the message arrives only when its links let it: the waiting that a schedule must hide is there, on one machine.
+// The copy is made as ever, but the message arrives only when its links let it: the waiting that a schedule must hide is there,
+// on one machine.
 //
 // THE MODEL. Each rank has one link to the network, full duplex: an outgoing and an incoming direction. A message of b bytes
 // needs b / bandwidth seconds, in which it has the sender's outgoing and the receiver's incoming direction to itself; the
 // bandwidth is `intra` between ranks of a node, `inter` between nodes. It starts when both sides have posted, takes the time
 // that both directions have free, earliest first, in pieces where messages that came before leave gaps (as packets would), and
-// arrives `latency` after its last piece. Both sides then have it: a send is done when its message has arrived. The network
-// itself never is the bottleneck, and nothing is lost.
+// arrives `latency` after its last piece. Both sides then have it: a send is done when its message has arrived.
 //
 // Not emulated: what a message costs the processor (on a real machine a network card copies; here whoever posts second), nor
 // links faster than that copy. Host values, a few bytes, travel as all else does.

@@ -36,7 +36,13 @@ std::string mpi_text(int code) {
 class MpiTransport final : public Transport {
  public:
   MpiTransport(int rank, int size, const RunOptions& options)
-      : Transport(rank, size, options), thread_([this] { progress(); }) {}
+      : Transport(rank, size, options), thread_([this] {
+          try {
+            progress();
+          } catch (...) {
+            fail(std::current_exception());
+          }
+        }) {}
   ~MpiTransport() override {
     {
       std::lock_guard lock(mutex_);
@@ -70,14 +76,6 @@ class MpiTransport final : public Transport {
   };
 
   void progress() {
-    try {
-      work_until_the_end();
-    } catch (...) {
-      fail(std::current_exception());
-    }
-  }
-
-  void work_until_the_end() {
     int idle = 0;
     std::unique_lock lock(mutex_);
     for (;;) {
@@ -181,16 +179,6 @@ class MpiSession {
   bool usable = false;
 };
 
-void check_launch(const RunOptions& options, const Launch& launch, const MpiSession& mpi) {
-  const std::string option = cat("--transport ", wire_name(options.transport), ": ");
-  require(mpi.size >= launch.ranks, option, launch.by, " started ", launch.ranks, " tasks, but MPI sees ",
-          mpi.size, ": they do not know of one another; start them with srun --mpi=pmix (srun --mpi=list shows what there is)",
-          " or with mpirun");
-  require(mpi.size == options.ranks, option, "expected one process for each of ", options.ranks, " ranks, found ",
-          mpi.size, "; start duet with mpirun -np ", options.ranks);
-  require(mpi.usable, option, "this MPI lacks MPI_THREAD_MULTIPLE or tags of ", kTagBits, " bits");
-}
-
 // Prints the error and ends the job. Ranks that fail for the same reason do so at the same time, so rank 0 may speak first.
 [[noreturn]] void abort_job(int rank, const std::string& text, int status) {
   using namespace std::chrono_literals;
@@ -209,7 +197,13 @@ bool have_mpi() { return true; }
 void run_mpi(const RunOptions& options, const Launch& launch, const std::function<void(Comm&)>& rank) {
   static const MpiSession mpi;
   try {
-    check_launch(options, launch, mpi);
+    const std::string option = cat("--transport ", wire_name(options.transport), ": ");
+    require(mpi.size >= launch.ranks, option, launch.by, " started ", launch.ranks, " tasks, but MPI sees ", mpi.size,
+            ": they do not know of one another; start them with srun --mpi=pmix (srun --mpi=list shows what there is) or with ",
+            "mpirun");
+    require(mpi.size == options.ranks, option, "expected one process for each of ", options.ranks, " ranks, found ", mpi.size,
+            "; start duet with mpirun -np ", options.ranks);
+    require(mpi.usable, option, "this MPI lacks MPI_THREAD_MULTIPLE or tags of ", kTagBits, " bits");
     MpiTransport transport(mpi.rank, mpi.size, options);
     transport.nccl = options.nccl;
     Comm world(transport);

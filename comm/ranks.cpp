@@ -1,12 +1,16 @@
-// run_ranks: starting ranks, and stopping all when one fails. Read next: launch.cpp, mpi_mpi.cpp.
+// run_ranks: starting ranks, and stopping all when one fails. And what a rank can know before it has spoken to another: who
+// started it, and which build on which processor it is. Read next: local.cpp, mpi_mpi.cpp.
 #include <sched.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <thread>
 
 #include "comm/nccl.h"
+#include "model/gemm_cpu.h"
 
 namespace duet {
 namespace {
@@ -100,7 +104,8 @@ void run_ranks(const RunOptions& asked, const std::function<void(Comm& world)>& 
   require(options.ranks >= 1, "ranks: expected at least 1, found ", options.ranks);
   require(options.timeout > 0, "--comm-timeout: expected more than 0 seconds, found ", options.timeout);
   require(options.transport == Wire::local || !options.link.emulated(),
-          "--link: found --transport ", wire_name(options.transport), ", allowed: local (elsewhere messages take what they take)");
+          "--link: found --transport ", wire_name(options.transport),
+          ", allowed: local (elsewhere messages take what they take)");
   const Launch launch = find_launch();
   if (options.transport != Wire::nccl)
     options.nccl = nullptr;
@@ -110,6 +115,43 @@ void run_ranks(const RunOptions& asked, const std::function<void(Comm& world)>& 
   require(launch.ranks == 1, "--transport local: ", launch.by, " started ", launch.ranks,
           " processes, and each would run all ranks by itself; use --transport mpi, or start duet without ", launch.by);
   run_local(options, rank);
+}
+
+// --- before anything is said -------------------------------------------------------------------------------------------------
+
+// The innermost launcher comes first: mpirun inside a Slurm job starts its processes through srun. SLURM_STEP_NUM_TASKS is
+// srun's; SLURM_NTASKS would also be there in a batch script, which is one process.
+Launch find_launch(const std::function<const char*(const char*)>& getenv) {
+  constexpr const char* launchers[][2] = {
+      {"OMPI_COMM_WORLD_SIZE", "mpirun"}, {"PMI_SIZE", "mpiexec"}, {"SLURM_STEP_NUM_TASKS", "srun"}};
+  for (const auto& [variable, name] : launchers)
+    if (const char* value = getenv(variable)) return {name, std::max(1, atoi(value))};
+  return {};
+}
+
+namespace {
+
+std::string processor_features() {
+#if defined(__x86_64__)
+  return cat(__builtin_cpu_supports("avx2") ? " avx2" : "", __builtin_cpu_supports("fma") ? " fma" : "",
+             __builtin_cpu_supports("avx512f") ? " avx512f" : "");
+#else
+  return "";
+#endif
+}
+
+// Of the program's file; the same for all where the system does not show it.
+size_t program_hash() {
+  std::ostringstream program;
+  program << std::ifstream("/proc/self/exe", std::ios::binary).rdbuf();
+  return std::hash<std::string>()(program.str());
+}
+
+}  // namespace
+
+std::string build_text() {
+  return cat("compiler ", __VERSION__, ", built for ", cpu_instruction_set(), ", processor:", processor_features(),
+             ", program ", std::hex, program_hash());
 }
 
 }  // namespace duet

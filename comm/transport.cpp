@@ -24,11 +24,10 @@ uint32_t pack_collective(uint32_t group, uint32_t number) {
   return 1u << 22 | group << 12 | (number & 4095);
 }
 
-std::string Post::action() const {
-  return collective ? cat(collective, " ", tag & 4095, " of group ", tag >> 12 & 1023) : action_text(tag);
+std::string Post::text() const {
+  const std::string action = collective ? cat(collective, " ", tag & 4095, " of group ", tag >> 12 & 1023) : action_text(tag);
+  return cat(action, send ? " to be taken by rank " : " from rank ", peer);
 }
-
-std::string Post::text() const { return cat(action(), send ? " to be taken by rank " : " from rank ", peer); }
 
 Post::~Post() {
   if (posted && !transport.done(*this)) link ? link->cancel(*this) : transport.cancel(*this);
@@ -54,17 +53,12 @@ Transport::~Transport() = default;
 
 void Transport::count(int peer, int64_t bytes) { (link_.same_node(rank_, peer) ? traffic.intra : traffic.inter) += bytes; }
 
-// Linux lets sleeps be 50 microseconds longer than asked for; the thread asks for exact ones.
-static void sleep_exactly() {
-#ifdef __linux__
-  prctl(PR_SET_TIMERSLACK, 1UL);
-#endif
-}
-
 // Waking takes about 20 microseconds, so a sleep ends that much early; what is left is spun.
 void Transport::sleep_until_arrival(std::unique_lock<std::mutex>& lock, const Post& p) {
   if (p.arrival <= std::chrono::steady_clock::now()) return;
-  sleep_exactly();
+#ifdef __linux__
+  prctl(PR_SET_TIMERSLACK, 1UL);  // else the thread sleeps 50 microseconds longer than it asks for
+#endif
   if (cv_.wait_until(lock, p.arrival - std::chrono::microseconds(20), [&] { return failure_ != nullptr; }))
     std::rethrow_exception(failure_);
   lock.unlock();

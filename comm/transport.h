@@ -1,5 +1,4 @@
-// Transport: how one rank's messages reach another. Not collectives, not groups: those are built once, in comm.cpp, on these
-// verbs.
+// Transport: how one rank's messages reach another. Collectives and groups are built on these verbs, once, in comm.cpp.
 //
 // A message has two sides, each a Post: one rank posts the send, the other the receive, in either order; they match when peers
 // and tag agree, and of several with the same peers and tag in the order in which each side posted them. Posting never blocks
@@ -19,7 +18,6 @@
 #include <memory>
 #include <mutex>
 #include <string>
-
 #include <vector>
 
 #include "comm/comm.h"
@@ -47,8 +45,7 @@ struct Post {
   Post(Transport& t, bool is_send, int to, uint32_t packed_tag) : transport(t), send(is_send), peer(to), tag(packed_tag) {}
   Post(const Post&) = delete;
   ~Post();
-  std::string text() const;    // what is awaited, for people: "3F7 from rank 1"
-  std::string action() const;  // "3F7"
+  std::string text() const;  // what is awaited, for people: "3F7 from rank 1"
 
   Transport& transport;
   const bool send;
