@@ -8,7 +8,7 @@
 
 namespace duet {
 
-// --- sizes -----------------------------------------------------------------------------------------------------------------------
+// --- sizes -------------------------------------------------------------------------------------------------------------------
 
 static int64_t attention_parameters(const ModelConfig& c) {
   const int64_t q = c.n_heads * c.qk_head_dim();
@@ -101,7 +101,7 @@ void ModelConfig::validate() const {
           topk_group, " groups, ", topk_group * (n_routed / n_group));
 }
 
-// --- presets ---------------------------------------------------------------------------------------------------------------------
+// --- presets -----------------------------------------------------------------------------------------------------------------
 
 const std::vector<Preset>& presets() {
   static const std::vector<Preset> all = [] {
@@ -109,19 +109,20 @@ const std::vector<Preset>& presets() {
     p.push_back({"tiny", "tests: 8 layers, 0.6M parameters",
                  {.q_lora_rank = 24, .n_group = 4, .topk_group = 2, .routed_scaling = 1.5}, 64, 1});
     p.push_back({"small", "the default run: 8 layers, 5M parameters",
-                 {.d_model = 128, .kv_lora_rank = 32, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8, .v_head_dim = 24, .d_ff = 384,
-                  .d_expert = 96, .n_routed = 16, .n_group = 4, .topk_group = 2}, 128, 1});
+                 {.d_model = 128, .kv_lora_rank = 32, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8, .v_head_dim = 24,
+                  .d_ff = 384, .d_expert = 96, .n_routed = 16, .n_group = 4, .topk_group = 2}, 128, 1});
     p.push_back({"bench", "make bench: wide enough for GEMM to matter",
-                 {.d_model = 256, .n_layers = 4, .n_heads = 8, .kv_lora_rank = 64, .qk_nope_head_dim = 32, .qk_rope_head_dim = 16,
-                  .v_head_dim = 32, .d_ff = 1024, .d_expert = 512, .n_routed = 16}, 256, 8});
+                 {.d_model = 256, .n_layers = 4, .n_heads = 8, .kv_lora_rank = 64, .qk_nope_head_dim = 32,
+                  .qk_rope_head_dim = 16, .v_head_dim = 32, .d_ff = 1024, .d_expert = 512, .n_routed = 16}, 256, 8});
     p.push_back({"base", "one GPU: 768 wide, 12 layers, GPT-2 vocabulary",
                  {.vocab_size = 50257, .d_model = 768, .n_layers = 12, .n_heads = 12, .q_lora_rank = 384, .kv_lora_rank = 256,
-                  .qk_nope_head_dim = 64, .qk_rope_head_dim = 32, .v_head_dim = 64, .d_ff = 3072, .d_expert = 768, .n_routed = 16,
-                  .n_group = 4, .topk_group = 2, .routed_scaling = 1.5}, 1024, 4});
+                  .qk_nope_head_dim = 64, .qk_rope_head_dim = 32, .v_head_dim = 64, .d_ff = 3072, .d_expert = 768,
+                  .n_routed = 16, .n_group = 4, .topk_group = 2, .routed_scaling = 1.5}, 1024, 4});
     p.push_back({"deepseek-v3", "the full shape, 671B parameters: for planning only",
-                 {.vocab_size = 129280, .d_model = 7168, .n_layers = 61, .n_heads = 128, .q_lora_rank = 1536, .kv_lora_rank = 512,
-                  .qk_nope_head_dim = 128, .qk_rope_head_dim = 64, .v_head_dim = 128, .first_k_dense = 3, .d_ff = 18432,
-                  .d_expert = 2048, .n_routed = 256, .topk = 8, .n_group = 8, .topk_group = 4, .routed_scaling = 2.5}, 4096, 1});
+                 {.vocab_size = 129280, .d_model = 7168, .n_layers = 61, .n_heads = 128, .q_lora_rank = 1536,
+                  .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64, .v_head_dim = 128, .first_k_dense = 3,
+                  .d_ff = 18432, .d_expert = 2048, .n_routed = 256, .topk = 8, .n_group = 8, .topk_group = 4,
+                  .routed_scaling = 2.5}, 4096, 1});
     for (const Preset& preset : p) preset.model.validate();
     return p;
   }();
@@ -137,7 +138,14 @@ const Preset& find_preset(const std::string& name) {
   throw UsageError(cat("--preset: found '", name, "', allowed: ", names));
 }
 
-// --- config.json -----------------------------------------------------------------------------------------------------------------
+// --- config.json -------------------------------------------------------------------------------------------------------------
+
+// What duet's model has no choice about.
+static Json::Object fixed() {
+  return {{"rope_interleave", true}, {"norm_topk_prob", true}, {"scoring_func", "sigmoid"}, {"topk_method", "noaux_tc"},
+          {"hidden_act", "silu"}, {"rms_norm_eps", ModelConfig::kNormEps}, {"attention_bias", false},
+          {"tie_word_embeddings", false}};
+}
 
 Json ModelConfig::to_json(int64_t seq_len, const std::string& dtype) const {
   Json j = Json::object();
@@ -148,14 +156,7 @@ Json ModelConfig::to_json(int64_t seq_len, const std::string& dtype) const {
   j.set("num_key_value_heads", n_heads);
   j.set("routed_scaling_factor", routed_scaling);
   j.set("rope_theta", rope_theta);
-  j.set("rope_interleave", true);
-  j.set("norm_topk_prob", true);
-  j.set("scoring_func", "sigmoid");
-  j.set("topk_method", "noaux_tc");
-  j.set("hidden_act", "silu");
-  j.set("rms_norm_eps", kNormEps);
-  j.set("attention_bias", false);
-  j.set("tie_word_embeddings", false);
+  for (auto& [key, value] : fixed()) j.set(key, value);
   j.set("num_nextn_predict_layers", int64_t(0));
   j.set("max_position_embeddings", seq_len);
   j.set("bos_token_id", Json());
@@ -165,23 +166,15 @@ Json ModelConfig::to_json(int64_t seq_len, const std::string& dtype) const {
 }
 
 ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
-  const auto refuse_unless = [&](bool ok, const char* key, const char* allowed) {
-    require(ok, where, ": ", key, ": found ", j.at(key).dump(), ", allowed: ", allowed);
+  const auto expect = [&](const Json& in, const char* key, const Json& value) {
+    const Json* found = in.find(key);
+    require(!found || found->dump() == value.dump(), where, ": ", key, ": found ", found ? found->dump() : "", ", allowed: ",
+            value.dump());
   };
-  const auto expect = [&](const char* key, const Json& value) {
-    if (j.find(key)) refuse_unless(j.at(key).dump() == value.dump(), key, value.dump().c_str());
-  };
-  require(j.find("model_type") && j.at("model_type").dump() == "\"deepseek_v3\"", where,
-          ": model_type: allowed: \"deepseek_v3\"");
-  expect("tie_word_embeddings", false);
-  expect("attention_bias", false);
-  expect("norm_topk_prob", true);
-  expect("rope_interleave", true);
-  expect("hidden_act", "silu");
-  expect("scoring_func", "sigmoid");
-  expect("topk_method", "noaux_tc");
-  if (j.find("rms_norm_eps")) refuse_unless(j.at("rms_norm_eps").number() == kNormEps, "rms_norm_eps", "1e-06");
-  if (j.find("rope_scaling")) refuse_unless(j.at("rope_scaling").is_null(), "rope_scaling", "null");
+  require(j.find("model_type"), where, ": model_type: found none, allowed: \"deepseek_v3\"");
+  expect(j, "model_type", "deepseek_v3");
+  for (const auto& [key, value] : fixed()) expect(j, key.c_str(), value);
+  expect(j, "rope_scaling", Json());
   ModelConfig c;
   for (const Size& s : kSizes) {
     const bool no_q_lora = s.field == &ModelConfig::q_lora_rank && (!j.find(s.hf_name) || j.at(s.hf_name).is_null());
@@ -191,9 +184,7 @@ ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
   // transformers 5 writes rope_parameters, earlier versions and duet rope_theta.
   const Json* rope = j.find("rope_parameters");
   const bool nested = rope && !rope->is_null();
-  if (nested && rope->find("rope_type"))
-    require(rope->at("rope_type").dump() == "\"default\"", where, ": rope_type: found ", rope->at("rope_type").dump(),
-            ", allowed: \"default\"");
+  if (nested) expect(*rope, "rope_type", "default");
   c.rope_theta = (nested ? *rope : j).at("rope_theta").number();
   c.validate();
   return c;
