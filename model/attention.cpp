@@ -15,13 +15,8 @@ static Buf angles(const Context& context, double (*fn)(double)) {
   const Dtype acc = acc_dtype(context.dtype);
   Buf host = context.device.host_buffer(context.seq_len, c.qk_rope_head_dim / 2, acc);
   for (int64_t t = 0; t < host->rows; ++t)
-    for (int64_t j = 0; j < host->cols; ++j) {
-      const double value = fn(double(t) * std::pow(c.rope_theta, -2.0 * double(j) / double(c.qk_rope_head_dim)));
-      if (acc == Dtype::f64)
-        host->row<double>(t)[j] = value;
-      else
-        host->row<float>(t)[j] = float(value);
-    }
+    for (int64_t j = 0; j < host->cols; ++j)
+      host->set(t * host->cols + j, fn(double(t) * std::pow(c.rope_theta, -2.0 * double(j) / double(c.qk_rope_head_dim))));
   Buf table = context.device.buffer(host->rows, host->cols, acc, Use::scratch);
   context.stream().copy(table->data, host->data, size_t(host->bytes()));
   context.stream().synchronize();
@@ -137,7 +132,7 @@ void Attention::backward_weight(Saved& s, const Tensor& x, const Tensor& dy, int
   s = Saved();
 }
 
-// --- the [query, key] part: a sequence at a time, and of its heads as many as fit ---------------------------------------------
+// --- the [query, key] part: a sequence at a time, and of its heads as many as fit -------------------------------------------
 
 // Some heads of one sequence: views into the [tokens, heads * dims] tensors, and one batched GEMM over the heads.
 struct Attention::HeadChunk {

@@ -74,13 +74,7 @@ void Params::allocate(Device& device, Dtype dtype, uint64_t seed) {
     if (p.init == Init::zeros) continue;
     Buf host = device.host_buffer(p.rows, p.cols, p.master.dtype);
     const InitialNormal normal(seed, p.name);
-    for (int64_t i = 0; i < host->size(); ++i) {
-      const double value = p.init == Init::ones ? 1.0 : normal(i);
-      if (host->dtype == Dtype::f64)
-        host->row<double>(0)[i] = value;
-      else
-        host->row<float>(0)[i] = float(value);
-    }
+    for (int64_t i = 0; i < host->size(); ++i) host->set(i, p.init == Init::ones ? 1.0 : normal(i));
     stream.copy(p.master.data, host->data, size_t(host->bytes()));
     stream.synchronize();
   }

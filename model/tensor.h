@@ -41,7 +41,7 @@ template <> struct DtypeOf<double> { static constexpr Dtype value = Dtype::f64; 
 template <> struct DtypeOf<bf16> { static constexpr Dtype value = Dtype::bf16; };
 template <> struct DtypeOf<int32_t> { static constexpr Dtype value = Dtype::i32; };
 
-// The type in which sums are formed, and in which gradients, moments and master weights are kept: double for double, else float.
+// The type in which sums are formed, and gradients, moments and master weights are kept: double for double, else float.
 template <class T> struct AccOf { using type = float; };
 template <> struct AccOf<double> { using type = double; };
 template <class T> using Acc = typename AccOf<T>::type;
@@ -76,6 +76,12 @@ struct Tensor {
   // The same contiguous elements (ld == cols) in another shape.
   Tensor reshape(int64_t r, int64_t c) const { return {data, dtype, r, c, c}; }
   int64_t bytes() const { return rows * cols * dtype_size(dtype); }
+  // Element i of a contiguous fp32 or fp64 tensor that the host can read and write.
+  double get(int64_t i) const { return dtype == Dtype::f64 ? static_cast<double*>(data)[i] : static_cast<float*>(data)[i]; }
+  void set(int64_t i, double value) const {
+    if (dtype == Dtype::f64) static_cast<double*>(data)[i] = value;
+    else static_cast<float*>(data)[i] = float(value);
+  }
 };
 
 }  // namespace duet

@@ -328,8 +328,7 @@ std::vector<double> Moe::balance_loss() const {
   std::vector<double> sums;
   for (int64_t m = 0; m < balance_host_->rows; ++m) {
     double sum = 0;
-    for (int64_t i = 0; i < balance_host_->cols; ++i)
-      sum += balance_host_->dtype == Dtype::f64 ? balance_host_->row<double>(m)[i] : double(balance_host_->row<float>(m)[i]);
+    for (int64_t i = 0; i < balance_host_->cols; ++i) sum += balance_host_->get(m * balance_host_->cols + i);
     sums.push_back(sum);
   }
   return sums;

@@ -9,14 +9,9 @@
 namespace duet {
 namespace {
 
-double get(const Tensor& t, int64_t i) { return t.dtype == Dtype::f64 ? t.row<double>(0)[i] : double(t.row<float>(0)[i]); }
-void set(const Tensor& t, int64_t i, double value) {
-  if (t.dtype == Dtype::f64) t.row<double>(0)[i] = value;
-  else t.row<float>(0)[i] = float(value);
-}
 std::vector<double> values(const Tensor& t) {
   std::vector<double> v;
-  for (int64_t i = 0; i < t.size(); ++i) v.push_back(get(t, i));
+  for (int64_t i = 0; i < t.size(); ++i) v.push_back(t.get(i));
   return v;
 }
 
@@ -40,10 +35,10 @@ TEST(Params, InitialValuesAreAFunctionOfSeedNameAndIndex) {
   declare(reseeded);
   reseeded.allocate(*device, Dtype::f64, 6);
   for (int64_t i = 0; i < 90 * 50; ++i) {
-    ASSERT_EQ(get(params.all()[0].weight, i), InitialNormal(5, "a.weight")(i));
-    ASSERT_EQ(get(matrix.weight, i), float(InitialNormal(5, "a.weight")(i)));
+    ASSERT_EQ(params.all()[0].weight.get(i), InitialNormal(5, "a.weight")(i));
+    ASSERT_EQ(matrix.weight.get(i), float(InitialNormal(5, "a.weight")(i)));
   }
-  for (int64_t i = 0; i < 55; ++i) ASSERT_EQ(get(table.weight, i), float(get(params.all()[3].weight, i)));
+  for (int64_t i = 0; i < 55; ++i) ASSERT_EQ(table.weight.get(i), float(params.all()[3].weight.get(i)));
   EXPECT_EQ(values(params.all()[1].weight), std::vector<double>(33, 1));
   EXPECT_EQ(values(params.all()[2].weight), std::vector<double>(7, 0));
   EXPECT_NE(values(params.all()[0].weight), values(reseeded.all()[0].weight));
@@ -69,7 +64,7 @@ void random_gradients(Params& params, unsigned seed) {
   std::normal_distribution<double> normal;
   for (Param& p : params.all())
     for (int half : {0, 1})
-      for (int64_t i = 0; i < p.grad[half].size(); ++i) set(p.grad[half], i, normal(rng));
+      for (int64_t i = 0; i < p.grad[half].size(); ++i) p.grad[half].set(i, normal(rng));
 }
 
 TEST(Params, AddsHalvesAndSumsSquares) {
@@ -82,7 +77,7 @@ TEST(Params, AddsHalvesAndSumsSquares) {
   for (const Param& p : params.all()) {
     expected.emplace_back();
     for (int64_t i = 0; i < p.grad[0].size(); ++i)
-      expected.back().push_back(float(get(p.grad[0], i)) + float(get(p.grad[1], i)));
+      expected.back().push_back(float(p.grad[0].get(i)) + float(p.grad[1].get(i)));
   }
   params.add_halves(device->compute());
   const std::vector<double> squares = params.squares(device->compute());
@@ -92,7 +87,7 @@ TEST(Params, AddsHalvesAndSumsSquares) {
     const size_t k = trained[j];
     double sum = 0;
     for (size_t i = 0; i < expected[k].size(); ++i) {
-      ASSERT_EQ(get(params.all()[k].grad[0], int64_t(i)), expected[k][i]);
+      ASSERT_EQ(params.all()[k].grad[0].get(int64_t(i)), expected[k][i]);
       sum += double(expected[k][i]) * expected[k][i];
     }
     EXPECT_NEAR(squares[j], sum, 1e-12 * sum);
@@ -109,7 +104,7 @@ TEST(Params, SquaresDoNotDependOnWhatElseIsDeclaredNorOnThreads) {
     for (int i = 0; i < before; ++i) params.vector(cat("v", i), 77, Init::zeros);
     Param& a = params.matrix("a.weight", 190, 50);
     params.allocate(*device, Dtype::f32, 1);
-    for (int64_t i = 0; i < a.grad[0].size(); ++i) set(a.grad[0], i, InitialNormal(1, "gradient")(i));
+    for (int64_t i = 0; i < a.grad[0].size(); ++i) a.grad[0].set(i, InitialNormal(1, "gradient")(i));
     return params.squares(device->compute()).back();
   };
   const double expected = squares_of_a(0, 1);
@@ -138,7 +133,7 @@ TEST(Params, AdamWOverThreeSteps) {
     Params params;
     declare(params);
     params.allocate(*device, dtype, 1);
-    for (int64_t i = 0; i < 7; ++i) set(params.all()[2].master, i, 0.25);
+    for (int64_t i = 0; i < 7; ++i) params.all()[2].master.set(i, 0.25);
     std::vector<NaiveAdamW> naive;
     for (const Param& p : params.all()) naive.push_back({values(p.weight), {}, {}});
     const AdamWOptions options{.lr = 0.01, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.3};
@@ -156,9 +151,9 @@ TEST(Params, AdamWOverThreeSteps) {
     for (size_t k : {0, 1, 3})
       for (int64_t i = 0; i < params.all()[k].weight.size(); ++i) {
         const double tolerance = dtype == Dtype::f64 ? 1e-13 : 2e-7;
-        ASSERT_NEAR(get(params.all()[k].weight, i), naive[k].w[size_t(i)], tolerance) << params.all()[k].name;
-        ASSERT_NEAR(get(params.all()[k].m, i), naive[k].m[size_t(i)], tolerance);
-        ASSERT_NEAR(get(params.all()[k].v, i), naive[k].v[size_t(i)], tolerance);
+        ASSERT_NEAR(params.all()[k].weight.get(i), naive[k].w[size_t(i)], tolerance) << params.all()[k].name;
+        ASSERT_NEAR(params.all()[k].m.get(i), naive[k].m[size_t(i)], tolerance);
+        ASSERT_NEAR(params.all()[k].v.get(i), naive[k].v[size_t(i)], tolerance);
       }
     EXPECT_EQ(values(params.all()[2].weight), std::vector<double>(7, 0.25));  // not trained
   }
