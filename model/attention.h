@@ -6,8 +6,8 @@
 //   q, k       = (qn, RoPE(qr)), (kn, RoPE(kr))
 //   y          = concat_heads(softmax(q k^T / sqrt(nope + rope), causal) v) Wo  [tokens, d_model]
 //
-// The scores [query, key] are formed for as many heads at a time as Device::attention_bytes allows, and formed again in I instead
-// of being kept. Read next: feed_forward.h.
+// The scores [query, key] are formed for as many heads at a time as Device::attention_bytes allows, and formed again in I
+// instead of being kept. Read next: feed_forward.h.
 #pragma once
 #include "model/context.h"
 

@@ -22,16 +22,11 @@ Buf upload(const Context& context, std::span<const int32_t> values) {
 }
 
 std::vector<float> to_host(Stream& stream, const Tensor& x) {
-  DUET_CHECK(x.ld == x.cols && (x.dtype == Dtype::f32 || x.dtype == Dtype::bf16), "expected a contiguous fp32 or bf16 tensor, found ",
-             dtype_name(x.dtype), " with ", x.ld, " elements from row to row of ", x.cols);
+  DUET_CHECK(x.ld == x.cols && (x.dtype == Dtype::f32 || x.dtype == Dtype::bf16), "expected a contiguous fp32 or bf16 tensor, ",
+             "found ", dtype_name(x.dtype), " with ", x.ld, " elements from row to row of ", x.cols);
   std::vector<float> host(size_t(x.size()));
-  if (x.dtype == Dtype::f32) {
-    stream.copy(host.data(), x.data, size_t(x.bytes()));
-    stream.synchronize();
-    return host;
-  }
-  std::vector<bf16> raw(host.size());
-  stream.copy(raw.data(), x.data, size_t(x.bytes()));
+  std::vector<bf16> raw(x.dtype == Dtype::bf16 ? host.size() : 0);
+  stream.copy(raw.empty() ? static_cast<void*>(host.data()) : raw.data(), x.data, size_t(x.bytes()));
   stream.synchronize();
   std::copy(raw.begin(), raw.end(), host.begin());
   return host;

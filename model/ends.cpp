@@ -31,8 +31,8 @@ void Embedding::backward_weight(Saved& s, int half) const {
     }
   begins.push_back(int32_t(order.size()));
   launch<EmbedW>(context_.stream(), int64_t(ids.size()),
-                 {.x = s.dy, .tokens = upload(context_, order), .begins = upload(context_, begins), .ids = upload(context_, ids),
-                  .grad = table_.grad[half]});
+                 {.x = s.dy, .tokens = upload(context_, order), .begins = upload(context_, begins),
+                  .ids = upload(context_, ids), .grad = table_.grad[half]});
   s = Saved();
 }
 

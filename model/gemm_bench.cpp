@@ -1,5 +1,6 @@
 // The speed of the CPU's GEMM, part of `make bench`, on shapes of the `bench` preset: d_model 256, 8 heads, q.k 48 wide, v 32,
-// kv_lora 64, 16 experts of width 512, sequences of 256 tokens, 8 at a time. GFLOP/s counts useful work: half of a causal product.
+// kv_lora 64, 16 experts of width 512, sequences of 256 tokens, 8 at a time. GFLOP/s counts useful work: half of a causal
+// product.
 #include <algorithm>
 #include <chrono>
 #include <iomanip>

@@ -126,12 +126,10 @@ void gemm_typed(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& poo
 
 void gemm_cpu(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& pool) {
   check_gemm(g, offsets);
-  DUET_CHECK(g.a.dtype == g.c.dtype, "GEMM on the CPU: expected equal dtypes, found ", dtype_name(g.a.dtype), " and C in ",
-             dtype_name(g.c.dtype));
-  if (g.a.dtype == Dtype::f32) return gemm_typed<float>(g, offsets, pool);
-  if (g.a.dtype == Dtype::f64) return gemm_typed<double>(g, offsets, pool);
-  DUET_CHECK(false, "GEMM on the CPU: expected fp32 or fp64, found ", dtype_name(g.a.dtype),
-             " (bf16 needs a GPU; use --dtype fp32)");
+  const Dtype in = g.a.dtype, out = g.c.dtype;
+  DUET_CHECK(in == out && (in == Dtype::f32 || in == Dtype::f64), "GEMM on the CPU: expected all in fp32 or all in fp64, ",
+             "found ", dtype_name(in), " and C in ", dtype_name(out), " (bf16 needs a GPU; use --dtype fp32)");
+  in == Dtype::f32 ? gemm_typed<float>(g, offsets, pool) : gemm_typed<double>(g, offsets, pool);
 }
 
 const char* cpu_instruction_set() { return kInstructionSet; }

@@ -1,7 +1,7 @@
 // The inner loops of the CPU's GEMM: a tile of C summed in registers, and the panels of B that tiles read.
 //
 // The order of summation is all here: `tile` sums one block of k in ascending order and adds it to C. Which tiles there are,
-// and who computes them, is gemm_cpu.cpp's business; no choice made there can change a bit. Read next: gemm_vec.h.
+// gemm_cpu.cpp chooses; no choice there can change a bit. Read next: gemm_vec.h.
 #pragma once
 #include <algorithm>
 #include <array>

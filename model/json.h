@@ -45,9 +45,8 @@ class Json {
   Json(std::string_view s) : value_(std::string(s)) {}
   Json(const char* s) : value_(std::string(s)) {}
   Json(Array a) : value_(std::move(a)) {}
-  template <class T> explicit Json(const std::vector<T>& v) : value_(Array(v.begin(), v.end())) {}
-  template <class T> explicit Json(const std::vector<std::vector<T>>& v) : value_(Array()) {
-    for (const auto& row : v) push(Json(row));
+  template <class T> explicit Json(const std::vector<T>& v) : value_(Array()) {
+    for (const auto& x : v) push(Json(x));
   }
   static Json array() { return Json(Array()); }
   static Json object(Object members = {});  // keys must differ

@@ -4,8 +4,8 @@
 // master weights, the two halves of the gradient, and AdamW's two moments) at the same offsets, so that the optimizer and the
 // gradient norm are one launch each, and reductions between ranks can take long pieces.
 //
-// Two halves: the gradient of a step is (sum over microbatches 0 .. M/2-1) + (sum over microbatches M/2 .. M-1), each in ascending
-// order; see DESIGN, "The exactness ladder". Read next: attention.h.
+// Two halves: the gradient of a step is (sum over microbatches 0 .. M/2-1) + (sum over microbatches M/2 .. M-1), each in
+// ascending order; see DESIGN, "The exactness ladder". Read next: attention.h.
 #pragma once
 #include <cstdint>
 #include <deque>

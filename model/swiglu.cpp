@@ -42,7 +42,8 @@ Buf Swiglu::backward_input(Saved& s, const Tensor& dy, std::span<const int64_t> 
   stream.grouped_gemm({.form = Form::NT, .a = dy, .b = down_->weight, .c = s.act, .stride_b = stride_}, offsets);
   launch<SwigluB>(stream, dy.rows, {.x = s.gate, .up = s.up, .act = s.act});
   stream.grouped_gemm({.form = Form::NT, .a = s.gate, .b = gate_->weight, .c = dx, .stride_b = stride_}, offsets);
-  stream.grouped_gemm({.form = Form::NT, .a = s.up, .b = up_->weight, .c = dx, .accumulate = true, .stride_b = stride_}, offsets);
+  stream.grouped_gemm({.form = Form::NT, .a = s.up, .b = up_->weight, .c = dx, .accumulate = true, .stride_b = stride_},
+                      offsets);
   return dx;
 }
 

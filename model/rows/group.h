@@ -1,6 +1,6 @@
-// Lane groups: who works on a row. The row operations of duet are written once over these four verbs; a warp runs them on CUDA, a
-// group of one on the CPU (where g++ vectorizes the loop over i), and 32 simulated lanes in the tests (test/sim_warp.h), so that
-// the code of the GPU kernel runs where there is no GPU.
+// Lane groups: who works on a row. The row operations of duet are written once over these four verbs; a warp runs them on CUDA,
+// a group of one on the CPU (where g++ vectorizes the loop over i), and 32 simulated lanes in the tests (test/sim_warp.h), so
+// that the code of the GPU kernel runs where there is no GPU.
 //
 // Contract of a group: every lane of a row calls the same collectives in the same order. sum and max give every lane the same
 // bits. sync makes what lanes wrote to memory before it visible to the row's other lanes after it.

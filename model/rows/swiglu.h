@@ -20,8 +20,8 @@ struct SwigluF {
   }
 };
 
-// Everything in place: gate and up become their gradients, and the gradient of act becomes act itself, which F did not keep and W
-// needs.
+// Everything in place: gate and up become their gradients, and the gradient of act becomes act itself, which F did not keep and
+// W needs.
 struct SwigluB {
   struct Args {
     Tensor x, up;  // [rows, width] in gate and up, out their gradients

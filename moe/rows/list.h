@@ -1,5 +1,5 @@
-// The row operations of moe/, listed once; rows_cpu.cpp, rows_cuda.cu and rows_nocuda.cpp compile this list. The router's are in
-// the accumulation type, so that their bf16 form is never asked for.
+// The row operations of moe/, listed once; rows_cpu.cpp, rows_cuda.cu and rows_nocuda.cpp compile this list. The router's are
+// in the accumulation type, so that their bf16 form is never asked for.
 #pragma once
 #include "moe/rows/permute.h"
 #include "moe/rows/router.h"

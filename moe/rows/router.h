@@ -1,5 +1,5 @@
-// The router's row operations (DeepSeek-V3, section 2.1.2): sigmoid affinities, node-limited group routing, the top-k chosen with
-// the auxiliary-loss-free bias, weights from the affinities without it; and the sequence-wise balance loss.
+// The router's row operations (DeepSeek-V3, section 2.1.2): sigmoid affinities, node-limited group routing, the top-k chosen
+// with the auxiliary-loss-free bias, weights from the affinities without it; and the sequence-wise balance loss.
 //
 // Router arithmetic is in the accumulation type (fp32; fp64 in gradient checks) whatever the compute type is.
 #pragma once
@@ -17,7 +17,8 @@ struct RouterShape {
 inline constexpr float kMasked = -1e30f;  // the paper's -inf, in a file compiled for finite math
 
 // Visits the k largest of values[0..n) in descending order (of equal ones the first), and masks them in `values` on the way.
-// Where nothing but NaN is left the choice is arbitrary, but one of 0..n-1: a diverged run ends at its loss, not in foreign memory.
+// Where nothing but NaN is left the choice is arbitrary, but one of 0..n-1: a diverged run ends at its loss, not in foreign
+// memory.
 template <class A, class Group, class Visit>
 HD void select_top(Group g, A* values, int n, int k, Visit visit) {
   for (int j = 0; j < k; ++j) {
