@@ -8,8 +8,12 @@
 
 #include "comm/nccl.h"
 #include "comm/sum.h"
+#include "model/rows/compile_cpu.h"
 
 namespace duet {
+
+DUET_COMPILE_CPU(OrderedSum)
+
 namespace {
 
 // Runs `work` in the stream's order. What it throws, maybe on the stream's thread, becomes the rank's failure, and then nothing

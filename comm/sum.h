@@ -1,5 +1,5 @@
-// The one sum between ranks, a row operation: element by element, in rank order, ((x0 + x1) + x2) + .... It has its own files,
-// because those of the other row operations are compiled with flags that would allow reordering it. Read next: comm.cpp.
+// The one sum between ranks, a row operation: element by element, in rank order, ((x0 + x1) + x2) + .... Compiled in comm.cpp,
+// without the flags of the other row operations, which would allow reordering it. Read next: comm.cpp.
 #pragma once
 #include "model/launch.h"
 #include "model/rows/group.h"
