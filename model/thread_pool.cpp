@@ -1,6 +1,6 @@
 // ThreadPool's protocol. The loop and the caller's data are handed over by state_ alone: the owner writes the loop and opens it
-// (release); a worker joins by counting itself in (acquire), which succeeds only while the loop is open; the owner closes it and
-// waits until the last worker has counted itself out.
+// (release); a worker joins by counting itself in (acquire), which succeeds only while the loop is open; the owner closes it
+// and waits until the last worker has counted itself out.
 #include "model/thread_pool.h"
 
 #include <algorithm>

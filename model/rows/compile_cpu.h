@@ -1,5 +1,5 @@
-// Compiles a row operation for the CPU: a loop over rows with a group of one. Included by rows_cpu.cpp files, which the Makefile
-// compiles with the flags that vectorize reductions, and by comm.cpp for the one operation that must not be reordered.
+// Compiles a row operation for the CPU: a loop over rows with a group of one. Included by rows_cpu.cpp files, which the
+// Makefile compiles with the flags that vectorize reductions, and by comm.cpp for the one operation that must not be reordered.
 #pragma once
 #include "model/launch.h"
 #include "model/rows/group.h"
