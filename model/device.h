@@ -2,16 +2,17 @@
 //
 // A Device owns memory and makes streams. A Stream is a queue of work done in order; everything that computes is a method of a
 // stream: row kernels (launch.h), GEMM, copies. Two streams know of each other only through events. On the CPU the compute
-// stream works at once, on the calling thread and the rank's thread pool, and any further stream is a thread of its own; on CUDA
-// they are CUDA streams. One rank uses one Device; a Device and its streams are used by one thread (the rank's), the work itself
-// runs wherever the backend puts it.
+// stream works at once, on the calling thread and the rank's thread pool, and any further stream is a thread of its own; on
+// CUDA they are CUDA streams. One rank uses one Device; a Device and its streams are used by one thread (the rank's), the work
+// itself runs wherever the backend puts it.
 //
-// Exactness (DESIGN, "The exactness ladder"): on the CPU an element of a GEMM is one chain of fused multiply-adds in ascending k,
-// cut at fixed places, so that its bits depend neither on the number of rows nor on threads; no operation uses float atomics.
+// Exactness (DESIGN, "The exactness ladder"): on the CPU an element of a GEMM is one chain of fused multiply-adds in ascending
+// k, cut at fixed places, so that its bits depend neither on the number of rows nor on threads; no operation uses float
+// atomics.
 //
-// Where CUDA differs. Every method of the compute stream only enqueues: its failures (a GPU's errors, what a host function threw)
-// come out at a later call, at the latest at synchronize(). A device is made by the rank's thread and makes its GPU that thread's
-// current one; a thread that has made a device of one GPU makes none of another.
+// Where CUDA differs. Every method of the compute stream only enqueues: its failures (a GPU's errors, what a host function
+// threw) come out at a later call, at the latest at synchronize(). A device is made by the rank's thread and makes its GPU that
+// thread's current one; a thread that has made a device of one GPU makes none of another.
 //
 // Backends: device_cpu.cpp, gemm_cpu.cpp; device_cuda.cu, gemm_cuda.cu (a build without nvcc links device_nocuda.cpp instead).
 // Read next: launch.h.
@@ -29,8 +30,8 @@ namespace duet {
 
 class Device;
 
-// C[i] = alpha * op(A[i]) op(B[i]), or C[i] += ... where `accumulate`, for each matrix i of a batch. dtypes of A and B are equal;
-// C has the same or, from bf16, fp32. Products are formed and summed in fp32 (fp64 for doubles). Shapes, with C [m, n]:
+// C[i] = alpha * op(A[i]) op(B[i]), or C[i] += ... where `accumulate`, for each matrix i of a batch. dtypes of A and B are
+// equal; C has the same or, from bf16, fp32. Products are formed and summed in fp32 (fp64 for doubles). Shapes, with C [m, n]:
 //   NN: A [m, k], B [k, n]     forward, y = x W
 //   NT: A [m, k], B [n, k]     gradient for inputs (I), dx = dy W^T
 //   TN: A [k, m], B [k, n]     gradient for weights (W), dW = x^T dy
@@ -44,13 +45,13 @@ struct Gemm {
   // Batch: matrix i starts i * stride elements further; a stride of 0 shares the matrix.
   int batch = 1;
   int64_t stride_a = 0, stride_b = 0, stride_c = 0;
-  // Attention's [query, key] matrix (C in NT; A in NN and TN) is lower triangular. In NT elements above the diagonal of C may be
-  // left unwritten, in NN and TN those of A are zero and may be skipped: same bits either way.
+  // Attention's [query, key] matrix (C in NT; A in NN and TN) is lower triangular. In NT elements above the diagonal of C may
+  // be left unwritten, in NN and TN those of A are zero and may be skipped: same bits either way.
   bool causal = false;
 };
 
-// What every backend does first: throws where the shapes do not fit (`offsets`: as Stream::grouped_gemm says, or empty), and counts
-// 2 per multiply-add, half of it where causal.
+// What every backend does first: throws where the shapes do not fit (`offsets`: as Stream::grouped_gemm says, or empty), and
+// counts 2 per multiply-add, half of it where causal.
 void check_gemm(const Gemm& g, std::span<const int64_t> offsets);
 int64_t gemm_flops(const Gemm& g, std::span<const int64_t> offsets);
 
@@ -93,9 +94,9 @@ class Stream {
   // another copy or a wait; on compute() it may be let go at once where it is the source (upload in context.h does).
   virtual void copy(void* dst, const void* src, size_t bytes) = 0;
   virtual void zero(void* dst, size_t bytes) = 0;
-  // A host function in the stream's order. It neither calls the device nor owns Bufs or Events; on CUDA it must not wait for other
-  // host functions either, which may all share one thread. Where it throws, the stream's later host functions are skipped until
-  // synchronize() has rethrown it (on the CPU: all of the stream's work, and events carry the failure on).
+  // A host function in the stream's order. It neither calls the device nor owns Bufs or Events; on CUDA it must not wait for
+  // other host functions either, which may all share one thread. Where it throws, the stream's later host functions are skipped
+  // until synchronize() has rethrown it (on the CPU: all of the stream's work, and events carry the failure on).
   virtual void host(std::function<void()> work) = 0;
 };
 
@@ -107,9 +108,9 @@ constexpr const char* use_name(int u) {
   return names[u];
 }
 
-// Owns the memory of one tensor (contiguous, 256-byte aligned, contents undefined) and returns it to its device's pool. The pool
-// hands it out again at once, so a device Buf may be dropped while work of compute() on it is still queued, but not while work of
-// another stream is; a host_buffer not before its copies are done. The device must outlive it.
+// Owns the memory of one tensor (contiguous, 256-byte aligned, contents undefined) and returns it to its device's pool. The
+// pool hands it out again at once, so a device Buf may be dropped while work of compute() on it is still queued, but not while
+// work of another stream is; a host_buffer not before its copies are done. The device must outlive it.
 class Buf {
  public:
   Buf() = default;

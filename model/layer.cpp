@@ -62,7 +62,7 @@ void Layer::attention_w(Saved& s, int half) const {
   s = Saved();
 }
 
-// --- the dense feed-forward ----------------------------------------------------------------------------------------------------
+// --- the dense feed-forward --------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -73,6 +73,7 @@ class Dense : public FeedForward {
 
   std::unique_ptr<Saved> route_f(int, const Tensor&) override { return std::make_unique<DenseSaved>(); }
   void dispatch_f(Saved&, const Tensor&) override {}
+  void shared_f(Saved&, const Tensor&) override {}
   void experts_f(Saved& saved, const Tensor& x) override { of(saved).y = swiglu_.forward(of(saved).swiglu, x, all_); }
   Buf combine_f(Saved& saved, const Tensor& residual) override {
     launch<Add>(context_.stream(), residual.rows, {.x = residual, .y = of(saved).y});

@@ -2,8 +2,9 @@
 //
 //   h = x + attention(RMSNorm(x));  y = h + ffn(RMSNorm(h))
 //
-// The phases are those of feed_forward.h with attention before or after. Whoever calls them in order for one microbatch computes a
-// layer; whoever interleaves two microbatches' phases computes the same bits. Read next: moe/moe.h, then pipeline/stage.h.
+// The phases are those of feed_forward.h with attention before or after. Whoever calls them in order for one microbatch
+// computes a layer; whoever interleaves two microbatches' phases computes the same bits. Read next: moe/moe.h, then
+// pipeline/stage.h.
 #pragma once
 #include <memory>
 
@@ -30,6 +31,7 @@ class Layer {
   void attention_f(Saved& saved, Buf x) const;
   void route_f(Saved& saved, int microbatch) const { saved.ffn = ffn_->route_f(microbatch, saved.h_normed); }
   void dispatch_f(Saved& saved) const { ffn_->dispatch_f(*saved.ffn, saved.h_normed); }
+  void shared_f(Saved& saved) const { ffn_->shared_f(*saved.ffn, saved.h_normed); }
   void experts_f(Saved& saved) const { ffn_->experts_f(*saved.ffn, saved.h_normed); }
   Buf combine_f(Saved& saved) const;  // y
 

@@ -3,9 +3,9 @@
 //
 //   Scope scope(context.recorder, context.stream(), {"experts F", "compute", stage, microbatch, layer});
 //
-// A scope begins when the work enqueued on its stream so far is done, and ends when the work enqueued inside it is: on the CPU's
-// compute stream that is now; on other streams it is taken by events. Used by one thread, the rank's. The file, and what is read
-// from it, is made elsewhere (pipeline/insight/trace.h).
+// A scope begins when the work enqueued on its stream so far is done, and ends when the work enqueued inside it is: on the
+// CPU's compute stream that is now; on other streams it is taken by events. Used by one thread, the rank's. The file, and what
+// is read from it, is made elsewhere (pipeline/insight/trace.h).
 #pragma once
 #include <cstdint>
 #include <memory>

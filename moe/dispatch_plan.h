@@ -25,14 +25,14 @@ struct DispatchPlan {
   DispatchPlan() = default;
 };
 
-// Tokens of all ranks of an expert-parallel group to the ranks of their slots, and back, as rank `me` sees it. Offsets are rows, by
-// rank of the group, as all_to_all_v takes them.
+// Tokens of all ranks of an expert-parallel group to the ranks of their slots, and back, as rank `me` sees it. Offsets are
+// rows, by rank of the group, as all_to_all_v takes them.
 struct ExchangePlan {
   std::vector<int32_t> send_token;           // [sent] my tokens in the order in which they leave
   std::vector<int32_t> send_pos;             // [tokens, topk] which sent rows are the token's, -1 in the rest
   std::vector<int64_t> sent, received;       // [ranks + 1] dispatch: offsets of what leaves and of what comes
   DispatchPlan local;                        // of the received rows into expert order
-  std::vector<int32_t> back_row, back_from;  // [rows] combine: the row in expert order of each row that goes back, and the inverse
+  std::vector<int32_t> back_row, back_from;  // [rows] combine: the row in expert order of each that goes back; the inverse
   std::vector<int64_t> back_sent, back_received;  // [ranks + 1] combine: offsets
   std::vector<int32_t> pos;                  // [tokens, topk] where each of my choices comes back
 

@@ -79,7 +79,7 @@ Moe::Moe(const Context& context, Params& params, Params& experts, const std::str
 
 Moe::~Moe() = default;
 
-// --- forward -------------------------------------------------------------------------------------------------------------------
+// --- forward -----------------------------------------------------------------------------------------------------------------
 
 std::unique_ptr<FeedForward::Saved> Moe::route_f(int microbatch, const Tensor& x) {
   auto saved = std::make_unique<MoeSaved>();
@@ -87,7 +87,9 @@ std::unique_ptr<FeedForward::Saved> Moe::route_f(int microbatch, const Tensor& x
   Stream& stream = context_.stream();
   const ModelConfig& c = context_.config;
   const Dtype acc = acc_dtype(context_.dtype);
-  const auto buffer = [&](int64_t rows, int64_t cols, Dtype t) { return context_.device.buffer(rows, cols, t, Use::activations); };
+  const auto buffer = [&](int64_t rows, int64_t cols, Dtype t) {
+    return context_.device.buffer(rows, cols, t, Use::activations);
+  };
   s.scores = buffer(x.rows, c.n_routed, acc);
   s.total = buffer(x.rows, 1, acc);
   s.topk_idx = buffer(x.rows, c.topk, Dtype::i32);
@@ -150,10 +152,11 @@ void Moe::dispatch_f(Saved& saved, const Tensor& x) {
     s.pos = upload(context_, s.plan.pos);
     s.rows = gather_rows(x, s.plan.token);
   }
-  if (parts_->shared) {
-    const int64_t all[2] = {0, x.rows};
-    s.y_shared = parts_->shared->forward(s.shared, x, all);
-  }
+}
+
+void Moe::shared_f(Saved& saved, const Tensor& x) {
+  const int64_t all[2] = {0, x.rows};
+  if (parts_->shared) of(saved).y_shared = parts_->shared->forward(of(saved).shared, x, all);
 }
 
 // Where messages go: the comm stream, from now on behind what is enqueued on the compute stream.
@@ -213,13 +216,13 @@ Buf Moe::combine_f(Saved& saved, const Tensor& residual) {
   }
   Buf y = context_.activation(residual.cols);
   launch<CombineF>(context_.stream(), y->rows,
-                   {.x = s.exchange ? s.returned : s.y_rows, .pos = s.pos->reshape(y->rows, context_.config.topk), .w = s.topk_w,
-                    .shared = s.y_shared ? *s.y_shared : Tensor(), .residual = residual, .y = y});
+                   {.x = s.exchange ? s.returned : s.y_rows, .pos = s.pos->reshape(y->rows, context_.config.topk),
+                    .w = s.topk_w, .shared = s.y_shared ? *s.y_shared : Tensor(), .residual = residual, .y = y});
   s.y_shared = Buf();
   return y;
 }
 
-// --- backward ------------------------------------------------------------------------------------------------------------------
+// --- backward ----------------------------------------------------------------------------------------------------------------
 
 void Moe::combine_i(Saved& saved, const Tensor& dy) {
   MoeSaved& s = of(saved);
@@ -262,7 +265,8 @@ void Moe::experts_i(Saved& saved) {
   Buf here = context_.device.buffer(plan->received.back(), s.dx->cols, context_.dtype, Use::activations);
   context_.stream().zero(here->data, size_t(here->bytes()));
   launch<DispatchB>(context_.stream(), here->rows,
-                    {.x = s.dx_rows, .pos = upload(context_, plan->local.pos)->reshape(here->rows, context_.config.topk), .dx = here});
+                    {.x = s.dx_rows, .pos = upload(context_, plan->local.pos)->reshape(here->rows, context_.config.topk),
+                     .dx = here});
   s.dx_rows = Buf();
   send(s.moving, "dispatch I", std::move(here), plan->received, plan->sent);
 }
@@ -289,7 +293,7 @@ void Moe::experts_w(Saved& saved, const Tensor& x, const Tensor& dy, int half) {
   parts_->routed.backward_weight(s.routed, s.rows, s.y_rows, local(s).offsets, half);
 }
 
-// --- load, balance -------------------------------------------------------------------------------------------------------------
+// --- load, balance -----------------------------------------------------------------------------------------------------------
 
 void Moe::clear_load() {
   std::fill(load_.begin(), load_.end(), 0);

@@ -1,10 +1,12 @@
-// DeepSeekMoE: shared experts that every token visits, routed experts of which each token visits topk (DeepSeek-V3, section 2.1.2).
+// DeepSeekMoE: shared experts that every token visits, routed experts of which each token visits topk (DeepSeek-V3, section
+// 2.1.2).
 //
 //   y = residual + shared(x) + sum over the token's experts e (ascending) of w_e * expert_e(x)
 //
 // Moe implements the phases of model/feed_forward.h. What leaves in one arrives in the next:
 //   route_f     router logits, top-k; the choices leave
-//   dispatch_f  the choices arrive, and the host makes the plan; tokens leave; the shared experts meanwhile
+//   dispatch_f  the choices arrive, and the host makes the plan; tokens leave
+//   shared_f    the shared experts
 //   experts_f   tokens arrive, in expert order; routed experts, a grouped GEMM over contiguous rows; results leave
 //   combine_f   results arrive; the weighted sum
 //   combine_i   gradients of the experts' outputs leave; gradients of the weights, from these the router's
@@ -14,10 +16,10 @@
 //   experts_w   every weight gradient
 // The auxiliary-loss-free bias moves once a step, from the load that all ranks saw.
 //
-// Expert parallelism: the experts are spread over the ranks of a group, a contiguous part each. The ranks first tell one another
-// their tokens' choices (4 bytes each), from which everyone computes who sends what (dispatch_plan.h); then tokens go out and
-// results come back, all-to-all, and gradients the same way. With a comm stream the all-to-alls run on it, and whatever is computed
-// between two phases covers them; without one they block. All ranks of the group call the phases in the same order.
+// Expert parallelism: the experts are spread over the ranks of a group, a contiguous part each. The ranks first tell one
+// another their tokens' choices (4 bytes each), from which everyone computes who sends what (dispatch_plan.h); then tokens go
+// out and results come back, all-to-all, and gradients the same way. With a comm stream the all-to-alls run on it, and whatever
+// is computed between two phases covers them; without one they block. All ranks of the group call the phases in the same order.
 //
 // Replicas: a rank has slots, and a placement (eplb.h) says which expert is in each; an expert may be in several. The router
 // knows experts only. Which replica a token visits is decided when all choices are known, so that ranks finish together
@@ -39,7 +41,7 @@ class Moe : public FeedForward {
  public:
   // Router and shared experts go into `params`, which all ranks have; the routed experts of this rank into `experts`.
   struct Options {
-    int microbatches = 1;    // of a step, the range of dispatch_f's argument
+    int microbatches = 1;    // of a step, the range of route_f's argument
     Comm* group = nullptr;   // expert-parallel ranks; null: all experts are here
     Stream* comm = nullptr;  // for the all-to-alls; null: the compute stream
     int64_t layer = 0;       // for the recorder
@@ -52,6 +54,7 @@ class Moe : public FeedForward {
 
   std::unique_ptr<Saved> route_f(int microbatch, const Tensor& x) override;
   void dispatch_f(Saved& saved, const Tensor& x) override;
+  void shared_f(Saved& saved, const Tensor& x) override;
   void experts_f(Saved& saved, const Tensor& x) override;
   Buf combine_f(Saved& saved, const Tensor& residual) override;
   void combine_i(Saved& saved, const Tensor& dy) override;

@@ -75,9 +75,11 @@ Buf Executor::take(Kind kind, int stage, int microbatch, int from_stage) {
   const Key key{kind, from_stage, microbatch};
   if (auto made = made_.extract(key)) return std::move(made.mapped());
   auto message = received_.extract(key);
-  DUET_CHECK(message, "stage ", stage, ", microbatch ", microbatch, ": expected the result of stage ", from_stage, ", found none");
+  DUET_CHECK(message, "stage ", stage, ", microbatch ", microbatch, ": expected the result of stage ", from_stage,
+             ", found none");
   const Scope scope(context_.recorder, context_.stream(),
-                    {.name = kind_name(kind == Kind::F ? Kind::RECV_F : Kind::RECV_B), .lane = "wait", .stage = stage, .microbatch = microbatch});
+                    {.name = kind_name(kind == Kind::F ? Kind::RECV_F : Kind::RECV_B), .lane = "wait", .stage = stage,
+                     .microbatch = microbatch});
   const auto begin = std::chrono::steady_clock::now();
   pipeline_.wait(context_.stream(), message.mapped().request);
   waited_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

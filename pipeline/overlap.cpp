@@ -12,6 +12,7 @@ PairResult overlapped_pair(ForwardChunk f, BackwardChunk b) {
   for (size_t l = 0; l < std::max(forwards, backwards); ++l) {
     if (l < backwards) backward.combine();
     if (l < forwards) forward.attention();
+    if (l < forwards) forward.shared();
     if (l < backwards) backward.shared();
     if (l < forwards) forward.dispatch();
     if (l < backwards) backward.experts();

@@ -37,13 +37,14 @@ Stage::Saved& Stage::saved(int microbatch) {
   return *saved;
 }
 
-// --- forward -------------------------------------------------------------------------------------------------------------------
+// --- forward -----------------------------------------------------------------------------------------------------------------
 
 Buf Stage::forward(int microbatch, Buf x, const Microbatch& tokens) {
   ForwardPass pass(*this, microbatch, std::move(x), tokens);
   for (size_t l = 0; l < layers(); ++l) {
     pass.attention();
     pass.dispatch();
+    pass.shared();
     pass.experts();
   }
   return pass.finish();
@@ -79,6 +80,11 @@ void Stage::ForwardPass::dispatch() {
   stage_.layers_[layer_].dispatch_f(stage_.saved(microbatch_).layers[layer_]);
 }
 
+void Stage::ForwardPass::shared() {
+  const Scope scope = stage_.scope("shared F", microbatch_, int64_t(layer_));
+  stage_.layers_[layer_].shared_f(stage_.saved(microbatch_).layers[layer_]);
+}
+
 void Stage::ForwardPass::experts() {
   const Scope scope = stage_.scope("experts F", microbatch_, int64_t(layer_));
   stage_.layers_[layer_].experts_f(stage_.saved(microbatch_).layers[layer_]);
@@ -99,7 +105,7 @@ Buf Stage::ForwardPass::finish() {
   return Buf();
 }
 
-// --- backward ------------------------------------------------------------------------------------------------------------------
+// --- backward ----------------------------------------------------------------------------------------------------------------
 
 Buf Stage::backward_input(int microbatch, Buf dy) {
   BackwardPass pass(*this, microbatch, std::move(dy), false);
@@ -171,7 +177,7 @@ Buf Stage::BackwardPass::finish() {
   return std::move(dy_);
 }
 
-// --- weights -------------------------------------------------------------------------------------------------------------------
+// --- weights -----------------------------------------------------------------------------------------------------------------
 
 void Stage::backward_weight(int microbatch) {
   if (!saved_[size_t(microbatch)]) return;  // done by a BackwardPass with weights

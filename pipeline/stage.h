@@ -3,8 +3,8 @@
 // A schedule's actions are its methods, each for one microbatch:
 //   F  forward           x in, y out (the first chunk takes tokens, the last one gives losses)
 //   I  backward_input    dy in, dx out
-//   W  backward_weight   adds to the gradient's half; microbatches of a half are added in ascending order, so a W that comes before
-//                        its predecessors is held until they are done: any legal order of W gives the same bits
+//   W  backward_weight   adds to the gradient's half; microbatches of a half are added in ascending order, so a W that comes
+//                        before its predecessors is held until they are done: any legal order of W gives the same bits
 // Tensors are [tokens of a microbatch, d_model]. Everything is enqueued on the device's compute stream; only the router of a
 // mixture of experts makes the host wait. Used by one thread.
 // Read next: trainer.h.
@@ -47,16 +47,17 @@ class Stage {
   // After a forward without backward (validation, sampling): frees what it kept.
   void drop(int microbatch) { saved_[size_t(microbatch)].reset(); }
 
-  // The same forward and backward a layer at a time, for whoever interleaves two of them (overlap.h). Their methods are called in
-  // the order in which they are declared, all but finish once a layer.
+  // The same forward and backward a layer at a time, for whoever interleaves two of them (overlap.h). Their methods are called
+  // in the order in which they are declared, all but finish once a layer.
   class ForwardPass;
   class BackwardPass;
   size_t layers() const { return layers_.size(); }
 
-  // Of the last chunk, valid once the stream is synchronized: a microbatch's cross-entropies, summed over each sequence's tokens in
-  // ascending order. [sequences], nats
+  // Of the last chunk, valid once the stream is synchronized: a microbatch's cross-entropies, summed over each sequence's
+  // tokens in ascending order. [sequences], nats
   std::vector<double> losses(int microbatch) const;
-  // Of the last chunk: called in forward with the microbatch's logits [tokens, vocab], before the loss turns them into their gradient.
+  // Of the last chunk: called in forward with the microbatch's logits [tokens, vocab], before the loss turns them into their
+  // gradient.
   void on_logits(std::function<void(int microbatch, const Tensor& logits)> fn) { on_logits_ = std::move(fn); }
 
   // A new step: gradients and loads to zero.
@@ -104,6 +105,7 @@ class Stage::ForwardPass {
   ForwardPass(Stage& stage, int microbatch, Buf x, const Microbatch& tokens);
   void attention();  // the layer before receives its experts' results; attention; the router, whose choices leave
   void dispatch();   // the host waits for everyone's choices; tokens leave for their experts
+  void shared();     // the experts that all tokens visit; before or behind dispatch
   void experts();    // tokens arrive; experts; results leave
   Buf finish();      // y, or nothing where the stage has the head
 

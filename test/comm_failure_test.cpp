@@ -1,6 +1,7 @@
 // comm/: what happens when something goes wrong, between threads and between processes.
 //
-// CommMpi starts processes of this program with mpirun. CommChild are those that are meant to fail: disabled, and started by name.
+// CommMpi starts processes of this program with mpirun. CommChild are those that are meant to fail: disabled, and started by
+// name.
 #include <csignal>
 #include <cstdlib>
 #include <thread>

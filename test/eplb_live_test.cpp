@@ -83,7 +83,8 @@ History train(const TrainOptions& o, int64_t steps, bool shuffle = false) {
   return out;
 }
 
-// The ladder's second row. The experts of a token are taken to differ from the step on in which an expert's tokens differ in number.
+// The ladder's second row. The experts of a token are taken to differ from the step on in which an expert's tokens differ in
+// number.
 void expect_near(const History& a, const History& reference, const std::string& what) {
   ASSERT_EQ(a.loss.size(), reference.loss.size());
   EXPECT_EQ(a.loss[0], reference.loss[0]) << what << ": the first step's loss";

@@ -1,5 +1,6 @@
-// Experts spread over ranks: the exchange plan against a naive one, and whole runs against one rank (the exactness ladder's second
-// row: the first step's loss bit for bit, then rounding), under every schedule, with overlap on and off (the first row: every bit).
+// Experts spread over ranks: the exchange plan against a naive one, and whole runs against one rank (the exactness ladder's
+// second row: the first step's loss bit for bit, then rounding), under every schedule, with overlap on and off (the first row:
+// every bit).
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -34,7 +35,8 @@ Choices random_choices(std::mt19937& random, int ranks, int topk, int experts) {
 TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
   std::mt19937 random(1);
   for (int round = 0; round < 200; ++round) {
-    const int ranks = 1 + int(random() % 4), slots = 1 + int(random() % 4), topk = 1 + int(random() % std::min(3, ranks * slots));
+    const int ranks = 1 + int(random() % 4), slots = 1 + int(random() % 4);
+    const int topk = 1 + int(random() % std::min(3, ranks * slots));
     const Choices choices = random_choices(random, ranks, topk, ranks * slots);
     std::vector<ExchangePlan> plans;
     for (int r = 0; r < ranks; ++r) plans.emplace_back(choices, topk, slots, r);
@@ -57,7 +59,8 @@ TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
           EXPECT_EQ(p.back_from[size_t(row)], i);
           const auto [rank, token] = received[size_t(from)][size_t(p.local.token[size_t(row)])];
           EXPECT_EQ(rank, home);
-          const int slot = int(std::upper_bound(p.local.offsets.begin(), p.local.offsets.end(), row) - p.local.offsets.begin()) - 1;
+          const auto begin = p.local.offsets.begin();
+          const int slot = int(std::upper_bound(begin, p.local.offsets.end(), row) - begin) - 1;
           returned[size_t(home)].emplace_back(rank, token, from * slots + slot);
         }
       }

@@ -110,6 +110,7 @@ std::vector<std::string> forward_bits(const ModelConfig& c, const std::vector<in
     layer.attention_f(saved[l], std::move(x));
     layer.route_f(saved[l], 0);
     layer.dispatch_f(saved[l]);
+    layer.shared_f(saved[l]);
     layer.experts_f(saved[l]);
     x = layer.combine_f(saved[l]);
   }

@@ -62,12 +62,14 @@ void check_feed_forward(Bench& b, FeedForward& ffn, Choice choice) {
                   {.objective = [&] {
                      auto s = ffn.route_f(0, x);
                      ffn.dispatch_f(*s, x);
+                     ffn.shared_f(*s, x);
                      ffn.experts_f(*s, x);
                      return Bench::dot(dy, ffn.combine_f(*s, residual)) + choice.check(b.context);
                    },
                    .backward = [&](int half) {
                      auto s = ffn.route_f(0, x);
                      ffn.dispatch_f(*s, x);
+                     ffn.shared_f(*s, x);
                      ffn.experts_f(*s, x);
                      ffn.combine_f(*s, residual);
                      choice.check(b.context);
@@ -119,6 +121,7 @@ void check_layer(int64_t index) {
     layer.attention_f(s, b.copy(x));
     layer.route_f(s, 0);
     layer.dispatch_f(s);
+    layer.shared_f(s);
     layer.experts_f(s);
     return layer.combine_f(s);
   };

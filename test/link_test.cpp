@@ -229,7 +229,9 @@ TEST(Traffic, IsCountedWithinAndBetweenNodes) {
     expect_sent(0, world.rank() == 1 ? 400 : 0, "a message");
     Comm across = world.group({world.rank() % 2, world.rank() % 2 + 2});
     std::vector<float> sums(100), scratch(128);
-    const auto row = [](std::vector<float>& v) { return Tensor{v.data(), Dtype::f32, 1, int64_t(v.size()), int64_t(v.size())}; };
+    const auto row = [](std::vector<float>& v) {
+      return Tensor{v.data(), Dtype::f32, 1, int64_t(v.size()), int64_t(v.size())};
+    };
     across.all_reduce(device->compute(), row(sums), row(scratch));
     expect_sent(0, 400, "an all-reduce with the other node: my part of its slice, and the sum of mine");
     world.gather("12345");

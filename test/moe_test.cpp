@@ -96,6 +96,7 @@ void check_forward(const ModelConfig& config) {
     Buf x = b.random(b.context.tokens(), config.d_model), residual = b.random(b.context.tokens(), config.d_model);
     auto saved = moe.route_f(microbatch, x);
     moe.dispatch_f(*saved, x);
+    moe.shared_f(*saved, x);
     moe.experts_f(*saved, x);
     Buf y = moe.combine_f(*saved, residual);
     for (int64_t t = 0; t < y->rows; ++t) {

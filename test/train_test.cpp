@@ -30,7 +30,8 @@ TEST_F(Train, LearnsAndSaysSo) {
   };
   EXPECT_NEAR(loss_after("step   1/60"), std::log(256.0), 0.2);
   EXPECT_LT(loss_after("step  60/60"), 4.2);
-  for (const char* part : {"model  tiny", "batch  4 microbatches", "device cpu", "data   embedded", "weights", "| val ", "sample:"})
+  for (const char* part :
+       {"model  tiny", "batch  4 microbatches", "device cpu", "data   embedded", "weights", "| val ", "sample:"})
     EXPECT_NE(text.find(part), std::string::npos) << part << " is missing in\n" << text;
 }
 
@@ -176,7 +177,8 @@ TEST_F(Train, ImportReadsAModelInSeveralFiles) {
 
 TEST_F(Train, GeneratesFromACheckpoint) {
   run(options("run", 2));
-  GenerateOptions g{.from = folder_ + "/run", .tokenizer = "", .device = "cpu", .threads = 1, .sample = {.prompt = "To be", .tokens = 24}};
+  GenerateOptions g{.from = folder_ + "/run", .tokenizer = "", .device = "cpu", .threads = 1,
+                    .sample = {.prompt = "To be", .tokens = 24}};
   std::ostringstream a, b;
   generate_command(g, a);
   generate_command(g, b);
@@ -189,7 +191,7 @@ TEST_F(Train, GeneratesFromACheckpoint) {
   expect_refused([&] { generate_command(g, a); }, {"--from", "nowhere"});
 }
 
-// --- wrong input ---------------------------------------------------------------------------------------------------------------
+// --- wrong input -------------------------------------------------------------------------------------------------------------
 
 TEST_F(Train, RefusesWrongOptionsAndWritesNothing) {
   const auto refused = [&](auto change, const std::vector<std::string>& words) {
