@@ -79,7 +79,7 @@ static void train_options(CLI::App& cli, TrainOptions& o) {
   cli.add_option("--ranks-per-node", o.ranks_per_node,
                  "ranks that share a node: bytes within and between nodes are counted apart; 0: all");
   cli.add_option("--link", o.link,
-                 "emulate an interconnect (local transport, CPU), e.g. intra=160GB/s,inter=40GB/s,latency=5us")
+                 "emulate an interconnect (local transport; CPU or one GPU), e.g. intra=160GB/s,inter=40GB/s,latency=5us")
       ->delimiter('\0');
   cli.add_option("--device", o.device, "cpu or cuda; default: cuda if there is one");
   cli.add_option("--dtype", o.dtype, "fp32, or on cuda bf16 (master weights, gradients and moments stay fp32)");

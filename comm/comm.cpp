@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include "comm/gpu_link.h"
 #include "comm/nccl.h"
 #include "comm/sum.h"
 #include "model/rows/compile_cpu.h"
@@ -13,6 +14,8 @@
 namespace duet {
 
 DUET_COMPILE_CPU(OrderedSum)
+DUET_COMPILE_CPU(LinkBook)
+DUET_COMPILE_CPU(LinkWait)
 
 namespace {
 
@@ -45,19 +48,35 @@ void check_contiguous(const Tensor& t) {
 // Waits until p is done. What else NCCL has under way goes on meanwhile.
 void await(Post& p) { p.transport.link ? p.transport.link->wait(p) : p.transport.wait(p); }
 
+// Work enqueued on `stream` from now on starts after the message, whose copy and arrival have been enqueued.
+void wait_on(Stream& stream, const Post& p) {
+  if (p.copied) stream.wait(*p.copied);
+  if (p.gpu_arrival) launch<LinkWait>(stream, 1, {.x = p.gpu_arrival});
+}
+
+// For the host, which knows events alone: `copied` becomes the message's arrival.
+void deliver(Post& p) {
+  p.deliver();
+  if (!p.gpu_arrival) return;
+  wait_on(*p.own_lane, p);
+  p.gpu_arrival = {};
+  p.copied = p.own_lane->device().make_event();
+  p.own_lane->record(*p.copied);
+}
+
 }  // namespace
 
 bool Request::done() const {
   if (post_->link) return post_->link->finished(*post_);
   if (!post_->transport.done(*post_)) return false;
-  post_->deliver();
+  deliver(*post_);
   return !post_->copied || post_->copied->done();
 }
 
 void Request::wait() const {
   if (post_->link) return post_->link->finish(*post_);
   post_->transport.wait(*post_);
-  post_->deliver();
+  deliver(*post_);
   if (post_->copied) post_->copied->synchronize();
 }
 
@@ -73,9 +92,13 @@ Traffic Comm::take_traffic() { return std::exchange(transport_->traffic, {}); }
 Channels::Channels(Comm& world, Device& device, const std::vector<std::pair<int, int>>& pairs) : transport_(world.transport_) {
   DUET_CHECK(!transport_->link, "expected one Channels at a time");
   if (transport_->nccl && device.is_cuda() && world.size() > 1) NcclLink::open(*transport_, world, device, pairs);
+  if (transport_->link_model().emulated() && device.is_cuda()) transport_->gpu_link = std::make_unique<GpuLink>(device);
 }
 
-Channels::~Channels() { transport_->link.reset(); }
+Channels::~Channels() {
+  transport_->link.reset();
+  transport_->gpu_link.reset();
+}
 
 // --- groups ------------------------------------------------------------------------------------------------------------------
 
@@ -116,6 +139,10 @@ void Comm::post(Stream& after, const std::shared_ptr<Post>& p, bool collective) 
   p->ready = device.make_event();
   after.record(*p->ready);
   if (transport_->nccl) return link_of(*transport_).post(*p);
+  if (transport_->link_model().emulated()) {
+    DUET_CHECK(transport_->gpu_link, "a message in GPU memory over an emulated link: expected Channels, made before");
+    p->gpu_arrival = transport_->gpu_link->next_arrival();
+  }
   if (!collective) p->own_lane = device.make_stream();
   p->lane = collective ? &after : p->own_lane.get();
   if (!transport_->moves_gpu_memory()) {
@@ -134,7 +161,7 @@ void Comm::wait(Stream& stream, const std::shared_ptr<Post>& p) {
   if (!stream.device().is_cuda()) return in_order(stream, *transport_, [p] { p->transport.wait(*p); });
   await(*p);  // between threads and over NCCL, until both sides have posted; between processes, until the message is here
   p->deliver();
-  if (p->copied) stream.wait(*p->copied);
+  wait_on(stream, *p);
 }
 
 Request Comm::message(bool send, Stream& after, const Tensor& t, int peer, Tag tag) {

@@ -60,7 +60,8 @@ struct RunOptions {
   int ranks = 1;         // in MPI processes it must equal their number
   double timeout = 300;  // seconds a rank waits for a message (--comm-timeout)
   const NcclApi* nccl = nullptr;  // null: the NCCL that this program is linked with; tests bring a stand-in
-  LinkModel link;        // which ranks share a node, and, under local and on the CPU alone, an emulated interconnect
+  LinkModel link;        // which ranks share a node, and, under local alone, an emulated interconnect; with it all ranks are on
+                         // the CPU or on one GPU, whose clock they read
 };
 
 class Comm;
@@ -127,7 +128,7 @@ class CommStream {
   std::unique_ptr<Stream> stream_;
 };
 
-// What NCCL needs before messages in GPU memory can flow; under other transports it does nothing. NCCL matches by order, so
+// What NCCL, or an emulated link, needs before messages in GPU memory can flow; else it does nothing. NCCL matches by order, so
 // each pair of ranks that exchanges messages needs a communicator for each direction, and each group one for its collectives,
 // all made in one order and before they are used. So: all ranks of the world make their Channels at the same point, with the
 // same pairs of world ranks, after their devices and before their groups, and drop them after all messages. Throws UsageError

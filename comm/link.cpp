@@ -37,7 +37,15 @@ std::string bandwidth_text(double bytes_per_s) {
   return cat(bytes_per_s, " B/s");
 }
 
+std::chrono::nanoseconds nanoseconds(double seconds) { return std::chrono::nanoseconds(std::llround(seconds * 1e9)); }
+
 }  // namespace
+
+std::chrono::nanoseconds LinkModel::duration(int from, int to, int64_t bytes) const {
+  return nanoseconds(double(bytes) / (same_node(from, to) ? intra : inter));
+}
+
+std::chrono::nanoseconds LinkModel::delay() const { return nanoseconds(latency); }
 
 bool LinkModel::emulated() const { return std::isfinite(intra) || std::isfinite(inter) || latency > 0; }
 
@@ -102,14 +110,13 @@ void forget_before(Taken& taken, Time now) {
 }  // namespace
 
 Time Links::send(int from, int to, int64_t bytes, Time now) {
-  const auto duration = [](double seconds) { return std::chrono::nanoseconds(std::llround(seconds * 1e9)); };
   std::lock_guard lock(mutex_);
   now_ = std::max(now_, now);
   Taken &out = out_[size_t(from)], &in = in_[size_t(to)];
   forget_before(out, now_);
   forget_before(in, now_);
 
-  auto left = duration(double(bytes) / (model_.same_node(from, to) ? model_.intra : model_.inter));
+  auto left = model_.duration(from, to, bytes);
   Time t = now_;
   while (left.count() > 0) {
     const Time free = free_from(in, free_from(out, t));
@@ -123,7 +130,7 @@ Time Links::send(int from, int to, int64_t bytes, Time now) {
     left -= end - t;
     t = end;
   }
-  return t + duration(model_.latency);
+  return t + model_.delay();
 }
 
 }  // namespace duet

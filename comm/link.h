@@ -11,6 +11,8 @@
 // that both directions have free, earliest first, in pieces where messages that came before leave gaps (as packets would), and
 // arrives `latency` after its last piece. Both sides then have it: a send is done when its message has arrived.
 //
+// On a GPU, which alone knows when its buffers are ready, the GPU keeps the times (gpu_link.h), and gaps are not filled.
+//
 // Not emulated: what a message costs the processor (on a real machine a network card copies; here whoever posts second), nor
 // links faster than that copy. Host values, a few bytes, travel as all else does.
 // Read next: link.cpp, then local.cpp, which asks for each message's arrival, and Transport::wait, which waits for it.
@@ -35,6 +37,8 @@ struct LinkModel {
 
   bool emulated() const;  // false: messages take what they take
   bool same_node(int a, int b) const { return ranks_per_node == 0 || a / ranks_per_node == b / ranks_per_node; }
+  std::chrono::nanoseconds duration(int from, int to, int64_t bytes) const;  // for which a message has either direction
+  std::chrono::nanoseconds delay() const;                                    // the latency
   std::string text() const;  // "160 GB/s within a node, 40 GB/s between nodes, latency 5 us", for people
 };
 

@@ -8,6 +8,7 @@
 #include <optional>
 #include <unordered_map>
 
+#include "comm/gpu_link.h"
 #include "comm/transport.h"
 
 namespace duet {
@@ -70,15 +71,15 @@ class LocalTransport final : public Transport {
     if (!other) return;
     Post& send = p.send ? p : *other;
     Post& recv = p.send ? *other : p;
-    if (Links* links = exchange_->links()) {
-      DUET_CHECK(!p.lane, p.text(), ": expected CPU memory over an emulated link, found a GPU's");
-      const Time now = std::chrono::steady_clock::now();
-      p.arrival = other->arrival = links->send(send.transport.rank(), recv.transport.rank(), p.bytes, now);
+    if (p.lane) {
+      enqueue_copy(send, recv, *p.lane);
+    } else {
+      if (Links* links = exchange_->links()) {
+        const Time now = std::chrono::steady_clock::now();
+        p.arrival = other->arrival = links->send(send.transport.rank(), recv.transport.rank(), p.bytes, now);
+      }
+      if (p.bytes > 0) memcpy(recv.data, send.data, size_t(p.bytes));
     }
-    if (p.lane)
-      enqueue_copy(p, *other);
-    else if (p.bytes > 0)
-      memcpy(recv.data, send.data, size_t(p.bytes));
     static_cast<LocalTransport&>(other->transport).finish(*other);
     finish(p);
   }
@@ -96,13 +97,19 @@ class LocalTransport final : public Transport {
     std::lock_guard lock(mutex_);
     complete(p);
   }
-  static void enqueue_copy(Post& p, Post& other) {
-    p.copied = other.copied = p.lane->device().make_event();
-    p.lane->wait(*p.ready);
-    p.lane->wait(*other.ready);
-    const void* source = p.send ? p.data : other.data;
-    p.lane->copy(p.send ? other.data : p.data, source, size_t(p.bytes));
-    p.lane->record(*p.copied);
+  static void enqueue_copy(Post& send, Post& recv, Stream& lane) {
+    send.copied = recv.copied = lane.device().make_event();
+    lane.wait(*send.ready);
+    lane.wait(*recv.ready);
+    if (const Transport &from = send.transport, &to = recv.transport; send.gpu_arrival) {
+      const LinkModel& model = from.link_model();
+      launch<LinkBook>(lane, 1, {.x = from.gpu_link->out(), .y = to.gpu_link->in(), .sent = send.gpu_arrival,
+                                 .received = recv.gpu_arrival,
+                                 .duration = uint64_t(model.duration(from.rank(), to.rank(), send.bytes).count()),
+                                 .latency = uint64_t(model.delay().count())});
+    }
+    lane.copy(recv.data, send.data, size_t(send.bytes));
+    lane.record(*send.copied);
   }
 
   std::shared_ptr<Exchange> exchange_;

@@ -7,6 +7,7 @@
 
 #include <chrono>
 
+#include "comm/gpu_link.h"
 #include "comm/nccl.h"
 
 namespace duet {

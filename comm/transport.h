@@ -25,6 +25,7 @@
 namespace duet {
 
 class NcclLink;
+class GpuLink;
 
 // Tags travel as 23 bits, what every MPI gives: 0, kind 2, stage 9, microbatch 11; or 1, group 10, number of the collective 12.
 constexpr int kTagBits = 23;
@@ -67,7 +68,8 @@ struct Post {
   void* gpu_data = nullptr;
   void deliver();  // what came by staging: enqueues its copy to the GPU, once
 
-  Time arrival;                       // over an emulated link; set before `done`, from when on it is waited for
+  Tensor gpu_arrival;                 // [1, 1] over an emulated link between threads: LinkWait waits for it, after `copied`
+  Time arrival;                       // of CPU memory, over an emulated link; set before `done`, from when on it is waited for
   bool posted = false, done = false;  // `done` is guarded by the transport's mutex
   int64_t pieces = 0;                 // under way, where a transport cuts messages; its own
 };
@@ -97,6 +99,8 @@ class Transport {
 
   const NcclApi* nccl = nullptr;   // under --transport nccl
   std::unique_ptr<NcclLink> link;  // while the rank has Channels
+  std::unique_ptr<GpuLink> gpu_link;  // likewise, over an emulated link
+  const LinkModel& link_model() const { return link_; }
 
  protected:
   void complete(Post& p);  // p is done: wakes its waiter; the mutex is held, and once it is released p may be gone

@@ -53,8 +53,6 @@ ModelConfig TrainOptions::resolve() {
           transport, "', allowed: local, mpi, nccl");
   require(dtype == "fp32" || device == "cuda",
           "--dtype: found bf16 with --device cpu, allowed: fp32 (the CPU's GEMM has no bf16: it would be slower than fp32)");
-  require(link.empty() || device == "cpu", "--link: found --device ", device,
-          ", allowed: cpu (a GPU's streams do not wait for emulated links)");
   require(!(resume && out.empty()), "--resume: found no --out, allowed: with the --out of the run to go on with");
   require(!(dump_step && out.empty()), "--dump-step: found no --out, allowed: with an --out to write into");
   require(dump_step <= steps, "--dump-step: found ", dump_step, ", allowed: at most --steps ", steps);
@@ -63,6 +61,8 @@ ModelConfig TrainOptions::resolve() {
   require(preset != "deepseek-v3" || !model.empty(),
           "--preset: found 'deepseek-v3', allowed: the others; its 671B parameters are for planning only");
   require(device == "cpu" || cuda_device_count() > 0, "--device: found cuda, allowed: cpu (no GPU that this binary can use)");
+  require(link.empty() || device == "cpu" || cuda_device_count() == 1, "--link: found --device cuda with ", cuda_device_count(),
+          " GPUs, allowed: one, whose clock all ranks read (CUDA_VISIBLE_DEVICES=0); or --device cpu");
   return config;
 }
 

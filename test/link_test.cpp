@@ -337,9 +337,6 @@ TEST(LinkOptions, WrongOnesAreRefused) {
   }
   TrainOptions o = tiny();
   o.link = "intra=1GB/s";
-  o.device = "cuda";
-  EXPECT_EQ(refusal([&] { o.resolve(); }).find("--link: found --device cuda, allowed: cpu"), 0u);
-  o.device = "cpu";
   o.ranks_per_node = -1;
   EXPECT_EQ(refusal([&] { o.resolve(); }), "--ranks-per-node: found -1, allowed: at least 0");
   RunOptions run = linked(2, 1e9);

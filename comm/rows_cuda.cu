@@ -1,7 +1,10 @@
-// The ordered sum on CUDA.
+// The row operations of comm/ on CUDA.
+#include "comm/gpu_link.h"
 #include "comm/sum.h"
 #include "model/rows/compile_cuda.cuh"
 
 namespace duet {
 DUET_COMPILE_CUDA(OrderedSum)
+DUET_COMPILE_CUDA(LinkBook)
+DUET_COMPILE_CUDA(LinkWait)
 }  // namespace duet
