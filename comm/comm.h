@@ -218,6 +218,7 @@ template <class T>
 std::vector<std::vector<T>> Comm::gather_vectors(const std::vector<T>& mine) {
   std::vector<std::vector<T>> all;
   for (const std::string& bytes : gather(std::string(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(T)))) {
+    DUET_CHECK(bytes.size() % sizeof(T) == 0, "gather: expected values of ", sizeof(T), " bytes, found ", bytes.size());
     all.emplace_back(bytes.size() / sizeof(T));
     if (!bytes.empty()) memcpy(all.back().data(), bytes.data(), bytes.size());
   }
@@ -227,7 +228,7 @@ std::vector<std::vector<T>> Comm::gather_vectors(const std::vector<T>& mine) {
 template <class T>
 std::vector<T> Comm::gather_values(const T& mine) {
   std::vector<T> all;
-  for (const std::vector<T>& one : gather_vectors(std::vector<T>{mine})) all.push_back(one.front());
+  for (const std::vector<T>& one : gather_vectors(std::vector<T>{mine})) all.push_back(one.at(0));
   return all;
 }
 

@@ -102,7 +102,7 @@ class GpuLink {
   Tensor next_arrival() { return times_->row_slice(2 + next_++ % kMessages, 1); }
 
  private:
-  static constexpr int64_t kMessages = 4096;  // more than a rank has under way: CUDA queues about 1000 launches of a stream
+  static constexpr int64_t kMessages = 1 << 16;  // more than pass by while one is under way
   Buf times_;         // [2 + kMessages, 1] on the GPU's clock
   int64_t next_ = 0;  // message
 };

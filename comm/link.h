@@ -13,6 +13,8 @@
 //
 // On a GPU, which alone knows when its buffers are ready, the GPU keeps the times (gpu_link.h), and gaps are not filled.
 //
+// Since it is time that is looked at, each rank then keeps to cores of its own, if there are enough (ranks.cpp).
+//
 // Not emulated: what a message costs the processor (on a real machine a network card copies; here whoever posts second), nor
 // links faster than that copy. Host values, a few bytes, travel as all else does.
 // Read next: link.cpp, then local.cpp, which asks for each message's arrival, and Transport::wait, which waits for it.

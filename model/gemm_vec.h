@@ -52,7 +52,7 @@ template <class T> int first(int n) { return n; }
 template <class T> auto load_masked(const T* p, int n) {
   typedef T V __attribute__((vector_size(kVecBytes)));
   V x = {};
-  if (n == kVecBytes / sizeof(T)) memcpy(&x, p, sizeof x);
+  if (n == kVecBytes / int(sizeof(T))) memcpy(&x, p, sizeof x);
   else for (int i = 0; i < n; i++) x[i] = p[i];
   return x;
 }

@@ -66,7 +66,8 @@ struct JsonBuilder {
   }
   bool parse_error(size_t, const std::string&, const nlohmann::json::exception& e) {
     const std::string text = e.what();  // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
-    error = cat(root.where(), ": not valid JSON: ", text.substr(text.find("] ") + 2));
+    const size_t prefix = text.find("] ");
+    error = cat(root.where(), ": not valid JSON: ", text.substr(prefix == std::string::npos ? 0 : prefix + 2));
     return false;
   }
 };

@@ -11,7 +11,8 @@
 // and a caller says  launch<RmsNormF>(stream, rows, {.x = x, .gain = gain, .y = y, .rstd = rstd, .eps = eps}).
 //
 // Each folder lists its operations once (rows/list.h) and compiles the list once for each backend: rows_cpu.cpp, with the flags
-// that let g++ vectorize reductions, and rows_cuda.cu (in a build without nvcc, rows_nocuda.cpp). Read next: rows/group.h.
+// that let g++ vectorize reductions, and rows_cuda.cu (in a build without nvcc, rows_nocuda.cpp);
+// comm/, whose sum must keep its order, compiles its few in comm.cpp instead of rows_cpu.cpp. Read next: rows/group.h.
 #pragma once
 #include "model/device.h"
 

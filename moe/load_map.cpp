@@ -33,7 +33,7 @@ static void add_step(const Json& tokens, Tokens& steps) {
 RunLoads read_metrics(const std::string& path) {
   RunLoads run;
   std::ifstream file(path);
-  for (std::string line; std::getline(file, line); ++run.steps) {
+  for (std::string line; std::getline(file, line) && !file.eof(); ++run.steps) {  // a killed run's last line may be half of one
     const std::string where = cat(path, ": line ", run.steps + 1);
     const Json json = Json::parse(line, where);
     const int64_t step = json.at("step").integer();

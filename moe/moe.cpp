@@ -116,6 +116,8 @@ void Moe::gather_choices(MoeSaved& s) {
   Stream& stream = options_.group ? comm_after_compute() : context_.stream();
   if (options_.group) {
     s.choices = context_.device.buffer(s.host_choices->rows, s.host_choices->cols, Dtype::i32, Use::activations);
+    const Scope scope(context_.recorder, stream, {.name = "choices", .lane = "comm", .layer = options_.layer,
+                                                  .bytes = (ranks - 1) * s.topk_idx->bytes()});
     options_.group->all_gather(stream, s.topk_idx, s.choices);
   }
   stream.copy(s.host_choices->data, options_.group ? s.choices->data : s.topk_idx->data, size_t(s.host_choices->bytes()));

@@ -43,7 +43,7 @@ class Moe : public FeedForward {
   struct Options {
     int microbatches = 1;    // of a step, the range of route_f's argument
     Comm* group = nullptr;   // expert-parallel ranks; null: all experts are here
-    Stream* comm = nullptr;  // for the all-to-alls; null: the compute stream
+    Stream* comm = nullptr;  // for what travels; null: the compute stream
     int64_t layer = 0;       // for the recorder
     ExpertPlacement placement;  // its GPUs are the ranks of the group; empty: every expert once, in order
     int ranks_per_node = 0;     // 0: all ranks of the group are on one node

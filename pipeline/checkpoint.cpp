@@ -131,7 +131,10 @@ std::string newest_checkpoint(const std::string& out) {
   if (fs::exists(out + "/config.json")) return out;
   if (!fs::is_directory(out)) return "";
   const std::vector<std::string> dirs = complete_dirs(out);
-  return dirs.empty() ? "" : dirs.back();
+  const auto newest = std::max_element(dirs.begin(), dirs.end(), [](const std::string& a, const std::string& b) {
+    return a.size() != b.size() ? a.size() < b.size() : a < b;  // step-1000000 comes after step-999999
+  });
+  return newest == dirs.end() ? "" : *newest;
 }
 
 }  // namespace duet

@@ -56,10 +56,17 @@ std::vector<std::string> folders(const std::string& parent) {
 uint64_t checksum(std::string_view bytes) {
   constexpr uint64_t p = 0x9fb21c651e98df25u, q = 0xd6e8feb86659fd93u;
   uint64_t h = 0x9e3779b97f4a7c15u;
-  for (size_t at = 0; at < bytes.size(); at += 8) {
-    uint64_t word = 0;
-    std::memcpy(&word, bytes.data() + at, std::min<size_t>(8, bytes.size() - at));
-    h = std::rotl(h ^ (word * p), 29) * q;
+  const auto add = [&](uint64_t word) { h = std::rotl(h ^ (word * p), 29) * q; };
+  uint64_t word = 0;
+  size_t at = 0;
+  for (; at + 8 <= bytes.size(); at += 8) {
+    std::memcpy(&word, bytes.data() + at, 8);
+    add(word);
+  }
+  if (at < bytes.size()) {
+    word = 0;
+    std::memcpy(&word, bytes.data() + at, bytes.size() - at);
+    add(word);
   }
   h ^= bytes.size();  // tells trailing zeros from the last word's padding
   h = (h ^ (h >> 32)) * q;
@@ -104,7 +111,7 @@ DurableDir::DurableDir(const std::string& target) : target_(target), tmp_(cat(ta
   std::error_code error;
   fs::create_directories(parent_of(target), error);
   for (const std::string& path : folders(parent_of(target)))
-    if (path.ends_with(kWriting)) fs::remove_all(path);
+    if (!error && path.ends_with(kWriting)) fs::remove_all(path, error);
   if (!error) fs::create_directory(tmp_, error);
   require(!error, target, ": cannot be created: ", error.message());
 }
@@ -126,6 +133,7 @@ void DurableDir::publish() {
   for (FileWriter& f : files_) {
     f.close();
     const MappedFile content = map_file(f.path());
+    DUET_CHECK(content.size == f.bytes(), f.path(), ": expected the ", f.bytes(), " bytes that were written, found ", content.size);
     const std::string name = fs::path(f.path()).filename().string();
     list.push(Json::object({{"name", name}, {"bytes", content.size}, {"checksum", checksum_text(content)}}));
   }
@@ -133,8 +141,10 @@ void DurableDir::publish() {
   done.write(Json::object({{"files", list}}).dump(2) + "\n");
   done.close();
   fsync_dir(tmp_);
-  fs::remove_all(target_);  // not a complete one
-  fs::rename(tmp_, target_);
+  std::error_code error;
+  fs::remove_all(target_, error);  // not a complete one
+  if (!error) fs::rename(tmp_, target_, error);
+  if (error) throw Error(cat(tmp_, ": cannot be renamed to ", target_, ": ", error.message()));
   published_ = true;
   fsync_dir(parent_of(target_));
 }

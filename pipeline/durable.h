@@ -40,6 +40,7 @@ class FileWriter {
   void write(std::string_view text) { write(text.data(), text.size()); }
   void close();  // to the disk (fsync); a second call does nothing
   const std::string& path() const { return path_; }
+  int64_t bytes() const { return bytes_; }
 
  private:
   [[noreturn]] void fail(const char* verb) const;

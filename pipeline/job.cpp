@@ -106,7 +106,7 @@ std::vector<std::pair<int, int>> message_pairs(const Job& job) {
 
 int threads_per_rank(const Job& job) {
   if (job.options.threads) return int(job.options.threads);
-  return std::max(1, int(std::thread::hardware_concurrency()) / job.run.ranks);
+  return std::max(1, job.cores / job.run.ranks);
 }
 
 std::unique_ptr<Device> make_device(const Job& job, int rank) {
@@ -115,10 +115,10 @@ std::unique_ptr<Device> make_device(const Job& job, int rank) {
 }
 
 std::string why_not_timed(const Job& job) {
-  const int cores = int(std::thread::hardware_concurrency()), gpus = job.options.device == "cuda" ? cuda_device_count() : 0;
+  const int gpus = job.options.device == "cuda" ? cuda_device_count() : 0;
   if (gpus && job.run.ranks > gpus) return cat(job.run.ranks, " ranks share ", gpus, " GPUs");
-  if (!gpus && job.run.ranks * threads_per_rank(job) > cores)
-    return cat(job.run.ranks, " ranks share ", cores, " cores");
+  if (!gpus && job.run.ranks * threads_per_rank(job) > job.cores)
+    return cat(job.run.ranks, " ranks share ", job.cores, " cores");
   return "";
 }
 

@@ -7,6 +7,8 @@
 #include "moe/load_monitor.h"
 #include "pipeline/checker.h"
 #include "pipeline/layout.h"
+#include <thread>
+
 #include "pipeline/options.h"
 #include "pipeline/schedule.h"
 
@@ -23,6 +25,7 @@ struct Job {
   Usage usage;           // what the checker counted
   Schedule forward_only; // for validation and sampling: microbatches 0 .. forward_microbatches-1, with sends and receives
   int forward_microbatches = 1;
+  int cores = int(std::thread::hardware_concurrency());  // of this node, before any rank keeps to a few
   std::vector<int64_t> layer_bounds;  // [model stages + 1]
   Dataset dataset;
   std::unique_ptr<BatchSource> batches;

@@ -7,9 +7,10 @@
 // communication that computation covered (insight/overlap.h).
 // metrics.jsonl has one object a step: step, loss, loss_hex (C's %a, every bit), grad_norm, grad_norm_hex, lr, step_ms,
 // tokens_per_s, balance_loss, bytes_intra and bytes_inter (what all ranks sent within nodes and between them, up to the
-// exchange of these very numbers), val_loss and overlap where measured, and per mixture-of-experts layer the tokens of each
-// expert, the balancedness that was achieved, and where a new placement was considered its "replan": balancedness before and
-// predicted over the window, moves and bytes_moved of an expert-parallel group, and whether it was skipped.
+// exchange of these very numbers), val_loss and overlap where measured, and per mixture-of-experts layer tokens_per_expert,
+// tokens_per_rank with --ep, the balancedness that was achieved, and where a new placement was considered its "replan":
+// balancedness before and predicted over the window, moves and bytes_moved of an expert-parallel group, and whether it was
+// skipped.
 #pragma once
 #include <fstream>
 #include <iosfwd>

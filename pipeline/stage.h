@@ -5,8 +5,8 @@
 //   I  backward_input    dy in, dx out
 //   W  backward_weight   adds to the gradient's half; microbatches of a half are added in ascending order, so a W that comes
 //                        before its predecessors is held until they are done: any legal order of W gives the same bits
-// Tensors are [tokens of a microbatch, d_model]. Everything is enqueued on the device's compute stream; only the router of a
-// mixture of experts makes the host wait. Used by one thread.
+// Tensors are [tokens of a microbatch, d_model]. What is computed is enqueued on the device's compute stream, what travels
+// between experts on Moe's comm stream; the host waits in dispatch alone (moe.h). Used by one thread.
 // Read next: trainer.h.
 #pragma once
 #include <array>

@@ -1,4 +1,5 @@
 // Durable directories: complete or not there, whatever happens to the writer; and every alteration is found and named.
+#include "pipeline/checkpoint.h"
 #include "pipeline/durable.h"
 
 #include <gtest/gtest.h>
@@ -170,6 +171,12 @@ TEST_F(Durable, ADirectoryThatCannotBeMadeIsAUsageError) {
   std::ofstream(root + "/file") << "x";
   const std::string error = error_of<UsageError>([&] { DurableDir(root + "/file/a"); });
   EXPECT_EQ(error, root + "/file/a: cannot be created: Not a directory");
+}
+
+TEST_F(Durable, TheNewestIsOfTheLastStep) {
+  write("step-999999", 1, 100);
+  write("step-1000000", 2, 100);
+  EXPECT_EQ(newest_checkpoint(root), root + "/step-1000000");
 }
 
 // A child writes step after step and is killed at a random moment. What is complete then must be whole, and no complete

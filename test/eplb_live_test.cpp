@@ -83,14 +83,17 @@ History train(const TrainOptions& o, int64_t steps, bool shuffle = false) {
   return out;
 }
 
-// The ladder's second row. The experts of a token are taken to differ from the step on in which an expert's tokens differ in
-// number.
-void expect_near(const History& a, const History& reference, const std::string& what) {
+// The ladder's second row. may_flip: a token may change its experts on the way. The experts of a token are taken to differ from
+// the step on in which an expert's tokens differ in number.
+void expect_near(const History& a, const History& reference, const std::string& what, bool may_flip = false) {
   ASSERT_EQ(a.loss.size(), reference.loss.size());
   EXPECT_EQ(a.loss[0], reference.loss[0]) << what << ": the first step's loss";
   double relative = 1e-5;
   for (size_t i = 0; i < a.loss.size(); ++i) {
-    if (a.load[i] != reference.load[i]) relative = 1e-3;
+    if (a.load[i] != reference.load[i]) {
+      EXPECT_TRUE(may_flip && i > 0) << what << ": other loads in step " << i + 1;
+      relative = 1e-3;
+    }
     EXPECT_NEAR(a.loss[i] / reference.loss[i], 1, relative) << what << ": step " << i + 1;
     if (i < 3) {
       EXPECT_NEAR(a.norm[i] / reference.norm[i], 1, 10 * relative) << what << ": step " << i + 1;
@@ -174,7 +177,7 @@ TEST_F(EplbLive, FiftySteps) {
     o.eplb_threshold = 1;
     o.seed = one.seed = seed;
     const History live = train(o, 50);
-    expect_near(live, train(one, 50), cat("ep 4, 4 redundant, seed ", seed));
+    expect_near(live, train(one, 50), cat("ep 4, 4 redundant, seed ", seed), true);
     EXPECT_GT(live.moves, 20);
   }
 }
@@ -275,7 +278,9 @@ TEST_F(EplbLive, AFailureWhileExpertsMoveLeavesTheCheckpoint) {
 // One of them, in the folder of the test that started it.
 class EplbChild : public EplbLive {
   void SetUp() override {
-    folder_ = std::getenv("DUET_TEST_FOLDER");
+    const char* folder = std::getenv("DUET_TEST_FOLDER");
+    if (!folder) GTEST_SKIP() << "a child of EplbLiveMpi's";
+    folder_ = folder;
     words_ = folder_ + "/words.txt";
   }
   void TearDown() override {}
@@ -329,7 +334,7 @@ TEST_F(EplbChild, DISABLED_IsKilledWhileExpertsMove) {
 TEST_F(EplbLiveMpi, AKilledProcessWhileExpertsMoveLeavesTheCheckpoint) {
   const Ended e = four("IsKilledWhileExpertsMove");
   EXPECT_NE(e.status, 0);
-  EXPECT_NE(e.output.find("rank 2"), std::string::npos) << e.output;
+  EXPECT_NE(e.output.find("signal 9"), std::string::npos) << e.output;  // and not of an error of its own
   EXPECT_LT(e.seconds, 10);
   expect_goes_on(options(kDp, 4, 4));
 }

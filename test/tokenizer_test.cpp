@@ -50,7 +50,7 @@ TEST_F(TokenizerTest, KeepsAnyLengthUpTo255) {
   EXPECT_EQ(t.decode(std::vector<int32_t>{1}), longest);
 }
 
-TEST_F(TokenizerTest, VersionOneEndsTextWithGpt2sToken) {
+TEST_F(TokenizerTest, ReadsVersionOne) {
   std::string bytes = header(20240328, 1, 50257);
   for (int i = 0; i < 50257; i++) bytes += std::string("\2") + char(i % 256) + char(i / 256);
   const Tokenizer t(write("t.bin", bytes));
