@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cfloat>
 #include <charconv>
-#include <cstdio>
 #include <fstream>
 #include <ostream>
 
@@ -144,19 +143,15 @@ std::string bar(double fraction, int width) {
 }
 
 void print_layer(const ExpertPlacement& plan, std::span<const float> load, std::ostream& out) {
-  std::vector<double> before(size_t(plan.gpus));  // without replicas, the experts in order
-  for (int e = 0; e < plan.experts(); ++e) before[size_t(int64_t(e) * plan.gpus / plan.experts())] += load[size_t(e)];
+  const std::vector<double> before = loads_in_order({std::vector<double>(load.begin(), load.end())}, size_t(plan.gpus))[0];
   const std::vector<double> after = gpu_load(plan, load);
   const double scale = std::max({max_of(before), max_of(after), 1e-30});
-  char line[160];
-  std::snprintf(line, sizeof line, "balancedness %.3f -> %.3f, max load %.6g -> %.6g, plan %016llx\n", balancedness(before),
-                balancedness(after), max_of(before), max_of(after), static_cast<unsigned long long>(plan.hash()));
-  out << line << "  GPU  experts in order                   planned                            experts\n";
+  out << format("balancedness %.3f -> %.3f, max load %.6g -> %.6g, plan %016llx\n", balancedness(before),
+                balancedness(after), max_of(before), max_of(after), static_cast<unsigned long long>(plan.hash()))
+      << "  GPU  experts in order                   planned                            experts\n";
   for (int g = 0; g < plan.gpus; ++g) {
     const double x = before[size_t(g)], y = after[size_t(g)];
-    std::snprintf(line, sizeof line, "%5d  %s %-9.6g %s %-9.6g", g, bar(x / scale, 24).c_str(), x,
-                  bar(y / scale, 24).c_str(), y);
-    out << line;
+    out << format("%5d  %s %-9.6g %s %-9.6g", g, bar(x / scale, 24).c_str(), x, bar(y / scale, 24).c_str(), y);
     for (int i = 0; i < plan.slots_per_gpu(); ++i) out << ' ' << plan.phy2log[size_t(g * plan.slots_per_gpu() + i)];
     out << '\n';
   }

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <ctime>
 #include <ostream>
 #include <random>
@@ -131,29 +130,23 @@ void print_policy_study(std::ostream& out) {
   for (const Case& c : cases) {
     for (double sigma : {0.3, 0.5, 0.8}) {
       const PolicyResult r = policy_study(c.shape, sigma, 100);
-      char line[160];
-      std::snprintf(line, sizeof line, "%-26s  %.1f     %.4f (%.3f)    %.4f (%.3f)    ", c.name, sigma, r.deepseek,
-                    r.ms_deepseek, r.balanced, r.ms_balanced);
-      out << line;
-      std::snprintf(line, sizeof line, "%.4f (%.3f)", r.leaving, r.ms_leaving);
-      out << (c.shape.nodes > 1 ? line : "one node") << '\n';
+      out << format("%-26s  %.1f     %.4f (%.3f)    %.4f (%.3f)    ", c.name, sigma, r.deepseek, r.ms_deepseek, r.balanced,
+                    r.ms_balanced)
+          << (c.shape.nodes > 1 ? format("%.4f (%.3f)", r.leaving, r.ms_leaving) : "one node") << '\n';
     }
   }
 }
 
 void print_drift_study(std::ostream& out) {
   const DriftSetup s;
-  char line[320];
-  std::snprintf(line, sizeof line,
-                "%d experts + %d on %d GPUs while loads drift: ln load walks by %.1f an interval, is off by %.1f in a\n"
+  out << format("%d experts + %d on %d GPUs while loads drift: ln load walks by %.1f an interval, is off by %.1f in a\n"
                 "microbatch; %d intervals of %d microbatches; a plan is used in the interval after the one it came from.\n\n",
                 s.shape.experts, s.shape.replicas - s.shape.experts, s.shape.gpus, s.drift, s.noise, s.intervals,
-                s.microbatches);
-  out << line << "                                       mean / max   worst interval   experts moved   most\n";
+                s.microbatches)
+      << "                                       mean / max   worst interval   experts moved   most\n";
   for (const DriftRow& r : drift_study(s)) {
-    std::snprintf(line, sizeof line, "%-37s  %.4f       %.4f           %5.1f           %4d\n", r.name.c_str(), r.balancedness,
-                  r.worst, r.moves, r.max_moves);
-    out << line;
+    out << format("%-37s  %.4f       %.4f           %5.1f           %4d\n", r.name.c_str(), r.balancedness, r.worst, r.moves,
+                  r.max_moves);
   }
 }
 

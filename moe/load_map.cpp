@@ -141,9 +141,7 @@ struct Drawer {
     strip(cat(loads[0].size(), " ranks, ", when), loads);
     double sum = 0;
     for (const std::vector<double>& step : loads) sum += balancedness(step);
-    char words[32];
-    std::snprintf(words, sizeof words, "%.3f", sum / double(loads.size()));
-    text(kLeft + int(columns) * column + 12, (top + y) / 2 + 2, "b", words);
+    text(kLeft + int(columns) * column + 12, (top + y) / 2 + 2, "b", format("%.3f", sum / double(loads.size())));
   }
   void band(const LayerHistory& layer, int64_t first_step) {
     text(14, y + 12, "l", cat("layer ", layer.layer));

@@ -97,11 +97,7 @@ bool LoadMonitor::restore(const Json& state) {
   return true;
 }
 
-static std::string hex(uint64_t x) {
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(x));
-  return text;
-}
+static std::string hex(uint64_t x) { return format("%016llx", static_cast<unsigned long long>(x)); }
 
 void check_same_plans(Comm& world, int64_t step, uint64_t hash) {
   const std::vector<uint64_t> all = world.gather_values(hash);

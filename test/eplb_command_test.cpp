@@ -46,6 +46,11 @@ class EplbCommand : public ::testing::Test {
   std::string folder_;
 };
 
+TEST_F(EplbCommand, LinesAreWholeWhereBothBarsAreFull) {
+  const std::string text = run({.loads = file("a.csv", "1,2,3\n"), .replicas = 3, .groups = 1, .nodes = 1, .gpus = 1});
+  EXPECT_NE(text.find("█ 6         2 1 0\n"), std::string::npos) << text;
+}
+
 TEST_F(EplbCommand, JsonOfThePublishedExample) {
   const Json j = Json::parse(run({.format = "json"}), "t");
   EXPECT_EQ(j.at("phy2log").dump(), "[[5,6,5,7,8,4,3,4,10,9,10,2,0,1,11,1],[7,10,6,8,6,11,8,9,2,4,5,1,5,0,3,1]]");

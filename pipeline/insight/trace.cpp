@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdarg>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -19,15 +18,6 @@ namespace {
 
 constexpr int kRounds = 32;  // of stamps
 constexpr const char* kLanes[] = {"step", "actions", "compute", "comm", "wait"};
-
-void append(std::string& out, const char* pattern, ...) {
-  char text[512];
-  va_list args;
-  va_start(args, pattern);
-  const int n = std::vsnprintf(text, sizeof text, pattern, args);
-  va_end(args);
-  out.append(text, size_t(std::min(n, int(sizeof text) - 1)));
-}
 
 double ms(int64_t ns) { return double(ns) * 1e-6; }
 
@@ -58,11 +48,9 @@ Json to_json(const Overlap& o) {
 }
 
 std::string to_text(const Overlap& sum, int ranks) {
-  std::string text;
   const double n = ranks;
-  append(text, "span %.2f ms, compute %.2f, communication %.2f, covered %.2f (%.1f%%), exposed %.2f", ms(sum.span) / n,
-         ms(sum.compute) / n, ms(sum.comm) / n, ms(sum.covered) / n, 100 * sum.fraction(), ms(sum.exposed()) / n);
-  return text;
+  return format("span %.2f ms, compute %.2f, communication %.2f, covered %.2f (%.1f%%), exposed %.2f", ms(sum.span) / n,
+                ms(sum.compute) / n, ms(sum.comm) / n, ms(sum.covered) / n, 100 * sum.fraction(), ms(sum.exposed()) / n);
 }
 
 }  // namespace
@@ -125,18 +113,19 @@ Measured Trace::add(int64_t step, const Recorder& recorder) {
 
 void Trace::add_arrow(std::string& out, const Entry& e, int thread, int64_t ns) const {
   const bool end = receives(e.mark);
-  append(out, ",\n{\"ph\":\"%s\",\"pid\":%d,\"tid\":%d,\"ts\":%lld.%03d,\"name\":\"message\",\"cat\":\"message\",\"id\":%lld}",
-         end ? "f\",\"bp\":\"e" : "s", world_.rank(), thread, (long long)(ns / 1000), int(ns % 1000),
-         (long long)message_of(e.mark, e.step, layout_.dp_rank(world_.rank())));
+  out += format(",\n{\"ph\":\"%s\",\"pid\":%d,\"tid\":%d,\"ts\":%lld.%03d,\"name\":\"message\",\"cat\":\"message\","
+                "\"id\":%lld}",
+                end ? "f\",\"bp\":\"e" : "s", world_.rank(), thread, (long long)(ns / 1000), int(ns % 1000),
+                (long long)message_of(e.mark, e.step, layout_.dp_rank(world_.rank())));
 }
 
 // This rank's part of the file, each event after a comma. Times are microseconds from `origin` on this rank's clock.
 std::string Trace::events(int64_t origin) const {
   const int rank = world_.rank();
   std::string out;
-  append(out, ",\n{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_name\",\"args\":{\"name\":\"rank %d (dp %d, pp %d)\"}}", rank,
-         rank, layout_.dp_rank(rank), layout_.pp_rank(rank));
-  append(out, ",\n{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_sort_index\",\"args\":{\"sort_index\":%d}}", rank, rank);
+  out += format(",\n{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_name\",\"args\":{\"name\":\"rank %d (dp %d, pp %d)\"}}", rank,
+                rank, layout_.dp_rank(rank), layout_.pp_rank(rank));
+  out += format(",\n{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_sort_index\",\"args\":{\"sort_index\":%d}}", rank, rank);
   for (int i = 0; i < int(std::size(kLanes)); ++i) {
     const std::string head = cat(",\n{\"ph\":\"M\",\"pid\":", rank, ",\"tid\":", i, ",\"name\":");
     out += cat(head, "\"thread_name\",\"args\":{\"name\":\"", kLanes[i], "\"}}");
@@ -150,13 +139,14 @@ std::string Trace::events(int64_t origin) const {
     const Mark& m = e.mark;
     const int thread = thread_of(m.lane);
     const int64_t begin = e.time.begin - origin, ns = e.time.end - e.time.begin;
-    append(out, ",\n{\"ph\":\"X\",\"pid\":%d,\"tid\":%d,\"ts\":%lld.%03d,\"dur\":%lld.%03d,\"name\":\"%s\",\"cat\":\"%s\"",
-           rank, thread, (long long)(begin / 1000), int(begin % 1000), (long long)(ns / 1000), int(ns % 1000), m.name, m.lane);
-    append(out, ",\"args\":{\"step\":%lld", (long long)e.step);
-    if (m.stage >= 0) append(out, ",\"stage\":%d", m.stage);
-    if (m.microbatch >= 0) append(out, ",\"microbatch\":%d", m.microbatch);
-    if (m.layer >= 0) append(out, ",\"layer\":%lld", (long long)m.layer);
-    if (m.bytes > 0) append(out, ",\"bytes\":%lld", (long long)m.bytes);
+    out += format(",\n{\"ph\":\"X\",\"pid\":%d,\"tid\":%d,\"ts\":%lld.%03d,\"dur\":%lld.%03d,\"name\":\"%s\",\"cat\":\"%s\"",
+                  rank, thread, (long long)(begin / 1000), int(begin % 1000), (long long)(ns / 1000), int(ns % 1000), m.name,
+                  m.lane);
+    out += format(",\"args\":{\"step\":%lld", (long long)e.step);
+    if (m.stage >= 0) out += format(",\"stage\":%d", m.stage);
+    if (m.microbatch >= 0) out += format(",\"microbatch\":%d", m.microbatch);
+    if (m.layer >= 0) out += format(",\"layer\":%lld", (long long)m.layer);
+    if (m.bytes > 0) out += format(",\"bytes\":%lld", (long long)m.bytes);
     out += e.blocks ? ",\"blocks\":true}}" : "}}";
     const bool action = !std::strcmp(m.lane, "actions");
     if (action && !std::strncmp(m.name, "SEND_", 5)) add_arrow(out, e, thread, begin);
