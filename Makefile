@@ -79,7 +79,8 @@ endif
 COMPILE = $(CXX) $(PREFLAGS) $(CPPFLAGS) $(FLAGS)
 
 # --- files --------------------------------------------------------------------------------------------------------------------
-FOLDERS := model model/rows data comm moe moe/rows pipeline pipeline/schedules pipeline/insight
+FOLDERS := model model/base model/machine model/rows data comm moe moe/rows \
+           $(addprefix pipeline/,schedule schedule/published checkpoint insight/trace insight/pictures train)
 ALL_CPP := $(foreach d,$(FOLDERS),$(wildcard $(d)/*.cpp))
 CU  := $(if $(NVCC),$(foreach d,$(FOLDERS),$(wildcard $(d)/*.cu)))
 CPP := $(filter-out %_nocuda.cpp %_nonccl.cpp %_nompi.cpp %_nccl.cpp %_mpi.cpp,$(ALL_CPP)) \

@@ -1,11 +1,11 @@
 // duet's command line: options in, one call per subsystem. A command's body lives with its subject.
 //
-//   duet train      pipeline/train_command.h     trains a model, leaves checkpoints and metrics
-//   duet generate   pipeline/generate.h          text from a checkpoint
-//   duet schedule   pipeline/schedule_command.h  draws, checks and times a pipeline schedule
-//   duet compare    pipeline/compare_command.h   trains under each schedule: not one bit may differ
-//   duet eplb       moe/eplb_command.h           plans where experts and their replicas go
-//   duet bench      pipeline/bench.h             tokens/s and GFLOP/s of this machine
+//   duet train      pipeline/train/train_command.h     trains a model, leaves checkpoints and metrics
+//   duet generate   pipeline/train/generate.h          text from a checkpoint
+//   duet schedule   pipeline/insight/pictures/schedule_command.h  draws, checks and times a pipeline schedule
+//   duet compare    pipeline/train/compare_command.h   trains under each schedule: not one bit may differ
+//   duet eplb       pipeline/insight/pictures/eplb_command.h           plans where experts and their replicas go
+//   duet bench      pipeline/train/bench.h             tokens/s and GFLOP/s of this machine
 //
 // g++ compiles this file as plain C++ (the Makefile says -x c++); it is the only one that includes CLI11.
 // Exit status: 0 done, 1 failed while running, 2 wrong input. Start reading here, then model/README.md.
@@ -13,12 +13,12 @@
 #include <fstream>
 #include <iostream>
 
-#include "moe/eplb_command.h"
-#include "pipeline/bench.h"
-#include "pipeline/compare_command.h"
-#include "pipeline/generate.h"
-#include "pipeline/schedule_command.h"
-#include "pipeline/train_command.h"
+#include "pipeline/insight/pictures/eplb_command.h"
+#include "pipeline/train/bench.h"
+#include "pipeline/train/compare_command.h"
+#include "pipeline/train/generate.h"
+#include "pipeline/insight/pictures/schedule_command.h"
+#include "pipeline/train/train_command.h"
 
 using namespace duet;
 

@@ -9,7 +9,7 @@
 #include "comm/gpu_link.h"
 #include "comm/nccl.h"
 #include "comm/sum.h"
-#include "model/rows/compile_cpu.h"
+#include "model/machine/compile_cpu.h"
 
 namespace duet {
 

@@ -41,7 +41,7 @@
 #include <vector>
 
 #include "comm/link.h"
-#include "model/device.h"
+#include "model/machine/device.h"
 
 namespace duet {
 

@@ -15,7 +15,7 @@
 #include <chrono>
 #include <thread>
 
-#include "model/launch.h"
+#include "model/machine/launch.h"
 #include "model/rows/group.h"
 
 namespace duet {

@@ -7,7 +7,7 @@
 #include <iterator>
 #include <sstream>
 
-#include "model/check.h"
+#include "model/base/check.h"
 
 namespace duet {
 namespace {

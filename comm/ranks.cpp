@@ -10,7 +10,7 @@
 #include <thread>
 
 #include "comm/nccl.h"
-#include "model/gemm_cpu.h"
+#include "model/machine/gemm_cpu.h"
 
 namespace duet {
 namespace {

@@ -1,7 +1,7 @@
 // The row operations of comm/ on CUDA.
 #include "comm/gpu_link.h"
 #include "comm/sum.h"
-#include "model/rows/compile_cuda.cuh"
+#include "model/machine/compile_cuda.cuh"
 
 namespace duet {
 DUET_COMPILE_CUDA(OrderedSum)

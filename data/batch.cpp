@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "model/check.h"
+#include "model/base/check.h"
 
 namespace duet {
 namespace {

@@ -9,7 +9,7 @@
 
 #include "data/mapped_file.h"
 #include "data/tokenizer.h"
-#include "model/check.h"
+#include "model/base/check.h"
 
 namespace duet {
 namespace fs = std::filesystem;

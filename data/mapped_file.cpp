@@ -9,7 +9,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "model/check.h"
+#include "model/base/check.h"
 
 namespace duet {
 

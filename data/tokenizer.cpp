@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "data/mapped_file.h"
-#include "model/check.h"
+#include "model/base/check.h"
 
 namespace duet {
 

@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "data/dataset.h"
-#include "model/check.h"
+#include "model/base/check.h"
 
 namespace duet {
 namespace {

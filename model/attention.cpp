@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "model/launch.h"
+#include "model/machine/launch.h"
 #include "model/rows/list.h"
 
 namespace duet {

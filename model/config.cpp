@@ -4,7 +4,7 @@
 #include <charconv>
 #include <sstream>
 
-#include "model/check.h"
+#include "model/base/check.h"
 
 namespace duet {
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "model/json.h"
+#include "model/base/json.h"
 
 namespace duet {
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "model/launch.h"
+#include "model/machine/launch.h"
 #include "model/rows/list.h"
 
 namespace duet {

@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "model/config.h"
-#include "model/device.h"
+#include "model/machine/device.h"
 #include "model/param.h"
-#include "model/recorder.h"
+#include "model/machine/recorder.h"
 #include "model/rows/attention.h"
 
 namespace duet {

@@ -1,7 +1,7 @@
 // See layer.h and feed_forward.h.
 #include "model/layer.h"
 
-#include "model/launch.h"
+#include "model/machine/launch.h"
 #include "model/rows/list.h"
 #include "model/swiglu.h"
 

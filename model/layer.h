@@ -4,7 +4,7 @@
 //
 // The phases are those of feed_forward.h with attention before or after. Whoever calls them in order for one microbatch
 // computes a layer; whoever interleaves two microbatches' phases computes the same bits. Read next: moe/moe.h, then
-// pipeline/stage.h.
+// pipeline/train/stage.h.
 #pragma once
 #include <memory>
 

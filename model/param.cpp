@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "model/launch.h"
+#include "model/machine/launch.h"
 #include "model/rows/list.h"
 
 namespace duet {

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "model/device.h"
+#include "model/machine/device.h"
 #include "model/rows/optimizer.h"
 
 namespace duet {

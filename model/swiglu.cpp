@@ -1,7 +1,7 @@
 // See swiglu.h.
 #include "model/swiglu.h"
 
-#include "model/launch.h"
+#include "model/machine/launch.h"
 #include "model/rows/list.h"
 
 namespace duet {

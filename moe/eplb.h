@@ -21,7 +21,7 @@
 #include <span>
 #include <vector>
 
-#include "model/check.h"
+#include "model/base/check.h"
 
 namespace duet {
 

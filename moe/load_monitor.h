@@ -12,7 +12,7 @@
 #include <map>
 
 #include "comm/comm.h"
-#include "model/json.h"
+#include "model/base/json.h"
 #include "moe/eplb.h"
 
 namespace duet {

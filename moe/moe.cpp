@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "model/launch.h"
+#include "model/machine/launch.h"
 #include "model/rows/ends.h"
 #include "model/swiglu.h"
 #include "moe/eplb_quota.h"

@@ -1,12 +1,12 @@
 // The checker against a slow one that knows nothing of its methods; the messages; what is counted.
-#include "pipeline/checker.h"
+#include "pipeline/schedule/checker.h"
 
 #include <gtest/gtest.h>
 
 #include <map>
 #include <sstream>
 
-#include "pipeline/add_comms.h"
+#include "pipeline/schedule/add_comms.h"
 #include "test/random_schedule.h"
 
 namespace duet {

@@ -11,7 +11,7 @@
 #include <random>
 #include <thread>
 
-#include "model/launch.h"
+#include "model/machine/launch.h"
 #include "model/rows/list.h"
 #include "moe/rows/list.h"
 

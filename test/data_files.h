@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "model/check.h"
+#include "model/base/check.h"
 
 namespace duet {
 

@@ -1,5 +1,5 @@
 // The CPU device: memory comes back and is counted; streams keep their order, meet at events, and give up their failures.
-#include "model/device.h"
+#include "model/machine/device.h"
 
 #include <gtest/gtest.h>
 

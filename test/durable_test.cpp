@@ -1,6 +1,6 @@
 // Durable directories: complete or not there, whatever happens to the writer; and every alteration is found and named.
-#include "pipeline/checkpoint.h"
-#include "pipeline/durable.h"
+#include "pipeline/checkpoint/checkpoint.h"
+#include "pipeline/checkpoint/durable.h"
 
 #include <gtest/gtest.h>
 #include <signal.h>

@@ -1,5 +1,5 @@
 // duet eplb: load files, output and refusals.
-#include "moe/eplb_command.h"
+#include "pipeline/insight/pictures/eplb_command.h"
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,7 @@
 #include <fstream>
 #include <sstream>
 
-#include "model/json.h"
+#include "model/base/json.h"
 
 namespace duet {
 namespace {

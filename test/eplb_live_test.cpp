@@ -14,7 +14,7 @@
 
 #include "moe/eplb_quota.h"
 #include "moe/migration.h"
-#include "pipeline/trainer.h"
+#include "pipeline/train/trainer.h"
 #include "test/fake_gpu.h"
 #include "test/processes.h"
 #include "test/run_testing.h"

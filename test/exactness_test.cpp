@@ -4,7 +4,7 @@
 // Every run here is a real one: ranks are threads that train a small model and exchange what the schedule says.
 #include <gtest/gtest.h>
 
-#include "pipeline/trainer.h"
+#include "pipeline/train/trainer.h"
 #include "test/random_schedule.h"
 #include "test/run_testing.h"
 

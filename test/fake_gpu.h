@@ -8,7 +8,7 @@
 #include <mutex>
 #include <vector>
 
-#include "model/device.h"
+#include "model/machine/device.h"
 
 namespace duet {
 

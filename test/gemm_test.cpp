@@ -1,6 +1,6 @@
 // The CPU's GEMM against the contract of gemm_cpu.h, written down as the slowest possible loops: equal in every bit. And the
 // contract's loops against plain sums in double, so that the oracle itself cannot be wrong together with the code.
-#include "model/gemm_cpu.h"
+#include "model/machine/gemm_cpu.h"
 
 #include <gtest/gtest.h>
 

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "pipeline/trainer.h"
+#include "pipeline/train/trainer.h"
 #include "test/comm_testing.h"
 #include "test/fake_gpu.h"
 #include "test/run_testing.h"

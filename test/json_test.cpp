@@ -1,5 +1,5 @@
 // Json: what is written reads back to the same bits, and what is wrong is named.
-#include "model/json.h"
+#include "model/base/json.h"
 
 #include <gtest/gtest.h>
 

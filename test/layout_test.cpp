@@ -6,8 +6,8 @@
 #include <random>
 #include <set>
 
-#include "pipeline/layout.h"
-#include "pipeline/step_report.h"
+#include "pipeline/schedule/layout.h"
+#include "pipeline/train/step_report.h"
 #include "test/data_files.h"
 
 namespace duet {

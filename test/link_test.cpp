@@ -14,8 +14,8 @@
 #include <thread>
 
 #include "comm/comm.h"
-#include "model/json.h"
-#include "pipeline/train_command.h"
+#include "model/base/json.h"
+#include "pipeline/train/train_command.h"
 
 namespace duet {
 namespace {

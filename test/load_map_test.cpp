@@ -1,7 +1,7 @@
 // The heat map of a run's loads: what training reports, what is read, what the cells are, what is drawn.
-#include "moe/load_map.h"
+#include "pipeline/insight/pictures/load_map.h"
 
-#include "moe/eplb_command.h"
+#include "pipeline/insight/pictures/eplb_command.h"
 #include "run_testing.h"
 
 namespace duet {

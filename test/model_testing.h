@@ -8,7 +8,7 @@
 #include <random>
 
 #include "model/context.h"
-#include "model/launch.h"
+#include "model/machine/launch.h"
 
 namespace duet {
 

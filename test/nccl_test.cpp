@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <thread>
 
-#include "pipeline/trainer.h"
+#include "pipeline/train/trainer.h"
 #include "test/comm_testing.h"
 #include "test/fake_gpu.h"
 #include "test/fake_nccl.h"

@@ -3,7 +3,7 @@
 
 #include <random>
 
-#include "pipeline/insight/overlap.h"
+#include "pipeline/insight/trace/intervals.h"
 
 namespace duet {
 namespace {

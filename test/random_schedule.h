@@ -6,7 +6,7 @@
 #include <set>
 #include <tuple>
 
-#include "pipeline/schedule.h"
+#include "pipeline/schedule/schedule.h"
 
 namespace duet {
 

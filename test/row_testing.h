@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "model/launch.h"
+#include "model/machine/launch.h"
 #include "test/sim_warp.h"
 
 namespace duet {

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "model/launch.h"
+#include "model/machine/launch.h"
 #include "model/rows/list.h"
 #include "moe/rows/list.h"
 

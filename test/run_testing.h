@@ -8,10 +8,10 @@
 #include <functional>
 #include <sstream>
 
-#include "model/json.h"
-#include "pipeline/checkpoint.h"
-#include "pipeline/durable.h"
-#include "pipeline/train_command.h"
+#include "model/base/json.h"
+#include "pipeline/checkpoint/checkpoint.h"
+#include "pipeline/checkpoint/durable.h"
+#include "pipeline/train/train_command.h"
 
 namespace duet {
 

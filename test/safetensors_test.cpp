@@ -1,5 +1,5 @@
 // safetensors: what is written reads back, the bytes are the format's, and every kind of damage is refused by name.
-#include "pipeline/safetensors.h"
+#include "pipeline/checkpoint/safetensors.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>

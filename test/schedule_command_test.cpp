@@ -1,5 +1,5 @@
 // What `duet schedule` prints.
-#include "pipeline/schedule_command.h"
+#include "pipeline/insight/pictures/schedule_command.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // Actions as text, schedules as files, and the published grids of small cases.
-#include "pipeline/schedule.h"
+#include "pipeline/schedule/schedule.h"
 
 #include <gtest/gtest.h>
 

@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "model/check.h"
+#include "model/base/check.h"
 #include "model/rows/group.h"
 
 namespace duet {

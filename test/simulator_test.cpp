@@ -1,5 +1,5 @@
 // The simulator against the papers' formulas, over a grid of sizes and costs, and against a slow one.
-#include "pipeline/simulator.h"
+#include "pipeline/schedule/simulator.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <chrono>
 #include <map>
 
-#include "pipeline/checker.h"
+#include "pipeline/schedule/checker.h"
 #include "test/random_schedule.h"
 
 namespace duet {

@@ -1,5 +1,5 @@
 // ThreadPool: every index exactly once, on any number of threads; failures come out; pools live side by side.
-#include "model/thread_pool.h"
+#include "model/machine/thread_pool.h"
 
 #include <gtest/gtest.h>
 

@@ -9,9 +9,9 @@
 #include <sstream>
 #include <thread>
 
-#include "model/json.h"
-#include "pipeline/insight/trace.h"
-#include "pipeline/train_command.h"
+#include "model/base/json.h"
+#include "pipeline/insight/trace/trace.h"
+#include "pipeline/train/train_command.h"
 
 namespace duet {
 namespace {

@@ -6,8 +6,8 @@
 
 #include <thread>
 
-#include "pipeline/generate.h"
-#include "pipeline/safetensors.h"
+#include "pipeline/train/generate.h"
+#include "pipeline/checkpoint/safetensors.h"
 #include "test/run_testing.h"
 
 namespace duet {

@@ -6,7 +6,7 @@
 // bits. sync makes what lanes wrote to memory before it visible to the row's other lanes after it.
 // Read next: norm.h, then the other files of this folder.
 #pragma once
-#include "model/tensor.h"
+#include "model/machine/tensor.h"
 
 namespace duet {
 

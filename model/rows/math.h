@@ -3,7 +3,7 @@
 #pragma once
 #include <cmath>
 
-#include "model/tensor.h"
+#include "model/machine/tensor.h"
 
 namespace duet {
 

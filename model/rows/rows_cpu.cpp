@@ -1,5 +1,5 @@
 // The row operations of model/ on the CPU.
-#include "model/rows/compile_cpu.h"
+#include "model/machine/compile_cpu.h"
 #include "model/rows/list.h"
 
 namespace duet {

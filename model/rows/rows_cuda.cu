@@ -1,5 +1,5 @@
 // The row operations of model/ on CUDA.
-#include "model/rows/compile_cuda.cuh"
+#include "model/machine/compile_cuda.cuh"
 #include "model/rows/list.h"
 
 namespace duet {

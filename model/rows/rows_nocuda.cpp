@@ -1,5 +1,5 @@
 // In a build without nvcc no row operation of model/ has a CUDA kernel.
-#include "model/launch.h"
+#include "model/machine/launch.h"
 #include "model/rows/list.h"
 
 namespace duet {

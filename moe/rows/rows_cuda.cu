@@ -1,5 +1,5 @@
 // The row operations of moe/ on CUDA.
-#include "model/rows/compile_cuda.cuh"
+#include "model/machine/compile_cuda.cuh"
 #include "moe/rows/list.h"
 
 namespace duet {

@@ -1,5 +1,5 @@
 // In a build without nvcc no row operation of moe/ has a CUDA kernel.
-#include "model/launch.h"
+#include "model/machine/launch.h"
 #include "moe/rows/list.h"
 
 namespace duet {

@@ -1,0 +1,33 @@
+// The error idiom for calls of CUDA's libraries:
+//
+//   CUDA_CHECK(cudaStreamSynchronize(stream));
+//
+// throws Error with file, line, the call, and the status found instead of success. CUDA reports a failure of work on the GPU at
+// whatever call comes later, so the call named is where it was noticed, not always where it happened.
+// Included by files that need nvcc only. Read next: device_cuda.cu.
+#pragma once
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
+
+#include "model/base/check.h"
+
+namespace duet {
+
+// A failure that left the GPU usable (no memory, say) is also kept for cudaGetLastError; asking for it here lets the next row
+// kernel find its own errors only.
+inline void check_cuda(cudaError_t status, const char* call, const char* file, int line) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw Error(cat(file, ":", line, ": ", call, ": expected cudaSuccess, found ", cudaGetErrorName(status), ", ",
+                  cudaGetErrorString(status)));
+}
+
+inline void check_cuda(cublasStatus_t status, const char* call, const char* file, int line) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  throw Error(cat(file, ":", line, ": ", call, ": expected CUBLAS_STATUS_SUCCESS, found ", cublasGetStatusName(status), ", ",
+                  cublasGetStatusString(status)));
+}
+
+}  // namespace duet
+
+#define CUDA_CHECK(call) ::duet::check_cuda((call), #call, __FILE__, __LINE__)

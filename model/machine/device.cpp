@@ -1,0 +1,86 @@
+// The memory pool of every Device: buffers of a few sizes per power of two, kept when they are given back.
+// The contract is in device.h; how memory is got from the system is the backend's business.
+#include "model/machine/device.h"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+namespace duet {
+namespace {
+
+// Eight sizes per power of two, none below 256 bytes: at most an eighth is lost, and the sizes of dropless experts, which
+// change a little with every batch, find the memory of the step before.
+int64_t size_class(int64_t bytes) {
+  if (bytes <= 256) return 256;
+  const int64_t step = std::max<int64_t>(256, int64_t(std::bit_floor(uint64_t(bytes - 1))) / 8);
+  return (bytes + step - 1) / step * step;
+}
+
+}  // namespace
+
+Buf::~Buf() {
+  if (device_) device_->give(*this);
+}
+
+void Buf::swap(Buf& other) noexcept {
+  std::swap(device_, other.device_);
+  std::swap(tensor_, other.tensor_);
+  std::swap(capacity_, other.capacity_);
+  std::swap(use_, other.use_);
+  std::swap(host_, other.host_);
+}
+
+Buf Device::buffer(int64_t rows, int64_t cols, Dtype dtype, Use use) { return take(rows, cols, dtype, use, false); }
+
+Buf Device::host_buffer(int64_t rows, int64_t cols, Dtype dtype) { return take(rows, cols, dtype, Use::scratch, true); }
+
+Buf Device::take(int64_t rows, int64_t cols, Dtype dtype, Use use, bool host) {
+  DUET_CHECK(rows >= 0 && cols >= 0, "buffer: expected rows and columns >= 0, found [", rows, ", ", cols, "]");
+  const int64_t need = size_class(rows * cols * dtype_size(dtype));
+  Buf buf;
+  // The smallest that fits, unless it is so large that whoever it was made for would soon have to make it again.
+  auto it = free_[host].lower_bound(need);
+  if (it != free_[host].end() && it->first <= 2 * need) {
+    buf.capacity_ = it->first;
+    buf.tensor_.data = it->second;
+    free_[host].erase(it);
+  } else {
+    try {
+      buf.tensor_.data = allocate(need, host);
+    } catch (...) {  // the memory there is may lie in the pool, in pieces of other sizes
+      if (free_[host].empty()) throw;
+      drain_pool();
+      buf.tensor_.data = allocate(need, host);
+    }
+    buf.capacity_ = need;
+    if (!host) pool_bytes_ += need;
+  }
+  buf.tensor_ = {buf.tensor_.data, dtype, rows, cols, cols};
+  buf.device_ = this;
+  buf.use_ = use;
+  buf.host_ = host;
+  if (!host) {
+    MemoryStats& s = stats_[int(use)];
+    s.now += buf.capacity_;
+    s.peak = std::max(s.peak, s.now);
+  }
+  return buf;
+}
+
+void Device::give(Buf& buf) {
+  free_[buf.host_].emplace(buf.capacity_, buf.tensor_.data);
+  if (!buf.host_) stats_[int(buf.use_)].now -= buf.capacity_;
+}
+
+void Device::drain_pool() {
+  for (bool host : {false, true}) {
+    for (auto [capacity, p] : free_[host]) {
+      release(p, host);
+      if (!host) pool_bytes_ -= capacity;
+    }
+    free_[host].clear();
+  }
+}
+
+}  // namespace duet

@@ -1,0 +1,274 @@
+// The CUDA device: streams are CUDA streams, events CUDA events, host buffers pinned memory. Work is enqueued and goes on by
+// itself; whatever fails is found by CUDA_CHECK at a later call.
+//
+// Not here: row kernels (rows/compile_cuda.cuh) and products (gemm_cuda.cu). Nothing of CUDA is touched before
+// cuda_device_count, so that the binary starts where there is no driver. The contract is in device.h. Read next: gemm_cuda.h.
+#include <cuda_bf16.h>
+
+#include <chrono>
+#include <cstddef>
+#include <deque>
+#include <mutex>
+#include <utility>
+
+#include "model/machine/cuda_check.h"
+#include "model/machine/gemm_cuda.h"
+
+namespace duet {
+namespace {
+
+static_assert(sizeof(bf16) == sizeof(__nv_bfloat16) && alignof(bf16) == alignof(__nv_bfloat16), "cuBLAS reads duet's bf16");
+
+constexpr int64_t kAttentionBytes = 256 << 20;
+constexpr double kEraSeconds = 4;
+
+double host_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// --- events ------------------------------------------------------------------------------------------------------------------
+
+struct RawEvent {
+  cudaEvent_t event;
+  RawEvent() { CUDA_CHECK(cudaEventCreate(&event)); }
+  RawEvent(const RawEvent&) = delete;
+  ~RawEvent() { cudaEventDestroy(event); }
+};
+
+double seconds_between(const RawEvent& first, const RawEvent& second) {
+  float milliseconds = 0;
+  CUDA_CHECK(cudaEventElapsedTime(&milliseconds, first.event, second.event));
+  return double(milliseconds) * 1e-3;
+}
+
+// From when an event's time is counted. CUDA gives times between two events, as a float that loses the microsecond after some
+// seconds; so the device begins a new era every few seconds, each counted from the one before.
+struct Era {
+  RawEvent begin;
+  double seconds = 0;  // of begin, on the host's steady clock
+};
+
+struct CudaEvent final : Event {
+  RawEvent raw;
+  std::shared_ptr<const Era> era;  // null: never recorded
+  bool done() const override {
+    const cudaError_t status = cudaEventQuery(raw.event);
+    if (status == cudaErrorNotReady) return false;
+    CUDA_CHECK(status);
+    return true;
+  }
+  void synchronize() override { CUDA_CHECK(cudaEventSynchronize(raw.event)); }
+  double seconds() const override { return era ? era->seconds + seconds_between(era->begin, raw) : 0; }
+};
+
+class Clock {
+ public:
+  std::shared_ptr<const Era> era() {
+    if (era_ && host_seconds() - era_->seconds < kEraSeconds) return era_;
+    auto next = std::make_shared<Era>();
+    CUDA_CHECK(cudaEventRecord(next->begin.event));  // in the default stream, which the device's streams do not wait for
+    CUDA_CHECK(cudaEventSynchronize(next->begin.event));
+    next->seconds = era_ ? era_->seconds + seconds_between(era_->begin, next->begin) : host_seconds();
+    return era_ = next;
+  }
+
+ private:
+  std::shared_ptr<const Era> era_;
+};
+
+// --- streams -----------------------------------------------------------------------------------------------------------------
+
+// What the first failing host function of a stream threw; shared by the stream and its host functions.
+struct Failure {
+  std::mutex mutex;
+  std::exception_ptr error;
+};
+
+struct HostTask {
+  std::function<void()> work;
+  std::shared_ptr<Failure> failure;
+};
+
+void CUDART_CB run_host_task(void* p) {
+  const std::unique_ptr<HostTask> task(static_cast<HostTask*>(p));
+  std::lock_guard lock(task->failure->mutex);
+  if (task->failure->error) return;
+  try {
+    task->work();
+  } catch (...) {
+    task->failure->error = std::current_exception();
+  }
+}
+
+class CudaStream final : public Stream {
+ public:
+  CudaStream(Device& device, Clock& clock) : device_(device), clock_(clock) {
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  }
+  ~CudaStream() override {
+    if (keeps_host_) cudaStreamSynchronize(stream_);
+    gemm_.reset();
+    cudaStreamDestroy(stream_);  // does not wait: its work goes on
+  }
+  Device& device() override { return device_; }
+
+  void record(Event& event) override {
+    CudaEvent& e = static_cast<CudaEvent&>(event);
+    e.era = clock_.era();
+    CUDA_CHECK(cudaEventRecord(e.raw.event, stream_));
+  }
+  void wait(Event& event) override { CUDA_CHECK(cudaStreamWaitEvent(stream_, static_cast<CudaEvent&>(event).raw.event, 0)); }
+  void synchronize() override {
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    staged_.clear();
+    keeps_host_ = false;
+    std::lock_guard lock(failure_->mutex);
+    if (failure_->error) std::rethrow_exception(std::exchange(failure_->error, nullptr));
+  }
+
+  void launch(const RowKernel& kernel, int64_t rows, const void* args, size_t, int64_t) override {
+    DUET_CHECK(kernel.cuda != nullptr, kernel.name, ": this row operation is not built for CUDA and this dtype");
+    if (rows == 0) return;
+    kernel.cuda(stream_, rows, args);
+    const cudaError_t status = cudaGetLastError();
+    DUET_CHECK(status == cudaSuccess, "launch of ", kernel.name, ": found ", cudaGetErrorName(status), ", ",
+               cudaGetErrorString(status));
+  }
+  void gemm(const Gemm& g) override {
+    device_.flops += gemm_flops(g, {});
+    products().gemm(g);
+  }
+  void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) override {
+    device_.flops += gemm_flops(g, offsets);
+    products().grouped_gemm(g, offsets);
+  }
+
+  void copy(void* dst, const void* src, size_t bytes) override {
+    if (bytes == 0) return;
+    cudaPointerAttributes source;
+    CUDA_CHECK(cudaPointerGetAttributes(&source, src));
+    if (source.type == cudaMemoryTypeUnregistered) return copy_staged(dst, src, bytes);
+    CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, stream_));
+  }
+  void zero(void* dst, size_t bytes) override {
+    if (bytes > 0) CUDA_CHECK(cudaMemsetAsync(dst, 0, bytes, stream_));
+  }
+  void host(std::function<void()> work) override {
+    auto task = std::make_unique<HostTask>(HostTask{std::move(work), failure_});
+    CUDA_CHECK(cudaLaunchHostFunc(stream_, run_host_task, task.get()));
+    task.release();  // run_host_task owns it now
+    keeps_host_ = true;
+  }
+
+ private:
+  struct Staged {
+    Buf bytes;
+    std::unique_ptr<CudaEvent> copied;
+  };
+
+  // The source is ordinary memory, which its owner may let go at once, and which CUDA would copy in its own time or wait for: a
+  // pinned copy of it is made now.
+  void copy_staged(void* dst, const void* src, size_t bytes) {
+    while (!staged_.empty() && staged_.front().copied->done()) staged_.pop_front();
+    Staged s{device_.host_buffer(1, int64_t(bytes + 3) / 4, Dtype::i32), std::make_unique<CudaEvent>()};
+    memcpy(s.bytes->data, src, bytes);
+    CUDA_CHECK(cudaMemcpyAsync(dst, s.bytes->data, bytes, cudaMemcpyDefault, stream_));
+    keeps_host_ = true;
+    staged_.push_back(std::move(s));
+    record(*staged_.back().copied);
+  }
+
+  // Made when first needed: most streams only copy.
+  CudaGemm& products() {
+    if (!gemm_) gemm_ = std::make_unique<CudaGemm>(device_, stream_);
+    return *gemm_;
+  }
+
+  Device& device_;
+  Clock& clock_;
+  cudaStream_t stream_ = nullptr;
+  std::unique_ptr<CudaGemm> gemm_;
+  std::deque<Staged> staged_;  // whose copies may still be under way
+  std::shared_ptr<Failure> failure_ = std::make_shared<Failure>();
+  bool keeps_host_ = false;    // staged copies or host functions may be under way: the destructor waits for them
+};
+
+// --- the device --------------------------------------------------------------------------------------------------------------
+
+// Dense peaks of NVIDIA's datasheets in TFLOP/s, fp64 as cuBLAS computes it, on tensor cores; the first name found counts.
+constexpr struct {
+  const char* name;
+  double bf16, f32, f64;
+} kPeaks[] = {
+    {"H100 PCIe", 756, 51, 51}, {"H100 NVL", 835, 60, 60}, {"H200 NVL", 835, 60, 60}, {"H800 PCIe", 756, 51, 0.8},
+    {"H100", 989, 67, 67},      {"H200", 989, 67, 67},     {"H800", 989, 67, 1},      {"A100", 312, 19.5, 19.5},
+};
+
+class CudaDevice final : public Device {
+ public:
+  explicit CudaDevice(int index) : index_(index) {
+    CUDA_CHECK(cudaSetDevice(index));
+    CUDA_CHECK(cudaGetDeviceProperties(&properties_, index));
+    compute_ = std::make_unique<CudaStream>(*this, clock_);
+  }
+  ~CudaDevice() override {
+    compute_.reset();
+    drain_pool();
+  }
+  bool is_cuda() const override { return true; }
+  std::string name() const override { return cat("cuda:", index_, " ", properties_.name); }
+  double peak_flops(Dtype dtype) const override {
+    const std::string name = properties_.name;
+    if (name.find("MIG") != name.npos) return 0;  // a part of a GPU
+    for (const auto& p : kPeaks)
+      if (name.find(p.name) != name.npos) return 1e12 * (dtype == Dtype::bf16 ? p.bf16 : dtype == Dtype::f64 ? p.f64 : p.f32);
+    return 0;
+  }
+  int64_t attention_bytes() const override { return kAttentionBytes; }
+
+  Stream& compute() override { return *compute_; }
+  std::unique_ptr<Stream> make_stream() override { return std::make_unique<CudaStream>(*this, clock_); }
+  std::unique_ptr<Event> make_event() override { return std::make_unique<CudaEvent>(); }
+
+ protected:
+  void* allocate(int64_t bytes, bool host) override {
+    void* p = nullptr;
+    const cudaError_t status = host ? cudaMallocHost(&p, size_t(bytes)) : cudaMalloc(&p, size_t(bytes));
+    if (status == cudaSuccess) return p;
+    cudaGetLastError();  // or the next row kernel would find it
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    throw Error(cat(name(), ": no memory: asked for ", bytes, " bytes ", host ? "of pinned host memory" : "on the GPU",
+                    ", found ", cudaGetErrorString(status), "; free on the GPU: ", free >> 20, " of ", total >> 20, " MiB"));
+  }
+  // Work that is still queued may use the memory. Nothing can be thrown here; a GPU that has failed says so at the next call.
+  void release(void* p, bool host) override {
+    cudaDeviceSynchronize();
+    host ? cudaFreeHost(p) : cudaFree(p);
+  }
+
+ private:
+  int index_;
+  cudaDeviceProp properties_;
+  Clock clock_;
+  std::unique_ptr<CudaStream> compute_;
+};
+
+// Any error means that there is no GPU to use: no driver, one too old, none visible.
+std::pair<int, cudaError_t> find_devices() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) cudaGetLastError();
+  return {status == cudaSuccess ? count : 0, status};
+}
+
+}  // namespace
+
+int cuda_device_count() { return find_devices().first; }
+
+std::unique_ptr<Device> make_cuda_device(int index) {
+  const auto [count, status] = find_devices();
+  require(count > 0, "--device cuda: expected a GPU, found none (", cudaGetErrorString(status), "); use --device cpu");
+  require(index >= 0 && index < count, "--device cuda: expected a GPU number in 0..", count - 1, ", found ", index);
+  return std::make_unique<CudaDevice>(index);
+}
+
+}  // namespace duet

@@ -1,0 +1,136 @@
+// The inner loops of the CPU's GEMM: a tile of C summed in registers, and the panels of B that tiles read.
+//
+// The order of summation is all here: `tile` sums one block of k in ascending order and adds it to C. Which tiles there are,
+// gemm_cpu.cpp chooses; no choice there can change a bit. Read next: gemm_vec.h.
+#pragma once
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "model/machine/gemm_vec.h"
+
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace duet {
+
+// Memory that a tile asks for while it computes: an address each step of k, `step` elements further each time, and `jump` more
+// after every 16th. Rows of a matrix are often a page or more apart, where no hardware looks ahead.
+template <class T>
+struct Ahead {
+  const T* p;
+  int64_t step = 0, jump = 0;
+
+  static constexpr int64_t kLine = 64 / sizeof(T);  // elements of a cache line
+  static Ahead down(const T* p, int64_t ld) { return {p, ld, 0}; }                  // one line of each row
+  static Ahead across(const T* p, int64_t ld) { return {p, ld, kLine - 16 * ld}; }  // 16 rows, line by line
+};
+
+template <class T>
+struct Tile {
+  const T* a = nullptr;  // element (i, k): a[i * a_row + k * a_k]
+  const T* b = nullptr;  // [depth, NV vectors], the last one masked
+  T* c = nullptr;        // [R, NV vectors]
+  int64_t a_row, a_k, b_k, ldc;
+  int64_t depth = 0;
+  T alpha;
+  bool add;  // to C's elements, else to zeros
+  typename Vec<T>::Mask last;
+  Ahead<T> ahead = {nullptr};
+};
+
+template <class T, int R, int NV>
+void tile(const Tile<T>& t) {
+  using V = Vec<T>;
+  typename V::V acc[R][NV];
+  UNROLL for (int i = 0; i < R; i++) {
+    UNROLL for (int v = 0; v < NV; v++) {
+      acc[i][v] = V::fill(0);
+      __builtin_prefetch(t.c + i * t.ldc + v * V::N, 1);
+    }
+  }
+  // Three rows share a pointer: x86 addresses p, p + a_row and p + 2 a_row without arithmetic.
+  const int64_t a_row = t.a_row, a_k = t.a_k, b_k = t.b_k, step = t.ahead.step, jump = t.ahead.jump;
+  const T* a[(R + 2) / 3];
+  UNROLL for (int i = 0; i < (R + 2) / 3; i++) a[i] = t.a + 3 * i * a_row;
+  const T *b = t.b, *ahead = t.ahead.p;
+  for (int64_t k = 0; k < t.depth; k++) {
+    __builtin_prefetch(ahead);
+    ahead += step + (k % 16 == 15 ? jump : 0);
+    typename V::V bv[NV];
+    UNROLL for (int v = 0; v < NV - 1; v++) bv[v] = V::load(b + v * V::N);
+    bv[NV - 1] = V::load(b + (NV - 1) * V::N, t.last);
+    b += b_k;
+    UNROLL for (int i = 0; i < R; i++) {
+      const typename V::V x = V::fill(a[i / 3][i % 3 * a_row]);
+      UNROLL for (int v = 0; v < NV; v++) acc[i][v] = V::madd(x, bv[v], acc[i][v]);
+    }
+    UNROLL for (int i = 0; i < (R + 2) / 3; i++) a[i] += a_k;
+  }
+  const typename V::V alpha = V::fill(t.alpha), zero = V::fill(0);
+  UNROLL for (int i = 0; i < R; i++) {
+    T* c = t.c + i * t.ldc;
+    UNROLL for (int v = 0; v < NV - 1; v++, c += V::N) V::store(c, V::madd(alpha, acc[i][v], t.add ? V::load(c) : zero));
+    V::store(c, V::madd(alpha, acc[i][NV - 1], t.add ? V::load(c, t.last) : zero), t.last);
+  }
+}
+
+// kTiles<T>[R - 1][NV - 1]
+template <class T, int... R>
+constexpr auto make_tiles(std::integer_sequence<int, R...>) {
+  return std::array<std::array<void (*)(const Tile<T>&), kTileVecs>, kTileRows>{{{tile<T, R + 1, 1>, tile<T, R + 1, 2>}...}};
+}
+template <class T>
+inline constexpr auto kTiles = make_tiles<T>(std::make_integer_sequence<int, kTileRows>{});
+
+// panel[k][j] = b[k][j] for k < depth, j < cols, zeros up to width (whole vectors).
+template <class T>
+void pack(const T* b, int64_t ldb, int64_t depth, int cols, int width, T* panel) {
+  using V = Vec<T>;
+  const int before = width - V::N;
+  const auto last = V::mask(cols - before);
+  for (int64_t k = 0; k < depth; k++, b += ldb, panel += width) {
+    for (int j = 0; j < before; j += V::N) V::store(panel + j, V::load(b + j));
+    V::store(panel + before, V::load(b + before, last));
+  }
+}
+
+// The elements of the lower (or upper) halves of x and y, in turn.
+template <bool kUpper, class V, int... I>
+V zip(V x, V y, std::integer_sequence<int, I...>) {
+  constexpr int N = sizeof...(I);
+  return __builtin_shufflevector(x, y, (kUpper * N / 2 + I / 2 + I % 2 * N)...);
+}
+
+// panel[k][j] = b[j][k] for k < depth, j < cols, zeros up to width: by squares of N x N, each zipped log2(N) times.
+template <class T>
+void pack_transposed(const T* b, int64_t ldb, int64_t depth, int cols, int width, T* panel) {
+  using V = Vec<T>;
+  constexpr int N = V::N;
+  constexpr auto lanes = std::make_integer_sequence<int, N>{};
+  for (int64_t k = 0; k < depth; k += N) {
+    const int rows = int(std::min<int64_t>(N, depth - k));
+    const auto mask = V::mask(rows);
+    for (int j = 0; j < width; j += N) {
+      typename V::V x[N], y[N];
+      UNROLL for (int i = 0; i < N; i++) x[i] = j + i < cols ? V::load(b + (j + i) * ldb + k, mask) : V::fill(0);
+      UNROLL for (int n = 1; n < N; n *= 2) {
+        UNROLL for (int i = 0; i < N / 2; i++) {
+          y[2 * i] = zip<false>(x[i], x[i + N / 2], lanes);
+          y[2 * i + 1] = zip<true>(x[i], x[i + N / 2], lanes);
+        }
+        UNROLL for (int i = 0; i < N; i++) x[i] = y[i];
+      }
+      UNROLL for (int i = 0; i < N; i++) {
+        if (i < rows) V::store(panel + (k + i) * width + j, x[i]);
+      }
+    }
+  }
+}
+
+}  // namespace duet
+
+#undef UNROLL

@@ -1,0 +1,176 @@
+// Durable files and directories on POSIX calls. What may fail is named; what fails leaves the older directories as they were.
+// Read next: durable.h has the contract, test/durable_test.cpp kills a writer at random moments.
+#include "pipeline/checkpoint/durable.h"
+
+#include <fcntl.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <utility>
+
+#include "data/mapped_file.h"
+#include "model/base/json.h"
+
+namespace duet {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr std::string_view kWriting = ".duet-writing";
+
+std::string parent_of(const std::string& path) {
+  const fs::path parent = fs::path(path).parent_path();
+  return parent.empty() ? "." : parent.string();
+}
+
+void fsync_dir(const std::string& dir) {
+  const int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) throw Error(cat(dir, ": cannot be opened: ", std::strerror(errno)));
+  const int status = fsync(fd), error = errno;
+  close(fd);
+  if (status != 0 && error != EINVAL)  // EINVAL: a file system that does not sync directories
+    throw Error(cat(dir, ": cannot be synced: ", std::strerror(error)));
+}
+
+std::string checksum_text(const MappedFile& file) { return format("%016llx", (unsigned long long)checksum(file.text())); }
+
+// The folders in `parent`, whose existence is not required.
+std::vector<std::string> folders(const std::string& parent) {
+  std::vector<std::string> paths;
+  std::error_code none;
+  for (const auto& entry : fs::directory_iterator(parent, none))
+    if (entry.is_directory()) paths.push_back(entry.path().string());
+  std::sort(paths.begin(), paths.end());
+  return paths;
+}
+
+}  // namespace
+
+// As FNV, xor and multiply, over words; multiplied before as well, and rotated, so that high bits spread too.
+uint64_t checksum(std::string_view bytes) {
+  constexpr uint64_t p = 0x9fb21c651e98df25u, q = 0xd6e8feb86659fd93u;
+  uint64_t h = 0x9e3779b97f4a7c15u;
+  const auto add = [&](uint64_t word) { h = std::rotl(h ^ (word * p), 29) * q; };
+  uint64_t word = 0;
+  size_t at = 0;
+  for (; at + 8 <= bytes.size(); at += 8) {
+    std::memcpy(&word, bytes.data() + at, 8);
+    add(word);
+  }
+  if (at < bytes.size()) {
+    word = 0;
+    std::memcpy(&word, bytes.data() + at, bytes.size() - at);
+    add(word);
+  }
+  h ^= bytes.size();  // tells trailing zeros from the last word's padding
+  h = (h ^ (h >> 32)) * q;
+  return h ^ (h >> 32);
+}
+
+// --- FileWriter --------------------------------------------------------------------------------------------------------------
+
+FileWriter::FileWriter(const std::string& path) : path_(path), file_(std::fopen(path.c_str(), "wbe")) {
+  if (!file_) fail("created");
+}
+
+FileWriter::~FileWriter() {
+  if (file_) std::fclose(file_);
+}
+
+void FileWriter::fail(const char* verb) const {
+  const int error = errno;
+  struct statvfs disk;
+  const bool known = statvfs(parent_of(path_).c_str(), &disk) == 0;
+  throw Error(cat(path_, ": cannot be ", verb, " (", bytes_, " bytes so far): ", std::strerror(error),
+                  known ? cat("; ", (uint64_t(disk.f_bavail) * disk.f_frsize) >> 20, " MiB free there") : ""));
+}
+
+void FileWriter::write(const void* data, size_t bytes) {
+  DUET_CHECK(file_, path_, ": written after close()");
+  if (std::fwrite(data, 1, bytes, file_) != bytes) fail("written");
+  bytes_ += int64_t(bytes);
+}
+
+void FileWriter::close() {
+  if (!file_) return;
+  if (std::fflush(file_) != 0) fail("written");
+  if (fsync(fileno(file_)) != 0) fail("synced to the disk");
+  if (std::fclose(std::exchange(file_, nullptr)) != 0) fail("closed");
+}
+
+// --- DurableDir --------------------------------------------------------------------------------------------------------------
+
+DurableDir::DurableDir(const std::string& target) : target_(target), tmp_(cat(target, kWriting)) {
+  DUET_CHECK(!is_complete(target), target, ": expected no complete directory of this name, found one");
+  std::error_code error;
+  fs::create_directories(parent_of(target), error);
+  for (const std::string& path : folders(parent_of(target)))
+    if (!error && path.ends_with(kWriting)) fs::remove_all(path, error);
+  if (!error) fs::create_directory(tmp_, error);
+  require(!error, target, ": cannot be created: ", error.message());
+}
+
+DurableDir::~DurableDir() {
+  if (published_) return;
+  std::error_code ignored;
+  files_.clear();
+  fs::remove_all(tmp_, ignored);
+}
+
+FileWriter& DurableDir::file(const std::string& name) {
+  if (!files_.empty()) files_.back().close();
+  return files_.emplace_back(tmp_ + "/" + name);
+}
+
+void DurableDir::publish() {
+  Json list = Json::array();
+  for (FileWriter& f : files_) {
+    f.close();
+    const MappedFile content = map_file(f.path());
+    DUET_CHECK(content.size == f.bytes(), f.path(), ": expected the ", f.bytes(), " bytes that were written, found ", content.size);
+    const std::string name = fs::path(f.path()).filename().string();
+    list.push(Json::object({{"name", name}, {"bytes", content.size}, {"checksum", checksum_text(content)}}));
+  }
+  FileWriter done(tmp_ + "/DONE");
+  done.write(Json::object({{"files", list}}).dump(2) + "\n");
+  done.close();
+  fsync_dir(tmp_);
+  std::error_code error;
+  fs::remove_all(target_, error);  // not a complete one
+  if (!error) fs::rename(tmp_, target_, error);
+  if (error) throw Error(cat(tmp_, ": cannot be renamed to ", target_, ": ", error.message()));
+  published_ = true;
+  fsync_dir(parent_of(target_));
+}
+
+// --- Readers -----------------------------------------------------------------------------------------------------------------
+
+bool is_complete(const std::string& dir) { return !dir.ends_with(kWriting) && fs::exists(dir + "/DONE"); }
+
+std::vector<std::string> complete_dirs(const std::string& parent) {
+  std::vector<std::string> dirs = folders(parent);
+  std::erase_if(dirs, [](const std::string& dir) { return !is_complete(dir); });
+  return dirs;
+}
+
+void verify(const std::string& dir) {
+  require(is_complete(dir), dir, ": not a complete checkpoint: it has no DONE file");
+  for (const Json& entry : Json::load(dir + "/DONE").at("files").items()) {
+    const std::string path = dir + "/" + entry.at("name").string();
+    require(fs::exists(path), path, ": missing, but DONE lists it");
+    const MappedFile content = map_file(path);
+    const int64_t expected = entry.at("bytes").integer(0);
+    require(content.size >= expected, path, ": truncated: ", content.size, " bytes, DONE says ", expected);
+    const std::string found = checksum_text(content), listed = entry.at("checksum").string();
+    require(content.size == expected && found == listed, path, ": altered: ", content.size, " bytes with checksum ", found,
+            ", DONE says ", expected, " with ", listed);
+  }
+}
+
+}  // namespace duet

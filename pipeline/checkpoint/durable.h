@@ -1,0 +1,78 @@
+// Files that survive a kill, a power cut and a full disk: how checkpoints are written.
+//
+// A directory appears complete or not at all. Its files are written into TARGET.duet-writing beside it and fsynced; last comes
+// DONE, with size and checksum of every file; then one rename makes the whole appear under its name. What an interrupted write
+// left is not there for any reader, and the next write beside it removes it. So the newest directory with DONE is whole.
+//
+//   DurableDir dir("out/step-000100");
+//   dir.file("config.json").write(text);
+//   SafetensorsWriter weights(dir.file("model.safetensors"), specs);
+//   ...
+//   dir.publish();
+//
+// One thread writes; one process writes into a parent folder at a time. Errors: UsageError if the directory cannot be made;
+// Error, naming the path, the reason and the free space, when a write fails.
+// Read next: safetensors.h.
+#pragma once
+#include <cstdint>
+#include <cstdio>
+#include <deque>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "model/base/check.h"
+
+namespace duet {
+
+// A 64-bit checksum against accidents, not against intent: any change within one aligned 8-byte word changes it, other damage
+// almost surely.
+uint64_t checksum(std::string_view bytes);
+
+// Writes one file from its first byte to its last.
+class FileWriter {
+ public:
+  explicit FileWriter(const std::string& path);  // creates the file, or empties it
+  ~FileWriter();                                 // closes; a file that close() has not seen is not durable
+  FileWriter(const FileWriter&) = delete;
+
+  void write(const void* data, size_t bytes);
+  void write(std::string_view text) { write(text.data(), text.size()); }
+  void close();  // to the disk (fsync); a second call does nothing
+  const std::string& path() const { return path_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  [[noreturn]] void fail(const char* verb) const;
+
+  std::string path_;
+  std::FILE* file_;
+  int64_t bytes_ = 0;
+};
+
+class DurableDir {
+ public:
+  // Makes the folders above it; removes what interrupted writes left there. A complete directory is never replaced.
+  explicit DurableDir(const std::string& target);
+  ~DurableDir();  // unpublished: removes what was written
+  DurableDir(const DurableDir&) = delete;
+
+  FileWriter& file(const std::string& name);  // a new file of the directory; closes the one before. Valid until publish().
+  void publish();                             // all at once
+
+ private:
+  std::string target_, tmp_;
+  std::deque<FileWriter> files_;
+  bool published_ = false;
+};
+
+// Whether `dir` has a DONE file.
+bool is_complete(const std::string& dir);
+
+// The complete directories in `parent`, as paths in ascending order of name (so zero-padded steps: the newest last).
+std::vector<std::string> complete_dirs(const std::string& parent);
+
+// Reads every file of a complete directory; throws UsageError naming the one that is missing, truncated or altered.
+void verify(const std::string& dir);
+
+}  // namespace duet

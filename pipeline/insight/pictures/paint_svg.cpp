@@ -1,0 +1,164 @@
+// The SVG: one row of boxes a rank, hatched where it idles. Plain rectangles and text, so that browsers, GitHub and
+// converters all draw the same; the white ground is there for dark pages. Read next: ../schedule_command.cpp.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <ostream>
+
+#include "pipeline/insight/pictures/paint.h"
+
+namespace duet {
+namespace {
+
+constexpr double kLabel = 66, kMargin = 14, kTitle = 34, kRow = 20, kRowGap = 3, kPanelGap = 16, kLegend = 40;
+constexpr double kDigit = 5.6;  // width of a digit of the boxes' text
+
+struct Paint {
+  const char* what;
+  std::array<int, 3> light, dark;
+};
+constexpr std::array<Paint, 4> kPaints = {{{"forward", {255, 220, 130}, {244, 167, 80}},  // by Kind
+                                           {"backward for inputs", {176, 217, 245}, {99, 168, 222}},
+                                           {"backward for weights", {219, 203, 241}, {173, 145, 217}},
+                                           {"full backward", {174, 224, 186}, {100, 184, 133}}}};
+
+std::string color_of(Kind kind, int chunk, int chunks) {
+  const Paint& paint = kPaints[size_t(kind)];
+  const double dark = chunks > 1 ? double(chunk) / (chunks - 1) : 0;
+  std::string hex = "#";
+  for (int i = 0; i < 3; ++i)
+    hex += format("%02x", int(std::lround(paint.light[i] + dark * (paint.dark[i] - paint.light[i]))));
+  return hex;
+}
+
+std::string escaped(const std::string& text) {
+  std::string out;
+  for (char c : text) out += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : std::string(1, c);
+  return out;
+}
+
+// Coordinates to a hundredth of a pixel, without trailing zeros.
+std::string px(double value) { return cat(std::round(value * 100) / 100); }
+
+struct Drawer {
+  std::ostream& out;
+  double scale = 1;  // pixels for one unit of time
+
+  void box(double x, double y, double width, double height, const std::string& attributes) {
+    out << "<rect x='" << px(x) << "' y='" << px(y) << "' width='" << px(width) << "' height='" << px(height) << "' "
+        << attributes << "/>\n";
+  }
+  void text(double x, double y, const char* style, const std::string& words) {
+    out << "<text x='" << px(x) << "' y='" << px(y) << "' class='" << style << "'>" << escaped(words) << "</text>\n";
+  }
+  void action(double x, double y, double width, const Action& a, const std::string& color) {
+    box(x, y, width, kRow, "class='a' fill='" + color + "'");
+    const std::string number = std::to_string(a.microbatch);
+    if (number.size() * kDigit <= width) text(x + width / 2, y + kRow / 2 + 3.3, "n", number);
+  }
+};
+
+int chunks_of(const Schedule& s) {
+  const std::vector<int> chunk = chunk_of_stage(s);
+  return *std::max_element(chunk.begin(), chunk.end()) + 1;
+}
+
+void draw_rank(Drawer& draw, const Panel& panel, int rank, double y) {
+  const Schedule& s = panel.schedule;
+  const std::vector<int> chunk = chunk_of_stage(s);
+  const int chunks = chunks_of(s);
+  const double B_of_pair = panel.costs.B() / (panel.costs.F + panel.costs.B());
+  draw.text(kMargin, y + kRow / 2 + 4, "r", cat("rank ", rank));
+  draw.box(kLabel, y, panel.timing.makespan * draw.scale, kRow, "fill='url(#idle)'");
+  for (size_t i = 0; i < s.ranks[rank].size(); ++i) {
+    const Action& action = s.ranks[rank][i];
+    const double x = kLabel + panel.timing.spans[rank][i].start * draw.scale;
+    const double width = kLabel + panel.timing.spans[rank][i].end * draw.scale - x;
+    for_parts(action, [&](const Action& part) {
+      const bool is_B = action.overlapped() && part.kind == Kind::B;
+      const double share = !action.overlapped() ? 1 : is_B ? B_of_pair : 1 - B_of_pair;
+      draw.action(is_B ? x + width * (1 - share) : x, y, width * share, part, color_of(part.kind, chunk[part.stage], chunks));
+    });
+    if (action.overlapped()) draw.box(x + 0.7, y + 0.7, width - 1.4, kRow - 1.4, "class='p'");
+  }
+}
+
+void draw_legend(Drawer& draw, std::span<const Panel> panels, double y) {
+  std::array<int, 4> shades{};  // by Kind: the most chunks of a panel that has such actions
+  bool pairs = false, directions = true;
+  for (const Panel& panel : panels) {
+    const int chunks = chunks_of(panel.schedule);
+    if (chunks > 1) directions &= panel.schedule.two_directions;
+    for (const auto& row : panel.schedule.ranks)
+      for (const Action& action : row) {
+        pairs |= action.overlapped();
+        for_parts(action, [&](const Action& a) { shades[size_t(a.kind)] = std::max(shades[size_t(a.kind)], chunks); });
+      }
+  }
+  double x = kLabel;
+  const auto entry = [&](const std::string& words, auto swatch) {
+    swatch();
+    draw.text(x + 5, y + 10, "k", words);
+    x += 5 + 5.7 * words.size() + 16;
+  };
+  const auto square = [&](const std::string& attributes) { draw.box(x, y, 13, 13, attributes), x += 13; };
+  for (const Kind kind : {Kind::F, Kind::B, Kind::I, Kind::W}) {
+    const int chunks = shades[size_t(kind)];
+    if (chunks == 0) continue;
+    entry(kPaints[size_t(kind)].what, [&] {
+      for (int chunk = 0; chunk < chunks; ++chunk) square("class='a' fill='" + color_of(kind, chunk, chunks) + "'");
+    });
+  }
+  if (pairs) entry("overlapped pair", [&] { square("class='p'"); });
+  entry("idle", [&] { square("fill='url(#idle)'"); });
+  if (*std::max_element(shades.begin(), shades.end()) > 1)
+    draw.text(x, y + 10, "k", directions ? "darker: the second direction" : "darker: a rank's later chunk");
+}
+
+// So wide that the narrowest action shows its number, unless the whole became too wide to look at.
+double choose_scale(std::span<const Panel> panels) {
+  double narrowest = 1e300, makespan = 0;
+  size_t digits = 1;
+  for (const Panel& panel : panels) {
+    makespan = std::max(makespan, panel.timing.makespan);
+    digits = std::max(digits, std::to_string(panel.schedule.microbatches - 1).size());
+    for (const auto& row : panel.timing.spans) {
+      for (const Span& span : row) narrowest = std::min(narrowest, span.end - span.start);
+    }
+  }
+  return std::max(std::min((digits * kDigit + 4) / narrowest, 2400 / makespan), 880 / makespan);
+}
+
+}  // namespace
+
+void paint_svg(std::ostream& out, std::span<const Panel> panels) {
+  Drawer draw{out, choose_scale(panels)};
+  double longest = 0, height = kMargin;
+  for (const Panel& panel : panels) {
+    longest = std::max(longest, panel.timing.makespan);
+    height += kTitle + panel.schedule.pp * (kRow + kRowGap) + kPanelGap;
+  }
+  const double width = std::max(kLabel + longest * draw.scale + kMargin, 960.0);
+  height += kLegend;
+  out << "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 " << px(width) << " " << px(height) << "' width='" << px(width)
+      << "' height='" << px(height) << "' font-family='Helvetica, Arial, sans-serif'>\n"
+      << "<style>.a{stroke:#fff;stroke-width:.8}.p{fill:none;stroke:#22272e;stroke-width:1.4}.n{font-size:9px;"
+         "text-anchor:middle;fill:#22272e}.r{font-size:12px;fill:#57606a}.k{font-size:11px;fill:#424a53}.t{font-size:17px;"
+         "font-weight:bold;fill:#22272e}.c{font-size:12.5px;fill:#57606a}</style>\n"
+      << "<defs><pattern id='idle' width='6' height='6' patternUnits='userSpaceOnUse'><rect width='6' height='6' "
+         "fill='#eff1f4'/><path d='M-1,1 l2,-2 M0,6 l6,-6 M5,7 l2,-2' stroke='#cfd5dc' stroke-width='.8'/></pattern></defs>\n";
+  draw.box(0, 0, width, height, "rx='8' fill='#fff'");
+  double y = kMargin;
+  for (const Panel& panel : panels) {
+    const std::string title = title_of(panel.schedule);
+    draw.text(kLabel, y + 16, "t", title);
+    draw.text(kLabel + 10.2 * title.size() + 14, y + 16, "c", panel.caption);
+    y += kTitle - 6;
+    for (int rank = 0; rank < panel.schedule.pp; ++rank, y += kRow + kRowGap) draw_rank(draw, panel, rank, y);
+    y += kPanelGap + 6;
+  }
+  draw_legend(draw, panels, y + 4);
+  out << "</svg>\n";
+}
+
+}  // namespace duet

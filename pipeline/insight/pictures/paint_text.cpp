@@ -1,0 +1,125 @@
+// The grid in the terminal. Read next: paint_svg.cpp.
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <ostream>
+
+#include "pipeline/insight/pictures/paint.h"
+
+namespace duet {
+namespace {
+
+struct Glyph {
+  char c = '.';
+  int color = 0;  // of the background, one of xterm's 256; 0: none
+};
+
+int color_of(Kind kind, bool darker) {
+  switch (kind) {
+    case Kind::F: return darker ? 215 : 222;
+    case Kind::I: return darker ? 74 : 117;
+    case Kind::W: return darker ? 140 : 183;
+    default: return darker ? 71 : 114;
+  }
+}
+
+std::string label_of(const Action& part, int chunk) {
+  const char letter = kind_name(part.kind)[0];
+  return char(chunk > 0 ? letter - 'A' + 'a' : letter) + std::to_string(part.microbatch);
+}
+
+// Columns for one unit of time: so many that every action's label fits, unless that made the average one much too wide.
+double columns_per_unit(const Schedule& s, const Timing& timing) {
+  const double digits = std::to_string(s.microbatches - 1).size();
+  double needed = 0, longest = 0;
+  for (int rank = 0; rank < s.pp; ++rank) {
+    for (size_t i = 0; i < s.ranks[rank].size(); ++i) {
+      const double cost = timing.spans[rank][i].end - timing.spans[rank][i].start;
+      const double width = s.ranks[rank][i].overlapped() ? 2 * (1 + digits) + 2 : std::max(3.0, 1 + digits);
+      needed = std::max(needed, width / cost);
+      longest = std::max(longest, cost);
+    }
+  }
+  return std::min(needed, 24 / longest);
+}
+
+void paint_action(std::vector<Glyph>& row, const Action& action, const std::vector<int>& chunks, int begin, int end) {
+  std::string text = action.overlapped() ? "[" : "";
+  std::vector<int> colors(text.size(), color_of(Kind::F, chunks[action.stage] > 0));
+  for_parts(action, [&](const Action& part) {
+    text += label_of(part, chunks[part.stage]);
+    colors.resize(text.size(), color_of(part.kind, chunks[part.stage] > 0));
+  });
+  const int room = std::max(int(text.size()), end - begin - int(action.overlapped()));
+  text.resize(room, ' ');
+  if (action.overlapped()) text += ']';
+  colors.resize(text.size(), colors.back());
+  for (int i = begin; i < end; ++i) row[i] = {text[i - begin], colors[i - begin]};
+}
+
+void print(std::ostream& out, const std::vector<Glyph>& row, size_t begin, size_t end, bool color) {
+  int now = 0;
+  for (size_t i = begin; i < end; ++i) {
+    if (color && row[i].color != now) {
+      now = row[i].color;
+      out << (now ? cat("\033[38;5;16;48;5;", now, "m") : "\033[0m");
+    }
+    out << (color && !now ? ' ' : row[i].c);
+  }
+  if (color) out << "\033[0m";
+}
+
+}  // namespace
+
+Terminal terminal_of_stdout() {
+  if (!isatty(STDOUT_FILENO)) return {};
+  const char* no_color = std::getenv("NO_COLOR");
+  winsize size{};
+  const bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0;
+  return {!no_color || !*no_color, known ? size.ws_col : 0};
+}
+
+std::vector<int> chunk_of_stage(const Schedule& s) {
+  std::vector<int> chunk(s.stages(), 0), held(s.pp, 0);
+  for (int stage = 0; stage < s.stages(); ++stage) {
+    chunk[stage] = s.two_directions ? stage / s.model_stages() : held[s.rank_of[stage]]++;
+  }
+  return chunk;
+}
+
+std::string title_of(const Schedule& s) {
+  for (const ScheduleKind& kind : schedule_kinds()) {
+    if (s.name == kind.name) return kind.title;
+  }
+  return s.name;
+}
+
+void paint_text(std::ostream& out, const Schedule& s, const Timing& timing, const Terminal& terminal) {
+  const double scale = columns_per_unit(s, timing);
+  const auto column = [&](double time) { return int(std::lround(time * scale)); };
+  const size_t columns = column(timing.makespan);
+  const std::vector<int> chunks = chunk_of_stage(s);
+  std::vector<std::vector<Glyph>> rows(s.pp, std::vector<Glyph>(columns));
+  for (int rank = 0; rank < s.pp; ++rank) {
+    for (size_t i = 0; i < s.ranks[rank].size(); ++i) {
+      const Span span = timing.spans[rank][i];
+      paint_action(rows[rank], s.ranks[rank][i], chunks, column(span.start), column(span.end));
+    }
+  }
+  const size_t label = 6 + std::to_string(s.pp - 1).size();  // "rank 0 "
+  const size_t band = terminal.columns > int(label) + 20 ? terminal.columns - label : std::max<size_t>(columns, 1);
+  for (size_t begin = 0; begin < columns; begin += band) {
+    if (begin > 0) out << "\n";
+    for (int rank = 0; rank < s.pp; ++rank) {
+      const std::string number = std::to_string(rank);
+      out << "rank " << std::string(label - 6 - number.size(), ' ') << number << " ";
+      print(out, rows[rank], begin, std::min(columns, begin + band), terminal.color);
+      out << "\n";
+    }
+  }
+}
+
+}  // namespace duet

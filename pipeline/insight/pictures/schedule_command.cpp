@@ -1,0 +1,200 @@
+// What `duet schedule` prints. Read next: README.md, the chapter; then the executor, which runs the same lists.
+#include "pipeline/insight/pictures/schedule_command.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <ostream>
+#include <sstream>
+
+#include "model/base/json.h"
+#include "pipeline/schedule/checker.h"
+#include "pipeline/schedule/simulator.h"
+
+namespace duet {
+namespace {
+
+// A schedule with all that is known about it.
+struct Entry {
+  Schedule schedule;
+  Costs costs;  // of its stages
+  Usage usage;
+  Timing timing;
+};
+
+Entry make_entry(const std::string& name, const ScheduleSize& size, const Costs& costs, bool equal_work) {
+  Entry entry{make_schedule(name, size), costs, {}, {}};
+  entry.usage = check(entry.schedule);
+  if (equal_work) entry.costs = costs.scaled(entry.schedule.stage_share());
+  entry.timing = simulate(entry.schedule, entry.costs);
+  return entry;
+}
+
+std::string percent(double fraction) { return format("%.1f%%", 100 * fraction); }
+
+// At most two decimals, none that are zero: "57.6".
+std::string rounded(double value) { return format("%.12g", std::round(value * 100) / 100); }
+
+std::string describe(const Costs& c) {
+  return cat("F=", rounded(c.F), " I=", rounded(c.I), " W=", rounded(c.W), " B=", rounded(c.B()), " FB=", rounded(c.FB));
+}
+
+std::string describe_overlap(const Costs& c) {
+  const double hidden = 1 - c.FB / (c.F + c.B());
+  return std::abs(hidden) < 1e-9 ? "FB = F + B: a pair hides nothing" : cat("a pair saves ", percent(hidden), " of F + B");
+}
+
+std::string caption_of(const Entry& e) {
+  return cat(e.schedule.pp, " ranks, ", e.schedule.microbatches, " microbatches  ·  time ", rounded(e.timing.makespan),
+             "  ·  bubble ", percent(e.timing.bubble()));
+}
+
+void print_text(std::ostream& out, const Entry& e, const Terminal& terminal) {
+  const Schedule& s = e.schedule;
+  out << title_of(s) << ": " << s.pp << " ranks, " << s.microbatches << " microbatches, " << s.stages() << " stages"
+      << (s.two_directions ? cat(" in two directions (", s.model_stages(), " parts of the model, each held twice)") : "")
+      << "\n\n";
+  paint_text(out, s, e.timing, terminal);
+  out << "\n F forward  B full backward  I backward for inputs  W backward for weights  [F B] overlapped pair"
+      << (terminal.color ? "\n" : "  . idle\n") << " Second " << (s.two_directions ? "direction" : "and later chunks") << ": "
+      << (terminal.color ? "darker, and " : "") << "small letters.\n\n rank    bubble   peak activations\n";
+  for (int rank = 0; rank < s.pp; ++rank) {
+    out << format("%5d%10s%19d", rank, percent(e.timing.bubble_fraction[rank]).c_str(), e.usage.peak_activations[rank]);
+    if (e.usage.held_w[rank] > 0) out << "   " << e.usage.held_w[rank] << " Ws held for their predecessors";
+    out << "\n";
+  }
+  out << "\n makespan " << rounded(e.timing.makespan) << ", bubble " << percent(e.timing.bubble()) << ", with "
+      << describe(e.costs) << " (" << describe_overlap(e.costs) << ")\n";
+}
+
+void print_json(std::ostream& out, const Entry& e) {
+  const Schedule& s = e.schedule;
+  Json ranks = Json::array();
+  for (const auto& actions : s.ranks) {
+    Json row = Json::array();
+    for (const Action& action : actions) row.push(to_string(action));
+    ranks.push(std::move(row));
+  }
+  out << Json::object({{"schedule", s.name}, {"pp", s.pp}, {"microbatches", s.microbatches}, {"ranks", ranks},
+                       {"makespan", e.timing.makespan}, {"bubble_fraction", Json(e.timing.bubble_fraction)},
+                       {"peak_activations", Json(e.usage.peak_activations)}, {"held_w", Json(e.usage.held_w)}}).dump(2) << "\n";
+}
+
+// --- --compare -------------------------------------------------------------------------------------------------------------
+
+struct Comparison {
+  std::vector<Entry> entries;
+  std::vector<std::string> left_out;  // why
+  double baseline = 0;                // makespan of 1F1B
+  double gain(const Entry& e) const { return baseline / e.timing.makespan - 1; }
+};
+
+Comparison compare(const ScheduleOptions& options, const ScheduleSize& size, const Costs& costs) {
+  Comparison result;
+  result.baseline = make_entry("1f1b", size, costs, true).timing.makespan;
+  std::string names = options.schedule;
+  if (names.empty())
+    for (const ScheduleKind& kind : schedule_kinds()) names += cat(kind.name, ",");
+  std::istringstream list(names);
+  for (std::string name; std::getline(list, name, ',');) {
+    try {
+      result.entries.push_back(make_entry(name, size, costs, true));
+    } catch (const UsageError& why) {
+      if (!options.schedule.empty()) throw;
+      result.left_out.push_back(why.what());
+    }
+  }
+  return result;
+}
+
+// What part of F + B a pair must save for the schedule to be `gain` faster than 1F1B; nothing if no FB >= max(F, B) does it.
+std::optional<double> saving_for(double gain, const Entry& e, double baseline) {
+  const double none = e.costs.F + e.costs.B(), most = std::max(e.costs.F, e.costs.B());
+  const auto reaches = [&](double FB) {
+    Costs costs = e.costs;
+    costs.FB = FB;
+    return baseline / simulate(e.schedule, costs).makespan >= 1 + gain;
+  };
+  if (!reaches(most)) return std::nullopt;
+  double slow = none, fast = most;
+  if (reaches(none)) return 0;
+  for (int i = 0; i < 20; ++i) (reaches((slow + fast) / 2) ? fast : slow) = (slow + fast) / 2;
+  return 1 - fast / none;
+}
+
+bool has_pairs(const Schedule& s) {
+  return std::any_of(s.ranks[0].begin(), s.ranks[0].end(), [](const Action& a) { return a.overlapped(); });
+}
+
+void print_comparison(std::ostream& out, const Comparison& c, const ScheduleSize& size, const Costs& costs) {
+  out << size.pp << " ranks, " << size.microbatches << " microbatches, the same model under each\n\n"
+      << " schedule          stages  makespan   bubble  activations  weight copies  speed over 1F1B\n";
+  for (const Entry& e : c.entries) {
+    const Schedule& s = e.schedule;
+    const double gain = std::round(1000 * c.gain(e)) / 10 + 0.0;  // percent; + 0.0: never -0
+    out << format(" %-18s%6d%10.2f%9s%13.1f%15d%+16.1f%%\n", title_of(s).c_str(), s.stages(), e.timing.makespan,
+                  percent(e.timing.bubble()).c_str(), e.usage.peak() * s.stage_share(), s.weight_copies(), gain);
+  }
+  for (const std::string& why : c.left_out) out << " left out: " << why << "\n";
+  out << "\n Assumed: one " << size.pp << "-th of the model costs " << describe(costs) << ";\n " << describe_overlap(costs)
+      << ". Messages take no time, all stages cost the same.\n"
+      << " bubble: mean over ranks. activations: the largest rank's, one = a microbatch in one " << size.pp
+      << "-th of the model.\n";
+  for (const Entry& e : c.entries) {
+    if (!has_pairs(e.schedule)) continue;
+    const auto saving = saving_for(0.30, e, c.baseline);
+    out << " For +30% over 1F1B a pair of " << title_of(e.schedule) << " must "
+        << (saving ? "save " + percent(*saving) : "cost less than its longer part: out of reach") << ".\n";
+  }
+}
+
+void print_comparison_json(std::ostream& out, const Comparison& c, const ScheduleSize& size, const Costs& costs) {
+  Json rows = Json::array();
+  for (const Entry& e : c.entries) {
+    const Schedule& s = e.schedule;
+    rows.push(Json::object({{"schedule", s.name}, {"stages", s.stages()}, {"makespan", e.timing.makespan},
+                            {"bubble_fraction", e.timing.bubble()}, {"peak_activations", e.usage.peak() * s.stage_share()},
+                            {"weight_copies", s.weight_copies()}, {"gain_over_1f1b", c.gain(e)}}));
+  }
+  const Json cost = Json::object({{"F", costs.F}, {"I", costs.I}, {"W", costs.W}, {"FB", costs.FB}});
+  out << Json::object({{"pp", size.pp}, {"microbatches", size.microbatches}, {"cost", cost}, {"schedules", rows},
+                       {"left_out", Json(c.left_out)}}).dump(2) << "\n";
+}
+
+void paint_entries(std::ostream& out, std::span<const Entry> entries) {
+  std::vector<Panel> panels;
+  for (const Entry& e : entries) panels.push_back({e.schedule, e.timing, e.costs, caption_of(e)});
+  paint_svg(out, panels);
+}
+
+void run_compare(const ScheduleOptions& options, const ScheduleSize& size, const Costs& costs, std::ostream& out) {
+  const Comparison result = compare(options, size, costs);
+  if (options.format == "svg") return paint_entries(out, result.entries);
+  (options.format == "json" ? print_comparison_json : print_comparison)(out, result, size, costs);
+}
+
+}  // namespace
+
+void schedule_command(const ScheduleOptions& options, std::ostream& out, const Terminal& terminal) {
+  const std::string& format = options.format;
+  const bool known = format == "text" || format == "json" || format == "svg" || (format == "csv" && !options.compare);
+  require(known, "--format: expected text, ", options.compare ? "" : "csv, ", "json or svg, found ", format);
+  require(options.pp >= 0, "--pp: expected 1 or more, found ", options.pp);
+  require(options.microbatches >= 0, "--microbatches: expected 1 or more, found ", options.microbatches);
+  const Costs costs = parse_costs(options.cost);
+  const std::string name = options.schedule.empty() ? "dualpipe" : options.schedule;
+  ScheduleSize size{options.pp, options.microbatches, options.virtual_stages};
+  if (options.compare || !name.ends_with(".csv")) {
+    if (size.pp == 0) size.pp = 8;
+    if (size.microbatches == 0) size.microbatches = std::max(20, 2 * size.pp);
+  }
+  if (options.compare) return run_compare(options, size, costs, out);
+
+  const Entry entry = make_entry(name, size, costs, false);
+  if (format == "csv") write_csv(out, entry.schedule);
+  if (format == "json") print_json(out, entry);
+  if (format == "svg") paint_entries(out, {&entry, 1});
+  if (format == "text") print_text(out, entry, terminal);
+}
+
+}  // namespace duet

@@ -1,0 +1,61 @@
+// See overlap.h. Read next: trace.cpp, which measures with it.
+#include "pipeline/insight/trace/intervals.h"
+
+#include <algorithm>
+
+namespace duet {
+
+Times merged(std::vector<Interval> intervals) {
+  std::sort(intervals.begin(), intervals.end(), [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
+  Times times;
+  for (const Interval& i : intervals) {
+    if (i.begin >= i.end) continue;
+    if (times.empty() || times.back().end < i.begin)
+      times.push_back(i);
+    else
+      times.back().end = std::max(times.back().end, i.end);
+  }
+  return times;
+}
+
+Times common(const Times& a, const Times& b) {
+  Times times;
+  for (size_t i = 0, j = 0; i < a.size() && j < b.size();) {
+    const Interval both{std::max(a[i].begin, b[j].begin), std::min(a[i].end, b[j].end)};
+    if (both.begin < both.end) times.push_back(both);
+    a[i].end < b[j].end ? ++i : ++j;
+  }
+  return times;
+}
+
+Times without(const Times& a, const Times& b) {
+  Times gaps;  // between the intervals of b
+  int64_t from = INT64_MIN;
+  for (const Interval& i : b) {
+    gaps.push_back({from, i.begin});
+    from = i.end;
+  }
+  gaps.push_back({from, INT64_MAX});
+  return common(a, gaps);
+}
+
+int64_t length(const Times& times) {
+  int64_t sum = 0;
+  for (const Interval& i : times) sum += i.end - i.begin;
+  return sum;
+}
+
+Overlap& Overlap::operator+=(const Overlap& other) {
+  span += other.span;
+  compute += other.compute;
+  comm += other.comm;
+  covered += other.covered;
+  return *this;
+}
+
+Overlap overlap_within(const Times& window, const Activity& activity) {
+  const Times compute = without(common(window, activity.compute), activity.wait), comm = common(window, activity.comm);
+  return {.span = length(window), .compute = length(compute), .comm = length(comm), .covered = length(common(compute, comm))};
+}
+
+}  // namespace duet

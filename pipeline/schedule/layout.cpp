@@ -1,0 +1,80 @@
+// See layout.h.
+#include "pipeline/schedule/layout.h"
+
+#include <algorithm>
+#include <charconv>
+#include <limits>
+#include <sstream>
+
+#include "model/base/check.h"
+
+namespace duet {
+
+template <class Rank>
+static std::vector<int> list(int n, Rank rank) {
+  std::vector<int> ranks;
+  for (int i = 0; i < n; ++i) ranks.push_back(rank(i));
+  return ranks;
+}
+
+std::vector<int> Layout::pipeline_of(int r) const {
+  return list(pp, [&](int p) { return rank(p, dp_rank(r)); });
+}
+std::vector<int> Layout::replicas_of(int r) const {
+  return list(dp, [&](int d) { return rank(pp_rank(r), d); });
+}
+std::vector<int> Layout::experts_of(int r) const {
+  return list(ep, [&](int e) { return rank(pp_rank(r), dp_rank(r) / ep * ep + e); });
+}
+std::vector<int> Layout::expert_replicas_of(int r) const {
+  return list(dp / ep, [&](int i) { return rank(pp_rank(r), dp_rank(r) % ep + i * ep); });
+}
+
+static std::vector<int64_t> parse_split(const std::string& split, int64_t layers, int stages) {
+  std::vector<int64_t> bounds = {0};
+  std::istringstream list(split);
+  for (std::string item; std::getline(list, item, ',');) {
+    int64_t n = 0;
+    const auto [stop, error] = std::from_chars(item.data(), item.data() + item.size(), n);
+    require(error == std::errc() && stop == item.data() + item.size() && n >= 1 && n <= layers,
+            "--split: found '", item, "', allowed: whole numbers of layers, 1 to ", layers);
+    bounds.push_back(bounds.back() + n);
+  }
+  require(int(bounds.size()) == stages + 1 && bounds.back() == layers, "--split: found ", bounds.size() - 1, " parts of ",
+          bounds.back(), " layers in all, allowed: ", stages, " parts of ", layers, " layers");
+  return bounds;
+}
+
+std::vector<int64_t> split_layers(const ModelConfig& c, int64_t seq_len, int stages, const std::string& split) {
+  require(stages <= c.n_layers, "--pp: found ", stages, " stages, allowed: at most one for each of the model's ", c.n_layers,
+          " layers");
+  if (!split.empty()) return parse_split(split, c.n_layers, stages);
+  std::vector<double> up_to(size_t(c.n_layers) + 1);  // cost of the first l layers
+  for (int64_t l = 0; l < c.n_layers; ++l) up_to[size_t(l) + 1] = up_to[size_t(l)] + c.layer_flops_per_token(l, seq_len);
+  up_to.back() += c.head_flops_per_token();
+
+  // largest[s][l]: the smallest possible largest part when the first l layers are cut into s parts.
+  const double kNever = std::numeric_limits<double>::infinity();
+  const size_t n = size_t(c.n_layers);
+  std::vector<std::vector<double>> largest(size_t(stages) + 1, std::vector<double>(n + 1, kNever));
+  std::vector<std::vector<size_t>> cut(size_t(stages) + 1, std::vector<size_t>(n + 1));
+  largest[0][0] = 0;
+  for (size_t s = 1; s <= size_t(stages); ++s)
+    for (size_t l = s; l <= n; ++l)
+      for (size_t k = s - 1; k < l; ++k) {
+        const double part = std::max(largest[s - 1][k], up_to[l] - up_to[k]);
+        if (part <= largest[s][l]) {
+          largest[s][l] = part;
+          cut[s][l] = k;
+        }
+      }
+  std::vector<int64_t> bounds(size_t(stages) + 1);
+  size_t l = n;
+  for (size_t s = size_t(stages); s > 0; --s) {
+    bounds[s] = int64_t(l);
+    l = cut[s][l];
+  }
+  return bounds;
+}
+
+}  // namespace duet

@@ -1,0 +1,72 @@
+// The clock on top of run_list. Read next: insight/paint_text.cpp.
+#include "pipeline/schedule/simulator.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <map>
+#include <sstream>
+
+#include "pipeline/schedule/run_list.h"
+
+namespace duet {
+
+double Costs::of(const Action& action) const {
+  if (action.overlapped()) return FB;
+  switch (action.kind) {
+    case Kind::F: return F;
+    case Kind::I: return I;
+    case Kind::W: return W;
+    case Kind::B: return B();
+    default: return 0;  // messages take no time
+  }
+}
+
+Costs parse_costs(const std::string& text) {
+  std::map<std::string, double> given;
+  std::istringstream items(text);
+  for (std::string item; std::getline(items, item, ',');) {
+    const size_t equal = std::min(item.find('='), item.size());
+    const std::string name = item.substr(0, equal);
+    double value = 0;
+    const char *stop = item.data() + item.size(), *start = std::min<const char*>(item.data() + equal + 1, stop);
+    const auto [read, error] = std::from_chars(start, stop, value);
+    const bool known = name == "F" || name == "I" || name == "W" || name == "FB";
+    const bool good = error == std::errc{} && read == stop && std::isfinite(value) && value > 0;
+    require(known && good && given.emplace(name, value).second,
+            "--cost: expected positive costs such as F=1,I=1,W=1,FB=2.4, each once, found ", item);
+  }
+  const auto cost = [&](const char* name, double otherwise) { return given.contains(name) ? given[name] : otherwise; };
+  Costs costs{cost("F", 1), cost("I", 1), cost("W", 1)};
+  costs.FB = cost("FB", costs.F + costs.B());
+  return costs;
+}
+
+Timing simulate(const Schedule& s, const Costs& costs) {
+  Timing timing;
+  std::vector<double> made_at(size_t(2) * s.stages() * s.microbatches, 0);  // [products]
+  std::vector<double> free_at(s.pp, 0), busy(s.pp, 0);
+  timing.spans.resize(s.pp);
+  for (int rank = 0; rank < s.pp; ++rank) timing.spans[rank].resize(s.ranks[rank].size());
+
+  const auto stuck = run_list(s, [&](int rank, int index) {
+    const Action& action = s.ranks[rank][index];
+    double start = free_at[rank];
+    for_parts(action, [&](const Action& part) {
+      for_needs(s, part, [&](Kind kind, int stage, int m) { start = std::max(start, made_at[product(s, kind, stage, m)]); });
+    });
+    const double cost = costs.of(action), end = start + cost;
+    for_parts(action, [&](const Action& part) {
+      if (part.kind != Kind::W) made_at[product(s, part.kind, part.stage, part.microbatch)] = end;
+    });
+    timing.spans[rank][index] = {start, end};
+    free_at[rank] = end;
+    busy[rank] += cost;
+    timing.makespan = std::max(timing.makespan, end);
+  });
+  DUET_CHECK(stuck.empty(), "simulate: ", s.name, " deadlocks; the checker comes first");
+  for (int rank = 0; rank < s.pp; ++rank) timing.bubble_fraction.push_back(std::max(0.0, 1 - busy[rank] / timing.makespan));
+  return timing;
+}
+
+}  // namespace duet

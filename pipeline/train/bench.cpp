@@ -1,0 +1,43 @@
+// See bench.h.
+#include "pipeline/train/bench.h"
+
+#include <algorithm>
+#include <ostream>
+
+#include "model/machine/gemm_cpu.h"
+#include "pipeline/train/trainer.h"
+
+namespace duet {
+
+void bench_command(const BenchOptions& b, std::ostream& out) {
+  require(b.steps >= 1, "--steps: found ", b.steps, ", allowed: at least 1");
+  TrainOptions o;
+  o.preset = b.preset;
+  o.threads = b.threads;
+  o.microbatches = b.microbatches;
+  o.steps = b.steps + 1;
+  o.device = "cpu";
+  o.dp = 1;
+  if (b.gemm) return bench_gemm(int(b.threads), out);
+  const Job job = make_job(o);
+  std::vector<double> seconds;
+  StepResult last;
+  std::string device_name;
+  run_ranks(job.run, [&](Comm& world) {
+    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    device_name = device->name();
+    Trainer trainer(job, world, *device);
+    for (int64_t step = 1; step <= o.steps; ++step) {
+      last = trainer.step(step);
+      if (step > 1) seconds.push_back(last.seconds);
+    }
+  });
+  std::sort(seconds.begin(), seconds.end());
+  const double median = seconds[seconds.size() / 2];
+  out << Json::object({{"trainer", "duet"}, {"preset", b.preset}, {"device", device_name}, {"threads", b.threads},
+                       {"parameters", job.config.parameters()}, {"tokens", last.tokens}, {"step_ms", median * 1e3},
+                       {"tokens_per_s", double(last.tokens) / median}, {"gflops", double(last.flops) / median * 1e-9}}).dump()
+      << std::endl;
+}
+
+}  // namespace duet

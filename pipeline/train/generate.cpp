@@ -1,0 +1,82 @@
+// See generate.h.
+#include "pipeline/train/generate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <ostream>
+#include <random>
+
+#include "data/dataset.h"
+#include "pipeline/train/train_command.h"
+
+namespace duet {
+
+int32_t sample_token(std::span<const float> logits, const SampleOptions& o, double draw) {
+  std::vector<int32_t> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  const auto likelier = [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
+  const size_t kept = o.top_k > 0 ? std::min(size_t(o.top_k), ids.size()) : ids.size();
+  std::partial_sort(ids.begin(), ids.begin() + ptrdiff_t(kept), ids.end(), likelier);
+  if (o.temperature == 0) return ids[0];
+  std::vector<double> up_to(kept);  // cumulative weights
+  double sum = 0;
+  for (size_t i = 0; i < kept; ++i)
+    up_to[i] = sum += std::exp((double(logits[ids[i]]) - double(logits[ids[0]])) / o.temperature);
+  const size_t i = size_t(std::upper_bound(up_to.begin(), up_to.end(), draw * sum) - up_to.begin());
+  return ids[std::min(i, kept - 1)];
+}
+
+void generate(Trainer& trainer, const Tokenizer& tokenizer, const SampleOptions& o, std::ostream& out) {
+  std::vector<int32_t> ids = tokenizer.encode(o.prompt);
+  std::mt19937_64 random(o.seed);
+  out << o.prompt << std::flush;
+  for (int64_t i = 0; i < o.tokens; ++i) {
+    const std::vector<float> logits = trainer.next_token_logits(ids);
+    const size_t known = std::min(logits.size(), size_t(tokenizer.vocab_size()));  // a model's vocabulary may be padded
+    const double draw = double(random() >> 11) * 0x1p-53;
+    ids.push_back(sample_token(std::span(logits).first(known), o, draw));
+    out << tokenizer.decode(std::span(ids).last(1)) << std::flush;
+  }
+  out << std::endl;
+}
+
+void generate_command(const GenerateOptions& g, std::ostream& out) {
+  const SampleOptions& s = g.sample;
+  require(!s.prompt.empty(), "--prompt: found nothing, allowed: at least one character");
+  require(s.tokens >= 0, "--tokens: found ", s.tokens, ", allowed: at least 0");
+  require(s.temperature >= 0 && std::isfinite(s.temperature), "--temperature: found ", s.temperature, ", allowed: at least 0");
+  require(s.top_k >= 0, "--top-k: found ", s.top_k, ", allowed: at least 0 (0: all)");
+  TrainOptions o;
+  o.device = g.device;
+  o.threads = g.threads;
+  o.dp = o.pp = 1;
+  if (g.from.empty()) {
+    out << "no --from: a small model is trained on the spot\n";
+    o.steps = 60;
+    o.sample = 0;
+    o.val_every = 0;
+  }
+  const std::string dir = newest_checkpoint(g.from);
+  require(g.from.empty() || !dir.empty(), "--from: found no checkpoint in ", g.from,
+          ", allowed: a run's folder or a checkpoint");
+  if (!dir.empty()) {
+    o.init = dir;
+    o.seq_len = Json::load(dir + "/config.json").at("max_position_embeddings").integer(1);
+    o.micro_batch_size = o.microbatches = 1;
+  }
+  const Job job = make_job(o);
+  const Tokenizer tokenizer = g.tokenizer.empty() ? Tokenizer() : Tokenizer(g.tokenizer);
+  require(tokenizer.vocab_size() <= job.config.vocab_size, "--tokenizer: found ", tokenizer.vocab_size(),
+          " tokens, allowed: at most the model's ", job.config.vocab_size);
+  if (!dir.empty()) check_checkpoint(dir, job.config);
+  run_ranks(job.run, [&](Comm& world) {
+    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    Trainer trainer(job, world, *device);
+    if (!dir.empty()) trainer.load(dir);
+    for (int64_t step = 1; dir.empty() && step <= o.steps; ++step) trainer.step(step);
+    generate(trainer, tokenizer, s, out);
+  });
+}
+
+}  // namespace duet
