@@ -5,6 +5,7 @@
 #   ARCH=90             the GPU's compute capability; default: the GPUs found, else 80, 90 and PTX
 #   CUDA= NCCL= MPI=    empty switches one off; CUDA=DIR and NCCL=DIR say where it is, MPI=FILE is OpenMPI's mpicxx
 #   SAN=thread|address  instrumented build: CPU only, ranks are threads
+#   V=1                 print whole commands
 #
 # Capability is chosen by file: without nvcc the *.cu files are left out and the *_nocuda.cpp files are linked instead (likewise
 # *_nonccl.cpp and *_nompi.cpp), so no body has an #ifdef for it, and builds with and without share their objects.
@@ -18,6 +19,9 @@ MAKEFLAGS += -j$(JOBS)
 endif
 comma := ,
 space := $() $()
+Q := $(if $(filter-out 0,$(V)),,@)
+# A command, said in one short line: $(call say,CXX,what)
+say = $(if $(Q),@echo "  $(1)  $(2)")
 
 # --- what is there ------------------------------------------------------------------------------------------------------------
 # The first of the folders $(2) that holds a shared library lib$(1), by its full name: some installations lack the plain .so.
@@ -95,23 +99,29 @@ duet: $(BUILD)/duet$(CAPABLE)
 .DEFAULT_GOAL := duet
 
 $(BUILD)/duet$(CAPABLE): $(OBJ) $(BUILD)/main.cu.o
-	$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(call say,LINK,$@)
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(BUILD)/test_duet$(CAPABLE): $(OBJ) $(TESTOBJ)
-	$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ -lgtest_main -lgtest $(LIBS)
+	$(call say,LINK,$@)
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ -lgtest_main -lgtest $(LIBS)
 
 $(BUILD)/%_cpu.cpp.o: %_cpu.cpp | found
 	@mkdir -p $(@D)
-	$(COMPILE) $(if $(findstring /rows_,/$(notdir $<)),$(ROWFLAGS)) $(CXXFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CXX ,$<)
+	$(Q)$(COMPILE) $(if $(findstring /rows_,/$(notdir $<)),$(ROWFLAGS)) $(CXXFLAGS) -MMD -MP -c -o $@ $<
 $(BUILD)/main.cu.o: main.cu | found
 	@mkdir -p $(@D)
-	$(COMPILE) -O1 $(CXXFLAGS) -MMD -MP -x c++ -c -o $@ $<
+	$(call say,CXX ,$<)
+	$(Q)$(COMPILE) -O1 $(CXXFLAGS) -MMD -MP -x c++ -c -o $@ $<
 $(CUBUILD)/%.cu.o: %.cu | found
 	@mkdir -p $(@D)
-	$(NVCC) $(NVFLAGS) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+	$(call say,NVCC,$<)
+	$(Q)$(NVCC) $(NVFLAGS) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
 $(BUILD)/%.cpp.o: %.cpp | found
 	@mkdir -p $(@D)
-	$(COMPILE) $(CXXFLAGS) -MMD -MP -c -o $@ $<
+	$(call say,CXX ,$<)
+	$(Q)$(COMPILE) $(CXXFLAGS) -MMD -MP -c -o $@ $<
 
 # The embedded data: the text of all sources and READMEs, joined in sorted order; replaced only when it changes.
 TEXT := $(sort $(foreach d,. $(FOLDERS) scripts test,$(foreach f,*.h *.cpp *.cu README.md,$(wildcard $(d)/$(f)))))
