@@ -1,8 +1,10 @@
-// Ranks and what they say to one another. The whole of comm/ for its users; how messages travel is in transport.h.
+// Ranks and what they say to one another. The whole of comm/ for its users; how messages travel is
+// in transport.h.
 //
-// A RANK IS A FUNCTION. run_ranks calls it once for each rank: as threads of this process (`local`, the default) or as this MPI
-// process's one rank (`mpi`, under mpirun or srun). Under `nccl` it is one or the other, and what lies in GPU memory goes from
-// GPU to GPU. The function gets its Comm, the world, and makes all it needs inside, its Device first:
+// A RANK IS A FUNCTION. run_ranks calls it once for each rank: as threads of this process (`local`,
+// the default) or as this MPI process's one rank (`mpi`, under mpirun or srun). Under `nccl` it is
+// one or the other, and what lies in GPU memory goes from GPU to GPU. The function gets its Comm,
+// the world, and makes all it needs inside, its Device first:
 //
 //   run_ranks({.ranks = 4}, [&](Comm& world) {
 //     auto device = make_cpu_device(1);
@@ -10,24 +12,29 @@
 //     dp.all_reduce(device->compute(), gradients, scratch);
 //   });
 //
-// The first rank to throw decides: its error is thrown by run_ranks with the rank named; the others are woken from whatever
-// they wait for, within 10 seconds in any case. Nothing hangs: a message that does not come within `timeout` is an error that
-// says who waits for whom and for which action.
+// The first rank to throw decides: its error is thrown by run_ranks with the rank named; the others
+// are woken from whatever they wait for, within 10 seconds in any case. Nothing hangs: a message
+// that does not come within `timeout` is an error that says who waits for whom and for which
+// action.
 //
-// MESSAGES are asynchronous and tagged by the action whose result they carry (3F7: stage 3, forward, microbatch 7), and never
-// queue behind one another: a receive matches the send of the same tag, whatever else is under way. COLLECTIVES are called by
-// all ranks of a group in the same order.
+// MESSAGES are asynchronous and tagged by the action whose result they carry (3F7: stage 3,
+// forward, microbatch 7), and never queue behind one another: a receive matches the send of the
+// same tag, whatever else is under way. COLLECTIVES are called by all ranks of a group in the same
+// order.
 //
-// STREAMS. What takes a Stream is enqueued in that stream's order and returns: data is read after the work enqueued before,
-// results are there for the work enqueued after. On the CPU's compute stream, which works at once, this means it blocks; on a
-// CommStream that stream's thread does, and computation goes on. On CUDA the host may block: between threads until the peer
-// has called its side, between processes, where messages go by way of host memory, until the message is there.
+// STREAMS. What takes a Stream is enqueued in that stream's order and returns: data is read after
+// the work enqueued before, results are there for the work enqueued after. On the CPU's compute
+// stream, which works at once, this means it blocks; on a CommStream that stream's thread does, and
+// computation goes on. On CUDA the host may block: between threads until the peer has called its
+// side, between processes, where messages go by way of host memory, until the message is there.
 //
-// EXACTNESS. Sums are formed in rank order, ((rank 0 + rank 1) + rank 2) + ..., element by element, whatever the transport:
-// never MPI_Allreduce, never ncclAllReduce, which choose an order by size and machine.
+// EXACTNESS. Sums are formed in rank order, ((rank 0 + rank 1) + rank 2) + ..., element by element,
+// whatever the transport: never MPI_Allreduce, never ncclAllReduce, which choose an order by size
+// and machine.
 //
-// Contract: one thread per rank, the rank's own, uses its Comms. Tensors are contiguous (ld == cols), of equal dtype and stated
-// shape on all ranks, and live until the message is done. A broken contract throws Error.
+// Contract: one thread per rank, the rank's own, uses its Comms. Tensors are contiguous (ld ==
+// cols), of equal dtype and stated shape on all ranks, and live until the message is done. A broken
+// contract throws Error.
 // Read next: transport.h; README.md is the chapter.
 #pragma once
 #include <cstddef>
@@ -50,42 +57,51 @@ struct Post;
 struct Leg;
 struct NcclApi;
 
-// --- ranks -------------------------------------------------------------------------------------------------------------------
+// --- ranks ---------------------------------------------------------------------------------------
 
 enum class Wire { local, mpi, nccl };
-constexpr const char* wire_name(Wire w) { return w == Wire::local ? "local" : w == Wire::mpi ? "mpi" : "nccl"; }
+constexpr const char* wire_name(Wire w) {
+  return w == Wire::local ? "local" : w == Wire::mpi ? "mpi" : "nccl";
+}
 
 struct RunOptions {
   Wire transport = Wire::local;
   int ranks = 1;         // in MPI processes it must equal their number
   double timeout = 300;  // seconds a rank waits for a message (--comm-timeout)
-  const NcclApi* nccl = nullptr;  // null: the NCCL that this program is linked with; tests bring a stand-in
-  LinkModel link;        // which ranks share a node, and, under local alone, an emulated interconnect; with it all ranks are on
-                         // the CPU or on one GPU, whose clock they read
+  // null: the NCCL that this program is linked with; tests bring a stand-in
+  const NcclApi* nccl = nullptr;
+  // which ranks share a node, and, under local alone, an emulated interconnect; with it all ranks
+  // are on
+  LinkModel link;
+  // the CPU or on one GPU, whose clock they read
 };
 
 class Comm;
 
-// Throws what the first failing rank threw, as Error "rank 2: ..." (a UsageError stays as it is). Under mpi a failing rank
-// instead prints its error and ends all processes, with exit status 2 for a UsageError, else 1.
+// Throws what the first failing rank threw, as Error "rank 2: ..." (a UsageError stays as it is).
+// Under mpi a failing rank instead prints its error and ends all processes, with exit status 2 for
+// a UsageError, else 1.
 void run_ranks(const RunOptions& options, const std::function<void(Comm& world)>& rank);
 
-// Who started this process, and as one of how many: {"mpirun", 4}; {"", 1} where nobody did. Costs nothing: it reads variables
-// of the environment, and MPI is not started before run_ranks.
+// Who started this process, and as one of how many: {"mpirun", 4}; {"", 1} where nobody did. Costs
+// nothing: it reads variables of the environment, and MPI is not started before run_ranks.
 struct Launch {
   std::string by;
   int ranks = 1;
 };
-Launch find_launch(const std::function<const char*(const char*)>& getenv = [](const char* name) { return std::getenv(name); });
+Launch find_launch(const std::function<const char*(const char*)>& getenv = [](const char* name) {
+  return std::getenv(name);
+});
 
 bool have_mpi();   // whether this program was built with MPI
 bool have_nccl();  // or with NCCL
 
-// --- messages ----------------------------------------------------------------------------------------------------------------
+// --- messages ------------------------------------------------------------------------------------
 
-// The action whose result a message carries: forward activations, backward gradients, weights and moments of a migrating expert
-// (stage: layer, microbatch: piece). A tag need be unique only between its two ranks while the message is under way, and only
-// modulo 2048 microbatches; equal tags match in the order they were posted.
+// The action whose result a message carries: forward activations, backward gradients, weights and
+// moments of a migrating expert (stage: layer, microbatch: piece). A tag need be unique only
+// between its two ranks while the message is under way, and only modulo 2048 microbatches; equal
+// tags match in the order they were posted.
 struct Tag {
   enum Kind { F, B, W };
   Kind kind;
@@ -93,13 +109,14 @@ struct Tag {
   int microbatch;
 };
 
-// Payload bytes that a rank sent to others: messages, collectives (an all-reduce sends as often as it says) and host values.
+// Payload bytes that a rank sent to others: messages, collectives (an all-reduce sends as often as
+// it says) and host values.
 struct Traffic {
   int64_t intra = 0, inter = 0;  // within a node, between nodes
 };
 
-// A message under way. Drop it only when it is done, or when the rank fails (the message is then taken back): the tensor must
-// outlive it.
+// A message under way. Drop it only when it is done, or when the rank fails (the message is then
+// taken back): the tensor must outlive it.
 class Request {
  public:
   Request() = default;
@@ -112,8 +129,8 @@ class Request {
   std::shared_ptr<Post> post_;
 };
 
-// A further stream of the device, for messages. Unlike one from make_stream it does not hold up a rank that fails: the waits
-// of its thread are given up.
+// A further stream of the device, for messages. Unlike one from make_stream it does not hold up a
+// rank that fails: the waits of its thread are given up.
 class CommStream {
  public:
   CommStream(Comm& world, Device& device);
@@ -128,11 +145,12 @@ class CommStream {
   std::unique_ptr<Stream> stream_;
 };
 
-// What NCCL, or an emulated link, needs before messages in GPU memory can flow; else it does nothing. NCCL matches by order, so
-// each pair of ranks that exchanges messages needs a communicator for each direction, and each group one for its collectives,
-// all made in one order and before they are used. So: all ranks of the world make their Channels at the same point, with the
-// same pairs of world ranks, after their devices and before their groups, and drop them after all messages. Throws UsageError
-// where two ranks have one GPU, which NCCL refuses.
+// What NCCL, or an emulated link, needs before messages in GPU memory can flow; else it does
+// nothing. NCCL matches by order, so each pair of ranks that exchanges messages needs a
+// communicator for each direction, and each group one for its collectives, all made in one order
+// and before they are used. So: all ranks of the world make their Channels at the same point, with
+// the same pairs of world ranks, after their devices and before their groups, and drop them after
+// all messages. Throws UsageError where two ranks have one GPU, which NCCL refuses.
 class Channels {
  public:
   Channels(Comm& world, Device& device, const std::vector<std::pair<int, int>>& pairs);
@@ -154,79 +172,93 @@ class Comm {
   int world_rank(int r) const { return ranks_[size_t(r)]; }
   Traffic take_traffic();  // of this rank, in all its groups, since it was last taken
 
-  // A group of ranks of the world, numbered as listed. All ranks of the world call it, in the same order, each with the list
-  // of its own group (alone: {rank}); groups of one call are disjoint. Only the world has groups.
+  // A group of ranks of the world, numbered as listed. All ranks of the world call it, in the same
+  // order, each with the list of its own group (alone: {rank}); groups of one call are disjoint.
+  // Only the world has groups.
   Comm group(std::vector<int> ranks);
 
-  // `peer` is a rank of this group. The buffer is read, or written, after the work enqueued on `after` so far.
-  Request isend(Stream& after, const Tensor& t, int peer, Tag tag) { return message(true, after, t, peer, tag); }
-  Request irecv(Stream& after, const Tensor& t, int peer, Tag tag) { return message(false, after, t, peer, tag); }
+  // `peer` is a rank of this group. The buffer is read, or written, after the work enqueued on
+  // `after` so far.
+  Request isend(Stream& after, const Tensor& t, int peer, Tag tag) {
+    return message(true, after, t, peer, tag);
+  }
+  Request irecv(Stream& after, const Tensor& t, int peer, Tag tag) {
+    return message(false, after, t, peer, tag);
+  }
   // Work enqueued on `stream` from now on starts after the message.
   void wait(Stream& stream, const Request& request) { wait(stream, request.post_); }
 
   // --- collectives, in a stream's order; n = size() ---
 
-  // t [rows, cols], fp32 or fp64, in place. scratch: at least scratch_size(t.size()) elements of the same dtype, contents lost.
+  // t [rows, cols], fp32 or fp64, in place. scratch: at least scratch_size(t.size()) elements of
+  // the same dtype, contents lost.
   void all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch);
   int64_t scratch_size(int64_t elements) const;
-  // mine [rows, cols] of rank r becomes the r-th part of all [n * rows, cols]; mine may be that part.
+  // mine [rows, cols] of rank r becomes the r-th part of all [n * rows, cols]; mine may be that
+  // part.
   void all_gather(Stream& stream, const Tensor& mine, const Tensor& all);
-  // Rows send_offsets[r] .. send_offsets[r+1]-1 of `send` go to rank r, rows recv_offsets[r] .. recv_offsets[r+1]-1 of `recv`
-  // come from it. Offsets: n+1 entries each, ascending, copied. cols and dtype are equal everywhere.
-  void all_to_all_v(Stream& stream, const Tensor& send, std::span<const int64_t> send_offsets, const Tensor& recv,
-                    std::span<const int64_t> recv_offsets);
+  // Rows send_offsets[r] .. send_offsets[r+1]-1 of `send` go to rank r, rows recv_offsets[r] ..
+  // recv_offsets[r+1]-1 of `recv` come from it. Offsets: n+1 entries each, ascending, copied. cols
+  // and dtype are equal everywhere.
+  void all_to_all_v(Stream& stream, const Tensor& send, std::span<const int64_t> send_offsets,
+      const Tensor& recv, std::span<const int64_t> recv_offsets);
 
   // --- host values: block ---
 
   void send(std::span<const std::byte> bytes, int peer, Tag tag);
   void recv(std::span<std::byte> bytes, int peer, Tag tag);
-  std::vector<std::string> gather(const std::string& mine);  // everyone's bytes, by rank; lengths may differ
-  template <class T>                                         // T: trivially copyable
+  // everyone's bytes, by rank; lengths may differ
+  std::vector<std::string> gather(const std::string& mine);
+  template <class T>  // T: trivially copyable
   std::vector<std::vector<T>> gather_vectors(const std::vector<T>& mine);
-  template <class T>
-  std::vector<T> gather_values(const T& mine);
+  template <class T> std::vector<T> gather_values(const T& mine);
   void barrier() { gather(std::string()); }
-  // Throws UsageError naming `what`, two ranks and their texts where not all ranks hold the same text.
+  // Throws UsageError naming `what`, two ranks and their texts where not all ranks hold the same
+  // text.
   void require_same(const std::string& what, const std::string& text);
 
  private:
   friend class CommStream;
   friend class Channels;
   Comm(Transport& transport, std::vector<int> ranks, uint32_t id);
-  std::shared_ptr<Post> make_post(bool send, const Leg& leg, uint32_t tag, const char* collective) const;
+  std::shared_ptr<Post> make_post(
+      bool send, const Leg& leg, uint32_t tag, const char* collective) const;
   void post(Stream& after, const std::shared_ptr<Post>& p, bool collective);
   void wait(Stream& stream, const std::shared_ptr<Post>& p);
   Request message(bool send, Stream& after, const Tensor& t, int peer, Tag tag);
   void host_message(bool send, const Leg& leg, Tag tag);
-  template <class Fn>
-  std::vector<Leg> legs(const Fn& leg) const;
-  std::vector<std::shared_ptr<Post>> make_posts(const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs);
-  void exchange(Stream& stream, const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs);
-  void exchange_nccl(Stream& stream, const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs);
-  void exchange_host(const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs,
-                     const std::function<void()>& received = [] {});
+  template <class Fn> std::vector<Leg> legs(const Fn& leg) const;
+  std::vector<std::shared_ptr<Post>> make_posts(
+      const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs);
+  void exchange(Stream& stream, const char* name, const std::vector<Leg>& sends,
+      const std::vector<Leg>& recvs);
+  void exchange_nccl(Stream& stream, const char* name, const std::vector<Leg>& sends,
+      const std::vector<Leg>& recvs);
+  void exchange_host(
+      const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs,
+      const std::function<void()>& received = [] {});
 
   Transport* transport_;
   std::vector<int> ranks_;  // of the world
   int rank_;
-  uint32_t id_;             // 0: the world
-  uint32_t groups_ = 0;     // made from the world so far
+  uint32_t id_;          // 0: the world
+  uint32_t groups_ = 0;  // made from the world so far
   uint32_t collectives_ = 0;
 };
 
-template <class T>
-std::vector<std::vector<T>> Comm::gather_vectors(const std::vector<T>& mine) {
+template <class T> std::vector<std::vector<T>> Comm::gather_vectors(const std::vector<T>& mine) {
   std::vector<std::vector<T>> all;
-  for (const std::string& bytes : gather(std::string(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(T)))) {
-    DUET_CHECK(bytes.size() % sizeof(T) == 0, "gather: expected values of ", sizeof(T), " bytes, found ", bytes.size());
+  for (const std::string& bytes :
+      gather(std::string(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(T)))) {
+    DUET_CHECK(bytes.size() % sizeof(T) == 0, "gather: expected values of ", sizeof(T),
+        " bytes, found ", bytes.size());
     all.emplace_back(bytes.size() / sizeof(T));
     if (!bytes.empty()) memcpy(all.back().data(), bytes.data(), bytes.size());
   }
   return all;
 }
 
-template <class T>
-std::vector<T> Comm::gather_values(const T& mine) {
+template <class T> std::vector<T> Comm::gather_values(const T& mine) {
   std::vector<T> all;
   for (const std::vector<T>& one : gather_vectors(std::vector<T>{mine})) all.push_back(one.at(0));
   return all;

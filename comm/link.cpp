@@ -20,8 +20,7 @@ constexpr Unit kBandwidths[] = {{"GB/s", 1e9}, {"MB/s", 1e6}, {"KB/s", 1e3}, {"B
 constexpr Unit kTimes[] = {{"s", 1}, {"ms", 1e-3}, {"us", 1e-6}, {"ns", 1e-9}};
 
 // "40GB/s" in `units`, or -1.
-template <size_t n>
-double parse_quantity(const std::string& text, const Unit (&units)[n]) {
+template <size_t n> double parse_quantity(const std::string& text, const Unit (&units)[n]) {
   double value = 0;
   const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || !std::isfinite(value)) return -1;
@@ -33,11 +32,14 @@ double parse_quantity(const std::string& text, const Unit (&units)[n]) {
 
 std::string bandwidth_text(double bytes_per_s) {
   for (const Unit& u : kBandwidths)
-    if (bytes_per_s >= u.value) return std::isinf(bytes_per_s) ? "no limit" : cat(bytes_per_s / u.value, " ", u.name);
+    if (bytes_per_s >= u.value)
+      return std::isinf(bytes_per_s) ? "no limit" : cat(bytes_per_s / u.value, " ", u.name);
   return cat(bytes_per_s, " B/s");
 }
 
-std::chrono::nanoseconds nanoseconds(double seconds) { return std::chrono::nanoseconds(std::llround(seconds * 1e9)); }
+std::chrono::nanoseconds nanoseconds(double seconds) {
+  return std::chrono::nanoseconds(std::llround(seconds * 1e9));
+}
 
 }  // namespace
 
@@ -47,11 +49,13 @@ std::chrono::nanoseconds LinkModel::duration(int from, int to, int64_t bytes) co
 
 std::chrono::nanoseconds LinkModel::delay() const { return nanoseconds(latency); }
 
-bool LinkModel::emulated() const { return std::isfinite(intra) || std::isfinite(inter) || latency > 0; }
+bool LinkModel::emulated() const {
+  return std::isfinite(intra) || std::isfinite(inter) || latency > 0;
+}
 
 std::string LinkModel::text() const {
-  return cat(bandwidth_text(intra), " within a node, ", bandwidth_text(inter), " between nodes, latency ", latency * 1e6,
-             " us");
+  return cat(bandwidth_text(intra), " within a node, ", bandwidth_text(inter),
+      " between nodes, latency ", latency * 1e6, " us");
 }
 
 LinkModel parse_link(const std::string& text, int ranks_per_node) {
@@ -60,19 +64,23 @@ LinkModel parse_link(const std::string& text, int ranks_per_node) {
   std::string seen;
   std::istringstream items(text);
   for (std::string item; std::getline(items, item, ',');) {
-    const std::string key = item.substr(0, item.find('=')), value = item.substr(std::min(item.size(), key.size() + 1));
-    const double x = key == "latency" ? parse_quantity(value, kTimes) : parse_quantity(value, kBandwidths);
-    const bool known = key == "intra" || key == "inter" ? x >= 1e3 : key == "latency" && x >= 0 && x <= 1;
+    const std::string key = item.substr(0, item.find('=')),
+                      value = item.substr(std::min(item.size(), key.size() + 1));
+    const double x =
+        key == "latency" ? parse_quantity(value, kTimes) : parse_quantity(value, kBandwidths);
+    const bool known =
+        key == "intra" || key == "inter" ? x >= 1e3 : key == "latency" && x >= 0 && x <= 1;
     require(known && seen.find(key) == std::string::npos, "--link: found '", item, "' in '", text,
-            "', allowed: intra= and inter= with GB/s, MB/s or KB/s, at least 1KB/s, latency= with s, ms, us or ns, at most 1s,",
-            " each once, e.g. intra=160GB/s,inter=40GB/s,latency=5us");
+        "', allowed: intra= and inter= with GB/s, MB/s or KB/s, at least 1KB/s, latency= with s, "
+        "ms, us or ns, at most 1s,",
+        " each once, e.g. intra=160GB/s,inter=40GB/s,latency=5us");
     seen += key + ",";
     (key == "intra" ? model.intra : key == "inter" ? model.inter : model.latency) = x;
   }
   return model;
 }
 
-// --- the times at which a direction is taken ---------------------------------------------------------------------------------
+// --- the times at which a direction is taken -----------------------------------------------------
 
 namespace {
 

@@ -1,6 +1,7 @@
-// The local transport: ranks are threads of one process, and a message is one copy from the sender's buffer to the receiver's,
-// made by whoever posts second. On GPUs the copy is enqueued instead, behind the events that say that both buffers are ready.
-// Every wait that it enqueues is for work enqueued earlier by somebody, so streams cannot wait for one another in a circle.
+// The local transport: ranks are threads of one process, and a message is one copy from the
+// sender's buffer to the receiver's, made by whoever posts second. On GPUs the copy is enqueued
+// instead, behind the events that say that both buffers are ready. Every wait that it enqueues is
+// for work enqueued earlier by somebody, so streams cannot wait for one another in a circle.
 //
 // Read next: comm.cpp.
 #include <algorithm>
@@ -31,8 +32,10 @@ class Exchange {
       return nullptr;
     }
     Post* other = waiting.front();
-    DUET_CHECK(other->bytes == p.bytes, p.text(), ": this side expects ", p.bytes, " bytes, the other ", other->bytes);
-    DUET_CHECK(!other->lane == !p.lane, p.text(), ": one side is in a GPU's memory, the other is not");
+    DUET_CHECK(other->bytes == p.bytes, p.text(), ": this side expects ", p.bytes,
+        " bytes, the other ", other->bytes);
+    DUET_CHECK(
+        !other->lane == !p.lane, p.text(), ": one side is in a GPU's memory, the other is not");
     waiting.pop_front();
     if (waiting.empty()) waiting_.erase(key(p));
     return other;
@@ -52,11 +55,13 @@ class Exchange {
 
  private:
   static uint64_t key(const Post& p) {
-    const int source = p.send ? p.transport.rank() : p.peer, target = p.send ? p.peer : p.transport.rank();
+    const int source = p.send ? p.transport.rank() : p.peer,
+              target = p.send ? p.peer : p.transport.rank();
     return uint64_t(source) << 43 | uint64_t(target) << kTagBits | p.tag;
   }
   std::mutex mutex_;
-  std::unordered_map<uint64_t, std::deque<Post*>> waiting_;  // all of one entry are sends, or all are receives
+  // all of one entry are sends, or all are receives
+  std::unordered_map<uint64_t, std::deque<Post*>> waiting_;
   std::optional<Links> links_;
 };
 
@@ -76,7 +81,8 @@ class LocalTransport final : public Transport {
     } else {
       if (Links* links = exchange_->links()) {
         const Time now = std::chrono::steady_clock::now();
-        p.arrival = other->arrival = links->send(send.transport.rank(), recv.transport.rank(), p.bytes, now);
+        p.arrival = other->arrival =
+            links->send(send.transport.rank(), recv.transport.rank(), p.bytes, now);
       }
       if (p.bytes > 0) memcpy(recv.data, send.data, size_t(p.bytes));
     }
@@ -101,12 +107,15 @@ class LocalTransport final : public Transport {
     send.copied = recv.copied = lane.device().make_event();
     lane.wait(*send.ready);
     lane.wait(*recv.ready);
-    if (const Transport &from = send.transport, &to = recv.transport; send.gpu_arrival) {
+    if (const Transport& from = send.transport, &to = recv.transport; send.gpu_arrival) {
       const LinkModel& model = from.link_model();
-      launch<LinkBook>(lane, 1, {.x = from.gpu_link->out(), .y = to.gpu_link->in(), .sent = send.gpu_arrival,
-                                 .received = recv.gpu_arrival,
-                                 .duration = uint64_t(model.duration(from.rank(), to.rank(), send.bytes).count()),
-                                 .latency = uint64_t(model.delay().count())});
+      launch<LinkBook>(lane, 1,
+          {.x = from.gpu_link->out(),
+              .y = to.gpu_link->in(),
+              .sent = send.gpu_arrival,
+              .received = recv.gpu_arrival,
+              .duration = uint64_t(model.duration(from.rank(), to.rank(), send.bytes).count()),
+              .latency = uint64_t(model.delay().count())});
     }
     lane.copy(recv.data, send.data, size_t(send.bytes));
     lane.record(*send.copied);
@@ -120,7 +129,8 @@ class LocalTransport final : public Transport {
 std::vector<std::unique_ptr<Transport>> make_local_ranks(const RunOptions& options) {
   auto exchange = std::make_shared<Exchange>(options);
   std::vector<std::unique_ptr<Transport>> transports;
-  for (int r = 0; r < options.ranks; r++) transports.push_back(std::make_unique<LocalTransport>(r, options, exchange));
+  for (int r = 0; r < options.ranks; r++)
+    transports.push_back(std::make_unique<LocalTransport>(r, options, exchange));
   return transports;
 }
 

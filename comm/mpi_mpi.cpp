@@ -1,12 +1,13 @@
-// The MPI transport: ranks are processes. One thread of each rank makes all MPI calls: it takes what the rank's other threads
-// post, tests what is under way and wakes those who wait. It looks often while messages come and pauses between looks while
-// they do not, so that waiting costs little of a core; with nothing under way it sleeps.
+// The MPI transport: ranks are processes. One thread of each rank makes all MPI calls: it takes
+// what the rank's other threads post, tests what is under way and wakes those who wait. It looks
+// often while messages come and pauses between looks while they do not, so that waiting costs
+// little of a core; with nothing under way it sleeps.
 //
-// MPI matches messages of one source and tag in order and leaves others alone, which is just the transport's contract; its
-// reductions and other collectives are not used.
+// MPI matches messages of one source and tag in order and leaves others alone, which is just the
+// transport's contract; its reductions and other collectives are not used.
 //
-// Failing: a rank that throws prints its error and aborts the job; of a killed one mpirun and srun --kill-on-bad-exit take
-// care.
+// Failing: a rank that throws prints its error and aborts the job; of a killed one mpirun and srun
+// --kill-on-bad-exit take care.
 // Read next: scripts/train.sbatch, README.md.
 #include <mpi.h>
 
@@ -24,7 +25,8 @@ namespace {
 
 constexpr int kLooks = 500;  // without success, before pauses begin
 constexpr auto kPause = std::chrono::microseconds(20);
-constexpr int64_t kLargest = int64_t(1) << 30;  // bytes in one MPI message, whose count is an int; longer ones go in pieces
+// bytes in one MPI message, whose count is an int; longer ones go in pieces
+constexpr int64_t kLargest = int64_t(1) << 30;
 
 std::string mpi_text(int code) {
   char text[MPI_MAX_ERROR_STRING];
@@ -59,7 +61,8 @@ class MpiTransport final : public Transport {
     work_.notify_one();
   }
 
-  // Only a rank that fails drops a message under way. It ends with its process; until then nobody may look for its post.
+  // Only a rank that fails drops a message under way. It ends with its process; until then nobody
+  // may look for its post.
   void cancel(Post& p) override {
     std::lock_guard lock(mutex_);
     std::erase(fresh_, &p);
@@ -94,10 +97,13 @@ class MpiTransport final : public Transport {
     }
   }
 
-  // Gives MPI what was posted; a message that is still being copied from a GPU is kept, and so are later ones of the same tag.
+  // Gives MPI what was posted; a message that is still being copied from a GPU is kept, and so are
+  // later ones of the same tag.
   void start_fresh() {
     for (Post* p : std::exchange(fresh_, {})) {
-      const auto same = [&](const Post* kept) { return kept->peer == p->peer && kept->tag == p->tag && kept->send == p->send; };
+      const auto same = [&](const Post* kept) {
+        return kept->peer == p->peer && kept->tag == p->tag && kept->send == p->send;
+      };
       const bool copying = p->send && p->ready && !p->ready->done();
       if (copying || std::any_of(fresh_.begin(), fresh_.end(), same))
         fresh_.push_back(p);
@@ -112,8 +118,9 @@ class MpiTransport final : public Transport {
       const int bytes = int(std::min(kLargest, p.bytes - i * kLargest));
       char* data = static_cast<char*>(p.data) + i * kLargest;
       MPI_Request& request = requests_.emplace_back();
-      const int code = p.send ? MPI_Isend(data, bytes, MPI_BYTE, p.peer, int(p.tag), MPI_COMM_WORLD, &request)
-                              : MPI_Irecv(data, bytes, MPI_BYTE, p.peer, int(p.tag), MPI_COMM_WORLD, &request);
+      const int code = p.send
+          ? MPI_Isend(data, bytes, MPI_BYTE, p.peer, int(p.tag), MPI_COMM_WORLD, &request)
+          : MPI_Irecv(data, bytes, MPI_BYTE, p.peer, int(p.tag), MPI_COMM_WORLD, &request);
       DUET_CHECK(code == MPI_SUCCESS, p.text(), ": ", mpi_text(code));
       pieces_.push_back({&p, bytes});
     }
@@ -124,11 +131,13 @@ class MpiTransport final : public Transport {
     int count = 0;
     ended_.resize(requests_.size());
     statuses_.resize(requests_.size());
-    const int code = MPI_Testsome(int(requests_.size()), requests_.data(), &count, ended_.data(), statuses_.data());
+    const int code = MPI_Testsome(
+        int(requests_.size()), requests_.data(), &count, ended_.data(), statuses_.data());
     if (count == 0 || count == MPI_UNDEFINED) return false;
     std::lock_guard lock(mutex_);
     for (size_t i = 0; i < size_t(count); i++)
-      finish(pieces_[size_t(ended_[i])], code == MPI_ERR_IN_STATUS ? statuses_[i].MPI_ERROR : code, statuses_[i]);
+      finish(pieces_[size_t(ended_[i])], code == MPI_ERR_IN_STATUS ? statuses_[i].MPI_ERROR : code,
+          statuses_[i]);
     size_t kept = 0;
     for (size_t i = 0; i < requests_.size(); i++) {
       if (requests_[i] == MPI_REQUEST_NULL) continue;
@@ -145,8 +154,9 @@ class MpiTransport final : public Transport {
     if (!p) return;
     int bytes = piece.bytes;
     if (!p->send) MPI_Get_count(&status, MPI_BYTE, &bytes);
-    DUET_CHECK(code == MPI_SUCCESS && bytes == piece.bytes, p->text(), ": this side expects ", p->bytes, " bytes, the other ",
-               code == MPI_SUCCESS ? "sends fewer" : "sends more: " + mpi_text(code));
+    DUET_CHECK(code == MPI_SUCCESS && bytes == piece.bytes, p->text(), ": this side expects ",
+        p->bytes, " bytes, the other ",
+        code == MPI_SUCCESS ? "sends fewer" : "sends more: " + mpi_text(code));
     if (--p->pieces == 0) complete(*p);
   }
 
@@ -179,7 +189,8 @@ class MpiSession {
   bool usable = false;
 };
 
-// Prints the error and ends the job. Ranks that fail for the same reason do so at the same time, so rank 0 may speak first.
+// Prints the error and ends the job. Ranks that fail for the same reason do so at the same time, so
+// rank 0 may speak first.
 [[noreturn]] void abort_job(int rank, const std::string& text, int status) {
   using namespace std::chrono_literals;
   if (rank != 0) std::this_thread::sleep_for(300ms);
@@ -194,16 +205,20 @@ class MpiSession {
 
 bool have_mpi() { return true; }
 
-void run_mpi(const RunOptions& options, const Launch& launch, const std::function<void(Comm&)>& rank) {
+void run_mpi(
+    const RunOptions& options, const Launch& launch, const std::function<void(Comm&)>& rank) {
   static const MpiSession mpi;
   try {
     const std::string option = cat("--transport ", wire_name(options.transport), ": ");
-    require(mpi.size >= launch.ranks, option, launch.by, " started ", launch.ranks, " tasks, but MPI sees ", mpi.size,
-            ": they do not know of one another; start them with srun --mpi=pmix (srun --mpi=list shows what there is) or with ",
-            "mpirun");
-    require(mpi.size == options.ranks, option, "expected one process for each of ", options.ranks, " ranks, found ", mpi.size,
-            "; start duet with mpirun -np ", options.ranks);
-    require(mpi.usable, option, "this MPI lacks MPI_THREAD_MULTIPLE or tags of ", kTagBits, " bits");
+    require(mpi.size >= launch.ranks, option, launch.by, " started ", launch.ranks,
+        " tasks, but MPI sees ", mpi.size,
+        ": they do not know of one another; start them with srun --mpi=pmix (srun --mpi=list shows "
+        "what there is) or with ",
+        "mpirun");
+    require(mpi.size == options.ranks, option, "expected one process for each of ", options.ranks,
+        " ranks, found ", mpi.size, "; start duet with mpirun -np ", options.ranks);
+    require(
+        mpi.usable, option, "this MPI lacks MPI_THREAD_MULTIPLE or tags of ", kTagBits, " bits");
     MpiTransport transport(mpi.rank, mpi.size, options);
     transport.nccl = options.nccl;
     Comm world(transport);

@@ -8,7 +8,8 @@ namespace duet {
 
 constexpr auto kPause = std::chrono::microseconds(20);  // between looks of the rank's thread
 constexpr auto kLook = std::chrono::milliseconds(20);   // between those of the thread that watches
-constexpr int kEdgeBlocks = 4, kGroupBlocks = 16;       // all edges of a rank must fit on its GPU at once, beside computation
+// all edges of a rank must fit on its GPU at once, beside computation
+constexpr int kEdgeBlocks = 4, kGroupBlocks = 16;
 
 // One NCCL group: all of a collective, or one message.
 struct NcclLink::Operation {
@@ -18,13 +19,14 @@ struct NcclLink::Operation {
   std::string text;
 };
 
-// --- communicators -----------------------------------------------------------------------------------------------------------
+// --- communicators -------------------------------------------------------------------------------
 
 NcclLink::NcclLink(Transport& transport, const NcclApi& api, Device& device)
-    : transport_(transport), api_(api), device_(device), gpu_(api.gpu()), exceptions_(std::uncaught_exceptions()),
-      watcher_([this] { watch(); }) {}
+    : transport_(transport), api_(api), device_(device), gpu_(api.gpu()),
+      exceptions_(std::uncaught_exceptions()), watcher_([this] { watch(); }) {}
 
-void NcclLink::open(Transport& transport, Comm& world, Device& device, const std::vector<std::pair<int, int>>& pairs) {
+void NcclLink::open(Transport& transport, Comm& world, Device& device,
+    const std::vector<std::pair<int, int>>& pairs) {
   std::unique_ptr<NcclLink> link(new NcclLink(transport, *transport.nccl, device));
   link->refuse_shared_gpus(world);
   link->connect(world, pairs);
@@ -36,16 +38,18 @@ void NcclLink::refuse_shared_gpus(Comm& world) {
   const std::vector<std::string> gpus = world.gather(api_.gpu_name(gpu_));
   for (size_t r = 0; r < gpus.size(); r++)
     for (size_t s = 0; s < r; s++)
-      require(gpus[r] != gpus[s], "--transport: found nccl with ranks ", s, " and ", r, " on one GPU (", gpus[r],
-              "), allowed: nccl with at most one rank on each GPU; local, whose ranks share GPUs");
+      require(gpus[r] != gpus[s], "--transport: found nccl with ranks ", s, " and ", r,
+          " on one GPU (", gpus[r],
+          "), allowed: nccl with at most one rank on each GPU; local, whose ranks share GPUs");
 }
 
-// All ranks walk through the directions in one order and each takes part in its own, so no two can wait for one another.
+// All ranks walk through the directions in one order and each takes part in its own, so no two can
+// wait for one another.
 void NcclLink::connect(Comm& world, const std::vector<std::pair<int, int>>& pairs) {
   std::set<std::pair<int, int>> directions;  // source, target
   for (const auto& [a, b] : pairs) {
-    DUET_CHECK(a != b && std::min(a, b) >= 0 && std::max(a, b) < world.size(), "channels: expected pairs of ranks, found ", a,
-               " and ", b);
+    DUET_CHECK(a != b && std::min(a, b) >= 0 && std::max(a, b) < world.size(),
+        "channels: expected pairs of ranks, found ", a, " and ", b);
     directions.insert({a, b});
     directions.insert({b, a});
   }
@@ -59,7 +63,8 @@ void NcclLink::connect(Comm& world, const std::vector<std::pair<int, int>>& pair
   std::vector<std::string> ids = world.gather(mine);
   for (const auto& [source, target] : directions) {
     NcclId id;
-    DUET_CHECK(ids[size_t(source)].size() >= sizeof id, "channels: expected the same pairs on all ranks");
+    DUET_CHECK(
+        ids[size_t(source)].size() >= sizeof id, "channels: expected the same pairs on all ranks");
     memcpy(&id, ids[size_t(source)].data(), sizeof id);
     ids[size_t(source)].erase(0, sizeof id);
     const bool send = source == world.rank();
@@ -93,12 +98,16 @@ ncclComm* NcclLink::make(int ranks, const NcclId& id, int rank, int max_blocks) 
   return comm;
 }
 
-// NCCL makes the connection between two ranks at their first message, for which both must be there: now.
-void NcclLink::greet(Stream& stream, ncclComm* comm, const std::vector<int>& to, const std::vector<int>& from) {
+// NCCL makes the connection between two ranks at their first message, for which both must be there:
+// now.
+void NcclLink::greet(
+    Stream& stream, ncclComm* comm, const std::vector<int>& to, const std::vector<int>& from) {
   const Buf words = device_.buffer(1, int64_t(to.size() + from.size()), Dtype::i32, Use::messages);
   std::vector<Leg> sends, recvs;
-  for (int peer : to) sends.push_back({peer, words->row<int32_t>(0) + sends.size(), sizeof(int32_t)});
-  for (int peer : from) recvs.push_back({peer, words->row<int32_t>(0) + to.size() + recvs.size(), sizeof(int32_t)});
+  for (int peer : to)
+    sends.push_back({peer, words->row<int32_t>(0) + sends.size(), sizeof(int32_t)});
+  for (int peer : from)
+    recvs.push_back({peer, words->row<int32_t>(0) + to.size() + recvs.size(), sizeof(int32_t)});
   const std::string text = "the first message of an NCCL communicator";
   const auto landed = launch(stream, {*this, comm, sends, recvs, text});
   wait_until([&] { return landed->done(); }, text);
@@ -106,7 +115,8 @@ void NcclLink::greet(Stream& stream, ncclComm* comm, const std::vector<int>& to,
 }
 
 void NcclLink::check(int code, const std::string& text) const {
-  DUET_CHECK(code == kNcclSuccess || code == kNcclInProgress, text, ": NCCL says: ", api_.error_text(code));
+  DUET_CHECK(code == kNcclSuccess || code == kNcclInProgress, text,
+      ": NCCL says: ", api_.error_text(code));
 }
 
 bool NcclLink::late(Clock::time_point since) const {
@@ -128,7 +138,7 @@ void NcclLink::settle(std::unique_lock<std::mutex>& lock, ncclComm* comm, const 
   }
 }
 
-// --- calling NCCL ------------------------------------------------------------------------------------------------------------
+// --- calling NCCL --------------------------------------------------------------------------------
 
 // The stream hands its CUDA stream to whatever it launches, and so to NCCL.
 std::shared_ptr<Event> NcclLink::launch(Stream& stream, const Operation& op) {
@@ -146,7 +156,9 @@ void NcclLink::enqueue(void* cuda_stream, int64_t, const void* p) {
   std::unique_lock lock(op.link.mutex_);
   op.link.transport_.check();
   int failure = kNcclSuccess;  // a group that was begun is ended in any case
-  const auto note = [&](int code) { failure = code == kNcclInProgress || failure ? failure : code; };
+  const auto note = [&](int code) {
+    failure = code == kNcclInProgress || failure ? failure : code;
+  };
   note(api.group_start());
   for (const Leg& leg : op.sends)
     if (leg.bytes > 0) note(api.send(leg.data, size_t(leg.bytes), leg.peer, op.comm, cuda_stream));
@@ -157,19 +169,20 @@ void NcclLink::enqueue(void* cuda_stream, int64_t, const void* p) {
   op.link.settle(lock, op.comm, op.text);
 }
 
-void NcclLink::collective(Stream& stream, uint32_t group, std::span<const Leg> sends, std::span<const Leg> recvs,
-                          const std::string& text) {
+void NcclLink::collective(Stream& stream, uint32_t group, std::span<const Leg> sends,
+    std::span<const Leg> recvs, const std::string& text) {
   const auto found = groups_.find(group);
   DUET_CHECK(found != groups_.end(), text, ": expected a group made after its Channels");
   launch(stream, {*this, found->second, sends, recvs, text});
 }
 
-// --- messages ----------------------------------------------------------------------------------------------------------------
+// --- messages ------------------------------------------------------------------------------------
 
 NcclLink::Edge& NcclLink::edge_of(const Post& p) {
   auto& edges = p.send ? out_ : in_;
   const auto found = edges.find(p.peer);
-  DUET_CHECK(found != edges.end(), p.text(), ": expected its pair of ranks among those of Channels");
+  DUET_CHECK(
+      found != edges.end(), p.text(), ": expected its pair of ranks among those of Channels");
   return found->second;
 }
 
@@ -215,8 +228,8 @@ bool NcclLink::advance(Edge& edge) {
   }
   Post* p = claimant(edge);
   if (!p) return false;
-  DUET_CHECK(p->bytes == edge.next->header.bytes, p->text(), ": this side expects ", p->bytes, " bytes, the other ",
-             edge.next->header.bytes);
+  DUET_CHECK(p->bytes == edge.next->header.bytes, p->text(), ": this side expects ", p->bytes,
+      " bytes, the other ", edge.next->header.bytes);
   edge.expected.remove(p);
   edge.next.reset();
   const Leg leg{0, p->data, p->bytes};
@@ -230,7 +243,8 @@ bool NcclLink::advance() {
   bool moved = false;
   for (auto& [peer, edge] : in_)
     while (advance(edge)) moved = true;
-  for (auto& [peer, edge] : out_) edge.announced.remove_if([&](const Announced& a) { return transport_.done(*a.post); });
+  for (auto& [peer, edge] : out_)
+    edge.announced.remove_if([&](const Announced& a) { return transport_.done(*a.post); });
   return moved;
 }
 
@@ -245,15 +259,17 @@ void NcclLink::wait_until(const std::function<bool()>& ended, const std::string&
 }
 
 void NcclLink::wait(Post& p) {
-  wait_until([&] {
-    if (transport_.done(p)) return true;
-    if (!p.link) return false;
-    const Edge& edge = edge_of(p);
-    DUET_CHECK(!edge.next || !transport_.done(*edge.next->post) || claimant(edge), p.text(),
-               ": the next message from there is ", action_text(edge.next->header.tag),
-               ", which this rank has not asked for; they come in the order they are sent");
-    return false;
-  }, p.text());
+  wait_until(
+      [&] {
+        if (transport_.done(p)) return true;
+        if (!p.link) return false;
+        const Edge& edge = edge_of(p);
+        DUET_CHECK(!edge.next || !transport_.done(*edge.next->post) || claimant(edge), p.text(),
+            ": the next message from there is ", action_text(edge.next->header.tag),
+            ", which this rank has not asked for; they come in the order they are sent");
+        return false;
+      },
+      p.text());
 }
 
 bool NcclLink::finished(Post& p) {
@@ -270,7 +286,7 @@ void NcclLink::finish(Post& p) {
 
 void NcclLink::cancel(Post& p) { edge_of(p).expected.remove(&p); }
 
-// --- failing, and the end ----------------------------------------------------------------------------------------------------
+// --- failing, and the end ------------------------------------------------------------------------
 
 void NcclLink::watch() {
   api_.use_gpu(gpu_);
@@ -300,8 +316,10 @@ void NcclLink::abort_all() {
 void NcclLink::close() {
   const auto quiet = [&] {
     std::lock_guard lock(mutex_);
-    return std::all_of(flights_.begin(), flights_.end(), [](const Flight& f) { return f.landed->done(); }) &&
-           std::all_of(out_.begin(), out_.end(), [](const auto& edge) { return edge.second.announced.empty(); });
+    return std::all_of(flights_.begin(), flights_.end(),
+               [](const Flight& f) { return f.landed->done(); }) &&
+        std::all_of(out_.begin(), out_.end(),
+            [](const auto& edge) { return edge.second.announced.empty(); });
   };
   wait_until(quiet, "the last messages");
   std::unique_lock lock(mutex_);
@@ -314,7 +332,8 @@ void NcclLink::close() {
 }
 
 NcclLink::~NcclLink() {
-  if (std::uncaught_exceptions() > exceptions_) transport_.fail(std::make_exception_ptr(Stopped("stopped: the rank failed")));
+  if (std::uncaught_exceptions() > exceptions_)
+    transport_.fail(std::make_exception_ptr(Stopped("stopped: the rank failed")));
   try {
     if (!transport_.failed()) close();
   } catch (...) {

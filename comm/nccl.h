@@ -1,17 +1,20 @@
-// NCCL: how messages in GPU memory go from GPU to GPU. Not a transport of its own: host values, barriers and the matching of
-// tags ride on the transport that started the ranks, threads or MPI.
+// NCCL: how messages in GPU memory go from GPU to GPU. Not a transport of its own: host values,
+// barriers and the matching of tags ride on the transport that started the ranks, threads or MPI.
 //
-// NCCL matches the sends and receives between two ranks by order and knows no tags. So a sender first announces tag and size on
-// the host, and the receiver calls NCCL for whichever of its posted receives the next announcement names: both call in the
-// sender's order, whatever order the receives were posted in. A receive that waits while the sender's next message is one that
-// nobody has asked for is an error that names both.
+// NCCL matches the sends and receives between two ranks by order and knows no tags. So a sender
+// first announces tag and size on the host, and the receiver calls NCCL for whichever of its posted
+// receives the next announcement names: both call in the sender's order, whatever order the
+// receives were posted in. A receive that waits while the sender's next message is one that nobody
+// has asked for is an error that names both.
 //
-// Each direction between two ranks has a communicator and a stream of its own, so that forward activations and backward
-// gradients never queue behind one another. A receive is launched only when its send has been.
+// Each direction between two ranks has a communicator and a stream of its own, so that forward
+// activations and backward gradients never queue behind one another. A receive is launched only
+// when its send has been.
 //
-// Failing: a thread looks at all communicators and at how long what is launched has taken. When the rank has failed it aborts
-// them; whoever waits for the GPU is woken, and the next call throws.
-// Threads: the rank's own, but for that thread. Read next: nccl.cpp; nccl_nccl.cpp for the library itself.
+// Failing: a thread looks at all communicators and at how long what is launched has taken. When the
+// rank has failed it aborts them; whoever waits for the GPU is woken, and the next call throws.
+// Threads: the rank's own, but for that thread. Read next: nccl.cpp; nccl_nccl.cpp for the library
+// itself.
 #pragma once
 #include <chrono>
 #include <list>
@@ -28,14 +31,16 @@ struct NcclId {
   char bytes[128];
 };
 
-// What duet uses of NCCL; tests fill it with a stand-in. The functions return NCCL's codes. With the communicators of `init`
-// none blocks: kNcclInProgress means that async_error is to be asked until it says otherwise.
+// What duet uses of NCCL; tests fill it with a stand-in. The functions return NCCL's codes. With
+// the communicators of `init` none blocks: kNcclInProgress means that async_error is to be asked
+// until it says otherwise.
 struct NcclApi {
   int (*gpu)();                      // the calling thread's current one
   void (*use_gpu)(int gpu);          // makes it the calling thread's
   std::string (*gpu_name)(int gpu);  // no other GPU's: "host, GPU 0000:1b:00.0"
   int (*get_id)(NcclId*);
-  int (*init)(ncclComm**, int ranks, const NcclId&, int rank, int max_blocks);  // blocks of a GPU that an operation may take
+  // blocks of a GPU that an operation may take
+  int (*init)(ncclComm**, int ranks, const NcclId&, int rank, int max_blocks);
   int (*async_error)(ncclComm*);
   int (*send)(const void* data, size_t bytes, int peer, ncclComm*, void* cuda_stream);
   int (*recv)(void* data, size_t bytes, int peer, ncclComm*, void* cuda_stream);
@@ -53,7 +58,8 @@ const NcclApi& nccl_api();  // a build without NCCL: throws UsageError
 class NcclLink {
  public:
   // Collective over the world: makes transport.link, its channels and the world's communicator.
-  static void open(Transport& transport, Comm& world, Device& device, const std::vector<std::pair<int, int>>& pairs);
+  static void open(Transport& transport, Comm& world, Device& device,
+      const std::vector<std::pair<int, int>>& pairs);
   ~NcclLink();  // waits until all messages are done; if the rank has failed, aborts them
   void add_group(Comm& group, uint32_t id);
 
@@ -64,8 +70,8 @@ class NcclLink {
   void cancel(Post& p);
 
   // One NCCL group, without what the rank sends to itself. text: what it is, for people.
-  void collective(Stream& stream, uint32_t group, std::span<const Leg> sends, std::span<const Leg> recvs,
-                  const std::string& text);
+  void collective(Stream& stream, uint32_t group, std::span<const Leg> sends,
+      std::span<const Leg> recvs, const std::string& text);
 
  private:
   struct Header {
@@ -80,9 +86,10 @@ class NcclLink {
     int peer = 0;
     ncclComm* comm = nullptr;
     std::unique_ptr<Stream> lane;
-    std::list<Announced> announced;   // out: headers that the peer has not taken yet
-    std::list<Post*> expected;        // in: receives for which NCCL has not been called
-    std::unique_ptr<Announced> next;  // in: the header of the next message, being received while any are expected
+    std::list<Announced> announced;  // out: headers that the peer has not taken yet
+    std::list<Post*> expected;       // in: receives for which NCCL has not been called
+    // in: the header of the next message, being received while any are expected
+    std::unique_ptr<Announced> next;
   };
   struct Flight {  // given to NCCL
     std::shared_ptr<Event> landed;
@@ -95,7 +102,8 @@ class NcclLink {
   NcclLink(Transport& transport, const NcclApi& api, Device& device);
   void refuse_shared_gpus(Comm& world);
   void connect(Comm& world, const std::vector<std::pair<int, int>>& pairs);
-  void greet(Stream& stream, ncclComm* comm, const std::vector<int>& to, const std::vector<int>& from);
+  void greet(
+      Stream& stream, ncclComm* comm, const std::vector<int>& to, const std::vector<int>& from);
   ncclComm* make(int ranks, const NcclId& id, int rank, int max_blocks);
   void check(int code, const std::string& text) const;
   bool late(Clock::time_point since) const;
@@ -122,7 +130,8 @@ class NcclLink {
   std::map<int, Edge> out_, in_;          // by peer
   std::map<uint32_t, ncclComm*> groups_;  // by id
 
-  std::mutex mutex_;  // guards NCCL's communicators against the thread that may abort them, and what follows
+  // guards NCCL's communicators against the thread that may abort them, and what follows
+  std::mutex mutex_;
   std::condition_variable wake_;
   std::vector<ncclComm*> comms_;  // in the order in which they were made; empty once aborted
   std::list<Flight> flights_;

@@ -7,7 +7,8 @@
 namespace duet {
 namespace {
 
-static_assert(sizeof(NcclId) == sizeof(ncclUniqueId) && kNcclInProgress == ncclInProgress && kNcclSuccess == ncclSuccess);
+static_assert(sizeof(NcclId) == sizeof(ncclUniqueId) && kNcclInProgress == ncclInProgress &&
+    kNcclSuccess == ncclSuccess);
 
 int gpu() {
   int index = 0;
@@ -41,19 +42,23 @@ int async_error(ncclComm* comm) {
 bool have_nccl() { return true; }
 
 const NcclApi& nccl_api() {
-  static constexpr NcclApi api{
-      .gpu = gpu,
+  static constexpr NcclApi api{.gpu = gpu,
       .use_gpu = [](int index) { cudaSetDevice(index); },
       .gpu_name = gpu_name,
-      .get_id = [](NcclId* id) { return int(ncclGetUniqueId(reinterpret_cast<ncclUniqueId*>(id))); },
+      .get_id =
+          [](NcclId* id) { return int(ncclGetUniqueId(reinterpret_cast<ncclUniqueId*>(id))); },
       .init = init,
       .async_error = async_error,
-      .send = [](const void* data, size_t bytes, int peer, ncclComm* comm, void* stream) {
-        return int(ncclSend(data, bytes, ncclInt8, peer, comm, static_cast<cudaStream_t>(stream)));
-      },
-      .recv = [](void* data, size_t bytes, int peer, ncclComm* comm, void* stream) {
-        return int(ncclRecv(data, bytes, ncclInt8, peer, comm, static_cast<cudaStream_t>(stream)));
-      },
+      .send =
+          [](const void* data, size_t bytes, int peer, ncclComm* comm, void* stream) {
+            return int(
+                ncclSend(data, bytes, ncclInt8, peer, comm, static_cast<cudaStream_t>(stream)));
+          },
+      .recv =
+          [](void* data, size_t bytes, int peer, ncclComm* comm, void* stream) {
+            return int(
+                ncclRecv(data, bytes, ncclInt8, peer, comm, static_cast<cudaStream_t>(stream)));
+          },
       .group_start = [] { return int(ncclGroupStart()); },
       .group_end = [] { return int(ncclGroupEnd()); },
       .finalize = [](ncclComm* comm) { return int(ncclCommFinalize(comm)); },

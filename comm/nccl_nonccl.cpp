@@ -5,6 +5,8 @@ namespace duet {
 
 bool have_nccl() { return false; }
 
-const NcclApi& nccl_api() { throw UsageError("--transport nccl: this duet was built without NCCL"); }
+const NcclApi& nccl_api() {
+  throw UsageError("--transport nccl: this duet was built without NCCL");
+}
 
 }  // namespace duet

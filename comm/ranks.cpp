@@ -1,5 +1,6 @@
-// run_ranks: starting ranks, and stopping all when one fails. And what a rank can know before it has spoken to another: who
-// started it, and which build on which processor it is. Read next: local.cpp, mpi_mpi.cpp.
+// run_ranks: starting ranks, and stopping all when one fails. And what a rank can know before it
+// has spoken to another: who started it, and which build on which processor it is. Read next:
+// local.cpp, mpi_mpi.cpp.
 #include <sched.h>
 
 #include <algorithm>
@@ -15,7 +16,8 @@
 namespace duet {
 namespace {
 
-constexpr auto kTimeToStop = std::chrono::seconds(9);  // after the first failure, before the process is ended
+// after the first failure, before the process is ended
+constexpr auto kTimeToStop = std::chrono::seconds(9);
 
 // The first failure of a run, and who is still running.
 struct Outcome {
@@ -26,8 +28,9 @@ struct Outcome {
   std::exception_ptr why;
 };
 
-// Where links are emulated it is time that is looked at: each rank, with all threads that it starts, keeps to cores of its own,
-// if there are enough, so that no two stand on one while another idles.
+// Where links are emulated it is time that is looked at: each rank, with all threads that it
+// starts, keeps to cores of its own, if there are enough, so that no two stand on one while another
+// idles.
 void keep_to_own_cores([[maybe_unused]] int rank, [[maybe_unused]] int ranks) {
 #ifdef CPU_SET
   cpu_set_t allowed, own;
@@ -41,7 +44,7 @@ void keep_to_own_cores([[maybe_unused]] int rank, [[maybe_unused]] int ranks) {
 }
 
 void run_one(int r, const std::vector<std::unique_ptr<Transport>>& transports, Outcome& outcome,
-             const std::function<void(Comm&)>& rank) {
+    const std::function<void(Comm&)>& rank) {
   std::exception_ptr why;
   try {
     Comm world(*transports[size_t(r)]);
@@ -55,7 +58,8 @@ void run_one(int r, const std::vector<std::unique_ptr<Transport>>& transports, O
   if (why && outcome.failed_rank < 0) {
     outcome.failed_rank = r;
     outcome.why = why;
-    for (const auto& t : transports) t->fail(std::make_exception_ptr(Stopped(cat("stopped: rank ", r, " failed"))));
+    for (const auto& t : transports)
+      t->fail(std::make_exception_ptr(Stopped(cat("stopped: rank ", r, " failed"))));
   }
   outcome.changed.notify_all();
 }
@@ -88,7 +92,8 @@ void run_local(const RunOptions& options, const std::function<void(Comm&)>& rank
     try {
       rethrow_named(outcome.failed_rank, outcome.why);
     } catch (const std::exception& e) {
-      fprintf(stderr, "duet: %s\nduet: %d ranks did not stop; ending the process\n", e.what(), outcome.running);
+      fprintf(stderr, "duet: %s\nduet: %d ranks did not stop; ending the process\n", e.what(),
+          outcome.running);
     }
     std::_Exit(1);
   }
@@ -102,28 +107,33 @@ void run_local(const RunOptions& options, const std::function<void(Comm&)>& rank
 void run_ranks(const RunOptions& asked, const std::function<void(Comm& world)>& rank) {
   RunOptions options = asked;
   require(options.ranks >= 1, "ranks: expected at least 1, found ", options.ranks);
-  require(options.timeout > 0, "--comm-timeout: expected more than 0 seconds, found ", options.timeout);
+  require(
+      options.timeout > 0, "--comm-timeout: expected more than 0 seconds, found ", options.timeout);
   require(options.transport == Wire::local || !options.link.emulated(),
-          "--link: found --transport ", wire_name(options.transport),
-          ", allowed: local (elsewhere messages take what they take)");
+      "--link: found --transport ", wire_name(options.transport),
+      ", allowed: local (elsewhere messages take what they take)");
   const Launch launch = find_launch();
   if (options.transport != Wire::nccl)
     options.nccl = nullptr;
   else if (!options.nccl)
     options.nccl = &nccl_api();
-  if (options.transport == Wire::mpi || (options.nccl && launch.ranks > 1)) return run_mpi(options, launch, rank);
+  if (options.transport == Wire::mpi || (options.nccl && launch.ranks > 1))
+    return run_mpi(options, launch, rank);
   require(launch.ranks == 1, "--transport local: ", launch.by, " started ", launch.ranks,
-          " processes, and each would run all ranks by itself; use --transport mpi, or start duet without ", launch.by);
+      " processes, and each would run all ranks by itself; use --transport mpi, or start duet "
+      "without ",
+      launch.by);
   run_local(options, rank);
 }
 
-// --- before anything is said -------------------------------------------------------------------------------------------------
+// --- before anything is said ---------------------------------------------------------------------
 
-// The innermost launcher comes first: mpirun inside a Slurm job starts its processes through srun. SLURM_STEP_NUM_TASKS is
-// srun's; SLURM_NTASKS would also be there in a batch script, which is one process.
+// The innermost launcher comes first: mpirun inside a Slurm job starts its processes through srun.
+// SLURM_STEP_NUM_TASKS is srun's; SLURM_NTASKS would also be there in a batch script, which is one
+// process.
 Launch find_launch(const std::function<const char*(const char*)>& getenv) {
-  constexpr const char* launchers[][2] = {
-      {"OMPI_COMM_WORLD_SIZE", "mpirun"}, {"PMI_SIZE", "mpiexec"}, {"SLURM_STEP_NUM_TASKS", "srun"}};
+  constexpr const char* launchers[][2] = {{"OMPI_COMM_WORLD_SIZE", "mpirun"},
+      {"PMI_SIZE", "mpiexec"}, {"SLURM_STEP_NUM_TASKS", "srun"}};
   for (const auto& [variable, name] : launchers)
     if (const char* value = getenv(variable)) return {name, std::max(1, atoi(value))};
   return {};
@@ -133,8 +143,9 @@ namespace {
 
 std::string processor_features() {
 #if defined(__x86_64__)
-  return cat(__builtin_cpu_supports("avx2") ? " avx2" : "", __builtin_cpu_supports("fma") ? " fma" : "",
-             __builtin_cpu_supports("avx512f") ? " avx512f" : "");
+  return cat(__builtin_cpu_supports("avx2") ? " avx2" : "",
+      __builtin_cpu_supports("fma") ? " fma" : "",
+      __builtin_cpu_supports("avx512f") ? " avx512f" : "");
 #else
   return "";
 #endif
@@ -150,8 +161,8 @@ size_t program_hash() {
 }  // namespace
 
 std::string build_text() {
-  return cat("compiler ", __VERSION__, ", built for ", cpu_instruction_set(), ", processor:", processor_features(),
-             ", program ", std::hex, program_hash());
+  return cat("compiler ", __VERSION__, ", built for ", cpu_instruction_set(),
+      ", processor:", processor_features(), ", program ", std::hex, program_hash());
 }
 
 }  // namespace duet

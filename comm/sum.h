@@ -1,12 +1,14 @@
-// The one sum between ranks, a row operation: element by element, in rank order, ((x0 + x1) + x2) + .... Compiled in comm.cpp,
-// without the flags of the other row operations, which would allow reordering it. Read next: comm.cpp.
+// The one sum between ranks, a row operation: element by element, in rank order, ((x0 + x1) + x2) +
+// .... Compiled in comm.cpp, without the flags of the other row operations, which would allow
+// reordering it. Read next: comm.cpp.
 #pragma once
 #include "model/machine/launch.h"
 #include "model/rows/group.h"
 
 namespace duet {
 
-// A row of the launch is a block of elements. The loop over ranks is the outer one: the inner one runs over adjacent elements.
+// A row of the launch is a block of elements. The loop over ranks is the outer one: the inner one
+// runs over adjacent elements.
 struct OrderedSum {
   static constexpr bool acc_only = true;
   static constexpr int64_t kBlock = 1024;
@@ -14,8 +16,7 @@ struct OrderedSum {
     Tensor x;  // [ranks, elements]
     Tensor y;  // [1, elements] out; not part of x
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const int64_t begin = r * kBlock, end = begin + kBlock < a.x.cols ? begin + kBlock : a.x.cols;
     const T* first = a.x.row<T>(0);
     T* __restrict y = a.y.row<T>(0);

@@ -13,12 +13,15 @@
 namespace duet {
 
 uint32_t pack(Tag tag) {
-  DUET_CHECK(tag.stage >= 0 && tag.stage < 512, "tag: expected a stage in 0..511, found ", tag.stage);
+  DUET_CHECK(
+      tag.stage >= 0 && tag.stage < 512, "tag: expected a stage in 0..511, found ", tag.stage);
   DUET_CHECK(tag.microbatch >= 0, "tag: expected a microbatch >= 0, found ", tag.microbatch);
   return uint32_t(tag.kind) << 20 | uint32_t(tag.stage) << 11 | (uint32_t(tag.microbatch) & 2047);
 }
 
-std::string action_text(uint32_t tag) { return cat(tag >> 11 & 511, "FBW?"[tag >> 20 & 3], tag & 2047); }
+std::string action_text(uint32_t tag) {
+  return cat(tag >> 11 & 511, "FBW?"[tag >> 20 & 3], tag & 2047);
+}
 
 uint32_t pack_collective(uint32_t group, uint32_t number) {
   DUET_CHECK(group < 1024, "a world has at most 1023 groups a rank");
@@ -26,7 +29,9 @@ uint32_t pack_collective(uint32_t group, uint32_t number) {
 }
 
 std::string Post::text() const {
-  const std::string action = collective ? cat(collective, " ", tag & 4095, " of group ", tag >> 12 & 1023) : action_text(tag);
+  const std::string action = collective
+      ? cat(collective, " ", tag & 4095, " of group ", tag >> 12 & 1023)
+      : action_text(tag);
   return cat(action, send ? " to be taken by rank " : " from rank ", peer);
 }
 
@@ -52,7 +57,9 @@ Transport::Transport(int rank, int size, const RunOptions& options)
     : rank_(rank), size_(size), timeout_(options.timeout), link_(options.link) {}
 Transport::~Transport() = default;
 
-void Transport::count(int peer, int64_t bytes) { (link_.same_node(rank_, peer) ? traffic.intra : traffic.inter) += bytes; }
+void Transport::count(int peer, int64_t bytes) {
+  (link_.same_node(rank_, peer) ? traffic.intra : traffic.inter) += bytes;
+}
 
 // Waking takes about 20 microseconds, so a sleep ends that much early; what is left is spun.
 void Transport::sleep_until_arrival(std::unique_lock<std::mutex>& lock, const Post& p) {
@@ -60,7 +67,8 @@ void Transport::sleep_until_arrival(std::unique_lock<std::mutex>& lock, const Po
 #ifdef __linux__
   prctl(PR_SET_TIMERSLACK, 1UL);  // else the thread sleeps 50 microseconds longer than it asks for
 #endif
-  if (cv_.wait_until(lock, p.arrival - std::chrono::microseconds(20), [&] { return failure_ != nullptr; }))
+  if (cv_.wait_until(
+          lock, p.arrival - std::chrono::microseconds(20), [&] { return failure_ != nullptr; }))
     std::rethrow_exception(failure_);
   lock.unlock();
   while (std::chrono::steady_clock::now() < p.arrival) continue;

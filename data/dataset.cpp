@@ -15,9 +15,11 @@ namespace duet {
 namespace fs = std::filesystem;
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "shards are little-endian and read in place");
+static_assert(
+    std::endian::native == std::endian::little, "shards are little-endian and read in place");
 
-constexpr const char* kAllowed = " (allowed: a text file, a folder, a .bin token shard, or nothing for the embedded text)";
+constexpr const char* kAllowed =
+    " (allowed: a text file, a folder, a .bin token shard, or nothing for the embedded text)";
 constexpr int64_t kHeader = 256 * sizeof(int32_t);  // bytes
 constexpr int64_t kProbe = 8192;                    // bytes in which a zero byte means: not text
 
@@ -27,7 +29,8 @@ struct Format {
   int width;
   int64_t vocab_size;
 };
-constexpr Format kFormats[] = {{"GPT-2", 20240520, 1, 2, 50257}, {"Llama 3", 20240801, 7, 4, 128256}};
+constexpr Format kFormats[] = {
+    {"GPT-2", 20240520, 1, 2, 50257}, {"Llama 3", 20240801, 7, 4, 128256}};
 
 // The whole file as bytes; count 0 where it is empty.
 TokenPart map_part(const std::string& path) {
@@ -42,33 +45,37 @@ bool is_text(const TokenPart& file) {
 TokenPart load_text(const std::string& path) {
   TokenPart file = map_part(path);
   require(file.count > 0, path, ": the file is empty", kAllowed);
-  require(is_text(file), path, ": not a text file: found a zero byte in its first ", kProbe, " bytes", kAllowed);
+  require(is_text(file), path, ": not a text file: found a zero byte in its first ", kProbe,
+      " bytes", kAllowed);
   return file;
 }
 
 const Format& format_of(const std::string& path, int32_t magic, int32_t version) {
   for (const Format& f : kFormats) {
     if (f.magic != magic) continue;
-    require(f.version == version, path, ": a ", f.name, " token shard of unknown version ", version, ", expected ", f.version);
+    require(f.version == version, path, ": a ", f.name, " token shard of unknown version ", version,
+        ", expected ", f.version);
     return f;
   }
-  throw UsageError(cat(path, ": not a token shard: found magic ", magic, ", expected ", kFormats[0].magic, " or ",
-                       kFormats[1].magic));
+  throw UsageError(cat(path, ": not a token shard: found magic ", magic, ", expected ",
+      kFormats[0].magic, " or ", kFormats[1].magic));
 }
 
 TokenPart load_shard(const std::string& path, Dataset& dataset) {
   TokenPart shard = map_part(path);
-  require(shard.count >= kHeader, path, ": truncated: found ", shard.count, " bytes, a token shard starts with ", kHeader);
+  require(shard.count >= kHeader, path, ": truncated: found ", shard.count,
+      " bytes, a token shard starts with ", kHeader);
   const auto* header = static_cast<const int32_t*>(shard.data);
   const Format& format = format_of(path, header[0], header[1]);
-  require(dataset.vocab_size == 0 || dataset.vocab_size == format.vocab_size, path, ": a ", format.name,
-          " token shard among shards of another vocabulary, expected one kind in a folder");
+  require(dataset.vocab_size == 0 || dataset.vocab_size == format.vocab_size, path, ": a ",
+      format.name,
+      " token shard among shards of another vocabulary, expected one kind in a folder");
   dataset.vocab_size = format.vocab_size;
 
   const int64_t count = header[2], expected = kHeader + count * format.width;
   require(count > 0, path, ": the token shard is empty: its header announces ", count, " tokens");
-  require(shard.count == expected, path, shard.count < expected ? ": truncated" : ": too long", ": its header says ", count,
-          " tokens, that is ", expected, " bytes, found ", shard.count);
+  require(shard.count == expected, path, shard.count < expected ? ": truncated" : ": too long",
+      ": its header says ", count, " tokens, that is ", expected, " bytes, found ", shard.count);
   shard.data = static_cast<const char*>(shard.data) + kHeader;
   shard.width = format.width;
   shard.count = count;
@@ -77,10 +84,14 @@ TokenPart load_shard(const std::string& path, Dataset& dataset) {
 
 bool is_shard_name(const fs::path& path) { return path.extension() == ".bin"; }
 
-// Whether `val` is one of the words of a shard's name: fineweb_val_000000.bin, tiny_shakespeare_val.bin.
-bool is_val_name(const fs::path& path) { return cat("_", path.stem().string(), "_").find("_val_") != std::string::npos; }
+// Whether `val` is one of the words of a shard's name: fineweb_val_000000.bin,
+// tiny_shakespeare_val.bin.
+bool is_val_name(const fs::path& path) {
+  return cat("_", path.stem().string(), "_").find("_val_") != std::string::npos;
+}
 
-// The .bin files that lie directly in a folder, sorted by name; llm.c's tokenizer file is noted and left out.
+// The .bin files that lie directly in a folder, sorted by name; llm.c's tokenizer file is noted and
+// left out.
 std::vector<std::string> list_shards(const fs::path& folder, Dataset& dataset) {
   std::vector<std::string> shards;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
@@ -88,8 +99,10 @@ std::vector<std::string> list_shards(const fs::path& folder, Dataset& dataset) {
     const std::string path = entry.path().string();
     std::ifstream in(path, std::ios::binary);
     int32_t magic = 0;
-    if (in.read(reinterpret_cast<char*>(&magic), sizeof magic) && magic == kTokenizerMagic) dataset.tokenizer_path = path;
-    else shards.push_back(path);
+    if (in.read(reinterpret_cast<char*>(&magic), sizeof magic) && magic == kTokenizerMagic)
+      dataset.tokenizer_path = path;
+    else
+      shards.push_back(path);
   }
   std::sort(shards.begin(), shards.end());
   return shards;
@@ -98,8 +111,10 @@ std::vector<std::string> list_shards(const fs::path& folder, Dataset& dataset) {
 std::vector<TokenPart> load_text_folder(const std::string& folder) {
   std::vector<std::string> paths;
   for (fs::recursive_directory_iterator it(folder), end; it != end; ++it) {
-    if (it->path().filename() == ".git") it.disable_recursion_pending();
-    else if (it->is_regular_file()) paths.push_back(it->path().string());
+    if (it->path().filename() == ".git")
+      it.disable_recursion_pending();
+    else if (it->is_regular_file())
+      paths.push_back(it->path().string());
   }
   std::sort(paths.begin(), paths.end());
   std::vector<TokenPart> parts;
@@ -116,10 +131,12 @@ Parts load_parts(const std::string& path, Dataset& dataset) {
   if (std::error_code ignored; fs::is_directory(path, ignored)) {
     const std::vector<std::string> shards = list_shards(path, dataset);
     Parts parts;
-    for (const std::string& s : shards) (is_val_name(s) ? parts.val : parts.train).push_back(load_shard(s, dataset));
+    for (const std::string& s : shards)
+      (is_val_name(s) ? parts.val : parts.train).push_back(load_shard(s, dataset));
     if (shards.empty()) parts.train = load_text_folder(path);
     require(!parts.train.empty(), path, ": the folder holds ",
-            shards.empty() ? "no text file and no .bin token shard" : "validation shards only", kAllowed);
+        shards.empty() ? "no text file and no .bin token shard" : "validation shards only",
+        kAllowed);
     return parts;
   }
   if (!is_shard_name(path)) return {{load_text(path)}, {}};
@@ -133,8 +150,9 @@ void split(Parts parts, int64_t seq_len, Dataset& dataset) {
   dataset.train = Tokens(std::move(parts.train));
   if (parts.val.empty()) {
     const int64_t total = dataset.train.size(), val = std::max(total / 10, need);
-    require(total >= 2 * need, dataset.source, ": too short: found ", total, " tokens, expected at least ", 2 * need,
-            ": a sequence of --seq-len ", seq_len, " and its last target for training, and one for validation");
+    require(total >= 2 * need, dataset.source, ": too short: found ", total,
+        " tokens, expected at least ", 2 * need, ": a sequence of --seq-len ", seq_len,
+        " and its last target for training, and one for validation");
     dataset.val = dataset.train.slice(total - val, total);
     dataset.train = dataset.train.slice(0, total - val);
     return;
@@ -142,7 +160,8 @@ void split(Parts parts, int64_t seq_len, Dataset& dataset) {
   dataset.val = Tokens(std::move(parts.val));
   for (const Tokens* t : {&dataset.train, &dataset.val})
     require(t->size() >= need, dataset.source, ": too short: found ", t->size(), " tokens in the ",
-            t == &dataset.val ? "validation" : "training", " shards, expected at least ", need, ", one more than --seq-len");
+        t == &dataset.val ? "validation" : "training", " shards, expected at least ", need,
+        ", one more than --seq-len");
 }
 
 }  // namespace
@@ -172,8 +191,9 @@ Dataset load_dataset(const std::string& path, int64_t seq_len) {
 }
 
 std::string describe(const Dataset& d) {
-  return cat(d.source, ": ", d.bytes, " bytes, ", d.tokens(), " tokens (", d.train.size(), " train, ", d.val.size(),
-             " validation), vocabulary ", d.vocab_size, ", hash ", std::hex, d.hash);
+  return cat(d.source, ": ", d.bytes, " bytes, ", d.tokens(), " tokens (", d.train.size(),
+      " train, ", d.val.size(), " validation), vocabulary ", d.vocab_size, ", hash ", std::hex,
+      d.hash);
 }
 
 }  // namespace duet

@@ -1,18 +1,23 @@
 // Dataset: what a run learns from, as two long sequences of token ids, train and val.
 //
 // `--data` may name
-//   nothing      the project's own sources and READMEs, compiled into the binary; always there, no network needed
+//   nothing      the project's own sources and READMEs, compiled into the binary; always there, no
+//                network needed
 //   a text file  byte tokens, vocabulary 256
-//   a folder     if it directly holds *.bin files: those token shards, in order of name; else all text files in it and below,
-//                in order of path, joined without separators (.git and files with a zero byte among the first 8192 are skipped)
-//   a .bin file  llm.c's token shard: 256 little-endian int32 (magic, version, number of tokens), then the tokens:
-//                magic 20240520 version 1, uint16, GPT-2's 50257 tokens; magic 20240801 version 7, uint32, Llama 3's 128256
+//   a folder     if it directly holds *.bin files: those token shards, in order of name; else all
+//                text files in it and below, in order of path, joined without separators (.git and
+//                files with a zero byte among the first 8192 are skipped)
+//   a .bin file  llm.c's token shard: 256 little-endian int32 (magic, version, number of tokens),
+//                then the tokens: magic 20240520 version 1, uint16, GPT-2's 50257 tokens; magic
+//                20240801 version 7, uint32, Llama 3's 128256
 //
-// Files are mapped into memory, never copied: ids are widened to int32 only in the sequence that is asked for. So a file must
-// not be changed while a run uses it. A window of tokens may run from one file into the next.
+// Files are mapped into memory, never copied: ids are widened to int32 only in the sequence that is
+// asked for. So a file must not be changed while a run uses it. A window of tokens may run from one
+// file into the next.
 //
-// Validation: in a folder of shards those with `val` in the name (llm.c's *_train_*.bin, *_val_*.bin), if there are any;
-// otherwise the last tenth of all tokens, and at least one sequence.
+// Validation: in a folder of shards those with `val` in the name (llm.c's *_train_*.bin,
+// *_val_*.bin), if there are any; otherwise the last tenth of all tokens, and at least one
+// sequence.
 //
 // Errors: UsageError, one line that names the file, what was found and what is allowed.
 // Read next: batch.h, which picks the sequences of a step.
@@ -46,7 +51,8 @@ class Tokens {
   const std::vector<TokenPart>& parts() const { return parts_; }
   Tokens slice(int64_t begin, int64_t end) const;  // tokens begin .. end-1, begin < end
 
-  // Ids of tokens begin .. begin+out.size()-1. Throws UsageError that names the file and the place of an id >= vocab_size.
+  // Ids of tokens begin .. begin+out.size()-1. Throws UsageError that names the file and the place
+  // of an id >= vocab_size.
   void copy(int64_t begin, std::span<int32_t> out, int64_t vocab_size) const;
 
  private:
@@ -55,12 +61,13 @@ class Tokens {
 };
 
 struct Dataset {
-  std::string source;          // the path, or "embedded"
-  Tokens train, val;           // each at least seq_len + 1 tokens
-  int64_t bytes = 0;           // of the tokens as stored
-  int64_t vocab_size = 0;      // that the format implies; a model's may be larger
-  std::string tokenizer_path;  // llm.c's tokenizer file if one lies in the shards' folder, else empty
-  uint64_t hash = 0;           // token_hash of train and val
+  std::string source;      // the path, or "embedded"
+  Tokens train, val;       // each at least seq_len + 1 tokens
+  int64_t bytes = 0;       // of the tokens as stored
+  int64_t vocab_size = 0;  // that the format implies; a model's may be larger
+  // llm.c's tokenizer file if one lies in the shards' folder, else empty
+  std::string tokenizer_path;
+  uint64_t hash = 0;  // token_hash of train and val
 
   int64_t tokens() const { return train.size() + val.size(); }
 };
@@ -71,9 +78,10 @@ Dataset load_dataset(const std::string& path, int64_t seq_len);
 // A line for the start of a run: source, size, split, vocabulary, hash.
 std::string describe(const Dataset& dataset);
 
-// 64-bit FNV-1a with one step per token, train then val, so that the same ids give the same hash in any file format (for text:
-// FNV-1a of its bytes). Above 2^28 tokens (half a second) each part contributes only its share of 2^28, from its start: a label
-// of the data then, no longer a check of every token.
+// 64-bit FNV-1a with one step per token, train then val, so that the same ids give the same hash in
+// any file format (for text: FNV-1a of its bytes). Above 2^28 tokens (half a second) each part
+// contributes only its share of 2^28, from its start: a label of the data then, no longer a check
+// of every token.
 uint64_t token_hash(const Tokens& train, const Tokens& val);
 
 std::string_view embedded_text();

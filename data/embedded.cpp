@@ -1,11 +1,13 @@
-// The text that is always there: the project's own sources and READMEs, which the Makefile joins in sorted order into the file
-// EMBEDDED_TEXT and the assembler includes here. `.data` and verbatim symbol names are what ELF and Mach-O have in common.
+// The text that is always there: the project's own sources and READMEs, which the Makefile joins in
+// sorted order into the file EMBEDDED_TEXT and the assembler includes here. `.data` and verbatim
+// symbol names are what ELF and Mach-O have in common.
 // Read next: dataset.h.
 #include "data/dataset.h"
 
 asm(".data\n"
     ".globl duet_text_begin\n"
-    "duet_text_begin: .incbin \"" EMBEDDED_TEXT "\"\n"
+    "duet_text_begin: .incbin \"" EMBEDDED_TEXT
+    "\"\n"
     ".globl duet_text_end\n"
     "duet_text_end: .byte 0\n"
     ".text\n");

@@ -14,7 +14,8 @@
 namespace duet {
 
 MappedFile map_file(const std::string& path, const char* allowed) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // so that a pipe is refused, not waited for
+  // so that a pipe is refused, not waited for
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   require(fd >= 0, path, ": cannot be opened: ", std::strerror(errno), allowed);
   struct stat info;
   const bool regular = fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
@@ -23,9 +24,12 @@ MappedFile map_file(const std::string& path, const char* allowed) {
   const int error = errno;
   close(fd);
   require(regular, path, ": expected a file, found a directory or device", allowed);
-  require(map != MAP_FAILED, path, ": cannot be mapped into memory: ", std::strerror(error), allowed);
+  require(
+      map != MAP_FAILED, path, ": cannot be mapped into memory: ", std::strerror(error), allowed);
   if (size == 0) return {};
-  return {std::shared_ptr<const char>(static_cast<char*>(map), [map, size](const char*) { munmap(map, size); }), int64_t(size)};
+  return {std::shared_ptr<const char>(
+              static_cast<char*>(map), [map, size](const char*) { munmap(map, size); }),
+      int64_t(size)};
 }
 
 }  // namespace duet

@@ -1,4 +1,5 @@
-// MappedFile: a whole file, mapped into memory and never copied. It must not be changed while it is in use.
+// MappedFile: a whole file, mapped into memory and never copied. It must not be changed while it is
+// in use.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -13,7 +14,8 @@ struct MappedFile {
   std::string_view text() const { return {data.get(), size_t(size)}; }
 };
 
-// Throws UsageError that names the file and ends with `allowed` where it is missing, unreadable, a directory or a device.
+// Throws UsageError that names the file and ends with `allowed` where it is missing, unreadable, a
+// directory or a device.
 MappedFile map_file(const std::string& path, const char* allowed = "");
 
 }  // namespace duet

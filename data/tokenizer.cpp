@@ -20,12 +20,15 @@ Tokenizer::Tokenizer() {
 Tokenizer::Tokenizer(const std::string& path) {
   const MappedFile mapped = map_file(path);
   const std::string_view file = mapped.text();
-  require(file.size() >= kHeader, path, ": truncated: a tokenizer file starts with ", kHeader, " bytes, found ", file.size());
+  require(file.size() >= kHeader, path, ": truncated: a tokenizer file starts with ", kHeader,
+      " bytes, found ", file.size());
   int32_t header[3];
   memcpy(header, file.data(), sizeof header);
   const auto [magic, version, vocab] = header;
-  require(magic == kTokenizerMagic, path, ": not llm.c's tokenizer file: expected magic ", kTokenizerMagic, ", found ", magic);
-  require(version == 1 || version == 2, path, ": unknown tokenizer version ", version, ", expected 1 or 2");
+  require(magic == kTokenizerMagic, path, ": not llm.c's tokenizer file: expected magic ",
+      kTokenizerMagic, ", found ", magic);
+  require(version == 1 || version == 2, path, ": unknown tokenizer version ", version,
+      ", expected 1 or 2");
   require(vocab > 0, path, ": expected tokens, found a vocabulary of ", vocab);
   size_t at = kHeader;
   for (int32_t id = 0; id < vocab; id++) {
@@ -47,7 +50,8 @@ void Tokenizer::index() {
 
 std::string Tokenizer::decode(std::span<const int32_t> ids) const {
   std::string text;
-  for (const int32_t id : ids) text += id >= 0 && id < vocab_size() ? tokens_[size_t(id)] : kReplacement;
+  for (const int32_t id : ids)
+    text += id >= 0 && id < vocab_size() ? tokens_[size_t(id)] : kReplacement;
   return text;
 }
 
@@ -57,7 +61,8 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
     size_t length = std::min(longest_, text.size());
     auto found = ids_.find(text.substr(0, length));
     while (found == ids_.end() && length > 1) found = ids_.find(text.substr(0, --length));
-    require(found != ids_.end(), "--prompt: the tokenizer has no token for byte ", int(uint8_t(text[0])));
+    require(found != ids_.end(), "--prompt: the tokenizer has no token for byte ",
+        int(uint8_t(text[0])));
     ids.push_back(found->second);
     text.remove_prefix(length);
   }

@@ -1,4 +1,5 @@
-// Tokens: slicing, copying and hashing a sequence of ids that lies in several places. Read dataset.h first, batch.h next.
+// Tokens: slicing, copying and hashing a sequence of ids that lies in several places. Read
+// dataset.h first, batch.h next.
 #include <algorithm>
 #include <utility>
 
@@ -9,8 +10,7 @@ namespace duet {
 namespace {
 
 // Calls f with a part's ids as a pointer to the type in which they are stored.
-template <class F>
-auto with_ids(const TokenPart& part, F f) {
+template <class F> auto with_ids(const TokenPart& part, F f) {
   switch (part.width) {
     case 1: return f(static_cast<const uint8_t*>(part.data));
     case 2: return f(static_cast<const uint16_t*>(part.data));
@@ -30,10 +30,12 @@ Tokens::Tokens(std::vector<TokenPart> parts) : parts_(std::move(parts)) {
 }
 
 Tokens Tokens::slice(int64_t begin, int64_t end) const {
-  DUET_CHECK(0 <= begin && begin < end && end <= size(), "expected tokens of ", size(), ", found ", begin, " .. ", end);
+  DUET_CHECK(0 <= begin && begin < end && end <= size(), "expected tokens of ", size(), ", found ",
+      begin, " .. ", end);
   std::vector<TokenPart> kept;
   for (size_t p = 0; p < parts_.size(); p++) {
-    const int64_t from = std::max(begin - starts_[p], int64_t(0)), to = std::min(end - starts_[p], parts_[p].count);
+    const int64_t from = std::max(begin - starts_[p], int64_t(0)),
+                  to = std::min(end - starts_[p], parts_[p].count);
     if (from >= to) continue;
     TokenPart part = parts_[p];
     part.data = static_cast<const char*>(part.data) + from * part.width;
@@ -46,7 +48,8 @@ Tokens Tokens::slice(int64_t begin, int64_t end) const {
 
 void Tokens::copy(int64_t begin, std::span<int32_t> out, int64_t vocab_size) const {
   const int64_t count = int64_t(out.size());
-  DUET_CHECK(0 <= begin && begin + count <= size(), "expected tokens of ", size(), ", found ", begin, " and ", count, " more");
+  DUET_CHECK(0 <= begin && begin + count <= size(), "expected tokens of ", size(), ", found ",
+      begin, " and ", count, " more");
   auto p = size_t(std::upper_bound(starts_.begin(), starts_.end(), begin) - starts_.begin()) - 1;
   for (int64_t done = 0; done < count; p++) {
     const TokenPart& part = parts_[p];
@@ -55,7 +58,7 @@ void Tokens::copy(int64_t begin, std::span<int32_t> out, int64_t vocab_size) con
       for (int64_t i = 0; i < n; i++) {
         const int64_t id = ids[from + i];
         require(id < vocab_size, part.name, ": token ", id, " at offset ", part.offset + from + i,
-                " is beyond the model's vocabulary, allowed: 0 to ", vocab_size - 1);
+            " is beyond the model's vocabulary, allowed: 0 to ", vocab_size - 1);
         out[size_t(done + i)] = int32_t(id);
       }
     });
@@ -66,7 +69,8 @@ void Tokens::copy(int64_t begin, std::span<int32_t> out, int64_t vocab_size) con
 uint64_t token_hash(const Tokens& train, const Tokens& val) {
   constexpr int64_t budget = int64_t(1) << 28;
   const int64_t total = train.size() + val.size();
-  const int64_t share = total <= budget ? total : budget / int64_t(train.parts().size() + val.parts().size());
+  const int64_t share =
+      total <= budget ? total : budget / int64_t(train.parts().size() + val.parts().size());
   uint64_t hash = 0xcbf29ce484222325u;
   for (const Tokens* t : {&train, &val})
     for (const TokenPart& part : t->parts())

@@ -9,14 +9,16 @@
 
 namespace duet {
 
-// cos and sin of position * theta^(-2j/rope), computed on the host so that every device has the same bits.
+// cos and sin of position * theta^(-2j/rope), computed on the host so that every device has the
+// same bits.
 static Buf angles(const Context& context, double (*fn)(double)) {
   const ModelConfig& c = context.config;
   const Dtype acc = acc_dtype(context.dtype);
   Buf host = context.device.host_buffer(context.seq_len, c.qk_rope_head_dim / 2, acc);
   for (int64_t t = 0; t < host->rows; ++t)
     for (int64_t j = 0; j < host->cols; ++j)
-      host->set(t * host->cols + j, fn(double(t) * std::pow(c.rope_theta, -2.0 * double(j) / double(c.qk_rope_head_dim))));
+      host->set(t * host->cols + j,
+          fn(double(t) * std::pow(c.rope_theta, -2.0 * double(j) / double(c.qk_rope_head_dim))));
   Buf table = context.device.buffer(host->rows, host->cols, acc, Use::scratch);
   context.stream().copy(table->data, host->data, size_t(host->bytes()));
   context.stream().synchronize();
@@ -24,10 +26,16 @@ static Buf angles(const Context& context, double (*fn)(double)) {
 }
 
 Attention::Attention(const Context& context, Params& params, const std::string& prefix)
-    : context_(context), c_(context.config), cos_(angles(context, std::cos)), sin_(angles(context, std::sin)) {
+    : context_(context), c_(context.config), cos_(angles(context, std::cos)),
+      sin_(angles(context, std::sin)) {
   const int64_t heads = c_.n_heads;
-  shape_ = {.heads = int(heads), .nope = int(c_.qk_nope_head_dim), .rope = int(c_.qk_rope_head_dim), .v = int(c_.v_head_dim),
-            .seq_len = context.seq_len, .cos = cos_, .sin = sin_};
+  shape_ = {.heads = int(heads),
+      .nope = int(c_.qk_nope_head_dim),
+      .rope = int(c_.qk_rope_head_dim),
+      .v = int(c_.v_head_dim),
+      .seq_len = context.seq_len,
+      .cos = cos_,
+      .sin = sin_};
   if (c_.q_lora_rank > 0) {
     q_a_ = &params.matrix(prefix + "q_a_proj.weight", c_.d_model, c_.q_lora_rank);
     q_a_norm_ = &params.vector(prefix + "q_a_layernorm.weight", c_.q_lora_rank, Init::ones);
@@ -35,9 +43,11 @@ Attention::Attention(const Context& context, Params& params, const std::string& 
   } else {
     q_proj_ = &params.matrix(prefix + "q_proj.weight", c_.d_model, heads * c_.qk_head_dim());
   }
-  kv_a_ = &params.matrix(prefix + "kv_a_proj_with_mqa.weight", c_.d_model, c_.kv_lora_rank + c_.qk_rope_head_dim);
+  kv_a_ = &params.matrix(
+      prefix + "kv_a_proj_with_mqa.weight", c_.d_model, c_.kv_lora_rank + c_.qk_rope_head_dim);
   kv_a_norm_ = &params.vector(prefix + "kv_a_layernorm.weight", c_.kv_lora_rank, Init::ones);
-  kv_b_ = &params.matrix(prefix + "kv_b_proj.weight", c_.kv_lora_rank, heads * (c_.qk_nope_head_dim + c_.v_head_dim));
+  kv_b_ = &params.matrix(
+      prefix + "kv_b_proj.weight", c_.kv_lora_rank, heads * (c_.qk_nope_head_dim + c_.v_head_dim));
   o_ = &params.matrix(prefix + "o_proj.weight", heads * c_.v_head_dim, c_.d_model);
 }
 
@@ -54,7 +64,11 @@ Buf Attention::forward(Saved& s, const Tensor& x) const {
     s.qa_rstd = context_.row_stats();
     linear_f(stream, x, *q_a_, s.qa);
     launch<RmsNormF>(stream, tokens,
-                     {.x = s.qa, .gain = q_a_norm_->weight, .y = s.qa_normed, .rstd = s.qa_rstd, .eps = ModelConfig::kNormEps});
+        {.x = s.qa,
+            .gain = q_a_norm_->weight,
+            .y = s.qa_normed,
+            .rstd = s.qa_rstd,
+            .eps = ModelConfig::kNormEps});
     linear_f(stream, s.qa_normed, *q_b_, s.q);
   }
   launch<RopeQuery>(stream, tokens, {.x = s.q, .shape = shape_, .sign = 1});
@@ -65,11 +79,18 @@ Buf Attention::forward(Saved& s, const Tensor& x) const {
   s.kv = context_.activation(c_.n_heads * (c_.qk_nope_head_dim + c_.v_head_dim));
   s.k = context_.activation(c_.n_heads * c_.qk_head_dim());
   linear_f(stream, x, *kv_a_, s.kva);
-  launch<RmsNormF>(stream, tokens, {.x = s.kva->col_slice(0, c_.kv_lora_rank), .gain = kv_a_norm_->weight, .y = s.latent,
-                                    .rstd = s.latent_rstd, .eps = ModelConfig::kNormEps});
+  launch<RmsNormF>(stream, tokens,
+      {.x = s.kva->col_slice(0, c_.kv_lora_rank),
+          .gain = kv_a_norm_->weight,
+          .y = s.latent,
+          .rstd = s.latent_rstd,
+          .eps = ModelConfig::kNormEps});
   linear_f(stream, s.latent, *kv_b_, s.kv);
   launch<KeyF>(stream, tokens,
-               {.x = s.kv, .rotary = s.kva->col_slice(c_.kv_lora_rank, c_.qk_rope_head_dim), .k = s.k, .shape = shape_});
+      {.x = s.kv,
+          .rotary = s.kva->col_slice(c_.kv_lora_rank, c_.qk_rope_head_dim),
+          .k = s.k,
+          .shape = shape_});
 
   s.mix = context_.activation(c_.n_heads * c_.v_head_dim);
   mix_heads(s);
@@ -90,12 +111,21 @@ Buf Attention::backward_input(Saved& s, const Tensor& dy) const {
 
   s.dkva = context_.activation(s.kva->cols);
   s.dlatent = context_.activation(c_.kv_lora_rank);
-  const Tensor latent_in = s.kva->col_slice(0, c_.kv_lora_rank), dlatent_in = s.dkva->col_slice(0, c_.kv_lora_rank);
+  const Tensor latent_in = s.kva->col_slice(0, c_.kv_lora_rank),
+               dlatent_in = s.dkva->col_slice(0, c_.kv_lora_rank);
   launch<KeyB>(stream, tokens,
-               {.x = dk, .dkv = s.dkv, .drotary = s.dkva->col_slice(c_.kv_lora_rank, c_.qk_rope_head_dim), .shape = shape_});
+      {.x = dk,
+          .dkv = s.dkv,
+          .drotary = s.dkva->col_slice(c_.kv_lora_rank, c_.qk_rope_head_dim),
+          .shape = shape_});
   linear_i(stream, s.dkv, *kv_b_, s.dlatent);
-  launch<RmsNormB>(stream, tokens, {.x = latent_in, .gain = kv_a_norm_->weight, .rstd = s.latent_rstd, .dy = s.dlatent,
-                                    .residual = {}, .dx = dlatent_in});
+  launch<RmsNormB>(stream, tokens,
+      {.x = latent_in,
+          .gain = kv_a_norm_->weight,
+          .rstd = s.latent_rstd,
+          .dy = s.dlatent,
+          .residual = {},
+          .dx = dlatent_in});
 
   Buf dx = context_.activation(c_.d_model);
   linear_i(stream, s.dkva, *kv_a_, dx);
@@ -106,8 +136,13 @@ Buf Attention::backward_input(Saved& s, const Tensor& dy) const {
     s.dqa_normed = context_.activation(c_.q_lora_rank);
     s.dqa = context_.activation(c_.q_lora_rank);
     linear_i(stream, s.dq, *q_b_, s.dqa_normed);
-    launch<RmsNormB>(stream, tokens, {.x = s.qa, .gain = q_a_norm_->weight, .rstd = s.qa_rstd, .dy = s.dqa_normed,
-                                      .residual = {}, .dx = s.dqa});
+    launch<RmsNormB>(stream, tokens,
+        {.x = s.qa,
+            .gain = q_a_norm_->weight,
+            .rstd = s.qa_rstd,
+            .dy = s.dqa_normed,
+            .residual = {},
+            .dx = s.dqa});
     linear_i(stream, s.dqa, *q_a_, dx, true);
   }
   s.q = Buf();
@@ -120,7 +155,8 @@ void Attention::backward_weight(Saved& s, const Tensor& x, const Tensor& dy, int
   Stream& stream = context_.stream();
   linear_w(stream, s.mix, dy, *o_, half);
   linear_w(stream, s.latent, s.dkv, *kv_b_, half);
-  norm_w(context_, s.kva->col_slice(0, c_.kv_lora_rank), s.latent_rstd, s.dlatent, *kv_a_norm_, half);
+  norm_w(
+      context_, s.kva->col_slice(0, c_.kv_lora_rank), s.latent_rstd, s.dlatent, *kv_a_norm_, half);
   linear_w(stream, x, s.dkva, *kv_a_, half);
   if (q_proj_) {
     linear_w(stream, x, s.dq, *q_proj_, half);
@@ -132,24 +168,28 @@ void Attention::backward_weight(Saved& s, const Tensor& x, const Tensor& dy, int
   s = Saved();
 }
 
-// --- the [query, key] part: a sequence at a time, and of its heads as many as fit -------------------------------------------
+// --- the [query, key] part: a sequence at a time, and of its heads as many as fit ----------------
 
-// Some heads of one sequence: views into the [tokens, heads * dims] tensors, and one batched GEMM over the heads.
+// Some heads of one sequence: views into the [tokens, heads * dims] tensors, and one batched GEMM
+// over the heads.
 struct Attention::HeadChunk {
   int64_t token, head, heads, seq_len;
-  // Head `head` of a tensor that has per_head columns a head, of which this is `cols` from `col` on.
+  // Head `head` of a tensor that has per_head columns a head, of which this is `cols` from `col`
+  // on.
   Tensor of(const Tensor& x, int64_t per_head, int64_t col, int64_t cols) const {
     return x.row_slice(token, seq_len).col_slice(head * per_head + col, cols);
   }
-  Tensor scores(const Buf& buf) const { return buf->row_slice(0, heads * seq_len); }  // [heads * seq_len, seq_len]
+  // [heads * seq_len, seq_len]
+  Tensor scores(const Buf& buf) const { return buf->row_slice(0, heads * seq_len); }
 };
 
-template <class Fn>
-void Attention::for_head_chunks(int matrices, Fn fn) const {
+template <class Fn> void Attention::for_head_chunks(int matrices, Fn fn) const {
   const int64_t n = context_.seq_len, bytes = n * n * dtype_size(context_.dtype) * matrices;
-  const int64_t at_once = std::clamp<int64_t>(context_.device.attention_bytes() / bytes, 1, c_.n_heads);
+  const int64_t at_once =
+      std::clamp<int64_t>(context_.device.attention_bytes() / bytes, 1, c_.n_heads);
   Buf p = context_.device.buffer(at_once * n, n, context_.dtype, Use::scratch);
-  Buf dp = matrices > 1 ? context_.device.buffer(at_once * n, n, context_.dtype, Use::scratch) : Buf();
+  Buf dp =
+      matrices > 1 ? context_.device.buffer(at_once * n, n, context_.dtype, Use::scratch) : Buf();
   for (int64_t sequence = 0; sequence < context_.sequences; ++sequence)
     for (int64_t head = 0; head < c_.n_heads; head += at_once) {
       const HeadChunk chunk{sequence * n, head, std::min(at_once, c_.n_heads - head), n};
@@ -157,42 +197,57 @@ void Attention::for_head_chunks(int matrices, Fn fn) const {
     }
 }
 
-// One causal GEMM per head of a chunk. A stride is the distance from one head to the next, in elements.
-static void heads_gemm(Stream& stream, Form form, int64_t heads, double alpha, std::pair<Tensor, int64_t> a,
-                       std::pair<Tensor, int64_t> b, std::pair<Tensor, int64_t> c) {
-  stream.gemm({.form = form, .a = a.first, .b = b.first, .c = c.first, .alpha = alpha, .batch = int(heads),
-               .stride_a = a.second, .stride_b = b.second, .stride_c = c.second, .causal = true});
+// One causal GEMM per head of a chunk. A stride is the distance from one head to the next, in
+// elements.
+static void heads_gemm(Stream& stream, Form form, int64_t heads, double alpha,
+    std::pair<Tensor, int64_t> a, std::pair<Tensor, int64_t> b, std::pair<Tensor, int64_t> c) {
+  stream.gemm({.form = form,
+      .a = a.first,
+      .b = b.first,
+      .c = c.first,
+      .alpha = alpha,
+      .batch = int(heads),
+      .stride_a = a.second,
+      .stride_b = b.second,
+      .stride_c = c.second,
+      .causal = true});
 }
 
 void Attention::mix_heads(const Saved& s) const {
   Stream& stream = context_.stream();
-  const int64_t n = context_.seq_len, qk = c_.qk_head_dim(), nope = c_.qk_nope_head_dim, v = c_.v_head_dim;
+  const int64_t n = context_.seq_len, qk = c_.qk_head_dim(), nope = c_.qk_nope_head_dim,
+                v = c_.v_head_dim;
   const double scale = 1 / std::sqrt(double(qk));
   for_head_chunks(1, [&](const HeadChunk& h, const Tensor& p, const Tensor&) {
     const Tensor one = p.row_slice(0, n);  // the first head's scores [seq_len, seq_len]
-    heads_gemm(stream, Form::NT, h.heads, scale, {h.of(s.q, qk, 0, qk), qk}, {h.of(s.k, qk, 0, qk), qk}, {one, n * n});
+    heads_gemm(stream, Form::NT, h.heads, scale, {h.of(s.q, qk, 0, qk), qk},
+        {h.of(s.k, qk, 0, qk), qk}, {one, n * n});
     launch<CausalSoftmaxF>(stream, p.rows, {.x = p});
-    heads_gemm(stream, Form::NN, h.heads, 1, {one, n * n}, {h.of(s.kv, nope + v, nope, v), nope + v},
-               {h.of(s.mix, v, 0, v), v});
+    heads_gemm(stream, Form::NN, h.heads, 1, {one, n * n},
+        {h.of(s.kv, nope + v, nope, v), nope + v}, {h.of(s.mix, v, 0, v), v});
   });
 }
 
 void Attention::mix_heads_backward(Saved& s, const Tensor& dmix, const Tensor& dk) const {
   Stream& stream = context_.stream();
-  const int64_t n = context_.seq_len, qk = c_.qk_head_dim(), nope = c_.qk_nope_head_dim, v = c_.v_head_dim;
+  const int64_t n = context_.seq_len, qk = c_.qk_head_dim(), nope = c_.qk_nope_head_dim,
+                v = c_.v_head_dim;
   const double scale = 1 / std::sqrt(double(qk));
   for_head_chunks(2, [&](const HeadChunk& h, const Tensor& p, const Tensor& dp) {
     const Tensor one = p.row_slice(0, n), done = dp.row_slice(0, n);
     const std::pair q{h.of(s.q, qk, 0, qk), qk}, k{h.of(s.k, qk, 0, qk), qk};
-    const std::pair value{h.of(s.kv, nope + v, nope, v), nope + v}, dvalue{h.of(s.dkv, nope + v, nope, v), nope + v};
+    const std::pair value{h.of(s.kv, nope + v, nope, v), nope + v},
+        dvalue{h.of(s.dkv, nope + v, nope, v), nope + v};
     const std::pair dout{h.of(dmix, v, 0, v), v};
     heads_gemm(stream, Form::NT, h.heads, scale, q, k, {one, n * n});
     launch<CausalSoftmaxF>(stream, p.rows, {.x = p});
-    heads_gemm(stream, Form::TN, h.heads, 1, {one, n * n}, dout, dvalue);   // dV = P^T dO
-    heads_gemm(stream, Form::NT, h.heads, 1, dout, value, {done, n * n});   // dP = dO V^T
+    heads_gemm(stream, Form::TN, h.heads, 1, {one, n * n}, dout, dvalue);  // dV = P^T dO
+    heads_gemm(stream, Form::NT, h.heads, 1, dout, value, {done, n * n});  // dP = dO V^T
     launch<CausalSoftmaxB>(stream, p.rows, {.x = p, .dp = dp});
-    heads_gemm(stream, Form::NN, h.heads, scale, {done, n * n}, k, {h.of(s.dq, qk, 0, qk), qk});  // dQ = dS K
-    heads_gemm(stream, Form::TN, h.heads, scale, {done, n * n}, q, {h.of(dk, qk, 0, qk), qk});    // dK = dS^T Q
+    // dQ = dS K
+    heads_gemm(stream, Form::NN, h.heads, scale, {done, n * n}, k, {h.of(s.dq, qk, 0, qk), qk});
+    // dK = dS^T Q
+    heads_gemm(stream, Form::TN, h.heads, scale, {done, n * n}, q, {h.of(dk, qk, 0, qk), qk});
   });
 }
 

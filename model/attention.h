@@ -1,13 +1,17 @@
-// Multi-head Latent Attention (DeepSeek-V2, section 2.1; DeepSeek-V3, section 2.1.1), hand-written F, I and W.
+// Multi-head Latent Attention (DeepSeek-V2, section 2.1; DeepSeek-V3, section 2.1.1), hand-written
+// F, I and W.
 //
-//   q          = x Wq                         or  RMSNorm(x Wqa) Wqb            [tokens, heads * (nope + rope)]
-//   latent, kr = split(x Wkva)                                                  [tokens, kv_lora], [tokens, rope]
-//   kn, v      = split(RMSNorm(latent) Wkvb)  per head                          [tokens, heads * (nope + v)]
+//   q          = x Wq                         or  RMSNorm(x Wqa) Wqb            [tokens, heads *
+//              (nope + rope)]
+//   latent, kr = split(x Wkva)                                                  [tokens, kv_lora],
+//                                                                               [tokens, rope]
+//   kn, v      = split(RMSNorm(latent) Wkvb)  per head                          [tokens, heads *
+//              (nope + v)]
 //   q, k       = (qn, RoPE(qr)), (kn, RoPE(kr))
 //   y          = concat_heads(softmax(q k^T / sqrt(nope + rope), causal) v) Wo  [tokens, d_model]
 //
-// The scores [query, key] are formed for as many heads at a time as Device::attention_bytes allows, and formed again in I
-// instead of being kept. Read next: feed_forward.h.
+// The scores [query, key] are formed for as many heads at a time as Device::attention_bytes allows,
+// and formed again in I instead of being kept. Read next: feed_forward.h.
 #pragma once
 #include "model/context.h"
 
@@ -28,15 +32,17 @@ class Attention {
 
   Attention(const Context& context, Params& params, const std::string& prefix);
 
-  Buf forward(Saved& saved, const Tensor& x) const;                                       // x, y [tokens, d_model]
-  Buf backward_input(Saved& saved, const Tensor& dy) const;                               // dx [tokens, d_model]
-  void backward_weight(Saved& saved, const Tensor& x, const Tensor& dy, int half) const;  // x and dy as before
+  // x, y [tokens, d_model]
+  Buf forward(Saved& saved, const Tensor& x) const;
+  // dx [tokens, d_model]
+  Buf backward_input(Saved& saved, const Tensor& dy) const;
+  // x and dy as before
+  void backward_weight(Saved& saved, const Tensor& x, const Tensor& dy, int half) const;
 
  private:
   void mix_heads(const Saved& saved) const;
   void mix_heads_backward(Saved& saved, const Tensor& dmix, const Tensor& dk) const;
-  template <class Fn>
-  void for_head_chunks(int matrices, Fn fn) const;
+  template <class Fn> void for_head_chunks(int matrices, Fn fn) const;
   struct HeadChunk;
 
   const Context& context_;

@@ -8,19 +8,21 @@
 
 namespace duet {
 
-// --- sizes -------------------------------------------------------------------------------------------------------------------
+// --- sizes ---------------------------------------------------------------------------------------
 
 static int64_t attention_parameters(const ModelConfig& c) {
   const int64_t q = c.n_heads * c.qk_head_dim();
   const int64_t queries = c.q_lora_rank ? c.q_lora_rank * (c.d_model + 1 + q) : c.d_model * q;
   return queries + c.d_model * (c.kv_lora_rank + c.qk_rope_head_dim) +
-         c.kv_lora_rank * (1 + c.n_heads * (c.qk_nope_head_dim + c.v_head_dim)) + c.n_heads * c.v_head_dim * c.d_model;
+      c.kv_lora_rank * (1 + c.n_heads * (c.qk_nope_head_dim + c.v_head_dim)) +
+      c.n_heads * c.v_head_dim * c.d_model;
 }
 
 // `experts`: how many routed ones to count in a layer.
 static int64_t layer_parameters(const ModelConfig& c, int64_t layer, int64_t experts) {
-  const int64_t ffn = c.dense(layer) ? 3 * c.d_model * c.d_ff
-                                     : c.d_model * c.n_routed + 3 * c.d_model * c.d_expert * (c.n_shared + experts);
+  const int64_t ffn = c.dense(layer)
+      ? 3 * c.d_model * c.d_ff
+      : c.d_model * c.n_routed + 3 * c.d_model * c.d_expert * (c.n_shared + experts);
   return attention_parameters(c) + 2 * c.d_model + ffn;
 }
 
@@ -37,7 +39,8 @@ int64_t ModelConfig::active_parameters() const {
 }
 
 double ModelConfig::layer_flops_per_token(int64_t layer, int64_t seq_len) const {
-  // A token attends to (seq_len + 1) / 2 others: 2 FLOP a multiply-add, forward once and backward twice.
+  // A token attends to (seq_len + 1) / 2 others: 2 FLOP a multiply-add, forward once and backward
+  // twice.
   const double scores = 3.0 * double(n_heads * (qk_head_dim() + v_head_dim)) * double(seq_len + 1);
   return 6.0 * double(layer_parameters(*this, layer, topk)) + scores;
 }
@@ -55,22 +58,22 @@ struct Size {
   int64_t least;
 };
 static const Size kSizes[] = {{"vocab_size", "vocab_size", &ModelConfig::vocab_size, 2},
-                              {"d_model", "hidden_size", &ModelConfig::d_model, 1},
-                              {"n_layers", "num_hidden_layers", &ModelConfig::n_layers, 1},
-                              {"n_heads", "num_attention_heads", &ModelConfig::n_heads, 1},
-                              {"q_lora_rank", "q_lora_rank", &ModelConfig::q_lora_rank, 0},
-                              {"kv_lora_rank", "kv_lora_rank", &ModelConfig::kv_lora_rank, 1},
-                              {"qk_nope_head_dim", "qk_nope_head_dim", &ModelConfig::qk_nope_head_dim, 1},
-                              {"qk_rope_head_dim", "qk_rope_head_dim", &ModelConfig::qk_rope_head_dim, 2},
-                              {"v_head_dim", "v_head_dim", &ModelConfig::v_head_dim, 1},
-                              {"first_k_dense", "first_k_dense_replace", &ModelConfig::first_k_dense, 0},
-                              {"d_ff", "intermediate_size", &ModelConfig::d_ff, 1},
-                              {"d_expert", "moe_intermediate_size", &ModelConfig::d_expert, 1},
-                              {"n_shared", "n_shared_experts", &ModelConfig::n_shared, 0},
-                              {"n_routed", "n_routed_experts", &ModelConfig::n_routed, 1},
-                              {"topk", "num_experts_per_tok", &ModelConfig::topk, 1},
-                              {"n_group", "n_group", &ModelConfig::n_group, 1},
-                              {"topk_group", "topk_group", &ModelConfig::topk_group, 1}};
+    {"d_model", "hidden_size", &ModelConfig::d_model, 1},
+    {"n_layers", "num_hidden_layers", &ModelConfig::n_layers, 1},
+    {"n_heads", "num_attention_heads", &ModelConfig::n_heads, 1},
+    {"q_lora_rank", "q_lora_rank", &ModelConfig::q_lora_rank, 0},
+    {"kv_lora_rank", "kv_lora_rank", &ModelConfig::kv_lora_rank, 1},
+    {"qk_nope_head_dim", "qk_nope_head_dim", &ModelConfig::qk_nope_head_dim, 1},
+    {"qk_rope_head_dim", "qk_rope_head_dim", &ModelConfig::qk_rope_head_dim, 2},
+    {"v_head_dim", "v_head_dim", &ModelConfig::v_head_dim, 1},
+    {"first_k_dense", "first_k_dense_replace", &ModelConfig::first_k_dense, 0},
+    {"d_ff", "intermediate_size", &ModelConfig::d_ff, 1},
+    {"d_expert", "moe_intermediate_size", &ModelConfig::d_expert, 1},
+    {"n_shared", "n_shared_experts", &ModelConfig::n_shared, 0},
+    {"n_routed", "n_routed_experts", &ModelConfig::n_routed, 1},
+    {"topk", "num_experts_per_tok", &ModelConfig::topk, 1},
+    {"n_group", "n_group", &ModelConfig::n_group, 1},
+    {"topk_group", "topk_group", &ModelConfig::topk_group, 1}};
 
 void ModelConfig::override_sizes(const std::string& text) {
   std::istringstream list(text);
@@ -82,47 +85,99 @@ void ModelConfig::override_sizes(const std::string& text) {
       names += (names.empty() ? "" : ", ") + std::string(s.name);
       if (item.substr(0, equals) == s.name) size = &s;
     }
-    require(size && equals != std::string::npos, "--model: found '", item, "', allowed: NAME=SIZE with a name of ", names);
+    require(size && equals != std::string::npos, "--model: found '", item,
+        "', allowed: NAME=SIZE with a name of ", names);
     const char *begin = item.data() + equals + 1, *end = item.data() + item.size();
     const auto [stop, error] = std::from_chars(begin, end, this->*(size->field));
-    require(begin != end && stop == end && error == std::errc(), "--model: found '", item, "', allowed: a whole number");
+    require(begin != end && stop == end && error == std::errc(), "--model: found '", item,
+        "', allowed: a whole number");
   }
   validate();
 }
 
 void ModelConfig::validate() const {
   for (const Size& s : kSizes)
-    require(this->*s.field >= s.least, s.name, ": found ", this->*s.field, ", allowed: at least ", s.least);
-  require(qk_rope_head_dim % 2 == 0, "qk_rope_head_dim: found ", qk_rope_head_dim, ", allowed: even numbers");
+    require(this->*s.field >= s.least, s.name, ": found ", this->*s.field, ", allowed: at least ",
+        s.least);
+  require(qk_rope_head_dim % 2 == 0, "qk_rope_head_dim: found ", qk_rope_head_dim,
+      ", allowed: even numbers");
   require(topk <= n_routed, "topk: found ", topk, ", allowed: at most n_routed = ", n_routed);
-  require(n_routed % n_group == 0, "n_group: found ", n_group, ", allowed: divisors of n_routed = ", n_routed);
-  require(topk_group <= n_group, "topk_group: found ", topk_group, ", allowed: at most n_group = ", n_group);
-  require(topk <= topk_group * (n_routed / n_group), "topk: found ", topk, ", allowed: at most the experts of topk_group = ",
-          topk_group, " groups, ", topk_group * (n_routed / n_group));
+  require(n_routed % n_group == 0, "n_group: found ", n_group,
+      ", allowed: divisors of n_routed = ", n_routed);
+  require(topk_group <= n_group, "topk_group: found ", topk_group,
+      ", allowed: at most n_group = ", n_group);
+  require(topk <= topk_group * (n_routed / n_group), "topk: found ", topk,
+      ", allowed: at most the experts of topk_group = ", topk_group, " groups, ",
+      topk_group * (n_routed / n_group));
 }
 
-// --- presets -----------------------------------------------------------------------------------------------------------------
+// --- presets -------------------------------------------------------------------------------------
 
 const std::vector<Preset>& presets() {
   static const std::vector<Preset> all = [] {
     std::vector<Preset> p;
     p.push_back({"tiny", "tests: 8 layers, 0.6M parameters",
-                 {.q_lora_rank = 24, .n_group = 4, .topk_group = 2, .routed_scaling = 1.5}, 64, 1});
+        {.q_lora_rank = 24, .n_group = 4, .topk_group = 2, .routed_scaling = 1.5}, 64, 1});
     p.push_back({"small", "the default run: 8 layers, 5M parameters",
-                 {.d_model = 128, .kv_lora_rank = 32, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8, .v_head_dim = 24,
-                  .d_ff = 384, .d_expert = 96, .n_routed = 16, .n_group = 4, .topk_group = 2}, 128, 1});
+        {.d_model = 128,
+            .kv_lora_rank = 32,
+            .qk_nope_head_dim = 24,
+            .qk_rope_head_dim = 8,
+            .v_head_dim = 24,
+            .d_ff = 384,
+            .d_expert = 96,
+            .n_routed = 16,
+            .n_group = 4,
+            .topk_group = 2},
+        128, 1});
     p.push_back({"bench", "make bench: wide enough for GEMM to matter",
-                 {.d_model = 256, .n_layers = 4, .n_heads = 8, .kv_lora_rank = 64, .qk_nope_head_dim = 32,
-                  .qk_rope_head_dim = 16, .v_head_dim = 32, .d_ff = 1024, .d_expert = 512, .n_routed = 16}, 256, 8});
+        {.d_model = 256,
+            .n_layers = 4,
+            .n_heads = 8,
+            .kv_lora_rank = 64,
+            .qk_nope_head_dim = 32,
+            .qk_rope_head_dim = 16,
+            .v_head_dim = 32,
+            .d_ff = 1024,
+            .d_expert = 512,
+            .n_routed = 16},
+        256, 8});
     p.push_back({"base", "one GPU: 768 wide, 12 layers, GPT-2 vocabulary",
-                 {.vocab_size = 50257, .d_model = 768, .n_layers = 12, .n_heads = 12, .q_lora_rank = 384, .kv_lora_rank = 256,
-                  .qk_nope_head_dim = 64, .qk_rope_head_dim = 32, .v_head_dim = 64, .d_ff = 3072, .d_expert = 768,
-                  .n_routed = 16, .n_group = 4, .topk_group = 2, .routed_scaling = 1.5}, 1024, 4});
+        {.vocab_size = 50257,
+            .d_model = 768,
+            .n_layers = 12,
+            .n_heads = 12,
+            .q_lora_rank = 384,
+            .kv_lora_rank = 256,
+            .qk_nope_head_dim = 64,
+            .qk_rope_head_dim = 32,
+            .v_head_dim = 64,
+            .d_ff = 3072,
+            .d_expert = 768,
+            .n_routed = 16,
+            .n_group = 4,
+            .topk_group = 2,
+            .routed_scaling = 1.5},
+        1024, 4});
     p.push_back({"deepseek-v3", "the full shape, 671B parameters: for planning only",
-                 {.vocab_size = 129280, .d_model = 7168, .n_layers = 61, .n_heads = 128, .q_lora_rank = 1536,
-                  .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64, .v_head_dim = 128, .first_k_dense = 3,
-                  .d_ff = 18432, .d_expert = 2048, .n_routed = 256, .topk = 8, .n_group = 8, .topk_group = 4,
-                  .routed_scaling = 2.5}, 4096, 1});
+        {.vocab_size = 129280,
+            .d_model = 7168,
+            .n_layers = 61,
+            .n_heads = 128,
+            .q_lora_rank = 1536,
+            .kv_lora_rank = 512,
+            .qk_nope_head_dim = 128,
+            .qk_rope_head_dim = 64,
+            .v_head_dim = 128,
+            .first_k_dense = 3,
+            .d_ff = 18432,
+            .d_expert = 2048,
+            .n_routed = 256,
+            .topk = 8,
+            .n_group = 8,
+            .topk_group = 4,
+            .routed_scaling = 2.5},
+        4096, 1});
     for (const Preset& preset : p) preset.model.validate();
     return p;
   }();
@@ -138,13 +193,13 @@ const Preset& find_preset(const std::string& name) {
   throw UsageError(cat("--preset: found '", name, "', allowed: ", names));
 }
 
-// --- config.json -------------------------------------------------------------------------------------------------------------
+// --- config.json ---------------------------------------------------------------------------------
 
 // What duet's model has no choice about.
 static Json::Object fixed() {
-  return {{"rope_interleave", true}, {"norm_topk_prob", true}, {"scoring_func", "sigmoid"}, {"topk_method", "noaux_tc"},
-          {"hidden_act", "silu"}, {"rms_norm_eps", ModelConfig::kNormEps}, {"attention_bias", false},
-          {"tie_word_embeddings", false}};
+  return {{"rope_interleave", true}, {"norm_topk_prob", true}, {"scoring_func", "sigmoid"},
+      {"topk_method", "noaux_tc"}, {"hidden_act", "silu"}, {"rms_norm_eps", ModelConfig::kNormEps},
+      {"attention_bias", false}, {"tie_word_embeddings", false}};
 }
 
 Json ModelConfig::to_json(int64_t seq_len, const std::string& dtype) const {
@@ -168,8 +223,8 @@ Json ModelConfig::to_json(int64_t seq_len, const std::string& dtype) const {
 ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
   const auto expect = [&](const Json& in, const char* key, const Json& value) {
     const Json* found = in.find(key);
-    require(!found || found->dump() == value.dump(), where, ": ", key, ": found ", found ? found->dump() : "", ", allowed: ",
-            value.dump());
+    require(!found || found->dump() == value.dump(), where, ": ", key, ": found ",
+        found ? found->dump() : "", ", allowed: ", value.dump());
   };
   require(j.find("model_type"), where, ": model_type: found none, allowed: \"deepseek_v3\"");
   expect(j, "model_type", "deepseek_v3");
@@ -177,7 +232,8 @@ ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
   expect(j, "rope_scaling", Json());
   ModelConfig c;
   for (const Size& s : kSizes) {
-    const bool no_q_lora = s.field == &ModelConfig::q_lora_rank && (!j.find(s.hf_name) || j.at(s.hf_name).is_null());
+    const bool no_q_lora =
+        s.field == &ModelConfig::q_lora_rank && (!j.find(s.hf_name) || j.at(s.hf_name).is_null());
     c.*s.field = no_q_lora ? 0 : j.at(s.hf_name).integer();
   }
   c.routed_scaling = j.at("routed_scaling_factor").number();

@@ -1,7 +1,9 @@
-// ModelConfig: the sizes of a DeepSeek-V3 model (DeepSeek-V3 technical report, sections 2.1 and 4.2), the presets, and
-// config.json as Hugging Face transformers writes it for DeepseekV3ForCausalLM.
+// ModelConfig: the sizes of a DeepSeek-V3 model (DeepSeek-V3 technical report, sections 2.1 and
+// 4.2), the presets, and config.json as Hugging Face transformers writes it for
+// DeepseekV3ForCausalLM.
 //
-// Left out on purpose: multi-token prediction, YaRN, biases in projections, tied embeddings; norm_topk_prob is always true.
+// Left out on purpose: multi-token prediction, YaRN, biases in projections, tied embeddings;
+// norm_topk_prob is always true.
 // Read next: param.h.
 #pragma once
 #include <cstdint>
@@ -28,23 +30,25 @@ struct ModelConfig {
 
   // Feed-forward: the first k layers dense, then mixture of experts
   int64_t first_k_dense = 1;
-  int64_t d_ff = 128;         // width of the dense layers
-  int64_t d_expert = 32;      // width of one expert
-  int64_t n_shared = 1;       // shared experts, as one of n_shared * d_expert
+  int64_t d_ff = 128;     // width of the dense layers
+  int64_t d_expert = 32;  // width of one expert
+  int64_t n_shared = 1;   // shared experts, as one of n_shared * d_expert
   int64_t n_routed = 8;
   int64_t topk = 2;
-  int64_t n_group = 1;        // node-limited routing: a token's experts lie in
-  int64_t topk_group = 1;     // topk_group of n_group groups
+  int64_t n_group = 1;     // node-limited routing: a token's experts lie in
+  int64_t topk_group = 1;  // topk_group of n_group groups
   double routed_scaling = 1;
 
-  // Every norm's epsilon. transformers fixes that of the two latent norms to this value, so another one is refused on import.
+  // Every norm's epsilon. transformers fixes that of the two latent norms to this value, so another
+  // one is refused on import.
   static constexpr double kNormEps = 1e-6;
 
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   bool dense(int64_t layer) const { return layer < first_k_dense; }
   int64_t parameters() const;         // all of them
   int64_t active_parameters() const;  // those that one token uses; without the embedding's table
-  // FLOP of forward and backward for one token: 6 for each active parameter, and attention's scores and values.
+  // FLOP of forward and backward for one token: 6 for each active parameter, and attention's scores
+  // and values.
   double train_flops_per_token(int64_t seq_len) const;
   double layer_flops_per_token(int64_t layer, int64_t seq_len) const;  // one layer's part of it
   double head_flops_per_token() const { return 6.0 * double(vocab_size * d_model); }

@@ -8,11 +8,14 @@
 
 namespace duet {
 
-void norm_w(const Context& context, const Tensor& x, const Tensor& rstd, const Tensor& dy, const Param& gain, int half) {
+void norm_w(const Context& context, const Tensor& x, const Tensor& rstd, const Tensor& dy,
+    const Param& gain, int half) {
   const int64_t partials = (x.rows + kTokensPerPartial - 1) / kTokensPerPartial;
   Buf partial = context.device.buffer(partials, x.cols, acc_dtype(context.dtype), Use::scratch);
-  launch<RmsNormW>(context.stream(), partials, {.x = x, .rstd = rstd, .dy = dy, .partial = partial});
-  launch<SumRows>(context.stream(), (x.cols + kColumnsPerSum - 1) / kColumnsPerSum, {.x = partial, .y = gain.grad[half]});
+  launch<RmsNormW>(
+      context.stream(), partials, {.x = x, .rstd = rstd, .dy = dy, .partial = partial});
+  launch<SumRows>(context.stream(), (x.cols + kColumnsPerSum - 1) / kColumnsPerSum,
+      {.x = partial, .y = gain.grad[half]});
 }
 
 Buf upload(const Context& context, std::span<const int32_t> values) {
@@ -22,11 +25,13 @@ Buf upload(const Context& context, std::span<const int32_t> values) {
 }
 
 std::vector<float> to_host(Stream& stream, const Tensor& x) {
-  DUET_CHECK(x.ld == x.cols && (x.dtype == Dtype::f32 || x.dtype == Dtype::bf16), "expected a contiguous fp32 or bf16 tensor, ",
-             "found ", dtype_name(x.dtype), " with ", x.ld, " elements from row to row of ", x.cols);
+  DUET_CHECK(x.ld == x.cols && (x.dtype == Dtype::f32 || x.dtype == Dtype::bf16),
+      "expected a contiguous fp32 or bf16 tensor, ", "found ", dtype_name(x.dtype), " with ", x.ld,
+      " elements from row to row of ", x.cols);
   std::vector<float> host(size_t(x.size()));
   std::vector<bf16> raw(x.dtype == Dtype::bf16 ? host.size() : 0);
-  stream.copy(raw.empty() ? static_cast<void*>(host.data()) : raw.data(), x.data, size_t(x.bytes()));
+  stream.copy(
+      raw.empty() ? static_cast<void*>(host.data()) : raw.data(), x.data, size_t(x.bytes()));
   stream.synchronize();
   std::copy(raw.begin(), raw.end(), host.begin());
   return host;

@@ -6,8 +6,8 @@
 
 #include "model/config.h"
 #include "model/machine/device.h"
-#include "model/param.h"
 #include "model/machine/recorder.h"
+#include "model/param.h"
 #include "model/rows/attention.h"
 
 namespace duet {
@@ -18,14 +18,20 @@ struct Context {
   Dtype dtype;        // compute type of weights and activations
   int64_t seq_len;    // tokens of a sequence
   int64_t sequences;  // of a microbatch
-  double loss_scale = 1;     // gradient of the objective for a token's cross-entropy: 1 / tokens of the global batch
-  double balance_scale = 0;  // and for a sequence's balance loss: alpha / sequences of the global batch
+  // gradient of the objective for a token's cross-entropy: 1 / tokens of the global batch
+  double loss_scale = 1;
+  // and for a sequence's balance loss: alpha / sequences of the global batch
+  double balance_scale = 0;
   Recorder* recorder = nullptr;  // of what happens when; null: nothing is recorded
 
   int64_t tokens() const { return seq_len * sequences; }  // of a microbatch
   Stream& stream() const { return device.compute(); }
-  Buf activation(int64_t cols) const { return device.buffer(tokens(), cols, dtype, Use::activations); }  // [tokens, cols]
-  Buf row_stats() const { return device.buffer(tokens(), 1, acc_dtype(dtype), Use::activations); }       // [tokens, 1]
+  // [tokens, cols]
+  Buf activation(int64_t cols) const {
+    return device.buffer(tokens(), cols, dtype, Use::activations);
+  }
+  // [tokens, 1]
+  Buf row_stats() const { return device.buffer(tokens(), 1, acc_dtype(dtype), Use::activations); }
 };
 
 // x [tokens, in], y [tokens, out]; the weight is [in, out].
@@ -33,7 +39,8 @@ inline void linear_f(Stream& s, const Tensor& x, const Param& w, const Tensor& y
   s.gemm({.form = Form::NN, .a = x, .b = w.weight, .c = y});
 }
 // dx = dy W^T, or dx += ...
-inline void linear_i(Stream& s, const Tensor& dy, const Param& w, const Tensor& dx, bool accumulate = false) {
+inline void linear_i(
+    Stream& s, const Tensor& dy, const Param& w, const Tensor& dx, bool accumulate = false) {
   s.gemm({.form = Form::NT, .a = dy, .b = w.weight, .c = dx, .accumulate = accumulate});
 }
 // dW += x^T dy, into the half's gradient.
@@ -41,7 +48,8 @@ inline void linear_w(Stream& s, const Tensor& x, const Tensor& dy, const Param& 
   s.gemm({.form = Form::TN, .a = x, .b = dy, .c = w.grad[half], .accumulate = true});
 }
 // The gradient of a norm's gain, added to the half's.
-void norm_w(const Context& context, const Tensor& x, const Tensor& rstd, const Tensor& dy, const Param& gain, int half);
+void norm_w(const Context& context, const Tensor& x, const Tensor& rstd, const Tensor& dy,
+    const Param& gain, int half);
 
 // Host integers to a [n, 1] i32 tensor on the device.
 Buf upload(const Context& context, std::span<const int32_t> values);

@@ -10,7 +10,8 @@
 namespace duet {
 
 Embedding::Embedding(const Context& context, Params& params)
-    : context_(context), table_(params.table("model.embed_tokens.weight", context.config.vocab_size, context.config.d_model)) {}
+    : context_(context), table_(params.table("model.embed_tokens.weight", context.config.vocab_size,
+                             context.config.d_model)) {}
 
 Buf Embedding::forward(Saved& s, std::span<const int32_t> tokens) const {
   s.tokens.assign(tokens.begin(), tokens.end());
@@ -23,7 +24,8 @@ Buf Embedding::forward(Saved& s, std::span<const int32_t> tokens) const {
 void Embedding::backward_weight(Saved& s, int half) const {
   std::vector<int32_t> order(s.tokens.size()), begins, ids;
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return s.tokens[a] < s.tokens[b]; });
+  std::stable_sort(
+      order.begin(), order.end(), [&](int32_t a, int32_t b) { return s.tokens[a] < s.tokens[b]; });
   for (size_t j = 0; j < order.size(); ++j)
     if (j == 0 || s.tokens[order[j]] != s.tokens[order[j - 1]]) {
       begins.push_back(int32_t(j));
@@ -31,15 +33,19 @@ void Embedding::backward_weight(Saved& s, int half) const {
     }
   begins.push_back(int32_t(order.size()));
   launch<EmbedW>(context_.stream(), int64_t(ids.size()),
-                 {.x = s.dy, .tokens = upload(context_, order), .begins = upload(context_, begins),
-                  .ids = upload(context_, ids), .grad = table_.grad[half]});
+      {.x = s.dy,
+          .tokens = upload(context_, order),
+          .begins = upload(context_, begins),
+          .ids = upload(context_, ids),
+          .grad = table_.grad[half]});
   s = Saved();
 }
 
 Head::Head(const Context& context, Params& params)
     : context_(context),
       norm_(params.vector("model.norm.weight", context.config.d_model, Init::ones)),
-      lm_head_(params.matrix("lm_head.weight", context.config.d_model, context.config.vocab_size)) {}
+      lm_head_(params.matrix("lm_head.weight", context.config.d_model, context.config.vocab_size)) {
+}
 
 void Head::forward(Saved& s, Buf x) const {
   s.x = std::move(x);
@@ -47,14 +53,21 @@ void Head::forward(Saved& s, Buf x) const {
   s.x_rstd = context_.row_stats();
   s.logits = context_.activation(context_.config.vocab_size);
   launch<RmsNormF>(context_.stream(), s.x->rows,
-                   {.x = s.x, .gain = norm_.weight, .y = s.x_normed, .rstd = s.x_rstd, .eps = ModelConfig::kNormEps});
+      {.x = s.x,
+          .gain = norm_.weight,
+          .y = s.x_normed,
+          .rstd = s.x_rstd,
+          .eps = ModelConfig::kNormEps});
   linear_f(context_.stream(), s.x_normed, lm_head_, s.logits);
 }
 
 void Head::loss(Saved& s, std::span<const int32_t> targets, const Tensor& loss_host) const {
   Buf loss = context_.row_stats();
   launch<CrossEntropy>(context_.stream(), loss->rows,
-                       {.x = s.logits, .target = upload(context_, targets), .loss = loss, .scale = context_.loss_scale});
+      {.x = s.logits,
+          .target = upload(context_, targets),
+          .loss = loss,
+          .scale = context_.loss_scale});
   context_.stream().copy(loss_host.data, loss->data, size_t(loss->bytes()));
 }
 
@@ -63,7 +76,12 @@ Buf Head::backward_input(Saved& s) const {
   linear_i(context_.stream(), s.logits, lm_head_, s.dx_normed);
   Buf dx = context_.activation(s.x->cols);
   launch<RmsNormB>(context_.stream(), dx->rows,
-                   {.x = s.x, .gain = norm_.weight, .rstd = s.x_rstd, .dy = s.dx_normed, .residual = {}, .dx = dx});
+      {.x = s.x,
+          .gain = norm_.weight,
+          .rstd = s.x_rstd,
+          .dy = s.dx_normed,
+          .residual = {},
+          .dx = dx});
   return dx;
 }
 

@@ -1,4 +1,5 @@
-// The two ends of the model: Embedding (tokens in) and Head (final norm, output projection, fused cross-entropy).
+// The two ends of the model: Embedding (tokens in) and Head (final norm, output projection, fused
+// cross-entropy).
 #pragma once
 #include <span>
 
@@ -34,8 +35,8 @@ class Head {
   Head(const Context& context, Params& params);
 
   void forward(Saved& saved, Buf x) const;  // fills saved.logits
-  // Cross-entropy of each token, in nats, into loss_host [tokens, 1] (accumulation type, valid once the stream is
-  // synchronized); turns saved.logits into the gradient of the objective.
+  // Cross-entropy of each token, in nats, into loss_host [tokens, 1] (accumulation type, valid once
+  // the stream is synchronized); turns saved.logits into the gradient of the objective.
   void loss(Saved& saved, std::span<const int32_t> targets, const Tensor& loss_host) const;
   Buf backward_input(Saved& saved) const;  // dx [tokens, d_model]
   void backward_weight(Saved& saved, int half) const;

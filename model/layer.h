@@ -2,9 +2,9 @@
 //
 //   h = x + attention(RMSNorm(x));  y = h + ffn(RMSNorm(h))
 //
-// The phases are those of feed_forward.h with attention before or after. Whoever calls them in order for one microbatch
-// computes a layer; whoever interleaves two microbatches' phases computes the same bits. Read next: moe/moe.h, then
-// pipeline/train/stage.h.
+// The phases are those of feed_forward.h with attention before or after. Whoever calls them in
+// order for one microbatch computes a layer; whoever interleaves two microbatches' phases computes
+// the same bits. Read next: moe/moe.h, then pipeline/train/stage.h.
 #pragma once
 #include <memory>
 
@@ -25,11 +25,14 @@ class Layer {
   };
 
   // make_ffn(params, prefix) makes the feed-forward; it is called once, here.
-  using MakeFeedForward = std::function<std::unique_ptr<FeedForward>(Params& params, const std::string& prefix)>;
+  using MakeFeedForward =
+      std::function<std::unique_ptr<FeedForward>(Params& params, const std::string& prefix)>;
   Layer(const Context& context, Params& params, int64_t index, const MakeFeedForward& make_ffn);
 
   void attention_f(Saved& saved, Buf x) const;
-  void route_f(Saved& saved, int microbatch) const { saved.ffn = ffn_->route_f(microbatch, saved.h_normed); }
+  void route_f(Saved& saved, int microbatch) const {
+    saved.ffn = ffn_->route_f(microbatch, saved.h_normed);
+  }
   void dispatch_f(Saved& saved) const { ffn_->dispatch_f(*saved.ffn, saved.h_normed); }
   void shared_f(Saved& saved) const { ffn_->shared_f(*saved.ffn, saved.h_normed); }
   void experts_f(Saved& saved) const { ffn_->experts_f(*saved.ffn, saved.h_normed); }

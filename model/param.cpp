@@ -9,11 +9,13 @@
 namespace duet {
 
 Param& Params::matrix(const std::string& name, int64_t in, int64_t out) {
-  return all_.emplace_back(Param{.name = name, .rows = in, .cols = out, .transposed = true, .decay = true});
+  return all_.emplace_back(
+      Param{.name = name, .rows = in, .cols = out, .transposed = true, .decay = true});
 }
 
 Param& Params::vector(const std::string& name, int64_t n, Init init, bool trained) {
-  return all_.emplace_back(Param{.name = name, .rows = 1, .cols = n, .init = init, .trained = trained});
+  return all_.emplace_back(
+      Param{.name = name, .rows = 1, .cols = n, .init = init, .trained = trained});
 }
 
 Param& Params::table(const std::string& name, int64_t rows, int64_t cols) {
@@ -33,7 +35,9 @@ void Params::place(Device& device, Dtype dtype) {
   m_ = device.buffer(1, elements_, acc, Use::moments);
   v_ = device.buffer(1, elements_, acc, Use::moments);
   for (Param& p : all_) {
-    const auto part = [&](const Buf& arena) { return arena->col_slice(p.offset, p.rows * p.cols).reshape(p.rows, p.cols); };
+    const auto part = [&](const Buf& arena) {
+      return arena->col_slice(p.offset, p.rows * p.cols).reshape(p.rows, p.cols);
+    };
     p.weight = part(weight_);
     p.master = master_ ? part(master_) : p.weight;
     for (int half : {0, 1}) p.grad[half] = part(grad_[half]);
@@ -87,7 +91,9 @@ void Params::zero_grad(Stream& stream) {
 }
 
 void Params::add_halves(Stream& stream) {
-  const auto rows = [&](int half) { return grad_[half]->reshape(elements_ / kBlockAlign, kBlockAlign); };
+  const auto rows = [&](int half) {
+    return grad_[half]->reshape(elements_ / kBlockAlign, kBlockAlign);
+  };
   launch<Add>(stream, elements_ / kBlockAlign, {.x = rows(1), .y = rows(0)});
 }
 
@@ -108,16 +114,27 @@ std::vector<double> Params::squares(Stream& stream) {
 
 void Params::adamw(Stream& stream, const AdamWOptions& o, double clip, int64_t step) {
   launch<AdamW>(stream, squares_->rows,
-                {.x = weight_, .master = master_ ? *master_ : *weight_, .grad = grad_[0], .m = m_, .v = v_, .blocks = blocks_,
-                 .clip = clip, .lr = o.lr, .beta1 = o.beta1, .beta2 = o.beta2, .eps = o.eps, .decay = o.weight_decay,
-                 .correct1 = 1 / (1 - std::pow(o.beta1, double(step))), .correct2 = 1 / (1 - std::pow(o.beta2, double(step)))});
+      {.x = weight_,
+          .master = master_ ? *master_ : *weight_,
+          .grad = grad_[0],
+          .m = m_,
+          .v = v_,
+          .blocks = blocks_,
+          .clip = clip,
+          .lr = o.lr,
+          .beta1 = o.beta1,
+          .beta2 = o.beta2,
+          .eps = o.eps,
+          .decay = o.weight_decay,
+          .correct1 = 1 / (1 - std::pow(o.beta1, double(step))),
+          .correct2 = 1 / (1 - std::pow(o.beta2, double(step)))});
 }
 
 void Params::masters_changed(Stream& stream) {
   if (!master_) return;
   launch<CastRows>(stream, elements_ / kBlockAlign,
-                   {.x = weight_->reshape(elements_ / kBlockAlign, kBlockAlign),
-                    .from = master_->reshape(elements_ / kBlockAlign, kBlockAlign)});
+      {.x = weight_->reshape(elements_ / kBlockAlign, kBlockAlign),
+          .from = master_->reshape(elements_ / kBlockAlign, kBlockAlign)});
 }
 
 // SplitMix64's mixing step (Steele, Lea, Flood 2014).

@@ -1,11 +1,13 @@
-// Params: the parameters of one chunk of the model, their gradients in two halves, and the optimizer's state.
+// Params: the parameters of one chunk of the model, their gradients in two halves, and the
+// optimizer's state.
 //
-// A Param is one logical tensor under its Hugging Face name. All Params of a chunk lie in flat arenas (one each for weights,
-// master weights, the two halves of the gradient, and AdamW's two moments) at the same offsets, so that the optimizer and the
-// gradient norm are one launch each, and reductions between ranks can take long pieces.
+// A Param is one logical tensor under its Hugging Face name. All Params of a chunk lie in flat
+// arenas (one each for weights, master weights, the two halves of the gradient, and AdamW's two
+// moments) at the same offsets, so that the optimizer and the gradient norm are one launch each,
+// and reductions between ranks can take long pieces.
 //
-// Two halves: the gradient of a step is (sum over microbatches 0 .. M/2-1) + (sum over microbatches M/2 .. M-1), each in
-// ascending order; see DESIGN, "The exactness ladder". Read next: attention.h.
+// Two halves: the gradient of a step is (sum over microbatches 0 .. M/2-1) + (sum over microbatches
+// M/2 .. M-1), each in ascending order; see DESIGN, "The exactness ladder". Read next: attention.h.
 #pragma once
 #include <cstdint>
 #include <deque>
@@ -20,18 +22,20 @@ namespace duet {
 enum class Init { normal, ones, zeros };
 
 struct Param {
-  std::string name;         // Hugging Face's
+  std::string name;            // Hugging Face's
   int64_t rows = 0, cols = 0;  // [in, out]; a vector is [1, n]
   Init init = Init::normal;
   bool transposed = false;  // stored [in, out] here, [out, in] in checkpoints
   bool decay = false;       // weight decay applies
-  bool trained = true;      // false: state that is stored with the weights but has no gradient (e_score_correction_bias)
+  // false: state that is stored with the weights but has no gradient (e_score_correction_bias)
+  bool trained = true;
 
   int64_t offset = 0;  // in elements, from the beginning of each arena
   Tensor weight;       // [rows, cols] compute type: what F and I read
-  Tensor master;       // [rows, cols] accumulation type; the same memory as weight where the types are the same
-  Tensor grad[2];      // [rows, cols] accumulation type: half 0, half 1
-  Tensor m, v;         // [rows, cols] accumulation type: AdamW's moments
+  // [rows, cols] accumulation type; the same memory as weight where the types are the same
+  Tensor master;
+  Tensor grad[2];  // [rows, cols] accumulation type: half 0, half 1
+  Tensor m, v;     // [rows, cols] accumulation type: AdamW's moments
 };
 
 struct AdamWOptions {
@@ -40,17 +44,20 @@ struct AdamWOptions {
 
 class Params {
  public:
-  // Declares a parameter; the reference stays valid. Weight matrices decay, vectors and the embedding's table do not.
+  // Declares a parameter; the reference stays valid. Weight matrices decay, vectors and the
+  // embedding's table do not.
   Param& matrix(const std::string& name, int64_t in, int64_t out);
   Param& vector(const std::string& name, int64_t n, Init init, bool trained = true);
   Param& table(const std::string& name, int64_t rows, int64_t cols);
 
-  // Gives every declared parameter its memory and its initial value, a function of (seed, name, element index).
+  // Gives every declared parameter its memory and its initial value, a function of (seed, name,
+  // element index).
   void allocate(Device& device, Dtype dtype, uint64_t seed);
 
   void zero_grad(Stream& stream);
   void add_halves(Stream& stream);  // half 0 += half 1
-  // Of the finished gradient in half 0: each trained parameter's sum of squares, in order of declaration. Synchronizes.
+  // Of the finished gradient in half 0: each trained parameter's sum of squares, in order of
+  // declaration. Synchronizes.
   std::vector<double> squares(Stream& stream);
   // One step of AdamW on the finished gradient times `clip`; step counts from 1.
   void adamw(Stream& stream, const AdamWOptions& options, double clip, int64_t step);
@@ -59,11 +66,14 @@ class Params {
 
   std::deque<Param>& all() { return all_; }
   const std::deque<Param>& all() const { return all_; }
-  int64_t elements() const { return elements_; }  // length of an arena
+  int64_t elements() const { return elements_; }              // length of an arena
   Tensor grad_arena(int half) const { return *grad_[half]; }  // [1, elements]
 
-  // Elements from one expert's matrix to the next one's, where both were declared one after the other with the same sizes.
-  static int64_t stride(int64_t rows, int64_t cols) { return (rows * cols + kBlockAlign - 1) / kBlockAlign * kBlockAlign; }
+  // Elements from one expert's matrix to the next one's, where both were declared one after the
+  // other with the same sizes.
+  static int64_t stride(int64_t rows, int64_t cols) {
+    return (rows * cols + kBlockAlign - 1) / kBlockAlign * kBlockAlign;
+  }
 
  private:
   void place(Device& device, Dtype dtype);
@@ -75,8 +85,8 @@ class Params {
   Blocks blocks_;
 };
 
-// Initial values of the parameter `name`: element i is normal with standard deviation 0.02 (Box-Muller over a counter-based
-// generator).
+// Initial values of the parameter `name`: element i is normal with standard deviation 0.02
+// (Box-Muller over a counter-based generator).
 class InitialNormal {
  public:
   InitialNormal(uint64_t seed, const std::string& name);

@@ -6,7 +6,8 @@
 
 namespace duet {
 
-Swiglu::Swiglu(const Context& context, Params& params, std::span<const std::string> prefixes, int64_t width)
+Swiglu::Swiglu(
+    const Context& context, Params& params, std::span<const std::string> prefixes, int64_t width)
     : context_(context), width_(width), stride_(Params::stride(context.config.d_model, width)) {
   const int64_t d = context.config.d_model;
   const auto declare = [&](const char* name, int64_t in, int64_t out) {
@@ -24,14 +25,19 @@ Swiglu::Swiglu(const Context& context, Params& params, std::span<const std::stri
 
 Buf Swiglu::forward(Saved& s, const Tensor& x, std::span<const int64_t> offsets) const {
   Stream& stream = context_.stream();
-  const auto buffer = [&](int64_t cols) { return context_.device.buffer(x.rows, cols, context_.dtype, Use::activations); };
+  const auto buffer = [&](int64_t cols) {
+    return context_.device.buffer(x.rows, cols, context_.dtype, Use::activations);
+  };
   s.gate = buffer(width_);
   s.up = buffer(width_);
   Buf act = buffer(width_), y = buffer(x.cols);
-  stream.grouped_gemm({.form = Form::NN, .a = x, .b = gate_->weight, .c = s.gate, .stride_b = stride_}, offsets);
-  stream.grouped_gemm({.form = Form::NN, .a = x, .b = up_->weight, .c = s.up, .stride_b = stride_}, offsets);
+  stream.grouped_gemm(
+      {.form = Form::NN, .a = x, .b = gate_->weight, .c = s.gate, .stride_b = stride_}, offsets);
+  stream.grouped_gemm(
+      {.form = Form::NN, .a = x, .b = up_->weight, .c = s.up, .stride_b = stride_}, offsets);
   launch<SwigluF>(stream, x.rows, {.x = s.gate, .up = s.up, .act = act});
-  stream.grouped_gemm({.form = Form::NN, .a = act, .b = down_->weight, .c = y, .stride_b = stride_}, offsets);
+  stream.grouped_gemm(
+      {.form = Form::NN, .a = act, .b = down_->weight, .c = y, .stride_b = stride_}, offsets);
   return y;
 }
 
@@ -39,18 +45,31 @@ Buf Swiglu::backward_input(Saved& s, const Tensor& dy, std::span<const int64_t> 
   Stream& stream = context_.stream();
   s.act = context_.device.buffer(dy.rows, width_, context_.dtype, Use::activations);
   Buf dx = context_.device.buffer(dy.rows, dy.cols, context_.dtype, Use::activations);
-  stream.grouped_gemm({.form = Form::NT, .a = dy, .b = down_->weight, .c = s.act, .stride_b = stride_}, offsets);
+  stream.grouped_gemm(
+      {.form = Form::NT, .a = dy, .b = down_->weight, .c = s.act, .stride_b = stride_}, offsets);
   launch<SwigluB>(stream, dy.rows, {.x = s.gate, .up = s.up, .act = s.act});
-  stream.grouped_gemm({.form = Form::NT, .a = s.gate, .b = gate_->weight, .c = dx, .stride_b = stride_}, offsets);
-  stream.grouped_gemm({.form = Form::NT, .a = s.up, .b = up_->weight, .c = dx, .accumulate = true, .stride_b = stride_},
-                      offsets);
+  stream.grouped_gemm(
+      {.form = Form::NT, .a = s.gate, .b = gate_->weight, .c = dx, .stride_b = stride_}, offsets);
+  stream.grouped_gemm({.form = Form::NT,
+                          .a = s.up,
+                          .b = up_->weight,
+                          .c = dx,
+                          .accumulate = true,
+                          .stride_b = stride_},
+      offsets);
   return dx;
 }
 
-void Swiglu::backward_weight(Saved& s, const Tensor& x, const Tensor& dy, std::span<const int64_t> offsets, int half) const {
+void Swiglu::backward_weight(
+    Saved& s, const Tensor& x, const Tensor& dy, std::span<const int64_t> offsets, int half) const {
   const auto product = [&](const Tensor& a, const Tensor& b, const Param* w) {
-    context_.stream().grouped_gemm(
-        {.form = Form::TN, .a = a, .b = b, .c = w->grad[half], .accumulate = true, .stride_c = stride_}, offsets);
+    context_.stream().grouped_gemm({.form = Form::TN,
+                                       .a = a,
+                                       .b = b,
+                                       .c = w->grad[half],
+                                       .accumulate = true,
+                                       .stride_c = stride_},
+        offsets);
   };
   product(x, s.gate, gate_);
   product(x, s.up, up_);

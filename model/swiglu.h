@@ -1,5 +1,6 @@
-// SwiGLU feed-forward networks: y = (silu(x Wgate) * (x Wup)) Wdown. One network (a dense layer, the shared experts) or several
-// of one size over contiguous groups of rows (the routed experts), with grouped GEMM. Read next: feed_forward.h.
+// SwiGLU feed-forward networks: y = (silu(x Wgate) * (x Wup)) Wdown. One network (a dense layer,
+// the shared experts) or several of one size over contiguous groups of rows (the routed experts),
+// with grouped GEMM. Read next: feed_forward.h.
 #pragma once
 #include <span>
 
@@ -14,13 +15,18 @@ class Swiglu {
   };
 
   // One network per prefix; parameters prefix + "gate_proj.weight" and so on.
-  Swiglu(const Context& context, Params& params, std::span<const std::string> prefixes, int64_t width);
+  Swiglu(
+      const Context& context, Params& params, std::span<const std::string> prefixes, int64_t width);
 
-  // x [rows, d_model]; offsets [networks + 1]: network e works on rows offsets[e] .. offsets[e+1]-1.
-  Buf forward(Saved& saved, const Tensor& x, std::span<const int64_t> offsets) const;          // y [rows, d_model]
-  Buf backward_input(Saved& saved, const Tensor& dy, std::span<const int64_t> offsets) const;  // dx [rows, d_model]
+  // x [rows, d_model]; offsets [networks + 1]: network e works on rows offsets[e] ..
+  // offsets[e+1]-1.
+  // y [rows, d_model]
+  Buf forward(Saved& saved, const Tensor& x, std::span<const int64_t> offsets) const;
+  // dx [rows, d_model]
+  Buf backward_input(Saved& saved, const Tensor& dy, std::span<const int64_t> offsets) const;
   // x and dy as before. Frees what is saved.
-  void backward_weight(Saved& saved, const Tensor& x, const Tensor& dy, std::span<const int64_t> offsets, int half) const;
+  void backward_weight(Saved& saved, const Tensor& x, const Tensor& dy,
+      std::span<const int64_t> offsets, int half) const;
 
  private:
   const Context& context_;

@@ -19,7 +19,8 @@ DispatchPlan::DispatchPlan(std::span<const int32_t> choice, int64_t topk, int64_
   }
 }
 
-ExchangePlan::ExchangePlan(const std::vector<std::vector<int32_t>>& choices, int64_t topk, int64_t slots, int me) {
+ExchangePlan::ExchangePlan(
+    const std::vector<std::vector<int32_t>>& choices, int64_t topk, int64_t slots, int me) {
   const int ranks = int(choices.size());
   const std::vector<int32_t>& mine = choices[size_t(me)];
   send_pos.assign(mine.size(), -1);

@@ -13,15 +13,17 @@ EplbShape EplbShape::checked() const {
   require(gpus >= 1, "--gpus ", gpus, ": expected at least 1");
   require(experts >= 1, "loads: expected at least 1 expert, found ", experts);
   if (groups % nodes != 0) s.groups = s.nodes = 1;
-  require(experts % s.groups == 0, "--groups ", groups, ": expected a divisor of the ", experts, " experts");
+  require(experts % s.groups == 0, "--groups ", groups, ": expected a divisor of the ", experts,
+      " experts");
   require(gpus % s.nodes == 0, "--gpus ", gpus, ": expected a multiple of --nodes ", nodes);
-  require(replicas >= experts && replicas <= kMaxReplicas, "--replicas ", replicas, ": expected at least as many as the ",
-          experts, " experts and at most ", kMaxReplicas);
+  require(replicas >= experts && replicas <= kMaxReplicas, "--replicas ", replicas,
+      ": expected at least as many as the ", experts, " experts and at most ", kMaxReplicas);
   require(replicas % gpus == 0, "--replicas ", replicas, ": expected a multiple of --gpus ", gpus);
   return s;
 }
 
-ExpertPlacement::ExpertPlacement(std::vector<int32_t> slots, int experts, int gpu_count, std::span<const int32_t> rank)
+ExpertPlacement::ExpertPlacement(
+    std::vector<int32_t> slots, int experts, int gpu_count, std::span<const int32_t> rank)
     : gpus(gpu_count), phy2log(std::move(slots)), logcnt(size_t(experts)) {
   std::vector<int32_t> in_order;
   if (rank.empty()) in_order.resize(phy2log.size());
@@ -32,14 +34,16 @@ ExpertPlacement::ExpertPlacement(std::vector<int32_t> slots, int experts, int gp
   if (rank.empty()) rank = in_order;
   max_count = *std::max_element(logcnt.begin(), logcnt.end());
   log2phy.assign(size_t(experts) * size_t(max_count), -1);
-  for (size_t p = 0; p < phy2log.size(); ++p) log2phy[size_t(phy2log[p] * max_count + rank[p])] = int32_t(p);
+  for (size_t p = 0; p < phy2log.size(); ++p)
+    log2phy[size_t(phy2log[p] * max_count + rank[p])] = int32_t(p);
 }
 
 // FNV-1a over the sizes and both maps (logcnt follows from them).
 uint64_t ExpertPlacement::hash() const {
   uint64_t h = 0xcbf29ce484222325u;
   const auto add = [&](int32_t x) {
-    for (int shift = 0; shift < 32; shift += 8) h = (h ^ (uint32_t(x) >> shift & 255)) * 0x100000001b3u;
+    for (int shift = 0; shift < 32; shift += 8)
+      h = (h ^ (uint32_t(x) >> shift & 255)) * 0x100000001b3u;
   };
   add(gpus);
   add(experts());
@@ -49,12 +53,16 @@ uint64_t ExpertPlacement::hash() const {
   return h;
 }
 
-ExpertPlacement plan_experts(std::span<const float> load, const EplbShape& sizes, const EplbOptions& options) {
+ExpertPlacement plan_experts(
+    std::span<const float> load, const EplbShape& sizes, const EplbOptions& options) {
   const EplbShape shape = sizes.checked();
-  DUET_CHECK(int(load.size()) == shape.experts, "load: expected ", shape.experts, " experts, found ", load.size());
+  DUET_CHECK(int(load.size()) == shape.experts, "load: expected ", shape.experts,
+      " experts, found ", load.size());
   for (size_t e = 0; e < load.size(); ++e)
-    require(std::isfinite(load[e]) && load[e] >= 0, "load of expert ", e, ": expected a finite number >= 0, found ", load[e]);
-  if (options.policy == EplbPolicy::balanced) return plan_balanced(load, shape, options.replicas_may_leave_node);
+    require(std::isfinite(load[e]) && load[e] >= 0, "load of expert ", e,
+        ": expected a finite number >= 0, found ", load[e]);
+  if (options.policy == EplbPolicy::balanced)
+    return plan_balanced(load, shape, options.replicas_may_leave_node);
   return plan_deepseek(load, shape);
 }
 
@@ -76,12 +84,14 @@ double balancedness(std::span<const double> load) {
 }
 
 int moved_experts(const ExpertPlacement& from, const ExpertPlacement& to) {
-  DUET_CHECK(from.gpus == to.gpus && from.experts() == to.experts(), "placements of different sizes");
+  DUET_CHECK(
+      from.gpus == to.gpus && from.experts() == to.experts(), "placements of different sizes");
   std::vector<uint8_t> has(size_t(to.experts()));
   int moved = 0;
   for (int g = 0; g < to.gpus; ++g) {
     std::fill(has.begin(), has.end(), 0);
-    for (int i = 0; i < from.slots_per_gpu(); ++i) has[size_t(from.phy2log[size_t(g * from.slots_per_gpu() + i)])] = 1;
+    for (int i = 0; i < from.slots_per_gpu(); ++i)
+      has[size_t(from.phy2log[size_t(g * from.slots_per_gpu() + i)])] = 1;
     for (int i = 0; i < to.slots_per_gpu(); ++i) {
       uint8_t& there = has[size_t(to.phy2log[size_t(g * to.slots_per_gpu() + i)])];
       moved += there == 0;

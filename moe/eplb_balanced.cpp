@@ -1,9 +1,10 @@
-// EPLB's policy `balanced`: starts from what `deepseek` would do and improves it by local search (eplb_search.h), node by node.
-// See eplb.h for what it guarantees.
+// EPLB's policy `balanced`: starts from what `deepseek` would do and improves it by local search
+// (eplb_search.h), node by node. See eplb.h for what it guarantees.
 //
-// Why it is needed: greedy packing leaves the busiest GPU 1 to 2% above the mean, and it may put two replicas of one expert on
-// one GPU, where the second is a wasted slot. And the hierarchy itself costs more than any packing: a node's load is what its
-// groups happen to weigh. Replicas that may leave their node level the nodes too.
+// Why it is needed: greedy packing leaves the busiest GPU 1 to 2% above the mean, and it may put
+// two replicas of one expert on one GPU, where the second is a wasted slot. And the hierarchy
+// itself costs more than any packing: a node's load is what its groups happen to weigh. Replicas
+// that may leave their node level the nodes too.
 #include <algorithm>
 
 #include "moe/eplb.h"
@@ -13,9 +14,11 @@ namespace duet {
 
 namespace {
 
-constexpr double kGoodEnough = 1.0003;    // max / mean at which the search rests
-constexpr int64_t kWork = 150000;         // comparisons per layer, about 0.1 ms; shared by its nodes
-constexpr int64_t kWorkBetween = 100000;  // and between nodes, where a comparison takes longer: 0.5 ms for 256 experts
+constexpr double kGoodEnough = 1.0003;  // max / mean at which the search rests
+// comparisons per layer, about 0.1 ms; shared by its nodes
+constexpr int64_t kWork = 150000;
+// and between nodes, where a comparison takes longer: 0.5 ms for 256 experts
+constexpr int64_t kWorkBetween = 100000;
 
 bool has_pair(std::span<const int> expert, int slots) {
   for (size_t p = 0; p < expert.size(); ++p)
@@ -24,8 +27,8 @@ bool has_pair(std::span<const int> expert, int slots) {
   return false;
 }
 
-// Replicas per expert: as many as `deepseek` chose, but none above the number of GPUs. What that frees goes to those whose
-// replicas carry most.
+// Replicas per expert: as many as `deepseek` chose, but none above the number of GPUs. What that
+// frees goes to those whose replicas carry most.
 std::vector<int> capped_counts(const EplbDomain& d, std::span<const int> start) {
   std::vector<int> count(d.load.size());
   int spare = 0;
@@ -33,21 +36,26 @@ std::vector<int> capped_counts(const EplbDomain& d, std::span<const int> start) 
   for (; spare > 0; --spare) {
     size_t best = 0;
     for (size_t e = 1; e < count.size(); ++e)
-      if (count[best] == d.gpus || (count[e] < d.gpus && d.load[e] / count[e] > d.load[best] / count[best])) best = e;
+      if (count[best] == d.gpus ||
+          (count[e] < d.gpus && d.load[e] / count[e] > d.load[best] / count[best]))
+        best = e;
     ++count[best];
   }
   return count;
 }
 
-// A start without pairs: the heaviest replica first, each to the idlest GPU with room that does not hold its expert. Where that
-// ends in none, replicas are dealt out to the GPUs in turn, which never does: an expert's lie in consecutive places.
+// A start without pairs: the heaviest replica first, each to the idlest GPU with room that does not
+// hold its expert. Where that ends in none, replicas are dealt out to the GPUs in turn, which never
+// does: an expert's lie in consecutive places.
 std::vector<int> start_without_pairs(const EplbDomain& d, std::span<const int> start) {
   const std::vector<int> count = capped_counts(d, start);
   const auto share = [&](int e) { return d.load[size_t(e)] / count[size_t(e)]; };
   std::vector<int> order;
-  for (int e = 0; e < int(count.size()); ++e) order.insert(order.end(), size_t(count[size_t(e)]), e);
+  for (int e = 0; e < int(count.size()); ++e)
+    order.insert(order.end(), size_t(count[size_t(e)]), e);
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-    return share(a) > share(b) || (share(a) == share(b) && a < b);  // equal shares: an expert's replicas stay together
+    // equal shares: an expert's replicas stay together
+    return share(a) > share(b) || (share(a) == share(b) && a < b);
   });
   std::vector<int> expert(start.size()), dealt(start.size()), used(size_t(d.gpus));
   std::vector<double> load(size_t(d.gpus));
@@ -72,8 +80,10 @@ std::vector<int> start_without_pairs(const EplbDomain& d, std::span<const int> s
   return stuck ? dealt : expert;
 }
 
-// One node: improves `start` down to `target`, and leaves pairs only where nothing else keeps the busiest GPU within `limit`.
-std::vector<int> solve(const EplbDomain& d, std::vector<int> start, double target, double limit, int64_t work) {
+// One node: improves `start` down to `target`, and leaves pairs only where nothing else keeps the
+// busiest GPU within `limit`.
+std::vector<int> solve(
+    const EplbDomain& d, std::vector<int> start, double target, double limit, int64_t work) {
   if (has_pair(start, d.slots) && d.slots <= int(d.load.size())) {
     EplbSearch apart(d, start_without_pairs(d, start));
     apart.run(std::min(target, limit), work);
@@ -109,20 +119,25 @@ void level_nodes(std::vector<int>& order, std::span<const float> load, const Epl
     node[size_t(a)] -= d;
     node[size_t(to / per_node)] += d;
     std::swap(weight[size_t(from)], weight[size_t(to)]);
-    std::swap_ranges(order.begin() + from * size, order.begin() + (from + 1) * size, order.begin() + to * size);
+    std::swap_ranges(
+        order.begin() + from * size, order.begin() + (from + 1) * size, order.begin() + to * size);
   }
 }
 
 // The plan for a given packing of experts to nodes, order [nodes, experts / nodes].
-std::vector<int> plan_nodes(std::span<const int> order, std::span<const float> load, const EplbShape& s, double limit) {
+std::vector<int> plan_nodes(
+    std::span<const int> order, std::span<const float> load, const EplbShape& s, double limit) {
   const size_t node_experts = size_t(s.experts / s.nodes);
-  const EplbShape node_shape{.experts = int(node_experts), .replicas = s.replicas / s.nodes, .gpus = s.gpus / s.nodes};
+  const EplbShape node_shape{
+      .experts = int(node_experts), .replicas = s.replicas / s.nodes, .gpus = s.gpus / s.nodes};
   std::vector<EplbDomain> domain(size_t(s.nodes));
   std::vector<std::vector<int>> start;
-  double bound = 0;  // no plan with this packing does better: the heaviest node's mean, the heaviest replica
+  // no plan with this packing does better: the heaviest node's mean, the heaviest replica
+  double bound = 0;
   for (size_t node = 0; node < domain.size(); ++node) {
     std::vector<float> node_load;
-    for (size_t i = 0; i < node_experts; ++i) node_load.push_back(load[size_t(order[node * node_experts + i])]);
+    for (size_t i = 0; i < node_experts; ++i)
+      node_load.push_back(load[size_t(order[node * node_experts + i])]);
     const ExpertPlacement published = plan_deepseek(node_load, node_shape);
     double sum = 0;
     for (size_t e = 0; e < node_experts; ++e) {
@@ -144,7 +159,8 @@ std::vector<int> plan_nodes(std::span<const int> order, std::span<const float> l
 
 }  // namespace
 
-ExpertPlacement plan_balanced(std::span<const float> load, const EplbShape& s, bool replicas_may_leave_node) {
+ExpertPlacement plan_balanced(
+    std::span<const float> load, const EplbShape& s, bool replicas_may_leave_node) {
   const ExpertPlacement published = plan_deepseek(load, s);
   const double limit = max_of(gpu_load(published, load)) * (1 + 1e-12);
   const auto plan = [&](std::span<const int> order) {
@@ -171,7 +187,9 @@ ExpertPlacement plan_balanced(std::span<const float> load, const EplbShape& s, b
     all.home[size_t(order[size_t(i)])] = i / (s.experts / s.nodes);
     sum += load[size_t(i)];
   }
-  return ExpertPlacement(EplbSearch(all, best.phy2log).run(kGoodEnough * sum / s.gpus, kWorkBetween), s.experts, s.gpus);
+  return ExpertPlacement(
+      EplbSearch(all, best.phy2log).run(kGoodEnough * sum / s.gpus, kWorkBetween), s.experts,
+      s.gpus);
 }
 
 }  // namespace duet

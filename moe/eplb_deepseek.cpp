@@ -1,8 +1,10 @@
-// EPLB's policy `deepseek`: the published algorithm, in float32, to the bit. Three greedy steps: groups of experts to nodes, in
-// each node replicas for the busiest experts, replicas to the node's GPUs. See eplb.h; duet's own policy is eplb_balanced.cpp.
+// EPLB's policy `deepseek`: the published algorithm, in float32, to the bit. Three greedy steps:
+// groups of experts to nodes, in each node replicas for the busiest experts, replicas to the node's
+// GPUs. See eplb.h; duet's own policy is eplb_balanced.cpp.
 //
-// Ties are part of the answer: equal weights are ordered as libstdc++'s (unstable) std::sort leaves them, which is how the
-// published program's sort leaves them too; everywhere else the first index wins.
+// Ties are part of the answer: equal weights are ordered as libstdc++'s (unstable) std::sort leaves
+// them, which is how the published program's sort leaves them too; everywhere else the first index
+// wins.
 #include <algorithm>
 
 #include "moe/eplb.h"
@@ -15,7 +17,8 @@ struct Place {
   int pack, slot;
 };
 
-// n items into `packs` packs of equally many, the heaviest first, each to the least loaded pack that is not full.
+// n items into `packs` packs of equally many, the heaviest first, each to the least loaded pack
+// that is not full.
 void balanced_packing(std::span<const float> weight, int packs, std::span<Place> out) {
   const int n = int(weight.size()), capacity = n / packs;
   if (capacity == 1) {
@@ -24,14 +27,16 @@ void balanced_packing(std::span<const float> weight, int packs, std::span<Place>
   }
   std::vector<std::pair<float, int>> order(weight.size());
   for (int i = 0; i < n; ++i) order[size_t(i)] = {weight[size_t(i)], i};
-  std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+  std::sort(
+      order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
   std::vector<float> load(size_t(packs), 0.f);
   std::vector<int> items(size_t(packs), 0);
   for (const auto& [w, i] : order) {
     int best = -1;
     float least = 0;
     for (int p = 0; p < packs; ++p) {
-      const int take = int(items[size_t(p)] < capacity) & (int(best < 0) | int(load[size_t(p)] < least));
+      const int take =
+          int(items[size_t(p)] < capacity) & (int(best < 0) | int(load[size_t(p)] < least));
       best = take ? p : best;
       least = take ? load[size_t(p)] : least;
     }
@@ -44,7 +49,8 @@ struct Replica {
   int expert, rank;
 };
 
-// Every expert once; then each further replica to the expert whose replicas carry most. `share` gets weight / count.
+// Every expert once; then each further replica to the expert whose replicas carry most. `share`
+// gets weight / count.
 void replicate(std::span<const float> weight, std::span<Replica> out, std::vector<float>& share) {
   const int n = int(weight.size());
   share.assign(weight.begin(), weight.end());
@@ -76,7 +82,8 @@ std::vector<int> experts_by_node(std::span<const float> load, const EplbShape& s
 
 ExpertPlacement plan_deepseek(std::span<const float> load, const EplbShape& s) {
   const std::vector<int> order = experts_by_node(load, s);
-  const int node_experts = s.experts / s.nodes, node_slots = s.replicas / s.nodes, node_gpus = s.gpus / s.nodes;
+  const int node_experts = s.experts / s.nodes, node_slots = s.replicas / s.nodes,
+            node_gpus = s.gpus / s.nodes;
   std::vector<int32_t> phy2log(size_t(s.replicas)), rank(size_t(s.replicas));
   std::vector<float> weight(size_t(node_experts), 0.f), share, slot_weight(size_t(node_slots), 0.f);
   std::vector<Replica> replica(slot_weight.size());
@@ -88,7 +95,8 @@ ExpertPlacement plan_deepseek(std::span<const float> load, const EplbShape& s) {
     for (size_t r = 0; r < replica.size(); ++r) slot_weight[r] = share[size_t(replica[r].expert)];
     balanced_packing(slot_weight, node_gpus, place);
     for (size_t r = 0; r < replica.size(); ++r) {
-      const size_t slot = size_t(node * node_slots + place[r].pack * s.slots_per_gpu() + place[r].slot);
+      const size_t slot =
+          size_t(node * node_slots + place[r].pack * s.slots_per_gpu() + place[r].slot);
       phy2log[slot] = expert[replica[r].expert];
       rank[slot] = replica[r].rank;
     }

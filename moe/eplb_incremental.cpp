@@ -1,4 +1,5 @@
-// See eplb_incremental.h. Descent by single retargets: of those that help the worst sample, the best over all samples.
+// See eplb_incremental.h. Descent by single retargets: of those that help the worst sample, the
+// best over all samples.
 #include "moe/eplb_incremental.h"
 
 #include <algorithm>
@@ -21,14 +22,19 @@ std::vector<double> levelled(const ExpertPlacement& placement, Tokens tokens) {
 
 std::vector<Tokens> samples_of(const ExpertPlacement& placement, Tokens window) {
   const size_t experts = size_t(placement.experts());
-  DUET_CHECK(!window.empty() && window.size() % experts == 0, "window: expected rows of ", experts, ", found ", window.size());
+  DUET_CHECK(!window.empty() && window.size() % experts == 0, "window: expected rows of ", experts,
+      ", found ", window.size());
   std::vector<Tokens> samples;
-  for (size_t at = 0; at < window.size(); at += experts) samples.push_back(window.subspan(at, experts));
+  for (size_t at = 0; at < window.size(); at += experts)
+    samples.push_back(window.subspan(at, experts));
   return samples;
 }
 
-// The busiest GPU's load in units of the mean load: 1 at best. Its mean over the samples is what the planner brings down.
-double cost(const ExpertPlacement& placement, Tokens sample) { return 1 / balancedness(levelled(placement, sample)); }
+// The busiest GPU's load in units of the mean load: 1 at best. Its mean over the samples is what
+// the planner brings down.
+double cost(const ExpertPlacement& placement, Tokens sample) {
+  return 1 / balancedness(levelled(placement, sample));
+}
 double mean_cost(const ExpertPlacement& placement, const std::vector<Tokens>& samples) {
   double sum = 0;
   for (Tokens sample : samples) sum += cost(placement, sample);
@@ -47,15 +53,17 @@ ExpertPlacement with(const ExpertPlacement& placement, const Retarget& r) {
   return ExpertPlacement(std::move(phy2log), placement.experts(), placement.gpus);
 }
 
-// The retargets that relieve the sample that is levelled worst, the best first. Only a slot on a GPU with room can help, by
-// taking over an expert of a busy one; of these experts the heaviest are tried.
+// The retargets that relieve the sample that is levelled worst, the best first. Only a slot on a
+// GPU with room can help, by taking over an expert of a busy one; of these experts the heaviest are
+// tried.
 std::vector<Retarget> relieve(const ExpertPlacement& placement, Tokens worst, int gpus_per_node) {
   const std::vector<double> load = levelled(placement, worst);
   const double busy = kLevel * max_of(load), now = cost(placement, worst);
   const auto share = [&](int e) { return double(worst[size_t(e)]) / placement.logcnt[size_t(e)]; };
   const auto any_slot = [&](int e, auto&& holds) {
     const std::span<const int32_t> at = placement.slots_of(e);
-    return std::any_of(at.begin(), at.end(), [&](int slot) { return holds(placement.gpu_of(slot)); });
+    return std::any_of(
+        at.begin(), at.end(), [&](int slot) { return holds(placement.gpu_of(slot)); });
   };
   std::vector<int> heavy;
   for (int f = 0; f < placement.experts(); ++f)
@@ -65,10 +73,13 @@ std::vector<Retarget> relieve(const ExpertPlacement& placement, Tokens worst, in
   std::vector<Retarget> found;
   for (int p = 0; p < placement.replicas(); ++p) {
     const int g = placement.gpu_of(p);
-    if (load[size_t(g)] >= busy || placement.logcnt[size_t(placement.phy2log[size_t(p)])] < 2) continue;
+    if (load[size_t(g)] >= busy || placement.logcnt[size_t(placement.phy2log[size_t(p)])] < 2)
+      continue;
     for (int f : heavy) {
       if (any_slot(f, [&](int h) { return h == g; })) continue;
-      if (gpus_per_node > 0 && !any_slot(f, [&](int h) { return h / gpus_per_node == g / gpus_per_node; })) continue;
+      if (gpus_per_node > 0 &&
+          !any_slot(f, [&](int h) { return h / gpus_per_node == g / gpus_per_node; }))
+        continue;
       const double c = cost(with(placement, {0, p, f}), worst);
       if (c < now) found.push_back({c, p, f});
     }
@@ -79,14 +90,14 @@ std::vector<Retarget> relieve(const ExpertPlacement& placement, Tokens worst, in
 
 }  // namespace
 
-ExpertPlacement plan_incremental(const ExpertPlacement& current, Tokens window, const IncrementalOptions& options) {
+ExpertPlacement plan_incremental(
+    const ExpertPlacement& current, Tokens window, const IncrementalOptions& options) {
   const std::vector<Tokens> samples = samples_of(current, window);
   ExpertPlacement placement = current;
   double now = mean_cost(placement, samples);
   for (int move = 0; move < options.max_moves && now - 1 > options.min_gain; ++move) {
-    const Tokens worst = *std::max_element(samples.begin(), samples.end(), [&](Tokens a, Tokens b) {
-      return cost(placement, a) < cost(placement, b);
-    });
+    const Tokens worst = *std::max_element(samples.begin(), samples.end(),
+        [&](Tokens a, Tokens b) { return cost(placement, a) < cost(placement, b); });
     std::vector<Retarget> found = relieve(placement, worst, options.gpus_per_node);
     found.resize(std::min(found.size(), kFinalists));
     for (Retarget& r : found) r.cost = mean_cost(with(placement, r), samples);
@@ -103,10 +114,12 @@ double expected_balancedness(const ExpertPlacement& placement, Tokens window) {
 }
 
 ExpertPlacement keep_slots(const ExpertPlacement& from, const ExpertPlacement& to) {
-  DUET_CHECK(from.gpus == to.gpus && from.replicas() == to.replicas(), "placements of different sizes");
+  DUET_CHECK(
+      from.gpus == to.gpus && from.replicas() == to.replicas(), "placements of different sizes");
   std::vector<int32_t> kept(to.phy2log.size(), -1);
   for (size_t begin = 0, slots = size_t(to.slots_per_gpu()); begin < kept.size(); begin += slots) {
-    std::vector<int32_t> rest(to.phy2log.begin() + int64_t(begin), to.phy2log.begin() + int64_t(begin + slots));
+    std::vector<int32_t> rest(
+        to.phy2log.begin() + int64_t(begin), to.phy2log.begin() + int64_t(begin + slots));
     for (size_t p = begin; p < begin + slots; ++p) {
       const auto same = std::find(rest.begin(), rest.end(), from.phy2log[p]);
       if (same == rest.end()) continue;

@@ -1,34 +1,40 @@
-// The incremental planner: keeps a placement up to date with few moves. A full plan answers a small change of the load with an
-// altogether different placement, and every expert that changes its GPU takes its weights, master weights and moments along.
-// The planner instead retargets a few slots: one gives up a replica of e and receives expert f, which is one expert sent.
+// The incremental planner: keeps a placement up to date with few moves. A full plan answers a small
+// change of the load with an altogether different placement, and every expert that changes its GPU
+// takes its weights, master weights and moments along. The planner instead retargets a few slots:
+// one gives up a replica of e and receives expert f, which is one expert sent.
 //
-// It plans for the quotas (eplb_quota.h), and not for the mean of the window but for its samples: a placement is as good as the
-// mean over samples of the busiest GPU's load after water-filling. A mean hides how loads fluctuate from microbatch to
-// microbatch, and slack for just that is what the replicas are placed for. A full plan gains by it too: plan with `balanced`,
-// then let the planner retarget as many slots as it likes.
+// It plans for the quotas (eplb_quota.h), and not for the mean of the window but for its samples: a
+// placement is as good as the mean over samples of the busiest GPU's load after water-filling. A
+// mean hides how loads fluctuate from microbatch to microbatch, and slack for just that is what the
+// replicas are placed for. A full plan gains by it too: plan with `balanced`, then let the planner
+// retarget as many slots as it likes.
 #pragma once
 #include "moe/eplb.h"
 
 namespace duet {
 
 struct IncrementalOptions {
-  int max_moves = 3;         // experts sent, at most
-  double min_gain = 0.0005;  // of the mean load: what a move must take off the busiest GPU to be worth sending an expert
-  // Where replicas stay on their nodes, GPUs of a node: an expert then goes only to nodes that already hold it. 0: anywhere.
+  int max_moves = 3;  // experts sent, at most
+  // of the mean load: what a move must take off the busiest GPU to be worth sending an expert
+  double min_gain = 0.0005;
+  // Where replicas stay on their nodes, GPUs of a node: an expert then goes only to nodes that
+  // already hold it. 0: anywhere.
   int gpus_per_node = 0;
 };
 
-// window [samples, experts]: tokens per expert in recent microbatches or steps, the sum over ranks. Returns `current` with at
-// most max_moves slots retargeted; all others keep their place. No GPU gets a second replica of an expert.
+// window [samples, experts]: tokens per expert in recent microbatches or steps, the sum over ranks.
+// Returns `current` with at most max_moves slots retargeted; all others keep their place. No GPU
+// gets a second replica of an expert.
 ExpertPlacement plan_incremental(const ExpertPlacement& current, std::span<const int64_t> window,
-                                 const IncrementalOptions& options);
+    const IncrementalOptions& options);
 
-// The samples' balancedness after water-filling (of the mean cost): what the placement is worth. Where it stays too low, plan
-// anew.
+// The samples' balancedness after water-filling (of the mean cost): what the placement is worth.
+// Where it stays too low, plan anew.
 double expected_balancedness(const ExpertPlacement& placement, std::span<const int64_t> window);
 
-// `to` with the slots of each GPU reordered so that experts which stay on their GPU keep their slot in `from`: what still
-// differs is what must be written. For full plans; incremental ones are like that.
+// `to` with the slots of each GPU reordered so that experts which stay on their GPU keep their slot
+// in `from`: what still differs is what must be written. For full plans; incremental ones are like
+// that.
 ExpertPlacement keep_slots(const ExpertPlacement& from, const ExpertPlacement& to);
 
 }  // namespace duet

@@ -7,9 +7,10 @@
 namespace duet {
 
 EplbSearch::EplbSearch(const EplbDomain& domain, std::vector<int> start)
-    : domain_(domain), expert_(std::move(start)), slot_share_(expert_.size()), share_(domain.load.size()),
-      at_(domain.load.size()), has_(size_t(domain.gpus) * domain.load.size()), gpu_(size_t(domain.gpus)),
-      now_(size_t(domain.gpus)),       home_count_(domain.home.size()) {
+    : domain_(domain), expert_(std::move(start)), slot_share_(expert_.size()),
+      share_(domain.load.size()), at_(domain.load.size()),
+      has_(size_t(domain.gpus) * domain.load.size()), gpu_(size_t(domain.gpus)),
+      now_(size_t(domain.gpus)), home_count_(domain.home.size()) {
   double sum = 0;
   for (double x : domain_.load) sum += x;
   if (sum > 0) inverse_mean_ = domain_.gpus / sum;
@@ -34,15 +35,17 @@ double EplbSearch::potential(double load) const {
   return x8 * x8;
 }
 
-// Whether the slot's expert may go to another GPU, or nowhere (-1), as far as its home is concerned.
+// Whether the slot's expert may go to another GPU, or nowhere (-1), as far as its home is
+// concerned.
 bool EplbSearch::may_leave(int slot, int to_gpu) const {
   if (domain_.home.empty()) return true;
   const int e = expert_[slot], home = domain_.home[e];
   return slot / domain_.slots / domain_.gpus_per_node != home || home_count_[e] > 1 ||
-         (to_gpu >= 0 && to_gpu / domain_.gpus_per_node == home);
+      (to_gpu >= 0 && to_gpu / domain_.gpus_per_node == home);
 }
 
-// For each other GPU the pair of slots whose exchange comes closest to levelling the two; of these the best.
+// For each other GPU the pair of slots whose exchange comes closest to levelling the two; of these
+// the best.
 void EplbSearch::try_swaps(int g, Step& best) {
   const int slots = domain_.slots, n = int(share_.size());
   const double* mine = &slot_share_[g * slots];
@@ -58,7 +61,9 @@ void EplbSearch::try_swaps(int g, Step& best) {
         const double off = std::fabs(mine[i] - theirs[j] - half);
         if (off >= distance) continue;
         const int e = expert_[g * slots + i], f = expert_[h * slots + j];
-        if (has_[h * n + e] || has_[g * n + f] || !may_leave(g * slots + i, h) || !may_leave(h * slots + j, g)) continue;
+        if (has_[h * n + e] || has_[g * n + f] || !may_leave(g * slots + i, h) ||
+            !may_leave(h * slots + j, g))
+          continue;
         distance = off;
         a = i;
         b = j;
@@ -89,7 +94,8 @@ double EplbSearch::retarget_gain(int slot, int f) const {
   return gain;
 }
 
-// A slot of this GPU takes another expert, or a slot elsewhere takes over part of one of this GPU's experts.
+// A slot of this GPU takes another expert, or a slot elsewhere takes over part of one of this GPU's
+// experts.
 void EplbSearch::try_retargets(int g, Step& best) {
   const int slots = domain_.slots, n = int(share_.size());
   const auto consider = [&](int slot, int f) {

@@ -39,7 +39,8 @@ struct Follower {
     const bool begin = placement.phy2log.empty();
     ExpertPlacement next;
     if (begin || plan == deepseek || plan == balanced)
-      next = plan_experts(load, s.shape, {plan == deepseek ? EplbPolicy::deepseek : EplbPolicy::balanced});
+      next = plan_experts(
+          load, s.shape, {plan == deepseek ? EplbPolicy::deepseek : EplbPolicy::balanced});
     else
       next = placement;
     if (plan == incremental)  // the first placement is free to change
@@ -55,8 +56,9 @@ struct Follower {
     double mean = 0;
     for (int m = 0; m < s.microbatches; ++m) {
       const auto tokens = window.subspan(size_t(m) * n, n);
-      const std::vector<double> load = quotas ? quota_load(placement, slot_quotas(tokens, placement))
-                                              : gpu_load(placement, std::vector<float>(tokens.begin(), tokens.end()));
+      const std::vector<double> load = quotas
+          ? quota_load(placement, slot_quotas(tokens, placement))
+          : gpu_load(placement, std::vector<float>(tokens.begin(), tokens.end()));
       mean += balancedness(load) / s.microbatches;
     }
     row.balancedness += mean / s.intervals;
@@ -86,12 +88,13 @@ PolicyResult policy_study(const EplbShape& shape, double sigma, int layers) {
 }
 
 std::vector<DriftRow> drift_study(const DriftSetup& s) {
-  std::vector<Follower> followers = {{{"deepseek each interval, even shares"}, Follower::deepseek, false},
-                                     {{"deepseek each interval, quotas"}, Follower::deepseek, true},
-                                     {{"balanced each interval, even shares"}, Follower::balanced, false},
-                                     {{"balanced each interval, quotas"}, Follower::balanced, true},
-                                     {{"balanced once, quotas"}, Follower::first, true},
-                                     {{"incremental, quotas"}, Follower::incremental, true}};
+  std::vector<Follower> followers = {
+      {{"deepseek each interval, even shares"}, Follower::deepseek, false},
+      {{"deepseek each interval, quotas"}, Follower::deepseek, true},
+      {{"balanced each interval, even shares"}, Follower::balanced, false},
+      {{"balanced each interval, quotas"}, Follower::balanced, true},
+      {{"balanced once, quotas"}, Follower::first, true},
+      {{"incremental, quotas"}, Follower::incremental, true}};
   std::mt19937_64 random(1);
   const size_t n = size_t(s.shape.experts);
   std::vector<double> log_load(n), now(n);
@@ -104,7 +107,8 @@ std::vector<DriftRow> drift_study(const DriftSetup& s) {
     }
     for (size_t at = 0; at < window.size(); at += n) {
       double sum = 0;
-      for (size_t e = 0; e < n; ++e) sum += now[e] = std::exp(log_load[e] + s.noise * normal(random));
+      for (size_t e = 0; e < n; ++e)
+        sum += now[e] = std::exp(log_load[e] + s.noise * normal(random));
       for (size_t e = 0; e < n; ++e) window[at + e] = std::llround(now[e] / sum * double(s.tokens));
     }
     if (interval > 0)
@@ -121,32 +125,39 @@ void print_policy_study(std::ostream& out) {
     EplbShape shape;
   };
   const Case cases[] = {{"64 experts + 16, 8 GPUs", {64, 80, 1, 1, 8}},
-                        {"16 experts + 8, 4 GPUs", {16, 24, 1, 1, 4}},
-                        {"256 + 32, 32 GPUs, 4 nodes", {256, 288, 8, 4, 32}},
-                        {"256 + 64, 64 GPUs, 8 nodes", {256, 320, 8, 8, 64}}};
-  out << "Mean load / max load over GPUs, lognormal loads, mean of 100 layers; in brackets ms per layer. 'leaving': replicas\n"
+      {"16 experts + 8, 4 GPUs", {16, 24, 1, 1, 4}},
+      {"256 + 32, 32 GPUs, 4 nodes", {256, 288, 8, 4, 32}},
+      {"256 + 64, 64 GPUs, 8 nodes", {256, 320, 8, 8, 64}}};
+  out << "Mean load / max load over GPUs, lognormal loads, mean of 100 layers; in brackets ms per "
+         "layer. 'leaving': replicas\n"
          "may leave their node.\n\n"
-         "                            sigma   deepseek          balanced          balanced, leaving\n";
+         "                            sigma   deepseek          balanced          balanced, "
+         "leaving\n";
   for (const Case& c : cases) {
     for (double sigma : {0.3, 0.5, 0.8}) {
       const PolicyResult r = policy_study(c.shape, sigma, 100);
-      out << format("%-26s  %.1f     %.4f (%.3f)    %.4f (%.3f)    ", c.name, sigma, r.deepseek, r.ms_deepseek, r.balanced,
-                    r.ms_balanced)
-          << (c.shape.nodes > 1 ? format("%.4f (%.3f)", r.leaving, r.ms_leaving) : "one node") << '\n';
+      out << format("%-26s  %.1f     %.4f (%.3f)    %.4f (%.3f)    ", c.name, sigma, r.deepseek,
+                 r.ms_deepseek, r.balanced, r.ms_balanced)
+          << (c.shape.nodes > 1 ? format("%.4f (%.3f)", r.leaving, r.ms_leaving) : "one node")
+          << '\n';
     }
   }
 }
 
 void print_drift_study(std::ostream& out) {
   const DriftSetup s;
-  out << format("%d experts + %d on %d GPUs while loads drift: ln load walks by %.1f an interval, is off by %.1f in a\n"
-                "microbatch; %d intervals of %d microbatches; a plan is used in the interval after the one it came from.\n\n",
-                s.shape.experts, s.shape.replicas - s.shape.experts, s.shape.gpus, s.drift, s.noise, s.intervals,
-                s.microbatches)
-      << "                                       mean / max   worst interval   experts moved   most\n";
+  out << format(
+             "%d experts + %d on %d GPUs while loads drift: ln load walks by %.1f an interval, is "
+             "off by %.1f in a\n"
+             "microbatch; %d intervals of %d microbatches; a plan is used in the interval after "
+             "the one it came from.\n\n",
+             s.shape.experts, s.shape.replicas - s.shape.experts, s.shape.gpus, s.drift, s.noise,
+             s.intervals, s.microbatches)
+      << "                                       mean / max   worst interval   experts moved   "
+         "most\n";
   for (const DriftRow& r : drift_study(s)) {
-    out << format("%-37s  %.4f       %.4f           %5.1f           %4d\n", r.name.c_str(), r.balancedness, r.worst, r.moves,
-                  r.max_moves);
+    out << format("%-37s  %.4f       %.4f           %5.1f           %4d\n", r.name.c_str(),
+        r.balancedness, r.worst, r.moves, r.max_moves);
   }
 }
 

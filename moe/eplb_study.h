@@ -1,5 +1,6 @@
-// Two studies of EPLB on random loads, whose tables `duet eplb` prints and moe/README.md explains: how level the policies'
-// plans are on the loads they were made for, and how level computation is while loads drift away from the plan.
+// Two studies of EPLB on random loads, whose tables `duet eplb` prints and moe/README.md explains:
+// how level the policies' plans are on the loads they were made for, and how level computation is
+// while loads drift away from the plan.
 #pragma once
 #include <iosfwd>
 #include <string>
@@ -9,15 +10,16 @@
 
 namespace duet {
 
-// Mean balancedness over layers with lognormal loads (of ln load: mean 0, standard deviation sigma).
+// Mean balancedness over layers with lognormal loads (of ln load: mean 0, standard deviation
+// sigma).
 struct PolicyResult {
   double deepseek, balanced, leaving;  // leaving: balanced, with replicas that may leave their node
   double ms_deepseek, ms_balanced, ms_leaving;  // of this thread's processor time, per layer
 };
 PolicyResult policy_study(const EplbShape& shape, double sigma, int layers);
 
-// An expert's ln load walks by a normal step of `drift` per interval and is off by `noise` in each microbatch. A plan is made
-// from an interval's microbatches and used for the next one's.
+// An expert's ln load walks by a normal step of `drift` per interval and is off by `noise` in each
+// microbatch. A plan is made from an interval's microbatches and used for the next one's.
 struct DriftSetup {
   EplbShape shape{.experts = 64, .replicas = 80, .groups = 1, .nodes = 1, .gpus = 8};
   int intervals = 50, microbatches = 16;
@@ -31,8 +33,9 @@ struct DriftRow {
   double moves = 0;                    // experts sent per interval, mean
   int max_moves = 0;
 };
-// Rows: deepseek replanned each interval with even shares, and with quotas; balanced with even shares, and with quotas; the
-// first interval's plan kept, with quotas; the incremental planner with quotas.
+// Rows: deepseek replanned each interval with even shares, and with quotas; balanced with even
+// shares, and with quotas; the first interval's plan kept, with quotas; the incremental planner
+// with quotas.
 std::vector<DriftRow> drift_study(const DriftSetup& setup);
 
 void print_policy_study(std::ostream& out);

@@ -8,14 +8,18 @@
 
 namespace duet {
 
-constexpr size_t kWindow = 32;       // steps that are remembered, at most
-constexpr double kFullGain = 0.01;   // what a full plan must gain over an incremental one to be worth its many moves
+constexpr size_t kWindow = 32;  // steps that are remembered, at most
+// what a full plan must gain over an incremental one to be worth its many moves
+constexpr double kFullGain = 0.01;
 
-LoadMonitor::LoadMonitor(const BalancerOptions& o, const std::vector<int64_t>& layers) : options_(o) {
+LoadMonitor::LoadMonitor(const BalancerOptions& o, const std::vector<int64_t>& layers)
+    : options_(o) {
   std::vector<int32_t> slots(size_t(o.shape.experts));
   std::iota(slots.begin(), slots.end(), 0);
-  if (o.shape.replicas > o.shape.experts) slots = plan_experts(std::vector<float>(slots.size(), 1), o.shape, o.plan).phy2log;
-  for (int64_t layer : layers) layers_[layer].placement = ExpertPlacement(slots, o.shape.experts, o.shape.gpus);
+  if (o.shape.replicas > o.shape.experts)
+    slots = plan_experts(std::vector<float>(slots.size(), 1), o.shape, o.plan).phy2log;
+  for (int64_t layer : layers)
+    layers_[layer].placement = ExpertPlacement(slots, o.shape.experts, o.shape.gpus);
 }
 
 void LoadMonitor::add(int64_t layer, const std::vector<int64_t>& tokens_per_expert) {
@@ -30,7 +34,8 @@ ExpertPlacement LoadMonitor::full_plan(const Layer& layer) const {
   const size_t experts = size_t(options_.shape.experts);
   std::vector<int64_t> sum(experts, 0);
   for (size_t i = 0; i < layer.window.size(); ++i) sum[i % experts] += layer.window[i];
-  return keep_slots(layer.placement, plan_experts(std::vector<float>(sum.begin(), sum.end()), options_.shape, options_.plan));
+  return keep_slots(layer.placement,
+      plan_experts(std::vector<float>(sum.begin(), sum.end()), options_.shape, options_.plan));
 }
 
 Replan LoadMonitor::propose(int64_t which) const {
@@ -50,10 +55,13 @@ Replan LoadMonitor::propose(int64_t which) const {
     consider(full_plan(layer), 0);
   } else {
     const int nodes = options_.plan.replicas_may_leave_node ? 0 : options_.ranks_per_node();
-    consider(plan_incremental(layer.placement, layer.window, {.max_moves = options_.max_moves, .gpus_per_node = nodes}), 0);
+    consider(plan_incremental(layer.placement, layer.window,
+                 {.max_moves = options_.max_moves, .gpus_per_node = nodes}),
+        0);
     if (r.predicted < options_.threshold)
-      consider(plan_incremental(full_plan(layer), layer.window, {.max_moves = options_.shape.replicas, .gpus_per_node = nodes}),
-               kFullGain);
+      consider(plan_incremental(full_plan(layer), layer.window,
+                   {.max_moves = options_.shape.replicas, .gpus_per_node = nodes}),
+          kFullGain);
   }
   r.skipped = r.placement == layer.placement;
   r.moves = moved_experts(layer.placement, r.placement);
@@ -69,30 +77,36 @@ uint64_t LoadMonitor::hash() const {
 Json LoadMonitor::state() const {
   Json layers = Json::array();
   for (const auto& [layer, l] : layers_)
-    layers.push(Json::object({{"layer", layer}, {"phy2log", Json(l.placement.phy2log)}, {"window", Json(l.window)}}));
-  return Json::object({{"ranks", options_.shape.gpus}, {"slots", options_.shape.replicas}, {"layers", layers}});
+    layers.push(Json::object(
+        {{"layer", layer}, {"phy2log", Json(l.placement.phy2log)}, {"window", Json(l.window)}}));
+  return Json::object(
+      {{"ranks", options_.shape.gpus}, {"slots", options_.shape.replicas}, {"layers", layers}});
 }
 
 bool LoadMonitor::restore(const Json& state) {
   const EplbShape& shape = options_.shape;
   const Json& layers = state.at("layers");
-  if (state.at("ranks").integer() != shape.gpus || state.at("slots").integer() != shape.replicas) return false;
+  if (state.at("ranks").integer() != shape.gpus || state.at("slots").integer() != shape.replicas)
+    return false;
   std::map<int64_t, Layer> restored;
   for (const Json& l : layers.items()) {
     std::vector<int32_t> slots;
-    for (const Json& e : l.at("phy2log").items()) slots.push_back(int32_t(e.integer(0, shape.experts - 1)));
-    require(int(slots.size()) == shape.replicas, l.where(), ": phy2log: found ", slots.size(), " slots, allowed: ",
-            shape.replicas);
+    for (const Json& e : l.at("phy2log").items())
+      slots.push_back(int32_t(e.integer(0, shape.experts - 1)));
+    require(int(slots.size()) == shape.replicas, l.where(), ": phy2log: found ", slots.size(),
+        " slots, allowed: ", shape.replicas);
     Layer& layer = restored[l.at("layer").integer()];
     layer.placement = ExpertPlacement(slots, shape.experts, shape.gpus);
     for (int32_t count : layer.placement.logcnt)
-      require(count > 0, l.where(), ": phy2log: found an expert without a slot, allowed: every expert at least once");
+      require(count > 0, l.where(),
+          ": phy2log: found an expert without a slot, allowed: every expert at least once");
     for (const Json& tokens : l.at("window").items()) layer.window.push_back(tokens.integer(0));
-    require(layer.window.size() % size_t(shape.experts) == 0, l.where(), ": window: found ", layer.window.size(),
-            " loads, allowed: multiples of the ", shape.experts, " experts");
+    require(layer.window.size() % size_t(shape.experts) == 0, l.where(), ": window: found ",
+        layer.window.size(), " loads, allowed: multiples of the ", shape.experts, " experts");
   }
   const auto same_layer = [](const auto& a, const auto& b) { return a.first == b.first; };
-  if (!std::equal(restored.begin(), restored.end(), layers_.begin(), layers_.end(), same_layer)) return false;
+  if (!std::equal(restored.begin(), restored.end(), layers_.begin(), layers_.end(), same_layer))
+    return false;
   layers_ = std::move(restored);
   return true;
 }
@@ -102,8 +116,9 @@ static std::string hex(uint64_t x) { return format("%016llx", static_cast<unsign
 void check_same_plans(Comm& world, int64_t step, uint64_t hash) {
   const std::vector<uint64_t> all = world.gather_values(hash);
   for (size_t r = 1; r < all.size(); ++r)
-    DUET_CHECK(all[r] == all[0], "step ", step, ": expected the same expert placement on all ranks, found plan ", hex(all[0]),
-               " on rank 0 and plan ", hex(all[r]), " on rank ", r);
+    DUET_CHECK(all[r] == all[0], "step ", step,
+        ": expected the same expert placement on all ranks, found plan ", hex(all[0]),
+        " on rank 0 and plan ", hex(all[r]), " on rank ", r);
 }
 
 }  // namespace duet

@@ -16,15 +16,18 @@ struct Move {
   int from, to;  // slots
 };
 
-// For each slot that changes, where its new expert is now: on the same rank if it is there, else replicas take turns.
+// For each slot that changes, where its new expert is now: on the same rank if it is there, else
+// replicas take turns.
 std::vector<Move> moves_between(const ExpertPlacement& now, const ExpertPlacement& next) {
   std::vector<Move> moves;
   for (int to = 0; to < next.replicas(); ++to) {
     const int e = next.phy2log[size_t(to)];
     if (e == now.phy2log[size_t(to)]) continue;
     const std::span<const int32_t> slots = now.slots_of(e);
-    const auto here = std::find_if(slots.begin(), slots.end(), [&](int s) { return now.gpu_of(s) == next.gpu_of(to); });
-    moves.push_back({here != slots.end() ? *here : slots[size_t(next.gpu_of(to)) % slots.size()], to});
+    const auto here = std::find_if(
+        slots.begin(), slots.end(), [&](int s) { return now.gpu_of(s) == next.gpu_of(to); });
+    moves.push_back(
+        {here != slots.end() ? *here : slots[size_t(next.gpu_of(to)) % slots.size()], to});
   }
   return moves;
 }
@@ -35,11 +38,12 @@ void wait_all(Comm& group, Stream& stream, const std::vector<Request>& requests)
 
 // One piece of one matrix's state: everything into scratch first, then into place.
 void move_piece(Comm& group, Device& device, const std::vector<Move>& moves, int slots,
-                const std::function<Tensor(int)>& piece_of) {
+    const std::function<Tensor(int)>& piece_of) {
   Stream& stream = device.compute();
   const int me = group.rank();
   const Tensor shape = piece_of(0);  // [1, n]
-  const int64_t arriving = std::count_if(moves.begin(), moves.end(), [&](const Move& m) { return m.to / slots == me; });
+  const int64_t arriving =
+      std::count_if(moves.begin(), moves.end(), [&](const Move& m) { return m.to / slots == me; });
   Buf scratch;
   if (arriving) scratch = device.buffer(arriving, shape.cols, shape.dtype, Use::messages);
   std::vector<std::pair<Tensor, Tensor>> places;  // from scratch, to its slot
@@ -49,8 +53,10 @@ void move_piece(Comm& group, Device& device, const std::vector<Move>& moves, int
     if (receiver == me) {
       const Tensor row = scratch->row_slice(int64_t(places.size()), 1);
       places.emplace_back(row, piece_of(m.to % slots));
-      if (sender == me) stream.copy(row.data, piece_of(m.from % slots).data, size_t(row.bytes()));
-      else requests.push_back(group.irecv(stream, row, sender, {Tag::W, 0, 0}));
+      if (sender == me)
+        stream.copy(row.data, piece_of(m.from % slots).data, size_t(row.bytes()));
+      else
+        requests.push_back(group.irecv(stream, row, sender, {Tag::W, 0, 0}));
     } else if (sender == me) {
       requests.push_back(group.isend(stream, piece_of(m.from % slots), receiver, {Tag::W, 0, 0}));
     }
@@ -69,7 +75,9 @@ void migrate(Comm& group, Device& device, Moe& moe, const ExpertPlacement& to) {
       const int64_t size = (moe.slot(0)[matrix]->*state).size();
       for (int64_t at = 0; at < size; at += kPiece)
         move_piece(group, device, moves, slots, [&](int slot) {
-          return (moe.slot(slot)[matrix]->*state).reshape(1, size).col_slice(at, std::min(kPiece, size - at));
+          return (moe.slot(slot)[matrix]->*state)
+              .reshape(1, size)
+              .col_slice(at, std::min(kPiece, size - at));
         });
     }
   moe.set_placement(to);
@@ -83,7 +91,8 @@ void sum_replicas(Comm& group, Device& device, Moe& moe) {
   const int me = group.rank(), slots = p.slots_per_gpu();
   for (size_t matrix = 0; matrix < 3; ++matrix) {
     const auto grad = [&](int slot) { return moe.slot(slot % slots)[matrix]->grad[0]; };
-    const auto for_each_further = [&](const auto& fn) {  // fn(first slot of an expert, one of its further slots)
+    // fn(first slot of an expert, one of its further slots)
+    const auto for_each_further = [&](const auto& fn) {
       for (int e = 0; e < p.experts(); ++e)
         for (int s : p.slots_of(e).subspan(1)) fn(p.slots_of(e)[0], s);
     };
@@ -108,9 +117,12 @@ void sum_replicas(Comm& group, Device& device, Moe& moe) {
     requests.clear();
     for_each_further([&](int first, int s) {
       const int adder = p.gpu_of(first), holder = p.gpu_of(s);
-      if (adder == me && holder == me) stream.copy(grad(s).data, grad(first).data, size_t(grad(s).bytes()));
-      else if (adder == me) requests.push_back(group.isend(stream, grad(first), holder, {Tag::W, 0, 1}));
-      else if (holder == me) requests.push_back(group.irecv(stream, grad(s), adder, {Tag::W, 0, 1}));
+      if (adder == me && holder == me)
+        stream.copy(grad(s).data, grad(first).data, size_t(grad(s).bytes()));
+      else if (adder == me)
+        requests.push_back(group.isend(stream, grad(first), holder, {Tag::W, 0, 1}));
+      else if (holder == me)
+        requests.push_back(group.irecv(stream, grad(s), adder, {Tag::W, 0, 1}));
     });
     wait_all(group, stream, requests);
   }

@@ -21,25 +21,29 @@ struct Moe::Parts {
 
 // Rows on their way between ranks.
 struct Moe::Moving {
-  Buf out, in;                     // [rows, d_model]
+  Buf out, in;  // [rows, d_model]
   std::unique_ptr<Event> arrived;
 };
 
 struct Moe::MoeSaved : FeedForward::Saved {
-  Buf scores, total;          // [tokens, experts] affinities, later the logits' gradient; [tokens, 1] their sum
-  Buf topk_idx, topk_w;       // [tokens, topk]
-  Buf f;                      // [sequences, experts] for the balance loss
-  Buf choices, host_choices;  // [ranks * tokens, topk] everyone's topk_idx
+  // [tokens, experts] affinities, later the logits' gradient; [tokens, 1] their sum
+  Buf scores, total;
+  Buf topk_idx, topk_w;                    // [tokens, topk]
+  Buf f;                                   // [sequences, experts] for the balance loss
+  Buf choices, host_choices;               // [ranks * tokens, topk] everyone's topk_idx
   std::unique_ptr<Event> chosen;           // host_choices has them
   DispatchPlan plan;                       // all experts here: tokens to rows
   std::unique_ptr<ExchangePlan> exchange;  // experts elsewhere too
   Moving moving;
-  Buf pos;                    // [tokens, topk] rows of `returned` (of `y_rows` where all experts are here)
-  Buf rows, y_rows, dx_rows;  // [rows, d_model] in expert order: inputs; outputs, then their gradient; gradient of inputs
-  Buf returned;               // [tokens * topk, d_model] results as they came back; only with other ranks
-  Buf y_shared, dx;           // [tokens, d_model]
+  // [tokens, topk] rows of `returned` (of `y_rows` where all experts are here)
+  Buf pos;
+  // [rows, d_model] in expert order: inputs; outputs, then their gradient; gradient of inputs
+  Buf rows, y_rows, dx_rows;
+  // [tokens * topk, d_model] results as they came back; only with other ranks
+  Buf returned;
+  Buf y_shared, dx;  // [tokens, d_model]
   Swiglu::Saved shared, routed;
-  Tensor dy;                  // the caller's
+  Tensor dy;  // the caller's
 };
 
 Moe::MoeSaved& Moe::of(Saved& saved) { return static_cast<MoeSaved&>(saved); }
@@ -51,35 +55,47 @@ static ExpertPlacement in_order(const Context& context, Comm* group) {
 }
 
 // Of the experts in a rank's slots.
-static std::vector<std::string> expert_prefixes(const std::string& prefix, const ExpertPlacement& placement, int rank) {
+static std::vector<std::string> expert_prefixes(
+    const std::string& prefix, const ExpertPlacement& placement, int rank) {
   std::vector<std::string> names;
   for (int s = 0; s < placement.slots_per_gpu(); ++s)
-    names.push_back(cat(prefix, "experts.", placement.phy2log[size_t(rank * placement.slots_per_gpu() + s)], "."));
+    names.push_back(cat(
+        prefix, "experts.", placement.phy2log[size_t(rank * placement.slots_per_gpu() + s)], "."));
   return names;
 }
 
-Moe::Moe(const Context& context, Params& params, Params& experts, const std::string& prefix, const Options& o)
-    : context_(context), options_(o), placement_(o.placement.replicas() ? o.placement : in_order(context, o.group)),
-      slots_(placement_.slots_per_gpu()), prefix_(prefix), experts_(experts), first_param_(experts.all().size()),
-      load_(size_t(context.config.n_routed)), work_(o.group ? size_t(o.group->size()) + 1 : 0) {
-  DUET_CHECK(placement_.gpus == (o.group ? o.group->size() : 1), "placement: expected a GPU for each rank of the group, found ",
-             placement_.gpus);
+Moe::Moe(const Context& context, Params& params, Params& experts, const std::string& prefix,
+    const Options& o)
+    : context_(context), options_(o),
+      placement_(o.placement.replicas() ? o.placement : in_order(context, o.group)),
+      slots_(placement_.slots_per_gpu()), prefix_(prefix), experts_(experts),
+      first_param_(experts.all().size()), load_(size_t(context.config.n_routed)),
+      work_(o.group ? size_t(o.group->size()) + 1 : 0) {
+  DUET_CHECK(placement_.gpus == (o.group ? o.group->size() : 1),
+      "placement: expected a GPU for each rank of the group, found ", placement_.gpus);
   const ModelConfig& c = context.config;
   Param& gate = params.matrix(prefix + "gate.weight", c.d_model, c.n_routed);
-  Param& bias = params.vector(prefix + "gate.e_score_correction_bias", c.n_routed, Init::zeros, false);
+  Param& bias =
+      params.vector(prefix + "gate.e_score_correction_bias", c.n_routed, Init::zeros, false);
   const std::string shared = prefix + "shared_experts.";
-  parts_.reset(new Parts{
-      gate, bias,
-      c.n_shared ? std::make_unique<Swiglu>(context, params, std::span(&shared, 1), c.n_shared * c.d_expert) : nullptr,
-      Swiglu(context, experts, expert_prefixes(prefix, placement_, o.group ? o.group->rank() : 0), c.d_expert),
-      {.experts = int(c.n_routed), .topk = int(c.topk), .groups = int(c.n_group), .topk_groups = int(c.topk_group),
-       .scaling = c.routed_scaling}});
-  balance_host_ = context.device.host_buffer(o.microbatches, context.sequences, acc_dtype(context.dtype));
+  parts_.reset(new Parts{gate, bias,
+      c.n_shared ? std::make_unique<Swiglu>(
+                       context, params, std::span(&shared, 1), c.n_shared * c.d_expert)
+                 : nullptr,
+      Swiglu(context, experts, expert_prefixes(prefix, placement_, o.group ? o.group->rank() : 0),
+          c.d_expert),
+      {.experts = int(c.n_routed),
+          .topk = int(c.topk),
+          .groups = int(c.n_group),
+          .topk_groups = int(c.topk_group),
+          .scaling = c.routed_scaling}});
+  balance_host_ =
+      context.device.host_buffer(o.microbatches, context.sequences, acc_dtype(context.dtype));
 }
 
 Moe::~Moe() = default;
 
-// --- forward -----------------------------------------------------------------------------------------------------------------
+// --- forward -------------------------------------------------------------------------------------
 
 std::unique_ptr<FeedForward::Saved> Moe::route_f(int microbatch, const Tensor& x) {
   auto saved = std::make_unique<MoeSaved>();
@@ -95,15 +111,30 @@ std::unique_ptr<FeedForward::Saved> Moe::route_f(int microbatch, const Tensor& x
   s.topk_idx = buffer(x.rows, c.topk, Dtype::i32);
   s.topk_w = buffer(x.rows, c.topk, acc);
   s.f = buffer(context_.sequences, c.n_routed, acc);
-  Buf plain = buffer(x.rows, c.topk, Dtype::i32), scratch = buffer(x.rows, c.n_routed + c.n_group, acc);
-  Buf share = buffer(context_.sequences, c.n_routed, acc), loss = buffer(context_.sequences, 1, acc);
+  Buf plain = buffer(x.rows, c.topk, Dtype::i32),
+      scratch = buffer(x.rows, c.n_routed + c.n_group, acc);
+  Buf share = buffer(context_.sequences, c.n_routed, acc),
+      loss = buffer(context_.sequences, 1, acc);
   linear_f(stream, x, parts_->gate, s.scores);
-  launch<RouterF>(stream, x.rows, {.x = s.scores, .bias = parts_->bias.master, .topk_idx = s.topk_idx, .topk_w = s.topk_w,
-                                   .plain_idx = plain, .total = s.total, .scratch = scratch, .shape = parts_->shape,
-                                   .balanced = options_.balanced});
+  launch<RouterF>(stream, x.rows,
+      {.x = s.scores,
+          .bias = parts_->bias.master,
+          .topk_idx = s.topk_idx,
+          .topk_w = s.topk_w,
+          .plain_idx = plain,
+          .total = s.total,
+          .scratch = scratch,
+          .shape = parts_->shape,
+          .balanced = options_.balanced});
   gather_choices(s);
-  launch<BalanceLossF>(stream, context_.sequences, {.x = s.scores, .total = s.total, .plain_idx = plain, .f = s.f, .p = share,
-                                                    .loss = loss, .seq_len = context_.seq_len});
+  launch<BalanceLossF>(stream, context_.sequences,
+      {.x = s.scores,
+          .total = s.total,
+          .plain_idx = plain,
+          .f = s.f,
+          .p = share,
+          .loss = loss,
+          .seq_len = context_.seq_len});
   stream.copy(balance_host_->row_slice(microbatch, 1).data, loss->data, size_t(loss->bytes()));
   return saved;
 }
@@ -111,26 +142,34 @@ std::unique_ptr<FeedForward::Saved> Moe::route_f(int microbatch, const Tensor& x
 // This rank's choices leave; everyone's come to the host.
 void Moe::gather_choices(MoeSaved& s) {
   const int64_t ranks = placement_.gpus;
-  s.host_choices = context_.device.host_buffer(ranks * s.topk_idx->rows, s.topk_idx->cols, Dtype::i32);
+  s.host_choices =
+      context_.device.host_buffer(ranks * s.topk_idx->rows, s.topk_idx->cols, Dtype::i32);
   s.chosen = context_.device.make_event();
   Stream& stream = options_.group ? comm_after_compute() : context_.stream();
   if (options_.group) {
-    s.choices = context_.device.buffer(s.host_choices->rows, s.host_choices->cols, Dtype::i32, Use::activations);
-    const Scope scope(context_.recorder, stream, {.name = "choices", .lane = "comm", .layer = options_.layer,
-                                                  .bytes = (ranks - 1) * s.topk_idx->bytes()});
+    s.choices = context_.device.buffer(
+        s.host_choices->rows, s.host_choices->cols, Dtype::i32, Use::activations);
+    const Scope scope(context_.recorder, stream,
+        {.name = "choices",
+            .lane = "comm",
+            .layer = options_.layer,
+            .bytes = (ranks - 1) * s.topk_idx->bytes()});
     options_.group->all_gather(stream, s.topk_idx, s.choices);
   }
-  stream.copy(s.host_choices->data, options_.group ? s.choices->data : s.topk_idx->data, size_t(s.host_choices->bytes()));
+  stream.copy(s.host_choices->data, options_.group ? s.choices->data : s.topk_idx->data,
+      size_t(s.host_choices->bytes()));
   stream.record(*s.chosen);
 }
 
 // Of each rank [tokens * topk] logical experts.
 std::vector<std::vector<int32_t>> Moe::wait_for_choices(MoeSaved& s) {
-  const Scope scope(context_.recorder, context_.stream(), {.name = "choices", .lane = "wait", .layer = options_.layer});
+  const Scope scope(context_.recorder, context_.stream(),
+      {.name = "choices", .lane = "wait", .layer = options_.layer});
   s.chosen->synchronize();
   const int32_t* all = s.host_choices->row<int32_t>(0);
   std::vector<std::vector<int32_t>> choices;
-  for (int r = 0; r < placement_.gpus; ++r, all += s.topk_idx->size()) choices.emplace_back(all, all + s.topk_idx->size());
+  for (int r = 0; r < placement_.gpus; ++r, all += s.topk_idx->size())
+    choices.emplace_back(all, all + s.topk_idx->size());
   s.choices = Buf();
   s.host_choices = Buf();
   return choices;
@@ -143,11 +182,13 @@ void Moe::dispatch_f(Saved& saved, const Tensor& x) {
   std::vector<std::vector<int32_t>> choices = wait_for_choices(s);
   for (int32_t e : choices[size_t(me)]) ++load_[size_t(e)];
   if (options_.group) {
-    choose_slots(choices, placement_, options_.ranks_per_node ? options_.ranks_per_node : placement_.gpus);
+    choose_slots(
+        choices, placement_, options_.ranks_per_node ? options_.ranks_per_node : placement_.gpus);
     count_work(choices);
     s.exchange = std::make_unique<ExchangePlan>(choices, topk, slots_, me);
     s.pos = upload(context_, s.exchange->pos);
-    send(s.moving, "dispatch F", gather_rows(x, s.exchange->send_token), s.exchange->sent, s.exchange->received);
+    send(s.moving, "dispatch F", gather_rows(x, s.exchange->send_token), s.exchange->sent,
+        s.exchange->received);
   } else {
     for (int32_t& e : choices[0]) e = placement_.slots_of(e)[0];
     s.plan = DispatchPlan(choices[0], topk, slots_);
@@ -171,22 +212,27 @@ Stream& Moe::comm_after_compute() const {
 }
 
 // Rows out to and in from the ranks of the group.
-void Moe::send(Moving& m, const char* name, Buf rows, const std::vector<int64_t>& out, const std::vector<int64_t>& in) {
+void Moe::send(Moving& m, const char* name, Buf rows, const std::vector<int64_t>& out,
+    const std::vector<int64_t>& in) {
   m.out = std::move(rows);
-  m.in = context_.device.buffer(in.back(), context_.config.d_model, context_.dtype, Use::activations);
+  m.in =
+      context_.device.buffer(in.back(), context_.config.d_model, context_.dtype, Use::activations);
   m.arrived = context_.device.make_event();
   Stream& comm = comm_after_compute();
   {
     const size_t me = size_t(options_.group->rank());
-    const int64_t bytes = (out.back() - (out[me + 1] - out[me])) * context_.config.d_model * dtype_size(context_.dtype);
-    Scope scope(context_.recorder, comm, {.name = name, .lane = "comm", .layer = options_.layer, .bytes = bytes});
+    const int64_t bytes = (out.back() - (out[me + 1] - out[me])) * context_.config.d_model *
+        dtype_size(context_.dtype);
+    Scope scope(context_.recorder, comm,
+        {.name = name, .lane = "comm", .layer = options_.layer, .bytes = bytes});
     options_.group->all_to_all_v(comm, m.out, out, m.in, in);
   }
   comm.record(*m.arrived);
 }
 
 Buf Moe::receive(Moving& m) {
-  Scope scope(context_.recorder, context_.stream(), {.name = "all-to-all", .lane = "wait", .layer = options_.layer});
+  Scope scope(context_.recorder, context_.stream(),
+      {.name = "all-to-all", .lane = "wait", .layer = options_.layer});
   context_.stream().wait(*m.arrived);
   m.arrived.reset();
   m.out = Buf();
@@ -194,12 +240,16 @@ Buf Moe::receive(Moving& m) {
 }
 
 Buf Moe::gather_rows(const Tensor& x, const std::vector<int32_t>& index) {
-  Buf rows = context_.device.buffer(int64_t(index.size()), x.cols, context_.dtype, Use::activations);
-  launch<GatherRows>(context_.stream(), rows->rows, {.x = x, .index = upload(context_, index), .y = rows});
+  Buf rows =
+      context_.device.buffer(int64_t(index.size()), x.cols, context_.dtype, Use::activations);
+  launch<GatherRows>(
+      context_.stream(), rows->rows, {.x = x, .index = upload(context_, index), .y = rows});
   return rows;
 }
 
-const DispatchPlan& Moe::local(const MoeSaved& s) const { return s.exchange ? s.exchange->local : s.plan; }
+const DispatchPlan& Moe::local(const MoeSaved& s) const {
+  return s.exchange ? s.exchange->local : s.plan;
+}
 
 void Moe::experts_f(Saved& saved, const Tensor&) {
   MoeSaved& s = of(saved);
@@ -207,7 +257,8 @@ void Moe::experts_f(Saved& saved, const Tensor&) {
   if (plan) s.rows = gather_rows(receive(s.moving), plan->local.token);
   s.y_rows = parts_->routed.forward(s.routed, s.rows, local(s).offsets);
   if (!plan) return;
-  send(s.moving, "combine F", gather_rows(s.y_rows, plan->back_row), plan->back_sent, plan->back_received);
+  send(s.moving, "combine F", gather_rows(s.y_rows, plan->back_row), plan->back_sent,
+      plan->back_received);
 }
 
 Buf Moe::combine_f(Saved& saved, const Tensor& residual) {
@@ -218,13 +269,17 @@ Buf Moe::combine_f(Saved& saved, const Tensor& residual) {
   }
   Buf y = context_.activation(residual.cols);
   launch<CombineF>(context_.stream(), y->rows,
-                   {.x = s.exchange ? s.returned : s.y_rows, .pos = s.pos->reshape(y->rows, context_.config.topk),
-                    .w = s.topk_w, .shared = s.y_shared ? *s.y_shared : Tensor(), .residual = residual, .y = y});
+      {.x = s.exchange ? s.returned : s.y_rows,
+          .pos = s.pos->reshape(y->rows, context_.config.topk),
+          .w = s.topk_w,
+          .shared = s.y_shared ? *s.y_shared : Tensor(),
+          .residual = residual,
+          .y = y});
   s.y_shared = Buf();
   return y;
 }
 
-// --- backward ----------------------------------------------------------------------------------------------------------------
+// --- backward ------------------------------------------------------------------------------------
 
 void Moe::combine_i(Saved& saved, const Tensor& dy) {
   MoeSaved& s = of(saved);
@@ -232,14 +287,24 @@ void Moe::combine_i(Saved& saved, const Tensor& dy) {
   s.dy = dy;
   Buf dw = context_.device.buffer(dy.rows, topk, s.topk_w->dtype, Use::activations);
   launch<CombineB>(context_.stream(), dy.rows,
-                   {.x = s.exchange ? s.returned : s.y_rows, .dy = dy, .pos = s.pos->reshape(dy.rows, topk), .w = s.topk_w,
-                    .dw = dw});
+      {.x = s.exchange ? s.returned : s.y_rows,
+          .dy = dy,
+          .pos = s.pos->reshape(dy.rows, topk),
+          .w = s.topk_w,
+          .dw = dw});
   if (const ExchangePlan* plan = s.exchange.get())  // the way of combine, backwards
     send(s.moving, "combine I", std::move(s.returned), plan->back_received, plan->back_sent);
   launch<RouterB>(context_.stream(), dy.rows,
-                  {.x = s.scores, .topk_idx = s.topk_idx, .dw = dw, .total = s.total, .f = s.f, .shape = parts_->shape,
-                   .seq_len = context_.seq_len, .balance = context_.balance_scale});
-  if (s.scores->dtype != context_.dtype) {  // the GEMMs of I and W want both sides in the compute type
+      {.x = s.scores,
+          .topk_idx = s.topk_idx,
+          .dw = dw,
+          .total = s.total,
+          .f = s.f,
+          .shape = parts_->shape,
+          .seq_len = context_.seq_len,
+          .balance = context_.balance_scale});
+  // the GEMMs of I and W want both sides in the compute type
+  if (s.scores->dtype != context_.dtype) {
     Buf cast = context_.activation(s.scores->cols);
     launch<CastRows>(context_.stream(), dy.rows, {.x = cast, .from = s.scores});
     s.scores = std::move(cast);
@@ -264,11 +329,13 @@ void Moe::experts_i(Saved& saved) {
   s.dx_rows = parts_->routed.backward_input(s.routed, s.y_rows, local(s).offsets);
   if (!plan) return;
   // The way of dispatch, backwards: a token's experts here first become one row.
-  Buf here = context_.device.buffer(plan->received.back(), s.dx->cols, context_.dtype, Use::activations);
+  Buf here =
+      context_.device.buffer(plan->received.back(), s.dx->cols, context_.dtype, Use::activations);
   context_.stream().zero(here->data, size_t(here->bytes()));
   launch<DispatchB>(context_.stream(), here->rows,
-                    {.x = s.dx_rows, .pos = upload(context_, plan->local.pos)->reshape(here->rows, context_.config.topk),
-                     .dx = here});
+      {.x = s.dx_rows,
+          .pos = upload(context_, plan->local.pos)->reshape(here->rows, context_.config.topk),
+          .dx = here});
   s.dx_rows = Buf();
   send(s.moving, "dispatch I", std::move(here), plan->received, plan->sent);
 }
@@ -280,7 +347,7 @@ Buf Moe::dispatch_i(Saved& saved) {
     s.pos = upload(context_, s.exchange->send_pos);
   }
   launch<DispatchB>(context_.stream(), s.dx->rows,
-                    {.x = s.dx_rows, .pos = s.pos->reshape(s.dx->rows, context_.config.topk), .dx = s.dx});
+      {.x = s.dx_rows, .pos = s.pos->reshape(s.dx->rows, context_.config.topk), .dx = s.dx});
   s.dx_rows = Buf();
   return std::move(s.dx);
 }
@@ -295,7 +362,7 @@ void Moe::experts_w(Saved& saved, const Tensor& x, const Tensor& dy, int half) {
   parts_->routed.backward_weight(s.routed, s.rows, s.y_rows, local(s).offsets, half);
 }
 
-// --- load, balance -----------------------------------------------------------------------------------------------------------
+// --- load, balance -------------------------------------------------------------------------------
 
 void Moe::clear_load() {
   std::fill(load_.begin(), load_.end(), 0);
@@ -310,19 +377,22 @@ void Moe::count_work(const std::vector<std::vector<int32_t>>& choices) {
   for (size_t i = 0; i < rows.size(); ++i) work_[i] += rows[i];
 }
 
-// --- placement ---------------------------------------------------------------------------------------------------------------
+// --- placement -----------------------------------------------------------------------------------
 
 std::array<Param*, 3> Moe::slot(int64_t s) {
-  const auto param = [&](int64_t matrix) { return &experts_.all()[first_param_ + size_t(matrix * slots_ + s)]; };
+  const auto param = [&](int64_t matrix) {
+    return &experts_.all()[first_param_ + size_t(matrix * slots_ + s)];
+  };
   return {param(0), param(1), param(2)};
 }
 
 void Moe::set_placement(ExpertPlacement placement) {
-  DUET_CHECK(placement.gpus == placement_.gpus && placement.replicas() == placement_.replicas(), "expected ",
-             placement_.replicas(), " slots on ", placement_.gpus, " ranks, found ", placement.replicas(), " on ",
-             placement.gpus);
+  DUET_CHECK(placement.gpus == placement_.gpus && placement.replicas() == placement_.replicas(),
+      "expected ", placement_.replicas(), " slots on ", placement_.gpus, " ranks, found ",
+      placement.replicas(), " on ", placement.gpus);
   placement_ = std::move(placement);
-  const std::vector<std::string> prefixes = expert_prefixes(prefix_, placement_, options_.group ? options_.group->rank() : 0);
+  const std::vector<std::string> prefixes =
+      expert_prefixes(prefix_, placement_, options_.group ? options_.group->rank() : 0);
   for (int64_t s = 0; s < slots_; ++s)
     for (Param* p : slot(s)) {
       const size_t after_number = p->name.find('.', prefix_.size() + sizeof "experts." - 1);
@@ -334,7 +404,8 @@ std::vector<double> Moe::balance_loss() const {
   std::vector<double> sums;
   for (int64_t m = 0; m < balance_host_->rows; ++m) {
     double sum = 0;
-    for (int64_t i = 0; i < balance_host_->cols; ++i) sum += balance_host_->get(m * balance_host_->cols + i);
+    for (int64_t i = 0; i < balance_host_->cols; ++i)
+      sum += balance_host_->get(m * balance_host_->cols + i);
     sums.push_back(sum);
   }
   return sums;

@@ -1,5 +1,5 @@
-// DeepSeekMoE: shared experts that every token visits, routed experts of which each token visits topk (DeepSeek-V3, section
-// 2.1.2).
+// DeepSeekMoE: shared experts that every token visits, routed experts of which each token visits
+// topk (DeepSeek-V3, section 2.1.2).
 //
 //   y = residual + shared(x) + sum over the token's experts e (ascending) of w_e * expert_e(x)
 //
@@ -7,23 +7,28 @@
 //   route_f     router logits, top-k; the choices leave
 //   dispatch_f  the choices arrive, and the host makes the plan; tokens leave
 //   shared_f    the shared experts
-//   experts_f   tokens arrive, in expert order; routed experts, a grouped GEMM over contiguous rows; results leave
+//   experts_f   tokens arrive, in expert order; routed experts, a grouped GEMM over contiguous
+//               rows; results leave
 //   combine_f   results arrive; the weighted sum
-//   combine_i   gradients of the experts' outputs leave; gradients of the weights, from these the router's
+//   combine_i   gradients of the experts' outputs leave; gradients of the weights, from these the
+//               router's
 //   shared_i    the shared experts and the router, gradient for inputs
 //   experts_i   gradients arrive; routed experts, gradient for inputs; it leaves
 //   dispatch_i  it arrives, and is added up in token order
 //   experts_w   every weight gradient
 // The auxiliary-loss-free bias moves once a step, from the load that all ranks saw.
 //
-// Expert parallelism: the experts are spread over the ranks of a group, a contiguous part each. The ranks first tell one
-// another their tokens' choices (4 bytes each), from which everyone computes who sends what (dispatch_plan.h); then tokens go
-// out and results come back, all-to-all, and gradients the same way. With a comm stream the all-to-alls run on it, and whatever
-// is computed between two phases covers them; without one they block. All ranks of the group call the phases in the same order.
+// Expert parallelism: the experts are spread over the ranks of a group, a contiguous part each. The
+// ranks first tell one another their tokens' choices (4 bytes each), from which everyone computes
+// who sends what (dispatch_plan.h); then tokens go out and results come back, all-to-all, and
+// gradients the same way. With a comm stream the all-to-alls run on it, and whatever is computed
+// between two phases covers them; without one they block. All ranks of the group call the phases in
+// the same order.
 //
-// Replicas: a rank has slots, and a placement (eplb.h) says which expert is in each; an expert may be in several. The router
-// knows experts only. Which replica a token visits is decided when all choices are known, so that ranks finish together
-// (eplb_quota.h). Gradients of replicas are added, and experts moved to other slots, by migration.h.
+// Replicas: a rank has slots, and a placement (eplb.h) says which expert is in each; an expert may
+// be in several. The router knows experts only. Which replica a token visits is decided when all
+// choices are known, so that ranks finish together (eplb_quota.h). Gradients of replicas are added,
+// and experts moved to other slots, by migration.h.
 // Read next: dispatch_plan.h, rows/router.h, rows/permute.h.
 #pragma once
 #include <array>
@@ -39,17 +44,20 @@ namespace duet {
 
 class Moe : public FeedForward {
  public:
-  // Router and shared experts go into `params`, which all ranks have; the routed experts of this rank into `experts`.
+  // Router and shared experts go into `params`, which all ranks have; the routed experts of this
+  // rank into `experts`.
   struct Options {
     int microbatches = 1;    // of a step, the range of route_f's argument
     Comm* group = nullptr;   // expert-parallel ranks; null: all experts are here
     Stream* comm = nullptr;  // for what travels; null: the compute stream
     int64_t layer = 0;       // for the recorder
-    ExpertPlacement placement;  // its GPUs are the ranks of the group; empty: every expert once, in order
-    int ranks_per_node = 0;     // 0: all ranks of the group are on one node
+    // its GPUs are the ranks of the group; empty: every expert once, in order
+    ExpertPlacement placement;
+    int ranks_per_node = 0;  // 0: all ranks of the group are on one node
     bool balanced = false;   // --force-balanced-routing
   };
-  Moe(const Context& context, Params& params, Params& experts, const std::string& prefix, const Options& options);
+  Moe(const Context& context, Params& params, Params& experts, const std::string& prefix,
+      const Options& options);
   ~Moe() override;
 
   std::unique_ptr<Saved> route_f(int microbatch, const Tensor& x) override;
@@ -66,20 +74,22 @@ class Moe : public FeedForward {
   // This rank's tokens that chose each logical expert since the last clear_load(). [n_routed]
   const std::vector<int64_t>& load() const { return load_; }
   void clear_load();
-  // The sequence-wise balance loss of each microbatch, summed over its sequences, without the factor alpha. [microbatches]
-  // Valid once the stream is synchronized.
+  // The sequence-wise balance loss of each microbatch, summed over its sequences, without the
+  // factor alpha. [microbatches] Valid once the stream is synchronized.
   std::vector<double> balance_loss() const;
 
-  // Tokens that each rank of the group computed since the last clear_load(), then those of each microbatch's busiest rank, for
-  // whom the others wait. Empty without a group. [ranks + 1]
+  // Tokens that each rank of the group computed since the last clear_load(), then those of each
+  // microbatch's busiest rank, for whom the others wait. Empty without a group. [ranks + 1]
   const std::vector<int64_t>& work() const { return work_; }
 
   const ExpertPlacement& placement() const { return placement_; }
-  // Slots hold other experts from now on: parameters take their names. What is in them is the caller's concern (migration.h).
+  // Slots hold other experts from now on: parameters take their names. What is in them is the
+  // caller's concern (migration.h).
   void set_placement(ExpertPlacement placement);
   std::array<Param*, 3> slot(int64_t s);  // gate, up and down of the expert in slot s of this rank
 
-  // e_score_correction_bias += gamma where an expert's load is below the mean, -= gamma where above. load: over all ranks.
+  // e_score_correction_bias += gamma where an expert's load is below the mean, -= gamma where
+  // above. load: over all ranks.
   void update_bias(const std::vector<int64_t>& load, double gamma);
 
  private:
@@ -89,7 +99,8 @@ class Moe : public FeedForward {
   void gather_choices(MoeSaved& saved);
   std::vector<std::vector<int32_t>> wait_for_choices(MoeSaved& saved);
   struct Moving;
-  void send(Moving& moving, const char* name, Buf rows, const std::vector<int64_t>& out, const std::vector<int64_t>& in);
+  void send(Moving& moving, const char* name, Buf rows, const std::vector<int64_t>& out,
+      const std::vector<int64_t>& in);
   Buf receive(Moving& moving);
   void count_work(const std::vector<std::vector<int32_t>>& choices);
   Buf gather_rows(const Tensor& x, const std::vector<int32_t>& index);
@@ -98,15 +109,15 @@ class Moe : public FeedForward {
   const Context& context_;
   const Options options_;
   ExpertPlacement placement_;
-  int64_t slots_;         // on this rank
+  int64_t slots_;  // on this rank
   std::string prefix_;
   Params& experts_;
-  size_t first_param_;    // of the slots in experts_: all gates, all ups, all downs
+  size_t first_param_;  // of the slots in experts_: all gates, all ups, all downs
   struct Parts;
   std::unique_ptr<Parts> parts_;  // router weights, shared and routed experts
   std::vector<int64_t> load_;
   std::vector<int64_t> work_;
-  Buf balance_host_;              // [microbatches, sequences]
+  Buf balance_host_;  // [microbatches, sequences]
 };
 
 }  // namespace duet

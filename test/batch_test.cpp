@@ -1,4 +1,5 @@
-// BatchSource: purity, each window once an epoch, who gets which sequence. Oracle of the permutation: count who is hit.
+// BatchSource: purity, each window once an epoch, who gets which sequence. Oracle of the
+// permutation: count who is hit.
 #include "data/batch.h"
 
 #include <algorithm>
@@ -16,7 +17,8 @@ class BatchTest : public DataFiles {
   Dataset numbers(int64_t count, int64_t seq_len) const {
     return load_dataset(write("n.bin", llama3(counting<uint32_t>(0, count))), seq_len);
   }
-  static std::vector<int32_t> sequence(const BatchSource& source, uint64_t seed, int64_t step, int64_t i, int64_t seq_len) {
+  static std::vector<int32_t> sequence(
+      const BatchSource& source, uint64_t seed, int64_t step, int64_t i, int64_t seq_len) {
     std::vector<int32_t> out(size_t(seq_len) + 1, -1);
     source.sequence(seed, step, i, out);
     return out;
@@ -48,14 +50,16 @@ TEST(Permute, SpreadsOverALargeRange) {
 }
 
 TEST(Permute, ShufflesEvenly) {
-  // Where index 0 goes, over many keys: every place about equally often (100 expected, standard deviation 10).
+  // Where index 0 goes, over many keys: every place about equally often (100 expected, standard
+  // deviation 10).
   std::vector<int> hits(20, 0);
   for (uint64_t key = 0; key < 2000; key++) hits[size_t(permute(0, 20, key * 1000))]++;
   EXPECT_GT(*std::min_element(hits.begin(), hits.end()), 50);
   EXPECT_LT(*std::max_element(hits.begin(), hits.end()), 150);
   // Neighbours do not stay neighbours: of 1000, about 2 do by chance.
   int neighbours = 0;
-  for (int64_t i = 0; i < 1000; i++) neighbours += std::abs(permute(i, 1001, 5) - permute(i + 1, 1001, 5)) == 1;
+  for (int64_t i = 0; i < 1000; i++)
+    neighbours += std::abs(permute(i, 1001, 5) - permute(i + 1, 1001, 5)) == 1;
   EXPECT_LT(neighbours, 20);
 }
 
@@ -75,18 +79,22 @@ TEST_F(BatchTest, PureFunctionOfSeedAndStep) {
   const BatchSource a(d, 16, 4, 128256), b(d, 16, 4, 128256);
   std::vector<std::vector<int32_t>> forward, backward;
   for (int64_t n = 0; n < 400; n++) forward.push_back(sequence(a, 1, n / 4, n % 4, 16));
-  for (int64_t n = 399; n >= 0; n--) backward.push_back(sequence(b, 1, n / 4, n % 4, 16));  // in another order
+  // in another order
+  for (int64_t n = 399; n >= 0; n--) backward.push_back(sequence(b, 1, n / 4, n % 4, 16));
   std::reverse(backward.begin(), backward.end());
   EXPECT_EQ(forward, backward);
-  const BatchSource resumed(load_dataset(path("n.bin"), 16), 16, 4, 128256);  // in the middle, by a new process
-  for (int64_t n = 250; n < 400; n++) EXPECT_EQ(sequence(resumed, 1, n / 4, n % 4, 16), forward[size_t(n)]);
+  // in the middle, by a new process
+  const BatchSource resumed(load_dataset(path("n.bin"), 16), 16, 4, 128256);
+  for (int64_t n = 250; n < 400; n++)
+    EXPECT_EQ(sequence(resumed, 1, n / 4, n % 4, 16), forward[size_t(n)]);
 }
 
 TEST_F(BatchTest, SeedsDiffer) {
   const BatchSource source(numbers(5000, 16), 16, 4, 128256);
   for (uint64_t seed = 0; seed < 20; seed++) {
     int same = 0;
-    for (int64_t n = 0; n < 200; n++) same += source.position(seed, n / 4, n % 4) == source.position(seed + 1, n / 4, n % 4);
+    for (int64_t n = 0; n < 200; n++)
+      same += source.position(seed, n / 4, n % 4) == source.position(seed + 1, n / 4, n % 4);
     EXPECT_LT(same, 20);
   }
 }
@@ -98,14 +106,16 @@ TEST_F(BatchTest, EachWindowOncePerEpochAtAnOffsetOfItsOwn) {
       const Dataset d = numbers(count, seq_len);
       const BatchSource source(d, seq_len, batch, 128256);
       const int64_t windows = source.windows();
-      EXPECT_GE((windows + 2) * seq_len, d.train.size()) << "less than two windows may rest in an epoch";
+      EXPECT_GE((windows + 2) * seq_len, d.train.size())
+          << "less than two windows may rest in an epoch";
       std::set<int64_t> offsets;
       for (int64_t epoch = 0; epoch < 30; epoch++) {
         std::vector<int64_t> starts;
         for (int64_t n = epoch * windows; n < (epoch + 1) * windows; n++)
           starts.push_back(source.position(9, n / batch, n % batch));
         std::sort(starts.begin(), starts.end());
-        for (int64_t w = 0; w < windows; w++) ASSERT_EQ(starts[size_t(w)], starts[0] + w * seq_len) << "count " << count;
+        for (int64_t w = 0; w < windows; w++)
+          ASSERT_EQ(starts[size_t(w)], starts[0] + w * seq_len) << "count " << count;
         EXPECT_GE(starts.front(), 0);
         EXPECT_LE(starts.back() + seq_len, d.train.size() - 1);
         offsets.insert(starts.front());
@@ -123,7 +133,8 @@ TEST_F(BatchTest, EveryTokenIsATargetSoonerOrLater) {
     const std::vector<int32_t> s = sequence(source, 2, step, 0, 8);
     targets.insert(s.begin() + 1, s.end());
   }
-  EXPECT_EQ(int64_t(targets.size()), d.train.size() - 1);  // all but the very first, which nothing precedes
+  // all but the very first, which nothing precedes
+  EXPECT_EQ(int64_t(targets.size()), d.train.size() - 1);
 }
 
 TEST_F(BatchTest, OrderChangesFromEpochToEpoch) {
@@ -165,7 +176,8 @@ TEST_F(BatchTest, RefusesTokensBeyondTheVocabulary) {
   };
   expect_contains(usage_error(run), {path("n.bin"), "at offset", "0 to 499"});
   const Dataset text = load_dataset(write("a.txt", std::string(100, 'x')), 8);
-  expect_contains(usage_error([&] { BatchSource(text, 8, 1, 255); }), {"--vocab-size", "255", "256", path("a.txt")});
+  expect_contains(usage_error([&] { BatchSource(text, 8, 1, 255); }),
+      {"--vocab-size", "255", "256", path("a.txt")});
 }
 
 TEST_F(BatchTest, ChecksItsArguments) {

@@ -12,7 +12,8 @@
 namespace duet {
 namespace {
 
-// Sets and sweeps: everything exactly once on its rank, then whoever can go on does, until nobody can.
+// Sets and sweeps: everything exactly once on its rank, then whoever can go on does, until nobody
+// can.
 bool is_right(const Schedule& s) {
   std::multiset<Thing> seen;
   const int stages = int(s.rank_of.size());
@@ -52,7 +53,8 @@ bool is_right(const Schedule& s) {
         for (const Thing& need : needs_of(s, a)) ready &= done.contains(need);
       }
       if (!ready) continue;
-      for (const Action& a : parts) done.insert({a.kind == Kind::B ? Kind::I : a.kind, a.stage, a.microbatch});
+      for (const Action& a : parts)
+        done.insert({a.kind == Kind::B ? Kind::I : a.kind, a.stage, a.microbatch});
       ++at[rank];
       any = true;
     }
@@ -78,13 +80,13 @@ Schedule from_text(const std::string& text) {
 }
 
 // Every generator at every size it exists for.
-template <class Fn>
-void for_all_published(Fn fn) {
+template <class Fn> void for_all_published(Fn fn) {
   for (const ScheduleKind& kind : schedule_kinds()) {
     for (const int pp : {1, 2, 3, 4, 5, 6, 8}) {
       for (const int M : {1, 2, 3, 5, 8, 10, 13, 16, 20, 29}) {
         const int v = 2 + (pp + M) % 3;
-        const bool dualpipe = kind.name == std::string("dualpipe"), dualpipev = kind.name == std::string("dualpipev");
+        const bool dualpipe = kind.name == std::string("dualpipe"),
+                   dualpipev = kind.name == std::string("dualpipev");
         if (dualpipe && (pp % 2 || M % 2)) continue;
         if ((dualpipe || dualpipev) && M < 2 * pp) continue;
         SCOPED_TRACE(cat(kind.name, " pp ", pp, " M ", M, " v ", v));
@@ -107,7 +109,9 @@ TEST(Checker, PeakActivations) {
     for (const int M : {2 * P, 2 * P + 2, 5 * P}) {
       for (int r = 0; r < P; ++r) {
         SCOPED_TRACE(cat("P ", P, " M ", M, " rank ", r));
-        const auto peak = [&](const char* name) { return check(make_schedule(name, {P, M, 2})).peak_activations[r]; };
+        const auto peak = [&](const char* name) {
+          return check(make_schedule(name, {P, M, 2})).peak_activations[r];
+        };
         EXPECT_EQ(peak("gpipe"), M);
         EXPECT_EQ(peak("1f1b"), P - r);
         EXPECT_EQ(peak("zb1p"), P);
@@ -136,15 +140,23 @@ void corrupt(Schedule& s, int how, std::mt19937& rng) {
   while (s.ranks[rank].empty()) rank = rng() % s.pp;
   auto& row = s.ranks[rank];
   const size_t i = rng() % row.size(), j = rng() % row.size();
-  const auto other = [&](int value, int count) { return (value + 1 + int(rng() % (count - 1))) % count; };
+  const auto other = [&](int value, int count) {
+    return (value + 1 + int(rng() % (count - 1))) % count;
+  };
   switch (how) {
     case 0: row.erase(row.begin() + i); break;
     case 1: row.insert(row.begin() + j, row[i]); break;
     case 2:
-      if (s.microbatches > 1) row[i].microbatch = other(row[i].microbatch, s.microbatches); else row[i].microbatch = 1;
+      if (s.microbatches > 1)
+        row[i].microbatch = other(row[i].microbatch, s.microbatches);
+      else
+        row[i].microbatch = 1;
       break;
     case 3:
-      if (s.stages() > 1) row[i].stage = other(row[i].stage, s.stages()); else row[i].stage = 1;
+      if (s.stages() > 1)
+        row[i].stage = other(row[i].stage, s.stages());
+      else
+        row[i].stage = 1;
       break;
     case 4: {
       const Kind was = row[i].kind;
@@ -159,8 +171,9 @@ TEST(Checker, RandomCorruptionsAreRefused) {
   std::mt19937 rng(3);
   int wrong_swaps = 0;
   for (int i = 0; i < 3000; ++i) {
-    Schedule s = i % 2 ? random_schedule(random_shape(rng), rng)
-                       : schedule_kinds()[rng() % 7].make({2 + 2 * int(rng() % 2), 8 + 2 * int(rng() % 3), 2});
+    Schedule s = i % 2
+        ? random_schedule(random_shape(rng), rng)
+        : schedule_kinds()[rng() % 7].make({2 + 2 * int(rng() % 2), 8 + 2 * int(rng() % 3), 2});
     const int how = i % 6;
     corrupt(s, how, rng);
     const bool right = is_right(s);
@@ -189,17 +202,21 @@ TEST(Checker, CorruptionsInAFileAreRefused) {
 
 TEST(Checker, SaysWhatIsWrongAndMarksIt) {
   EXPECT_EQ(refusal(from_text("0F0,0F1,0B1,0B0\n1F0,1B0,1F1,1B1,1F0\n")),
-            "schedule file.csv: 1F0 comes a second time, the first is cell 0 of rank 1\n"
-            "  rank 0:  0F0  0F1  0B1  0B0\n"
-            "  rank 1:  1F0  1B0  1F1  1B1 >1F0<");
+      "schedule file.csv: 1F0 comes a second time, the first is cell 0 of rank 1\n"
+      "  rank 0:  0F0  0F1  0B1  0B0\n"
+      "  rank 1:  1F0  1B0  1F1  1B1 >1F0<");
   EXPECT_EQ(refusal(from_text("0F0,0B0,0F1,0B1\n1F0,1F1,1B0,1B1\n")),
-            "schedule file.csv: no rank can go on; rank 0 at 0B0 (cell 1) waits for 1I0; rank 1 at 1F1 (cell 1) waits for 0F1\n"
-            "  rank 0:  0F0 >0B0<  0F1  0B1\n"
-            "  rank 1:  1F0 >1F1<  1B0  1B1");
-  EXPECT_NE(refusal(from_text("0F0,0B0,0F1,0I1\n")).find("microbatch 1 lacks a W at stage 0 on rank 0"), std::string::npos);
+      "schedule file.csv: no rank can go on; rank 0 at 0B0 (cell 1) waits for 1I0; rank 1 at 1F1 "
+      "(cell 1) waits for 0F1\n"
+      "  rank 0:  0F0 >0B0<  0F1  0B1\n"
+      "  rank 1:  1F0 >1F1<  1B0  1B1");
+  EXPECT_NE(
+      refusal(from_text("0F0,0B0,0F1,0I1\n")).find("microbatch 1 lacks a W at stage 0 on rank 0"),
+      std::string::npos);
   EXPECT_NE(refusal(from_text("0F0,0B0,0W0\n")).find("0W0 beside a B"), std::string::npos);
-  EXPECT_NE(refusal(from_text("0F0,0B0\n1F0,1B0,0F1,0B1\n")).find("0F1 is on rank 1, but stage 0 is on rank 0"),
-            std::string::npos);
+  EXPECT_NE(refusal(from_text("0F0,0B0\n1F0,1B0,0F1,0B1\n"))
+                .find("0F1 is on rank 1, but stage 0 is on rank 0"),
+      std::string::npos);
 }
 
 TEST(Checker, CountsHeldWs) {
@@ -207,12 +224,15 @@ TEST(Checker, CountsHeldWs) {
   const Schedule held = from_text("0F0,0F1,0F2,0F3,0B1,0B0,0I3,0W3,0B2\n");
   EXPECT_EQ(check(held).held_w, std::vector<int>{2});
   EXPECT_EQ(check(from_text("0F0,0F1,0F2,0F3,0B2,0B0,0B3,0B1\n")).held_w, std::vector<int>{0});
-  // A held W keeps its activation: without holding, the second F1 below would find only one activation alive.
-  EXPECT_EQ(check(from_text("0F2,0F3,0F1,0B1,0F0,0B0,0B2,0B3\n")).peak_activations, std::vector<int>{4});
-  EXPECT_EQ(check(from_text("0F2,0F3,0F0,0B0,0F1,0B1,0B2,0B3\n")).peak_activations, std::vector<int>{3});
+  // A held W keeps its activation: without holding, the second F1 below would find only one
+  // activation alive.
+  EXPECT_EQ(
+      check(from_text("0F2,0F3,0F1,0B1,0F0,0B0,0B2,0B3\n")).peak_activations, std::vector<int>{4});
+  EXPECT_EQ(
+      check(from_text("0F2,0F3,0F0,0B0,0F1,0B1,0B2,0B3\n")).peak_activations, std::vector<int>{3});
 }
 
-// --- messages --------------------------------------------------------------------------------------------------------------
+// --- messages ------------------------------------------------------------------------------------
 
 std::string joined(const std::vector<Action>& row) {
   std::string text;
@@ -241,7 +261,8 @@ void expect_good_messages(const Schedule& compute) {
       const Kind made = forward ? Kind::F : Kind::I;
       if (a.kind == Kind::SEND_F || a.kind == Kind::SEND_B) {
         EXPECT_TRUE(here.contains({made, a.stage, a.microbatch})) << "sent before it is made";
-        sent[{rank, s.rank_of[a.stage + (forward ? 1 : -1)]}].push_back({made, a.stage, a.microbatch});
+        sent[{rank, s.rank_of[a.stage + (forward ? 1 : -1)]}].push_back(
+            {made, a.stage, a.microbatch});
       } else if (a.is_comm()) {
         const int from = a.stage + (forward ? -1 : 1);
         received[{s.rank_of[from], rank}].push_back({made, from, a.microbatch});
@@ -249,10 +270,12 @@ void expect_good_messages(const Schedule& compute) {
       } else {
         rest.push_back(a);
         for_parts(a, [&](const Action& part) {
-          for (const Thing& need : needs_of(s, part)) EXPECT_TRUE(here.contains(need)) << to_string(part);
+          for (const Thing& need : needs_of(s, part))
+            EXPECT_TRUE(here.contains(need)) << to_string(part);
         });
         for_parts(a, [&](const Action& part) {
-          if (part.kind != Kind::W) here.insert({part.kind == Kind::F ? Kind::F : Kind::I, part.stage, part.microbatch});
+          if (part.kind != Kind::W)
+            here.insert({part.kind == Kind::F ? Kind::F : Kind::I, part.stage, part.microbatch});
         });
       }
     }
@@ -284,10 +307,13 @@ TEST(Comms, AMissingOrMisplacedMessageIsFound) {
     EXPECT_FALSE(run_comms(dropped).empty());
     doubled.ranks[rank].insert(doubled.ranks[rank].begin() + k, s.ranks[rank][k]);
     EXPECT_FALSE(run_comms(doubled).empty());
-    // Two messages of one queue in the wrong order: each side waits for what the other has behind it.
+    // Two messages of one queue in the wrong order: each side waits for what the other has behind
+    // it.
     for (const size_t j : comms) {
       const Action a = s.ranks[rank][k], b = s.ranks[rank][j];
-      const auto sends = [](const Action& x) { return x.kind == Kind::SEND_F || x.kind == Kind::SEND_B; };
+      const auto sends = [](const Action& x) {
+        return x.kind == Kind::SEND_F || x.kind == Kind::SEND_B;
+      };
       if (a == b || sends(a) != sends(b) || peer_rank(s, a) != peer_rank(s, b)) continue;
       std::swap(swapped.ranks[rank][k], swapped.ranks[rank][j]);
       EXPECT_FALSE(run_comms(swapped).empty()) << to_string(a) << " " << to_string(b);
@@ -296,8 +322,8 @@ TEST(Comms, AMissingOrMisplacedMessageIsFound) {
   }
 }
 
-// Why each edge has queues of its own: with a single communication stream a rank's receive, posted for later, stands before a
-// send that the other side waits for.
+// Why each edge has queues of its own: with a single communication stream a rank's receive, posted
+// for later, stands before a send that the other side waits for.
 TEST(Comms, OneStreamForAllMessagesDeadlocks) {
   for (const char* name : {"1f1b", "dualpipe", "dualpipev"}) {
     const Schedule s = add_comms(make_schedule(name, {4, 8}));

@@ -1,7 +1,7 @@
 // comm/: what happens when something goes wrong, between threads and between processes.
 //
-// CommMpi starts processes of this program with mpirun. CommChild are those that are meant to fail: disabled, and started by
-// name.
+// CommMpi starts processes of this program with mpirun. CommChild are those that are meant to fail:
+// disabled, and started by name.
 #include <csignal>
 #include <cstdlib>
 #include <thread>
@@ -18,7 +18,8 @@ TEST(CommLocal, AFailingRankStopsTheOthersWhereverTheyWait) {
       auto device = make_cpu_device(1);
       std::vector<int32_t> mine(100), scratch(1000);
       CommStream stream(world, *device);
-      Comm pair = world.group(world.rank() == 0 || world.rank() == 2 ? std::vector{0, 2} : std::vector{world.rank()});
+      Comm pair = world.group(
+          world.rank() == 0 || world.rank() == 2 ? std::vector{0, 2} : std::vector{world.rank()});
       Stream& used = further ? static_cast<Stream&>(stream) : device->compute();
       if (world.rank() == 4) return;  // ended already
       if (world.rank() == 3) {        // fails while its own stream waits, too
@@ -37,7 +38,8 @@ TEST(CommLocal, AFailingRankStopsTheOthersWhereverTheyWait) {
 }
 
 TEST(CommLocal, AUsageErrorStaysOne) {
-  EXPECT_EQ(error_of({.ranks = 3}, [](Comm&) { throw UsageError("--data: nothing there"); }), "usage: --data: nothing there");
+  EXPECT_EQ(error_of({.ranks = 3}, [](Comm&) { throw UsageError("--data: nothing there"); }),
+      "usage: --data: nothing there");
 }
 
 TEST(CommLocal, ATimeoutSaysWhoWaitsForWhomAndForWhat) {
@@ -47,22 +49,23 @@ TEST(CommLocal, ATimeoutSaysWhoWaitsForWhomAndForWhat) {
     if (world.rank() == 1) world.irecv(device->compute(), view(v, 1, 8), 0, {Tag::F, 3, 7}).wait();
   };
   EXPECT_EQ(error_of({.ranks = 2, .timeout = 0.1}, receive),
-            "rank 1: waited 0.1 s for 3F7 from rank 0; it did not come (--comm-timeout)");
+      "rank 1: waited 0.1 s for 3F7 from rank 0; it did not come (--comm-timeout)");
   const auto send = [](Comm& world) {
     auto device = make_cpu_device(1);
     std::vector<float> v(8);
     CommStream stream(world, *device);
-    if (world.rank() == 0) world.wait(stream, world.isend(stream, view(v, 1, 8), 1, {Tag::B, 12, 2049}));
+    if (world.rank() == 0)
+      world.wait(stream, world.isend(stream, view(v, 1, 8), 1, {Tag::B, 12, 2049}));
     stream->synchronize();
   };
   EXPECT_EQ(error_of({.ranks = 2, .timeout = 0.1}, send),
-            "rank 0: waited 0.1 s for 12B1 to be taken by rank 1; it did not come (--comm-timeout)");
+      "rank 0: waited 0.1 s for 12B1 to be taken by rank 1; it did not come (--comm-timeout)");
   const auto collective = [](Comm& world) {
     Comm group = world.group({1 - world.rank(), world.rank()});
     if (world.rank() == 1) group.barrier();
   };
   EXPECT_EQ(error_of({.ranks = 2, .timeout = 0.1}, collective),
-            "rank 1: waited 0.1 s for gather 0 of group 1 from rank 0; it did not come (--comm-timeout)");
+      "rank 1: waited 0.1 s for gather 0 of group 1 from rank 0; it did not come (--comm-timeout)");
 }
 
 TEST(CommLocal, SidesThatDisagreeAreRefused) {
@@ -132,7 +135,7 @@ TEST(CommLaunch, FindsTheInnermostLauncher) {
   EXPECT_EQ(find_launch(lookup).by, "mpirun");
 }
 
-// --- MPI: processes of this test program -------------------------------------------------------------------------------------
+// --- MPI: processes of this test program ---------------------------------------------------------
 
 class CommMpi : public testing::Test {
   void SetUp() override {
@@ -141,7 +144,8 @@ class CommMpi : public testing::Test {
 };
 
 TEST_F(CommMpi, Conformance) {
-  const Ended e = under_mpirun(4, "*/CommConformance.*:CommOverlap.ACollective*:CommHost.*:-FakeNccl/*");
+  const Ended e =
+      under_mpirun(4, "*/CommConformance.*:CommOverlap.ACollective*:CommHost.*:-FakeNccl/*");
   EXPECT_EQ(e.status, 0) << e.output;
   EXPECT_NE(e.output.find("[  PASSED  ]"), std::string::npos) << e.output;
 }
@@ -186,21 +190,28 @@ TEST(CommChild, DISABLED_TimesOut) {
 TEST_F(CommMpi, ATimeoutSaysWhoWaitsForWhomAndForWhat) {
   const Ended e = under_mpirun(2, "CommChild.DISABLED_TimesOut");
   EXPECT_EQ(e.status, 1);
-  EXPECT_NE(e.output.find("duet: rank 1: waited 0.3 s for 3F7 from rank 0"), std::string::npos) << e.output;
+  EXPECT_NE(e.output.find("duet: rank 1: waited 0.3 s for 3F7 from rank 0"), std::string::npos)
+      << e.output;
   EXPECT_LT(e.seconds, 7);
 }
 
-TEST(CommChild, DISABLED_WantsMoreRanks) { run_ranks({.transport = Wire::mpi, .ranks = 3}, [](Comm&) {}); }
+TEST(CommChild, DISABLED_WantsMoreRanks) {
+  run_ranks({.transport = Wire::mpi, .ranks = 3}, [](Comm&) {});
+}
 TEST_F(CommMpi, AnotherNumberOfProcessesIsRefused) {
   const Ended e = under_mpirun(2, "CommChild.DISABLED_WantsMoreRanks");
   EXPECT_EQ(e.status, 2);
-  EXPECT_NE(e.output.find("expected one process for each of 3 ranks, found 2"), std::string::npos) << e.output;
+  EXPECT_NE(e.output.find("expected one process for each of 3 ranks, found 2"), std::string::npos)
+      << e.output;
 }
 
 // srun whose Slurm lacks PMI starts every task as an MPI world of its own.
-TEST(CommChild, DISABLED_RunsHere) { run_ranks(here(), [](Comm&) {}); }
+TEST(CommChild, DISABLED_RunsHere) {
+  run_ranks(here(), [](Comm&) {});
+}
 TEST_F(CommMpi, TasksThatMpiDoesNotSeeAreRefused) {
-  const Ended e = run_command("SLURM_STEP_NUM_TASKS=4 " + this_program("CommChild.DISABLED_RunsHere"));
+  const Ended e =
+      run_command("SLURM_STEP_NUM_TASKS=4 " + this_program("CommChild.DISABLED_RunsHere"));
   EXPECT_EQ(e.status, 2);
   EXPECT_NE(e.output.find("srun started 4 tasks, but MPI sees 1"), std::string::npos) << e.output;
   EXPECT_NE(e.output.find("srun --mpi=pmix"), std::string::npos) << e.output;
@@ -210,7 +221,9 @@ TEST(CommChild, DISABLED_RunsThreads) {
   EXPECT_THROW(run_ranks({.transport = Wire::local, .ranks = 4}, [](Comm&) {}), UsageError);
 }
 TEST_F(CommMpi, ThreadsUnderALauncherAreRefused) {
-  EXPECT_EQ(run_command("OMPI_COMM_WORLD_SIZE=4 " + this_program("CommChild.DISABLED_RunsThreads")).status, 0);
+  EXPECT_EQ(run_command("OMPI_COMM_WORLD_SIZE=4 " + this_program("CommChild.DISABLED_RunsThreads"))
+                .status,
+      0);
 }
 
 }  // namespace

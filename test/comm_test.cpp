@@ -1,9 +1,10 @@
-// comm/: one conformance suite for every transport. What happens when something goes wrong is in comm_failure_test.cpp.
+// comm/: one conformance suite for every transport. What happens when something goes wrong is in
+// comm_failure_test.cpp.
 //
-// CommConformance runs on threads as part of `make test`, also over NCCL (a stand-in; the real one where there are four GPUs),
-// and again on four MPI processes, started by CommMpi with mpirun. What is NCCL's own is in nccl_test.cpp.
-// Payloads are functions of (rank, index), so every rank knows what all others sent; sums are compared with a naive loop in
-// rank order, bit for bit.
+// CommConformance runs on threads as part of `make test`, also over NCCL (a stand-in; the real one
+// where there are four GPUs), and again on four MPI processes, started by CommMpi with mpirun. What
+// is NCCL's own is in nccl_test.cpp. Payloads are functions of (rank, index), so every rank knows
+// what all others sent; sums are compared with a naive loop in rank order, bit for bit.
 #include <algorithm>
 #include <random>
 
@@ -15,25 +16,23 @@ namespace duet {
 namespace {
 
 // Values of very different magnitudes: their sum depends on the order.
-template <class T>
-std::vector<T> rounding(int rank, int64_t n) {
+template <class T> std::vector<T> rounding(int rank, int64_t n) {
   std::mt19937 random(uint32_t(rank + 1));
   std::vector<T> v(static_cast<size_t>(n));
   for (T& x : v) x = T(std::ldexp(double(random()) / 4e9 - 0.5, int(random() % 60)));
   return v;
 }
 
-template <class T>
-std::vector<T> sum_in_order(const std::vector<std::vector<T>>& by_rank) {
+template <class T> std::vector<T> sum_in_order(const std::vector<std::vector<T>>& by_rank) {
   std::vector<T> sum = by_rank[0];
   for (size_t r = 1; r < by_rank.size(); r++)
     for (size_t i = 0; i < sum.size(); i++) sum[i] = sum[i] + by_rank[r][i];
   return sum;
 }
 
-template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+template <class T> bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() &&
+      (a.empty() || memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 // What the ranks' tensors lie in, and how those in GPU memory travel.
@@ -49,7 +48,8 @@ RunOptions options_of(Machine machine) {
 std::unique_ptr<Device> make_device(Machine machine, int rank) {
   if (machine == Machine::cuda) return make_cuda_device(0);
   if (machine == Machine::nccl) return make_cuda_device(rank % cuda_device_count());
-  if (machine == Machine::fake_gpu || machine == Machine::fake_nccl) return std::make_unique<FakeGpu>();
+  if (machine == Machine::fake_gpu || machine == Machine::fake_nccl)
+    return std::make_unique<FakeGpu>();
   return make_cpu_device(1);
 }
 
@@ -65,20 +65,28 @@ struct Machinery {
   std::unique_ptr<Device> device;
   Channels channels;
   Machinery(Comm& world, Machine machine)
-      : device(make_device(machine, world.rank())), channels(world, *device, all_pairs(world.size())) {}
+      : device(make_device(machine, world.rank())),
+        channels(world, *device, all_pairs(world.size())) {}
   Device& operator*() { return *device; }
   Device* operator->() { return device.get(); }
 };
 
 // A tensor that both the host and the device can read and write.
-template <class T>
-struct Mem {
+template <class T> struct Mem {
   Buf buf;
-  Mem(Device& device, int64_t rows, int64_t cols) : buf(device.host_buffer(rows, cols, DtypeOf<T>::value)) {}
-  Mem(Device& device, int64_t rows, int64_t cols, const std::vector<T>& values) : Mem(device, rows, cols) { set(values); }
+  Mem(Device& device, int64_t rows, int64_t cols)
+      : buf(device.host_buffer(rows, cols, DtypeOf<T>::value)) {}
+  Mem(Device& device, int64_t rows, int64_t cols, const std::vector<T>& values)
+      : Mem(device, rows, cols) {
+    set(values);
+  }
   operator const Tensor&() const { return *buf; }
-  void set(const std::vector<T>& values) { std::copy(values.begin(), values.end(), buf->template row<T>(0)); }
-  std::vector<T> get() const { return {buf->template row<T>(0), buf->template row<T>(0) + buf->size()}; }
+  void set(const std::vector<T>& values) {
+    std::copy(values.begin(), values.end(), buf->template row<T>(0));
+  }
+  std::vector<T> get() const {
+    return {buf->template row<T>(0), buf->template row<T>(0) + buf->size()};
+  }
 };
 
 class CommConformance : public testing::TestWithParam<Machine> {
@@ -90,10 +98,11 @@ class CommConformance : public testing::TestWithParam<Machine> {
 INSTANTIATE_TEST_SUITE_P(Cpu, CommConformance, testing::Values(Machine::cpu));
 INSTANTIATE_TEST_SUITE_P(FakeGpu, CommConformance, testing::Values(Machine::fake_gpu));
 INSTANTIATE_TEST_SUITE_P(Cuda, CommConformance,
-                         testing::ValuesIn(std::vector<Machine>(cuda_device_count() > 0 ? 1 : 0, Machine::cuda)));
+    testing::ValuesIn(std::vector<Machine>(cuda_device_count() > 0 ? 1 : 0, Machine::cuda)));
 INSTANTIATE_TEST_SUITE_P(FakeNccl, CommConformance, testing::Values(Machine::fake_nccl));
-INSTANTIATE_TEST_SUITE_P(Nccl, CommConformance, testing::ValuesIn(std::vector<Machine>(
-                                                    have_nccl() && cuda_device_count() >= 4 ? 1 : 0, Machine::nccl)));
+INSTANTIATE_TEST_SUITE_P(Nccl, CommConformance,
+    testing::ValuesIn(
+        std::vector<Machine>(have_nccl() && cuda_device_count() >= 4 ? 1 : 0, Machine::nccl)));
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CommConformance);
 
 // Runs the body on every rank, on its compute stream and on a CommStream.
@@ -107,20 +116,25 @@ void on_both_streams(Machine machine, const std::function<void(Comm&, Stream&)>&
 }
 
 template <class T>
-void check_all_reduce(Comm& world, Stream& stream, const std::function<std::vector<T>(int, int64_t)>& payload, int64_t n) {
+void check_all_reduce(Comm& world, Stream& stream,
+    const std::function<std::vector<T>(int, int64_t)>& payload, int64_t n) {
   std::vector<std::vector<T>> all;
   for (int r = 0; r < world.size(); r++) all.push_back(payload(r, n));
-  Mem<T> mine(stream.device(), 1, n, all[size_t(world.rank())]), scratch(stream.device(), 1, world.scratch_size(n));
+  Mem<T> mine(stream.device(), 1, n, all[size_t(world.rank())]),
+      scratch(stream.device(), 1, world.scratch_size(n));
   world.all_reduce(stream, mine, scratch);
   stream.synchronize();
-  EXPECT_TRUE(same_bits(mine.get(), sum_in_order(all))) << n << " elements on rank " << world.rank();
+  EXPECT_TRUE(same_bits(mine.get(), sum_in_order(all)))
+      << n << " elements on rank " << world.rank();
 }
 
 TEST_P(CommConformance, AllReduce) {
   on_both_streams(GetParam(), [](Comm& world, Stream& stream) {
     for (int64_t n : {0, 1, 2, 63, 64, 65, 255, 256, 257, 1000, 4099, 100003}) {
-      check_all_reduce<float>(world, stream, [](int r, int64_t m) { return exact<float>(r, m); }, n);
-      check_all_reduce<double>(world, stream, [](int r, int64_t m) { return exact<double>(r, m); }, n);
+      check_all_reduce<float>(
+          world, stream, [](int r, int64_t m) { return exact<float>(r, m); }, n);
+      check_all_reduce<double>(
+          world, stream, [](int r, int64_t m) { return exact<double>(r, m); }, n);
       check_all_reduce<float>(world, stream, rounding<float>, n);
       check_all_reduce<double>(world, stream, rounding<double>, n);
     }
@@ -162,7 +176,8 @@ TEST_P(CommConformance, AllToAllV) {
     std::mt19937 random(1);  // the same on all ranks, so that all know the counts
     const int n = world.size(), me = world.rank();
     for (int round = 0; round < 20; round++) {
-      std::vector<std::vector<int64_t>> count(size_t(n), std::vector<int64_t>(size_t(n), 0));  // [source][target] rows
+      // [source][target] rows
+      std::vector<std::vector<int64_t>> count(size_t(n), std::vector<int64_t>(size_t(n), 0));
       for (auto& row : count)
         for (int64_t& c : row) c = random() % 3 == 0 ? 0 : int64_t(random() % 50);
       std::vector<int64_t> send_offsets{0}, recv_offsets{0};
@@ -174,7 +189,8 @@ TEST_P(CommConformance, AllToAllV) {
         for (float x : exact<float>(me, to * 5, r)) payload.push_back(x);
         for (float x : exact<float>(r, from * 5, me)) expected.push_back(x);
       }
-      Mem<float> send(stream.device(), send_offsets.back(), 5, payload), recv(stream.device(), recv_offsets.back(), 5);
+      Mem<float> send(stream.device(), send_offsets.back(), 5, payload),
+          recv(stream.device(), recv_offsets.back(), 5);
       world.all_to_all_v(stream, send, send_offsets, recv, recv_offsets);
       stream.synchronize();
       EXPECT_EQ(recv.get(), expected);
@@ -186,7 +202,8 @@ TEST_P(CommConformance, MessagesPostedInReversedOrder) {
   run_ranks(options_of(GetParam()), [&](Comm& world) {
     Machinery device(world, GetParam());
     Stream& stream = device->compute();
-    const int next = (world.rank() + 1) % world.size(), previous = (world.rank() + world.size() - 1) % world.size();
+    const int next = (world.rank() + 1) % world.size(),
+              previous = (world.rank() + world.size() - 1) % world.size();
     const int n = GetParam() == Machine::cpu ? 1000 : 50;  // half of them forward, half backward
     std::vector<Mem<int32_t>> out, in;
     for (int i = 0; i < n; i++) {
@@ -195,12 +212,15 @@ TEST_P(CommConformance, MessagesPostedInReversedOrder) {
     }
     const auto tag = [&](int i) { return Tag{i < n / 2 ? Tag::F : Tag::B, i % 3, i % (n / 2)}; };
     std::vector<Request> requests;
-    for (int i = 0; i < n; i++) requests.push_back(world.isend(stream, out[size_t(i)], next, tag(i)));
-    for (int i = n - 1; i >= 0; i--) requests.push_back(world.irecv(stream, in[size_t(i)], previous, tag(i)));
+    for (int i = 0; i < n; i++)
+      requests.push_back(world.isend(stream, out[size_t(i)], next, tag(i)));
+    for (int i = n - 1; i >= 0; i--)
+      requests.push_back(world.irecv(stream, in[size_t(i)], previous, tag(i)));
     for (int i = n - 1; i >= 0; i--) world.wait(stream, requests[size_t(i)]);
     for (const Request& r : requests) r.wait();
     for (const Request& r : requests) EXPECT_TRUE(r.done());
-    for (int i = 0; i < n; i++) EXPECT_EQ(in[size_t(i)].get(), exact<int32_t>(previous, 17, i)) << i;
+    for (int i = 0; i < n; i++)
+      EXPECT_EQ(in[size_t(i)].get(), exact<int32_t>(previous, 17, i)) << i;
   });
 }
 
@@ -235,19 +255,22 @@ TEST_P(CommConformance, RandomTraffic) {
     for (int i = 0; i < n; i++) {
       const int source = int(random() % uint32_t(world.size()));
       const int target = (source + 1 + int(random() % uint32_t(world.size() - 1))) % world.size();
-      const int length = int(random() % 5 == 0 ? random() % 100000 : random() % 40), stage = int(random() % 4);
+      const int length = int(random() % 5 == 0 ? random() % 100000 : random() % 40),
+                stage = int(random() % 4);
       items.push_back({source, target, stage, length, i % 2 == 0});
     }
     std::vector<int> order;
     for (int i = 0; i < n; i++)
-      if (items[size_t(i)].source == world.rank() || items[size_t(i)].target == world.rank()) order.push_back(i);
+      if (items[size_t(i)].source == world.rank() || items[size_t(i)].target == world.rank())
+        order.push_back(i);
     std::shuffle(order.begin(), order.end(), mine);
     std::vector<Mem<int32_t>> v;
     std::vector<Request> requests;
     for (int i : order) {
       const Item& item = items[size_t(i)];
       const bool send = item.source == world.rank();
-      v.emplace_back(*device, 1, item.length, exact<int32_t>(send ? item.source : 99, item.length, i));
+      v.emplace_back(
+          *device, 1, item.length, exact<int32_t>(send ? item.source : 99, item.length, i));
       Stream& stream = mine() % 2 ? device->compute() : further;
       const Tag tag{item.backward ? Tag::B : Tag::F, item.stage, i};
       requests.push_back(send ? world.isend(stream, v.back(), item.target, tag)
@@ -284,7 +307,9 @@ TEST_P(CommConformance, GroupsInParallel) {
       alone.all_reduce(stream, c, Tensor());
       stream->synchronize();
       device->compute().synchronize();
-      const auto sum = [](int q, int s) { return sum_in_order<float>({rounding<float>(q, 100), rounding<float>(s, 100)}); };
+      const auto sum = [](int q, int s) {
+        return sum_in_order<float>({rounding<float>(q, 100), rounding<float>(s, 100)});
+      };
       EXPECT_TRUE(same_bits(a.get(), sum(r / 2 * 2, r / 2 * 2 + 1)));
       EXPECT_TRUE(same_bits(b.get(), sum(r % 2 + 2, r % 2)));
       EXPECT_TRUE(same_bits(c.get(), mine));
@@ -292,13 +317,15 @@ TEST_P(CommConformance, GroupsInParallel) {
   });
 }
 
-// Rank 1 joins the collective only once it has a message that rank 0 sends after it has called the collective.
+// Rank 1 joins the collective only once it has a message that rank 0 sends after it has called the
+// collective.
 TEST(CommOverlap, ACollectiveOnACommStreamDoesNotBlockTheRank) {
   run_ranks(here(), [](Comm& world) {
     auto device = make_cpu_device(1);
     CommStream stream(world, *device);
     std::vector<int32_t> go{1};
-    std::vector<float> mine = exact<float>(world.rank(), 10), scratch(size_t(world.scratch_size(10)));
+    std::vector<float> mine = exact<float>(world.rank(), 10),
+                       scratch(size_t(world.scratch_size(10)));
     if (world.rank() == 1) world.irecv(device->compute(), view(go, 1, 1), 0, {Tag::F, 0, 0}).wait();
     world.all_reduce(stream, view(mine, 1, 10), view(scratch, 1, world.scratch_size(10)));
     if (world.rank() == 0) world.isend(device->compute(), view(go, 1, 1), 1, {Tag::F, 0, 0}).wait();
@@ -311,16 +338,21 @@ TEST(CommOverlap, ACollectiveOnACommStreamDoesNotBlockTheRank) {
   });
 }
 
-// A receive that comes late holds up nobody but its own message: the work between is done before the sender has computed it.
+// A receive that comes late holds up nobody but its own message: the work between is done before
+// the sender has computed it.
 TEST(CommOverlap, OnAGpuAMessageWaitsForItsSenderNotTheStreamThatPostedIt) {
   run_ranks({.ranks = 2, .timeout = 10}, [](Comm& world) {
     FakeGpu device;
-    const Buf v = device.buffer(1, 1, Dtype::i32, Use::scratch), back = device.buffer(1, 1, Dtype::i32, Use::scratch);
+    const Buf v = device.buffer(1, 1, Dtype::i32, Use::scratch),
+              back = device.buffer(1, 1, Dtype::i32, Use::scratch);
     int32_t &value = *v->row<int32_t>(0), &answer = *back->row<int32_t>(0);
     value = answer = world.rank();
     if (world.rank() == 0) {  // computes its message only once it has the other one
       const Request received = world.irecv(device.compute(), back, 1, {Tag::B, 0, 0});
-      device.compute().host([&] { received.wait(); value = answer + 41; });
+      device.compute().host([&] {
+        received.wait();
+        value = answer + 41;
+      });
       const Request sent = world.isend(device.compute(), v, 1, {Tag::F, 0, 0});
       sent.wait();
       device.compute().synchronize();
@@ -339,7 +371,8 @@ TEST(CommOverlap, OnAGpuAMessageWaitsForItsSenderNotTheStreamThatPostedIt) {
 
 TEST(CommHost, Messages) {
   run_ranks(here(), [](Comm& world) {
-    const int next = (world.rank() + 1) % world.size(), previous = (world.rank() + world.size() - 1) % world.size();
+    const int next = (world.rank() + 1) % world.size(),
+              previous = (world.rank() + world.size() - 1) % world.size();
     const std::vector<int32_t> mine = exact<int32_t>(world.rank(), 1000);
     std::vector<int32_t> got(1000);
     if (world.rank() % 2 == 0) world.send(std::as_bytes(std::span(mine)), next, {Tag::W, 1, 2});
@@ -351,8 +384,10 @@ TEST(CommHost, Messages) {
 
 TEST(CommHost, Values) {
   run_ranks(here(), [](Comm& world) {
-    const std::vector<std::string> all = world.gather(std::string(size_t(world.rank() * 1000), char('a' + world.rank())));
-    for (int r = 0; r < world.size(); r++) EXPECT_EQ(all[size_t(r)], std::string(size_t(r * 1000), char('a' + r)));
+    const std::vector<std::string> all =
+        world.gather(std::string(size_t(world.rank() * 1000), char('a' + world.rank())));
+    for (int r = 0; r < world.size(); r++)
+      EXPECT_EQ(all[size_t(r)], std::string(size_t(r * 1000), char('a' + r)));
     const std::vector<double> values = world.gather_values(1.5 * world.rank());
     for (int r = 0; r < world.size(); r++) EXPECT_EQ(values[size_t(r)], 1.5 * r);
     world.require_same("plan", "0F0");

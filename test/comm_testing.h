@@ -1,4 +1,5 @@
-// What the tests of comm/ share: who runs them, payloads that every rank can tell, and the error that a run ends with.
+// What the tests of comm/ share: who runs them, payloads that every rank can tell, and the error
+// that a run ends with.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -15,16 +16,15 @@ inline RunOptions here() {
   return {.transport = Wire::local, .ranks = 4, .timeout = 30};
 }
 
-template <class T>
-Tensor view(std::vector<T>& v, int64_t rows, int64_t cols) {
+template <class T> Tensor view(std::vector<T>& v, int64_t rows, int64_t cols) {
   return {v.data(), DtypeOf<T>::value, rows, cols, cols};
 }
 
 // Integers below 2^11, so that sums over a few ranks are exact in every dtype.
-template <class T>
-std::vector<T> exact(int rank, int64_t n, int salt = 0) {
+template <class T> std::vector<T> exact(int rank, int64_t n, int salt = 0) {
   std::vector<T> v(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; i++) v[size_t(i)] = T((rank * 7919 + i * 104729 + salt * 31) % 2048 - 1024);
+  for (int64_t i = 0; i < n; i++)
+    v[size_t(i)] = T((rank * 7919 + i * 104729 + salt * 31) % 2048 - 1024);
   return v;
 }
 

@@ -1,4 +1,5 @@
-// Small files for the tests of data/: a folder that disappears with the test, and token shards as llm.c writes them.
+// Small files for the tests of data/: a folder that disappears with the test, and token shards as
+// llm.c writes them.
 #pragma once
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -45,16 +46,14 @@ class DataFiles : public ::testing::Test {
 };
 
 // Ids first, first + 1, ...
-template <class Id>
-std::vector<Id> counting(int64_t first, int64_t count) {
+template <class Id> std::vector<Id> counting(int64_t first, int64_t count) {
   std::vector<Id> ids;
   for (int64_t i = 0; i < count; i++) ids.push_back(Id(first + i));
   return ids;
 }
 
 // The message of the UsageError that f throws: one line. Fails the test where it throws none.
-template <class F>
-std::string usage_error(F f) {
+template <class F> std::string usage_error(F f) {
   try {
     f();
   } catch (const UsageError& e) {

@@ -1,4 +1,5 @@
-// Dataset: every kind of source, the split, the hash, and the input it refuses. Oracle: the file's contents as a plain vector.
+// Dataset: every kind of source, the split, the hash, and the input it refuses. Oracle: the file's
+// contents as a plain vector.
 #include "data/dataset.h"
 
 #include <sys/stat.h>
@@ -51,13 +52,17 @@ TEST_F(DatasetTest, ValidationHoldsAtLeastOneSequence) {
   EXPECT_EQ(load_dataset(file, 40).val.size(), 41);
   EXPECT_EQ(load_dataset(file, 49).val.size(), 50);
   EXPECT_EQ(load_dataset(file, 49).train.size(), 50);
-  expect_contains(error_of(file, 50), {"too short", "found 100 tokens", "at least 102", "--seq-len 50"});
+  expect_contains(
+      error_of(file, 50), {"too short", "found 100 tokens", "at least 102", "--seq-len 50"});
 }
 
 TEST_F(DatasetTest, HashIsFnv1aAndKnowsNoFileFormat) {
-  EXPECT_EQ(load_dataset(write("a.txt", "foobar"), 2).hash, 0x85944171f73967e8u);  // published test vector
-  EXPECT_EQ(load_dataset(write("b.bin", gpt2({'f', 'o', 'o', 'b', 'a', 'r'})), 2).hash, 0x85944171f73967e8u);
-  EXPECT_EQ(load_dataset(write("c.bin", llama3({'f', 'o', 'o', 'b', 'a', 'r'})), 1).hash, 0x85944171f73967e8u);
+  // published test vector
+  EXPECT_EQ(load_dataset(write("a.txt", "foobar"), 2).hash, 0x85944171f73967e8u);
+  EXPECT_EQ(load_dataset(write("b.bin", gpt2({'f', 'o', 'o', 'b', 'a', 'r'})), 2).hash,
+      0x85944171f73967e8u);
+  EXPECT_EQ(load_dataset(write("c.bin", llama3({'f', 'o', 'o', 'b', 'a', 'r'})), 1).hash,
+      0x85944171f73967e8u);
   EXPECT_NE(load_dataset(write("d.txt", "foobas"), 2).hash, 0x85944171f73967e8u);
 }
 
@@ -95,7 +100,8 @@ TEST_F(DatasetTest, FolderOfShardsUsesItsValidationFilesAndFindsTheTokenizer) {
   EXPECT_EQ(ids(d.train), counting<int32_t>(100, 130));
   EXPECT_EQ(ids(d.val), counting<int32_t>(900, 20));
   EXPECT_EQ(d.tokenizer_path, path("f/gpt2_tokenizer.bin"));
-  EXPECT_EQ(load_dataset(path("f/x_train_000001.bin"), 4).tokenizer_path, path("f/gpt2_tokenizer.bin"));
+  EXPECT_EQ(
+      load_dataset(path("f/x_train_000001.bin"), 4).tokenizer_path, path("f/gpt2_tokenizer.bin"));
   EXPECT_EQ(load_dataset(path("f/x_train_000001.bin"), 4).val.size(), 10);
 }
 
@@ -127,15 +133,18 @@ TEST_F(DatasetTest, TokenBeyondTheVocabularyIsNamedWithItsFileAndOffset) {
     std::vector<int32_t> out(static_cast<size_t>(count));
     d.train.copy(begin, out, vocab_size);
   };
-  expect_contains(usage_error([&] { copy(8, 8, 500); }), {path("f/b.bin"), "token 500 at offset 3", "0 to 499"});
-  expect_contains(usage_error([&] { ids(d.train.slice(15, 17), 7); }), {path("f/b.bin"), "token 7 at offset 6"});
+  expect_contains(usage_error([&] { copy(8, 8, 500); }),
+      {path("f/b.bin"), "token 500 at offset 3", "0 to 499"});
+  expect_contains(usage_error([&] { ids(d.train.slice(15, 17), 7); }),
+      {path("f/b.bin"), "token 7 at offset 6"});
   expect_contains(usage_error([&] { ids(d.val, 9); }), {path("f/b.bin"), "token 600 at offset 7"});
   copy(8, 8, 501);
   copy(14, 3, 8);
 
   write("big.bin", llama3({1, 2, 3, 0xffffffffu, 5, 6}));  // negative as an int32
   const Dataset big = load_dataset(path("big.bin"), 2);
-  expect_contains(usage_error([&] { ids(big.val, 128256); }), {path("big.bin"), "token 4294967295 at offset 3"});
+  expect_contains(usage_error([&] { ids(big.val, 128256); }),
+      {path("big.bin"), "token 4294967295 at offset 3"});
 }
 
 TEST_F(DatasetTest, EmbeddedTextIsTheProjectsOwn) {
@@ -153,7 +162,8 @@ TEST_F(DatasetTest, RefusesWhatIsNotData) {
   expect_contains(error_of(write("a.txt", "abcdefgh") + "/b"), {"Not a directory"});
   expect_contains(error_of("/dev/null"), {"found a directory or device", "allowed: a text file"});
   expect_contains(error_of(write("empty.txt", "")), {"empty"});
-  expect_contains(error_of(write("zero.txt", std::string("ab\0cdefgh", 9))), {"not a text file", "zero byte"});
+  expect_contains(
+      error_of(write("zero.txt", std::string("ab\0cdefgh", 9))), {"not a text file", "zero byte"});
   std::filesystem::create_directories(path("folder/.git"));
   write("folder/.git/config", "text that does not count");
   expect_contains(error_of(path("folder")), {"no text file and no .bin token shard"});
@@ -163,7 +173,8 @@ TEST_F(DatasetTest, RefusesWhatIsNotData) {
 TEST_F(DatasetTest, RefusesUnreadableFiles) {
   std::filesystem::create_directories(path("f"));
   std::filesystem::create_symlink(path("gone"), path("f/dangling.bin"));
-  expect_contains(error_of(path("f")), {path("f/dangling.bin"), "cannot be opened", "No such file"});
+  expect_contains(
+      error_of(path("f")), {path("f/dangling.bin"), "cannot be opened", "No such file"});
   if (geteuid() == 0) return;  // root reads everything
   const std::string file = write("secret.txt", "abcdefgh");
   chmod(file.c_str(), 0);
@@ -172,14 +183,20 @@ TEST_F(DatasetTest, RefusesUnreadableFiles) {
 
 TEST_F(DatasetTest, RefusesBadShards) {
   const std::string good = gpt2(counting<uint16_t>(0, 50));
-  const auto error_with = [&](const std::string& bytes) { return error_of(write("bad.bin", bytes)); };
+  const auto error_with = [&](const std::string& bytes) {
+    return error_of(write("bad.bin", bytes));
+  };
   expect_contains(error_with(""), {"truncated", "found 0 bytes", "1024"});
   expect_contains(error_with(good.substr(0, 1000)), {"truncated", "found 1000 bytes"});
-  expect_contains(error_with(good.substr(0, good.size() - 1)), {"truncated", "says 50 tokens", "1124 bytes", "found 1123"});
+  expect_contains(error_with(good.substr(0, good.size() - 1)),
+      {"truncated", "says 50 tokens", "1124 bytes", "found 1123"});
   expect_contains(error_with(good + "x"), {"too long", "found 1125"});
-  expect_contains(error_with(std::string(2000, 'x')), {"not a token shard", "found magic 2021161080", "20240520 or 20240801"});
-  expect_contains(error_with(shard<uint16_t>(20240520, 2, {1})), {"GPT-2", "unknown version 2", "expected 1"});
-  expect_contains(error_with(shard<uint32_t>(20240801, 1, {1})), {"Llama 3", "unknown version 1", "expected 7"});
+  expect_contains(error_with(std::string(2000, 'x')),
+      {"not a token shard", "found magic 2021161080", "20240520 or 20240801"});
+  expect_contains(
+      error_with(shard<uint16_t>(20240520, 2, {1})), {"GPT-2", "unknown version 2", "expected 1"});
+  expect_contains(error_with(shard<uint32_t>(20240801, 1, {1})),
+      {"Llama 3", "unknown version 1", "expected 7"});
   expect_contains(error_with(gpt2({})), {"0 tokens"});
   expect_contains(error_with(header(20240520, 1, -5)), {"-5 tokens"});
   expect_contains(error_with(gpt2({1, 2, 3})), {"too short", "found 3 tokens", "at least 6"});
@@ -192,7 +209,8 @@ TEST_F(DatasetTest, RefusesFoldersOfShardsThatDoNotFit) {
   write("val/x_val_0.bin", gpt2(counting<uint16_t>(0, 50)));
   expect_contains(error_of(path("val")), {"validation shards only"});
   write("val/x_train_0.bin", gpt2(counting<uint16_t>(0, 10)));
-  expect_contains(error_of(path("val"), 10), {"found 10 tokens in the training shards", "at least 11"});
+  expect_contains(
+      error_of(path("val"), 10), {"found 10 tokens in the training shards", "at least 11"});
 }
 
 }  // namespace

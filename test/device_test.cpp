@@ -1,4 +1,5 @@
-// The CPU device: memory comes back and is counted; streams keep their order, meet at events, and give up their failures.
+// The CPU device: memory comes back and is counted; streams keep their order, meet at events, and
+// give up their failures.
 #include "model/machine/device.h"
 
 #include <gtest/gtest.h>
@@ -44,7 +45,8 @@ TEST(Memory, IsAlignedCountedAndReused) {
 
 TEST(Memory, SizesThatVaryALittleDoNotGrowThePool) {
   auto device = make_cpu_device(1);
-  for (int rows = 1024; rows > 512; rows -= 8) device->buffer(rows, 256, Dtype::f32, Use::activations);
+  for (int rows = 1024; rows > 512; rows -= 8)
+    device->buffer(rows, 256, Dtype::f32, Use::activations);
   EXPECT_LE(device->pool_bytes(), 1024 * 256 * 4 * 9 / 8);
   // But a small buffer does not take a large one's memory.
   Buf small = device->buffer(1, 1, Dtype::f32, Use::activations);
@@ -75,11 +77,11 @@ struct Scale {
 };
 RowKernel scale_kernel() {
   return {"scale",
-          [](int64_t begin, int64_t end, const void* args) {
-            const Scale& s = *static_cast<const Scale*>(args);
-            for (int64_t i = begin * s.cols; i < end * s.cols; i++) s.y[i] = s.factor * s.x[i];
-          },
-          nullptr};
+      [](int64_t begin, int64_t end, const void* args) {
+        const Scale& s = *static_cast<const Scale*>(args);
+        for (int64_t i = begin * s.cols; i < end * s.cols; i++) s.y[i] = s.factor * s.x[i];
+      },
+      nullptr};
 }
 
 TEST(Streams, LaunchDoesEveryRowOnce) {
@@ -116,7 +118,8 @@ TEST(Streams, GemmCopyAndZeroOnBothKinds) {
   auto device = make_cpu_device(2);
   auto other = device->make_stream();
   for (Stream* stream : {&device->compute(), other.get()}) {
-    Buf a = device->buffer(2, 2, Dtype::f64, Use::scratch), b = device->buffer(2, 2, Dtype::f64, Use::scratch);
+    Buf a = device->buffer(2, 2, Dtype::f64, Use::scratch),
+        b = device->buffer(2, 2, Dtype::f64, Use::scratch);
     Buf c = device->buffer(2, 2, Dtype::f64, Use::scratch);
     const double values[] = {1, 2, 3, 4};
     device->flops = 0;
@@ -124,7 +127,8 @@ TEST(Streams, GemmCopyAndZeroOnBothKinds) {
     stream->copy(b->data, a->data, sizeof values);
     stream->gemm({.a = a, .b = b, .c = c});
     const std::vector<int64_t> offsets = {0, 1, 2};
-    stream->grouped_gemm({.a = a, .b = b, .c = c, .accumulate = true}, offsets);  // both groups with the same B
+    // both groups with the same B
+    stream->grouped_gemm({.a = a, .b = b, .c = c, .accumulate = true}, offsets);
     stream->zero(a->data, sizeof values);
     stream->synchronize();
     const double* p = c->row<double>(0);

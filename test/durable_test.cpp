@@ -1,6 +1,7 @@
-// Durable directories: complete or not there, whatever happens to the writer; and every alteration is found and named.
-#include "pipeline/checkpoint/checkpoint.h"
+// Durable directories: complete or not there, whatever happens to the writer; and every alteration
+// is found and named.
 #include "pipeline/checkpoint/durable.h"
+#include "pipeline/checkpoint/checkpoint.h"
 
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -55,8 +56,7 @@ std::string slurp(const std::string& path) {
   return s.str();
 }
 
-template <class E = Error>
-std::string error_of(auto&& f) {
+template <class E = Error> std::string error_of(auto&& f) {
   try {
     f();
   } catch (const E& e) {
@@ -65,7 +65,9 @@ std::string error_of(auto&& f) {
   return "no error";
 }
 
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
 TEST_F(Durable, WritesAndVerifies) {
   for (size_t bytes : {size_t(0), size_t(5), size_t(1) << 20, (size_t(3) << 20) + 11}) {
@@ -114,7 +116,8 @@ TEST_F(Durable, NamesTheFileThatIsMissingTruncatedOrAltered) {
     std::string bytes = content(1, 100000);
     bytes[at] ^= 0x10;
     std::ofstream(big, std::ios::binary) << bytes;
-    EXPECT_EQ(verify_error().rfind(big + ": altered: 100000 bytes with checksum", 0), 0u) << verify_error();
+    EXPECT_EQ(verify_error().rfind(big + ": altered: 100000 bytes with checksum", 0), 0u)
+        << verify_error();
   }
   std::ofstream(big, std::ios::binary) << content(1, 100000) << "x";
   EXPECT_TRUE(contains(verify_error(), big + ": altered: 100001 bytes")) << verify_error();
@@ -150,7 +153,9 @@ TEST_F(Durable, AFullDiskIsNamedAndLeavesTheOlderDirectory) {
     out.write("x");
     out.close();
   });
-  EXPECT_EQ(full.rfind("/dev/full: cannot be written (1 bytes so far): No space left on device; ", 0), 0u) << full;
+  EXPECT_EQ(
+      full.rfind("/dev/full: cannot be written (1 bytes so far): No space left on device; ", 0), 0u)
+      << full;
   EXPECT_TRUE(contains(full, "MiB free there"));
 
   write("a", 1, 10);
@@ -179,8 +184,8 @@ TEST_F(Durable, TheNewestIsOfTheLastStep) {
   EXPECT_EQ(newest_checkpoint(root), root + "/step-1000000");
 }
 
-// A child writes step after step and is killed at a random moment. What is complete then must be whole, and no complete
-// directory may be lost.
+// A child writes step after step and is killed at a random moment. What is complete then must be
+// whole, and no complete directory may be lost.
 TEST_F(Durable, KilledAtAnyMomentTheNewestCompleteDirectoryIsWhole) {
   std::mt19937 random(11);
   int published = 0;  // writes that the child reported

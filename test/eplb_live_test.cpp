@@ -1,5 +1,5 @@
-// Experts in parallel, replicated and moving while training goes on: against one rank, against other schedules, across
-// resumes, under mpirun, and when a rank fails.
+// Experts in parallel, replicated and moving while training goes on: against one rank, against
+// other schedules, across resumes, under mpirun, and when a rank fails.
 #include <gtest/gtest.h>
 
 #include <signal.h>
@@ -83,9 +83,10 @@ History train(const TrainOptions& o, int64_t steps, bool shuffle = false) {
   return out;
 }
 
-// The ladder's second row. may_flip: a token may change its experts on the way. The experts of a token are taken to differ from
-// the step on in which an expert's tokens differ in number.
-void expect_near(const History& a, const History& reference, const std::string& what, bool may_flip = false) {
+// The ladder's second row. may_flip: a token may change its experts on the way. The experts of a
+// token are taken to differ from the step on in which an expert's tokens differ in number.
+void expect_near(
+    const History& a, const History& reference, const std::string& what, bool may_flip = false) {
   ASSERT_EQ(a.loss.size(), reference.loss.size());
   EXPECT_EQ(a.loss[0], reference.loss[0]) << what << ": the first step's loss";
   double relative = 1e-5;
@@ -109,7 +110,8 @@ void expect_equal(const History& a, const History& b, const std::string& what) {
 
 class EplbLive : public RunTest {
  protected:
-  TrainOptions options(int64_t dp, int64_t ep, int64_t redundant, const std::string& schedule = "1f1b", int64_t pp = 1) const {
+  TrainOptions options(int64_t dp, int64_t ep, int64_t redundant,
+      const std::string& schedule = "1f1b", int64_t pp = 1) const {
     TrainOptions o;
     o.preset = "tiny";
     o.data = words_;
@@ -136,7 +138,8 @@ class EplbLive : public RunTest {
     return o;
   }
   // Steps first .. last, from the checkpoint `from` if there is one, to the checkpoint `to`.
-  History part(const TrainOptions& o, int64_t last, const std::string& from, const std::string& to) const {
+  History part(
+      const TrainOptions& o, int64_t last, const std::string& from, const std::string& to) const {
     const Job job = make_job(o);
     History out;
     run_ranks(job.run, [&](Comm& world) {
@@ -159,19 +162,21 @@ class EplbLive : public RunTest {
   }
 };
 
-// --- the ladder --------------------------------------------------------------------------------------------------------------
+// --- the ladder ----------------------------------------------------------------------------------
 
 TEST_F(EplbLive, AgainstOneRank) {
   const History one = train(options(1, 1, 0), 5);
   for (int64_t ep : {1, 2, 4})
     for (int64_t redundant : {0, 4})
-      expect_near(train(options(kDp, ep, redundant), 5, true), one, cat("ep ", ep, ", ", redundant, " redundant"));
+      expect_near(train(options(kDp, ep, redundant), 5, true), one,
+          cat("ep ", ep, ", ", redundant, " redundant"));
   for (const char* schedule : {"1f1b", "dualpipe"})
     expect_near(train(options(kDp, 4, 4, schedule, 2), 5, true), one, schedule);
 }
 
 TEST_F(EplbLive, FiftySteps) {
-  for (uint64_t seed : {0, 3}) {  // with seed 3 a token changes its experts in step 45, on the machine where this was written
+  // with seed 3 a token changes its experts in step 45, on the machine where this was written
+  for (uint64_t seed : {0, 3}) {
     TrainOptions o = options(kDp, 4, 4), one = options(1, 1, 0);
     o.eplb_interval = 2;
     o.eplb_threshold = 1;
@@ -198,7 +203,7 @@ TEST_F(EplbLive, SameBitsUnderEverySchedule) {
   }
 }
 
-// --- replicas and quotas -----------------------------------------------------------------------------------------------------
+// --- replicas and quotas -------------------------------------------------------------------------
 
 TEST_F(EplbLive, ChoicesBecomeSlotsByQuota) {
   const ExpertPlacement p({0, 1, 1, 2}, 3, 2);  // expert 1 on both ranks
@@ -227,10 +232,11 @@ TEST_F(EplbLive, SkewIsLevelled) {
   const double with = mean_of_last(train(o, 60));
   EXPECT_LT(without, 0.85);
   EXPECT_GE(with, 0.92);
-  std::cout << "    utilisation over steps 41 to 60: " << without << " without, " << with << " with\n";
+  std::cout << "    utilisation over steps 41 to 60: " << without << " without, " << with
+            << " with\n";
 }
 
-// --- checkpoints -------------------------------------------------------------------------------------------------------------
+// --- checkpoints ---------------------------------------------------------------------------------
 
 TEST_F(EplbLive, ResumeIsExactAndFreeOfLayout) {
   TrainOptions o = options(kDp, 4, 4);
@@ -247,7 +253,8 @@ TEST_F(EplbLive, ResumeIsExactAndFreeOfLayout) {
     other.ep = ep;
     other.redundant_experts = redundant;
     const History resumed = part(other, 5, "at3", "");
-    EXPECT_EQ(resumed.loss[0], whole.loss[3]) << "ep " << ep;  // a forward pass does not know where experts are
+    // a forward pass does not know where experts are
+    EXPECT_EQ(resumed.loss[0], whole.loss[3]) << "ep " << ep;
     EXPECT_NEAR(resumed.loss[1], whole.loss[4], 1e-5 * whole.loss[4]) << "ep " << ep;
   }
 }
@@ -262,17 +269,19 @@ TEST_F(EplbLive, AFailureWhileExpertsMoveLeavesTheCheckpoint) {
       History run;
       for (int64_t step = 1; step <= 2; ++step) one_step(trainer, step, run);
       trainer.save(folder_ + "/at2", 2);
-      if (world.rank() == 2) throw Error("out of power");  // the others are in the middle of sending
+      // the others are in the middle of sending
+      if (world.rank() == 2) throw Error("out of power");
       shuffle_experts(trainer, job, 1);
     });
     FAIL() << "a failed rank went unnoticed";
   } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find("rank 2: out of power"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("rank 2: out of power"), std::string::npos)
+        << error.what();
   }
   expect_goes_on(o);
 }
 
-// --- processes under mpirun --------------------------------------------------------------------------------------------------
+// --- processes under mpirun ----------------------------------------------------------------------
 // mpi_run_test.cpp has what `duet train` itself can show.
 
 // One of them, in the folder of the test that started it.
@@ -292,7 +301,8 @@ class EplbLiveMpi : public EplbLive {
     EplbLive::SetUp();
   }
   Ended four(const std::string& child) const {
-    return run_command(cat("DUET_TEST_FOLDER='", folder_, "' ", mpirun(4), this_program("EplbChild.DISABLED_" + child)));
+    return run_command(cat("DUET_TEST_FOLDER='", folder_, "' ", mpirun(4),
+        this_program("EplbChild.DISABLED_" + child)));
   }
 };
 
@@ -334,16 +344,18 @@ TEST_F(EplbChild, DISABLED_IsKilledWhileExpertsMove) {
 TEST_F(EplbLiveMpi, AKilledProcessWhileExpertsMoveLeavesTheCheckpoint) {
   const Ended e = four("IsKilledWhileExpertsMove");
   EXPECT_NE(e.status, 0);
-  EXPECT_NE(e.output.find("signal 9"), std::string::npos) << e.output;  // and not of an error of its own
+  // and not of an error of its own
+  EXPECT_NE(e.output.find("signal 9"), std::string::npos) << e.output;
   EXPECT_LT(e.seconds, 10);
   expect_goes_on(options(kDp, 4, 4));
 }
 
-// --- agreement ---------------------------------------------------------------------------------------------------------------
+// --- agreement -----------------------------------------------------------------------------------
 
 TEST(EplbPlans, DifferentPlansAreNamed) {
   try {
-    run_ranks({.ranks = 3}, [](Comm& world) { check_same_plans(world, 20, world.rank() == 2 ? 0xabcu : 0x123u); });
+    run_ranks({.ranks = 3},
+        [](Comm& world) { check_same_plans(world, 20, world.rank() == 2 ? 0xabcu : 0x123u); });
     FAIL() << "two plans were taken for one";
   } catch (const Error& error) {
     for (const char* word : {"step 20", "0000000000000123 on rank 0", "0000000000000abc on rank 2"})
@@ -352,7 +364,8 @@ TEST(EplbPlans, DifferentPlansAreNamed) {
 }
 
 TEST(LoadMonitor, AsksForNothingAboveTheThresholdAndForgetsOldSteps) {
-  BalancerOptions o{.shape = {4, 6, 1, 1, 2}, .plan = {EplbPolicy::balanced}, .interval = 2, .threshold = 0.95};
+  BalancerOptions o{
+      .shape = {4, 6, 1, 1, 2}, .plan = {EplbPolicy::balanced}, .interval = 2, .threshold = 0.95};
   LoadMonitor monitor(o, {1});
   EXPECT_TRUE(monitor.propose(1).skipped);  // nothing is known yet
   monitor.set_placement(1, ExpertPlacement({0, 1, 1, 2, 3, 3}, 4, 2));

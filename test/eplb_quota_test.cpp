@@ -1,4 +1,5 @@
-// Quotas against the optimum over all sets of GPUs, the incremental planner's promises, and the figures that the studies print.
+// Quotas against the optimum over all sets of GPUs, the incremental planner's promises, and the
+// figures that the studies print.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -22,7 +23,8 @@ Case random_case(const EplbShape& s, double stale, std::mt19937& random) {
   std::normal_distribution<double> normal;
   std::vector<float> load;
   for (int e = 0; e < s.experts; ++e) load.push_back(float(1000 * std::exp(0.7 * normal(random))));
-  Case c{plan_experts(load, s, {EplbPolicy::balanced}), {}, std::vector<int64_t>(size_t(s.experts))};
+  Case c{
+      plan_experts(load, s, {EplbPolicy::balanced}), {}, std::vector<int64_t>(size_t(s.experts))};
   for (float& x : load) x *= float(std::exp(stale * normal(random)));
   for (int rank = 0; rank < s.gpus; ++rank)
     for (size_t e = 0; e < load.size(); ++e) {
@@ -32,7 +34,8 @@ Case random_case(const EplbShape& s, double stale, std::mt19937& random) {
   return c;
 }
 
-// The least possible maximum: the tokens that can only go to GPUs of a set must fit there, for every set.
+// The least possible maximum: the tokens that can only go to GPUs of a set must fit there, for
+// every set.
 double optimum(const ExpertPlacement& p, std::span<const int64_t> tokens) {
   double best = 0;
   for (unsigned set = 1; set < 1u << p.gpus; ++set) {
@@ -51,7 +54,8 @@ TEST(EplbQuota, LevelsAsFarAsReplicasAllow) {
   std::mt19937 random(1);
   double mean = 0;
   for (int n = 0; n < 200; ++n) {
-    const Case c = random_case(n % 2 ? EplbShape{64, 80, 1, 1, 8} : EplbShape{16, 24, 1, 1, 4}, 0.1 * (n % 4), random);
+    const Case c = random_case(
+        n % 2 ? EplbShape{64, 80, 1, 1, 8} : EplbShape{16, 24, 1, 1, 4}, 0.1 * (n % 4), random);
     const std::vector<int64_t> quota = slot_quotas(c.tokens, c.placement);
     const double ratio = max_of(quota_load(c.placement, quota)) / optimum(c.placement, c.tokens);
     EXPECT_LT(ratio, 1.02);
@@ -63,11 +67,13 @@ TEST(EplbQuota, LevelsAsFarAsReplicasAllow) {
 TEST(EplbQuota, ALateExpertIsLevelledExactly) {
   // GPU 0 has expert 0 alone and half a choice in 1, GPU 1 the other half and 2.
   const ExpertPlacement p({0, 1, 1, 2}, 3, 2);
-  EXPECT_EQ(slot_quotas(std::vector<int64_t>{10, 10, 3}, p), (std::vector<int64_t>{10, 1, 9, 3}));  // the odd one: to the idler
+  // the odd one: to the idler
+  EXPECT_EQ(slot_quotas(std::vector<int64_t>{10, 10, 3}, p), (std::vector<int64_t>{10, 1, 9, 3}));
   EXPECT_EQ(slot_quotas(std::vector<int64_t>{10, 5, 0}, p), (std::vector<int64_t>{10, 0, 5, 0}));
   EXPECT_EQ(slot_quotas(std::vector<int64_t>{0, 0, 0}, p), (std::vector<int64_t>{0, 0, 0, 0}));
   // A pair on one GPU: the first slot serves for both.
-  EXPECT_EQ(slot_quotas(std::vector<int64_t>{12}, ExpertPlacement({0, 0, 0, 0}, 1, 2)), (std::vector<int64_t>{6, 0, 6, 0}));
+  EXPECT_EQ(slot_quotas(std::vector<int64_t>{12}, ExpertPlacement({0, 0, 0, 0}, 1, 2)),
+      (std::vector<int64_t>{6, 0, 6, 0}));
 }
 
 TEST(EplbQuota, NoTokenIsLostAndOwnReplicasComeFirst) {
@@ -88,7 +94,8 @@ TEST(EplbQuota, NoTokenIsLostAndOwnReplicasComeFirst) {
           sum += q;
           // What a rank keeps for itself is all that it has or all that its slot takes.
           if (c.placement.gpu_of(slot) == rank) {
-            EXPECT_EQ(q, std::min<int64_t>(c.counts[size_t(rank * s.experts + e)], totals[size_t(slot)]));
+            EXPECT_EQ(
+                q, std::min<int64_t>(c.counts[size_t(rank * s.experts + e)], totals[size_t(slot)]));
           }
         }
         ASSERT_EQ(sum, c.counts[size_t(rank * s.experts + e)]);
@@ -109,21 +116,26 @@ TEST(EplbIncremental, MovesFewSlotsAndOnlyToGain) {
     const EplbShape s{32, 40, 1, 1, 8};
     const Case c = random_case(s, 1.0, random);
     const int budget = 1 + n % 4, gpus_per_node = n % 2 ? 4 : 0;
-    const ExpertPlacement next = plan_incremental(c.placement, c.tokens, {.max_moves = budget, .gpus_per_node = gpus_per_node});
-    EXPECT_EQ(next, plan_incremental(c.placement, c.tokens, {.max_moves = budget, .gpus_per_node = gpus_per_node}));
+    const ExpertPlacement next = plan_incremental(
+        c.placement, c.tokens, {.max_moves = budget, .gpus_per_node = gpus_per_node});
+    EXPECT_EQ(next,
+        plan_incremental(
+            c.placement, c.tokens, {.max_moves = budget, .gpus_per_node = gpus_per_node}));
     int changed = 0;
     for (int slot = 0; slot < s.replicas; ++slot) {
       const int e = next.phy2log[size_t(slot)];
       if (e == c.placement.phy2log[size_t(slot)]) continue;
       ++changed;
       bool known = gpus_per_node == 0;
-      for (int old : c.placement.slots_of(e)) known = known || c.placement.gpu_of(old) / 4 == c.placement.gpu_of(slot) / 4;
+      for (int old : c.placement.slots_of(e))
+        known = known || c.placement.gpu_of(old) / 4 == c.placement.gpu_of(slot) / 4;
       EXPECT_TRUE(known) << "an expert came to a node that did not have it";
     }
     EXPECT_LE(changed, budget);
     EXPECT_EQ(changed, moved_experts(c.placement, next));
     for (int count : next.logcnt) EXPECT_GE(count, 1);
-    const double before = expected_balancedness(c.placement, c.tokens), after = expected_balancedness(next, c.tokens);
+    const double before = expected_balancedness(c.placement, c.tokens),
+                 after = expected_balancedness(next, c.tokens);
     EXPECT_TRUE(changed ? after > before : after == before);
     moved += changed;
   }
@@ -142,16 +154,18 @@ TEST(EplbIncremental, KeepSlotsReordersGpusOnly) {
   EXPECT_EQ(moved_experts(from, kept), moved_experts(from, to));
 }
 
-// --- the figures of moe/README.md --------------------------------------------------------------------------------------------
+// --- the figures of moe/README.md ----------------------------------------------------------------
 
 TEST(EplbStudy, BalancedReachesItsGoals) {
   for (double sigma : {0.3, 0.5, 0.8}) {
-    const PolicyResult large = policy_study({64, 80, 1, 1, 8}, sigma, 100), small = policy_study({16, 24, 1, 1, 4}, sigma, 100);
+    const PolicyResult large = policy_study({64, 80, 1, 1, 8}, sigma, 100),
+                       small = policy_study({16, 24, 1, 1, 4}, sigma, 100);
     EXPECT_GE(large.balanced, 0.999);
     EXPECT_GE(small.balanced, 0.995);
     EXPECT_LT(large.deepseek, 0.998);
     const PolicyResult nodes = policy_study({256, 320, 8, 8, 64}, sigma, 10);
-    EXPECT_GT(nodes.leaving - nodes.balanced, nodes.balanced - nodes.deepseek);  // the hierarchy costs more than the packing
+    // the hierarchy costs more than the packing
+    EXPECT_GT(nodes.leaving - nodes.balanced, nodes.balanced - nodes.deepseek);
   }
 }
 

@@ -1,5 +1,5 @@
-// EPLB's policies against the published example, a slow oracle written from the algorithm's description, and all plans of small
-// layers.
+// EPLB's policies against the published example, a slow oracle written from the algorithm's
+// description, and all plans of small layers.
 #include "moe/eplb.h"
 
 #include <gtest/gtest.h>
@@ -25,7 +25,7 @@ std::string error_of(auto&& f) {
   return "no error";
 }
 
-// --- the oracle --------------------------------------------------------------------------------------------------------------
+// --- the oracle ----------------------------------------------------------------------------------
 
 struct Item {
   int expert, replica;
@@ -73,7 +73,8 @@ OraclePlan oracle(const Load& load, int replicas, int groups, int nodes, int gpu
   for (const std::vector<int>& node_groups : oracle_pack(group_weight, nodes)) {
     std::vector<Item> item;
     for (int g : node_groups)
-      for (int i = 0; i < group_size; ++i) item.push_back({g * group_size + i, 0, load[size_t(g * group_size + i)]});
+      for (int i = 0; i < group_size; ++i)
+        item.push_back({g * group_size + i, 0, load[size_t(g * group_size + i)]});
     const size_t node_experts = item.size();
     std::vector<int> count(node_experts, 1);
     const auto share = [&](size_t i) { return item[i].weight / float(count[i]); };
@@ -108,29 +109,32 @@ void expect_like_oracle(const Load& load, const EplbShape& s) {
     for (int r = 0; r < plan.max_count; ++r) {
       const auto found = o.slot.find({e, r});
       slots += found != o.slot.end();
-      ASSERT_EQ(plan.log2phy[size_t(e * plan.max_count + r)], found == o.slot.end() ? -1 : found->second);
+      ASSERT_EQ(
+          plan.log2phy[size_t(e * plan.max_count + r)], found == o.slot.end() ? -1 : found->second);
     }
   ASSERT_EQ(slots, o.slot.size());
 }
 
-// --- loads and properties ----------------------------------------------------------------------------------------------------
+// --- loads and properties ------------------------------------------------------------------------
 
 Load random_load(int experts, int kind, std::mt19937& random) {
   std::normal_distribution<double> normal;
   Load load(size_t(experts), 0.f);
   for (float& x : load) {
     if (kind == 0) x = float(std::exp(0.5 * normal(random)));
-    if (kind == 1) x = float(random() % 4);                                  // many ties
-    if (kind == 2) x = random() % 3 ? 0 : float(random() % 1000);            // many zeros
-    if (kind == 3) x = float(std::exp(3 * normal(random)));                  // few take nearly all
+    if (kind == 1) x = float(random() % 4);                        // many ties
+    if (kind == 2) x = random() % 3 ? 0 : float(random() % 1000);  // many zeros
+    if (kind == 3) x = float(std::exp(3 * normal(random)));        // few take nearly all
   }
-  if (kind == 4) load[random() % load.size()] = 1e6f;                        // one takes all, the others nothing
+  // one takes all, the others nothing
+  if (kind == 4) load[random() % load.size()] = 1e6f;
   return load;
 }
 constexpr int kKinds = 5;
 
-const EplbShape kShapes[] = {{12, 16, 4, 2, 8}, {64, 80, 1, 1, 8},  {16, 24, 4, 2, 4}, {32, 48, 8, 4, 16}, {64, 96, 8, 4, 16},
-                             {8, 8, 1, 1, 8},   {10, 12, 3, 2, 4}, {8, 32, 4, 2, 4},  {3, 24, 1, 1, 4},   {256, 288, 8, 4, 32}};
+const EplbShape kShapes[] = {{12, 16, 4, 2, 8}, {64, 80, 1, 1, 8}, {16, 24, 4, 2, 4},
+    {32, 48, 8, 4, 16}, {64, 96, 8, 4, 16}, {8, 8, 1, 1, 8}, {10, 12, 3, 2, 4}, {8, 32, 4, 2, 4},
+    {3, 24, 1, 1, 4}, {256, 288, 8, 4, 32}};
 
 int pairs(const ExpertPlacement& p) {
   int n = 0;
@@ -158,7 +162,8 @@ void expect_valid(const ExpertPlacement& p, const EplbShape& s) {
       ASSERT_EQ(p.phy2log[size_t(slot)], e);
       ASSERT_TRUE(seen.insert(slot).second);
     }
-    for (int r = count[size_t(e)]; r < p.max_count; ++r) ASSERT_EQ(p.log2phy[size_t(e * p.max_count + r)], -1);
+    for (int r = count[size_t(e)]; r < p.max_count; ++r)
+      ASSERT_EQ(p.log2phy[size_t(e * p.max_count + r)], -1);
   }
 }
 
@@ -171,21 +176,25 @@ std::set<int> homes(const ExpertPlacement& p, const EplbShape& s, int group, boo
     for (int e = group * size; e < (group + 1) * size; ++e) {
       const auto slots = p.slots_of(e);
       const auto here = [&](int slot) { return p.gpu_of(slot) / (s.gpus / s.nodes) == node; };
-      all = all && (whole ? std::all_of(slots.begin(), slots.end(), here) : std::any_of(slots.begin(), slots.end(), here));
+      all = all &&
+          (whole ? std::all_of(slots.begin(), slots.end(), here)
+                 : std::any_of(slots.begin(), slots.end(), here));
     }
     if (all) nodes.insert(node);
   }
   return nodes;
 }
 
-// --- deepseek ----------------------------------------------------------------------------------------------------------------
+// --- deepseek ------------------------------------------------------------------------------------
 
 TEST(Eplb, PublishedExample) {
   const std::vector<Load> weight = {{90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86},
-                                    {20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27}};
-  const std::vector<std::vector<int>> expected = {{5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1},
-                                                  {7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1}};
-  for (size_t layer = 0; layer < 2; ++layer) EXPECT_EQ(plan_experts(weight[layer], {12, 16, 4, 2, 8}).phy2log, expected[layer]);
+      {20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27}};
+  const std::vector<std::vector<int>> expected = {
+      {5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1},
+      {7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1}};
+  for (size_t layer = 0; layer < 2; ++layer)
+    EXPECT_EQ(plan_experts(weight[layer], {12, 16, 4, 2, 8}).phy2log, expected[layer]);
 }
 
 TEST(Eplb, DeepseekIsTheOracle) {
@@ -206,13 +215,16 @@ TEST(Eplb, TiesFollowTheUnstableSort) {
 }
 
 TEST(Eplb, BadSizesNameTheirRule) {
-  const auto refused = [](EplbShape s) { return error_of([&] { plan_experts(Load(size_t(s.experts), 1.f), s); }); };
+  const auto refused = [](EplbShape s) {
+    return error_of([&] { plan_experts(Load(size_t(s.experts), 1.f), s); });
+  };
   EXPECT_EQ(refused({8, 8, 4, 2, 4}), "no error");
   EXPECT_EQ(refused({8, 8, 3, 2, 4}), "no error");  // 2 does not divide 3: without groups
   EXPECT_EQ(refused({9, 12, 4, 2, 4}), "--groups 4: expected a divisor of the 9 experts");
   EXPECT_EQ(refused({8, 9, 4, 2, 3}), "--gpus 3: expected a multiple of --nodes 2");
   EXPECT_EQ(refused({8, 10, 4, 2, 4}), "--replicas 10: expected a multiple of --gpus 4");
-  EXPECT_EQ(refused({8, 4, 4, 2, 4}), "--replicas 4: expected at least as many as the 8 experts and at most 16384");
+  EXPECT_EQ(refused({8, 4, 4, 2, 4}),
+      "--replicas 4: expected at least as many as the 8 experts and at most 16384");
   EXPECT_EQ(refused({8, 8, 0, 2, 4}), "--groups 0: expected at least 1");
   EXPECT_EQ(refused({8, 8, 4, 0, 4}), "--nodes 0: expected at least 1");
   EXPECT_EQ(refused({8, 8, 4, 2, -4}), "--gpus -4: expected at least 1");
@@ -220,7 +232,8 @@ TEST(Eplb, BadSizesNameTheirRule) {
 
 TEST(Eplb, LoadsThatAreNoLoadsAreRefused) {
   for (EplbPolicy policy : {EplbPolicy::deepseek, EplbPolicy::balanced})
-    for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -1.f}) {
+    for (float bad :
+        {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -1.f}) {
       Load load(8, 1.f);
       load[3] = bad;
       const std::string error = error_of([&] { plan_experts(load, {8, 12, 1, 1, 4}, {policy}); });
@@ -228,7 +241,7 @@ TEST(Eplb, LoadsThatAreNoLoadsAreRefused) {
     }
 }
 
-// --- balanced ----------------------------------------------------------------------------------------------------------------
+// --- balanced ------------------------------------------------------------------------------------
 
 TEST(Eplb, BalancedKeepsItsWord) {
   std::mt19937 random(2);
@@ -236,7 +249,8 @@ TEST(Eplb, BalancedKeepsItsWord) {
   for (const EplbShape& s : kShapes) {
     const EplbShape used = s.checked();
     for (int n = 0; n < 30; ++n) {
-      const Load load = n == 0 ? Load(size_t(s.experts), 0.f) : random_load(s.experts, n % kKinds, random);
+      const Load load =
+          n == 0 ? Load(size_t(s.experts), 0.f) : random_load(s.experts, n % kKinds, random);
       const ExpertPlacement published = plan_experts(load, s);
       const ExpertPlacement strict = plan_experts(load, s, {EplbPolicy::balanced});
       const ExpertPlacement leaving = plan_experts(load, s, {EplbPolicy::balanced, true});
@@ -252,7 +266,8 @@ TEST(Eplb, BalancedKeepsItsWord) {
         published_pairs += pairs(published) > 0;
         left_pairs += pairs(strict) > 0;
         if (n % kKinds != 3) {
-          EXPECT_LE(pairs(strict), used.gpus <= 8 && s.slots_per_gpu() == 2) << "only two slots a GPU may leave no choice";
+          EXPECT_LE(pairs(strict), used.gpus <= 8 && s.slots_per_gpu() == 2)
+              << "only two slots a GPU may leave no choice";
         }
       }
       EXPECT_EQ(strict, plan_experts(load, s, {EplbPolicy::balanced}));
@@ -263,7 +278,8 @@ TEST(Eplb, BalancedKeepsItsWord) {
   EXPECT_LT(left_pairs, published_pairs / 10);
 }
 
-// The least max load of any plan without pairs: each expert in turn on every set of GPUs that leaves it below the best so far.
+// The least max load of any plan without pairs: each expert in turn on every set of GPUs that
+// leaves it below the best so far.
 struct AllPlansWithoutPairs {
   const Load& load;
   int gpus, slots;
@@ -272,7 +288,8 @@ struct AllPlansWithoutPairs {
   std::vector<int> used = std::vector<int>(size_t(gpus), 0);
   void place(size_t e) {
     if (e == load.size()) {
-      if (std::all_of(used.begin(), used.end(), [&](int u) { return u == slots; })) best = max_of(gpu);
+      if (std::all_of(used.begin(), used.end(), [&](int u) { return u == slots; }))
+        best = max_of(gpu);
       return;
     }
     for (unsigned set = 1; set < 1u << gpus; ++set) {
@@ -294,8 +311,8 @@ struct AllPlansWithoutPairs {
 TEST(Eplb, PairsOnlyWhereAllPlansWithoutAreWorse) {
   std::mt19937 random(3);
   int published_pairs = 0, needed_pairs = 0, best_possible = 0, plans = 0;
-  for (const EplbShape& s : {EplbShape{4, 6, 1, 1, 2}, {4, 6, 1, 1, 3}, {3, 6, 1, 1, 3}, {5, 8, 1, 1, 2}, {4, 8, 1, 1, 4},
-                             {6, 8, 1, 1, 4}, {8, 12, 1, 1, 3}}) {
+  for (const EplbShape& s : {EplbShape{4, 6, 1, 1, 2}, {4, 6, 1, 1, 3}, {3, 6, 1, 1, 3},
+           {5, 8, 1, 1, 2}, {4, 8, 1, 1, 4}, {6, 8, 1, 1, 4}, {8, 12, 1, 1, 3}}) {
     for (int n = 0; n < 60; ++n) {
       Load load = random_load(s.experts, n % kKinds, random);
       std::sort(load.rbegin(), load.rend());
@@ -324,13 +341,15 @@ TEST(Eplb, OneExpertTakesAll) {
   const ExpertPlacement plan = plan_experts(load, s, {EplbPolicy::balanced});
   EXPECT_EQ(pairs(plan), 0);
   EXPECT_EQ(balancedness(gpu_load(plan, load)), 1);
-  EXPECT_LT(balancedness(gpu_load(plan_experts(load, s), load)), 0.8);  // 17 replicas: some GPU has three of them
+  // 17 replicas: some GPU has three of them
+  EXPECT_LT(balancedness(gpu_load(plan_experts(load, s), load)), 0.8);
 }
 
-// --- placements --------------------------------------------------------------------------------------------------------------
+// --- placements ----------------------------------------------------------------------------------
 
 TEST(Eplb, HashKnowsEverySlot) {
-  const ExpertPlacement plan({0, 1, 2, 0}, 3, 2), other({0, 1, 0, 2}, 3, 2), gpus({0, 1, 2, 0}, 3, 4);
+  const ExpertPlacement plan({0, 1, 2, 0}, 3, 2), other({0, 1, 0, 2}, 3, 2),
+      gpus({0, 1, 2, 0}, 3, 4);
   const std::vector<int32_t> rank = {1, 0, 0, 0};
   const ExpertPlacement ranked({0, 1, 2, 0}, 3, 2, rank);
   EXPECT_EQ(plan.hash(), ExpertPlacement({0, 1, 2, 0}, 3, 2).hash());
@@ -346,7 +365,8 @@ TEST(Eplb, LoadsAndMoves) {
   EXPECT_EQ(moved_experts(plan, ExpertPlacement({1, 0, 0, 2}, 3, 2)), 0);  // within a GPU
   EXPECT_EQ(moved_experts(plan, ExpertPlacement({0, 1, 2, 1}, 3, 2)), 1);
   EXPECT_EQ(moved_experts(plan, ExpertPlacement({2, 0, 0, 1}, 3, 2)), 2);
-  EXPECT_EQ(moved_experts(plan, ExpertPlacement({2, 2, 0, 1}, 3, 2)), 2);  // the second copy is made on the spot
+  // the second copy is made on the spot
+  EXPECT_EQ(moved_experts(plan, ExpertPlacement({2, 2, 0, 1}, 3, 2)), 2);
 }
 
 }  // namespace

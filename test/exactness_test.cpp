@@ -1,7 +1,9 @@
-// The first rung of the exactness ladder: the schedule, the number of pipeline ranks and of threads, resuming, and the
-// transport (mpi_run_test.cpp) do not change one bit of loss, gradient norm, weights and moments.
+// The first rung of the exactness ladder: the schedule, the number of pipeline ranks and of
+// threads, resuming, and the transport (mpi_run_test.cpp) do not change one bit of loss, gradient
+// norm, weights and moments.
 //
-// Every run here is a real one: ranks are threads that train a small model and exchange what the schedule says.
+// Every run here is a real one: ranks are threads that train a small model and exchange what the
+// schedule says.
 #include <gtest/gtest.h>
 
 #include "pipeline/train/trainer.h"
@@ -17,11 +19,13 @@ struct Trace {
   uint64_t state = 0;              // weights and moments
   std::string validation;
   bool copies_agree = false;
-  bool clipped = false;            // in every step
+  bool clipped = false;                   // in every step
   std::vector<int64_t> activation_bytes;  // [ranks]
   Usage usage;
 
-  bool operator==(const Trace& o) const { return steps == o.steps && state == o.state && validation == o.validation; }
+  bool operator==(const Trace& o) const {
+    return steps == o.steps && state == o.state && validation == o.validation;
+  }
 };
 void PrintTo(const Trace& t, std::ostream* out) {
   for (const std::string& step : t.steps) *out << step << "\n";
@@ -58,7 +62,8 @@ Trace train(const TrainOptions& options) {
 class Exactness : public RunTest {
  protected:
   // Eight layers, so that four ranks can hold two stages each; and gradients that are clipped.
-  TrainOptions options(const std::string& schedule, int64_t pp, int64_t microbatches = 12, int64_t steps = 3) const {
+  TrainOptions options(
+      const std::string& schedule, int64_t pp, int64_t microbatches = 12, int64_t steps = 3) const {
     TrainOptions o = RunTest::options("", steps);
     o.model = "n_layers=8";
     o.microbatches = microbatches;
@@ -87,7 +92,8 @@ TEST_F(Exactness, SoDoesAnyNumberOfMicrobatches) {
     const Trace one = train(options("gpipe", 1, microbatches, 2));
     for (const ScheduleKind& kind : schedule_kinds()) {
       if (std::string(kind.name) == "dualpipe" && microbatches % 2) continue;
-      EXPECT_EQ(train(options(kind.name, 4, microbatches, 2)), one) << kind.name << ", " << microbatches << " microbatches";
+      EXPECT_EQ(train(options(kind.name, 4, microbatches, 2)), one)
+          << kind.name << ", " << microbatches << " microbatches";
     }
   }
   const Trace one = train(options("zbv", 1, 3, 2));  // fewer than the pipeline is long
@@ -125,7 +131,7 @@ TEST_F(Exactness, AnotherRunHasOtherBits) {
   EXPECT_NE(other.validation, one.validation);
 }
 
-// --- data parallelism --------------------------------------------------------------------------------------------------------
+// --- data parallelism ----------------------------------------------------------------------------
 
 TEST_F(Exactness, SchedulesAgreeOverDataParallelRanksToo) {
   const auto with_dp = [&](const char* schedule, int64_t pp) {
@@ -141,7 +147,8 @@ TEST_F(Exactness, SchedulesAgreeOverDataParallelRanksToo) {
     EXPECT_TRUE(t.copies_agree) << schedule;
   }
   EXPECT_EQ(with_dp("dualpipev", 4), two);
-  // The same global batch on one rank: sums are formed otherwise, but a sequence's forward pass does not know of it.
+  // The same global batch on one rank: sums are formed otherwise, but a sequence's forward pass
+  // does not know of it.
   const Trace one = train(options("1f1b", 1, 16));
   const auto loss = [](const std::string& step) { return step.substr(0, step.find(' ')); };
   EXPECT_EQ(loss(two.steps[0]), loss(one.steps[0]));
@@ -162,7 +169,8 @@ TEST_F(Exactness, CopiesThatDifferAreSeen) {
     run_ranks(job.run, [&](Comm& world) {
       const std::unique_ptr<Device> device = make_device(job, world.rank());
       Trainer trainer(job, world, *device);
-      const std::string a = newest_checkpoint(folder_ + "/a"), b = newest_checkpoint(folder_ + "/b");
+      const std::string a = newest_checkpoint(folder_ + "/a"),
+                        b = newest_checkpoint(folder_ + "/b");
       trainer.load(a);
       EXPECT_TRUE(trainer.copies_agree());
       trainer.load(world.rank() == 1 ? b : a);  // of dp 1 a mirrored rank, of dp 2 a replica
@@ -171,13 +179,14 @@ TEST_F(Exactness, CopiesThatDifferAreSeen) {
   }
 }
 
-// --- resuming ----------------------------------------------------------------------------------------------------------------
+// --- resuming ------------------------------------------------------------------------------------
 
 TEST_F(Exactness, ResumingUnderAnotherScheduleGoesOnWithTheSameBits) {
   const struct {
     const char* schedule;
     int64_t pp;
-  } parts[] = {{"1f1b", 1}, {"dualpipe", 4}, {"1f1b", 4}, {"zbv", 2}, {"dualpipev", 4}, {"dualpipe", 2}, {"gpipe", 1}};
+  } parts[] = {{"1f1b", 1}, {"dualpipe", 4}, {"1f1b", 4}, {"zbv", 2}, {"dualpipev", 4},
+      {"dualpipe", 2}, {"gpipe", 1}};
   TrainOptions whole = options("1f1b", 1, 8, std::size(parts));
   whole.out = folder_ + "/whole";
   run(whole);
@@ -194,7 +203,7 @@ TEST_F(Exactness, ResumingUnderAnotherScheduleGoesOnWithTheSameBits) {
   EXPECT_EQ(bits("parts").size(), std::size(parts) + 2);
 }
 
-// --- schedules from files ----------------------------------------------------------------------------------------------------
+// --- schedules from files ------------------------------------------------------------------------
 
 TEST_F(Exactness, AnyLegalScheduleFromAFileHasTheSameBits) {
   std::mt19937 rng(11);
@@ -202,8 +211,10 @@ TEST_F(Exactness, AnyLegalScheduleFromAFileHasTheSameBits) {
   int held = 0;
   for (int i = 0; i < 12; ++i) {
     const bool two_directions = i % 3 == 0;
-    const RandomShape shape{.pp = int(1 + rng() % 4), .stages_per_rank = two_directions ? 2 : int(1 + rng() % 2),
-                            .microbatches = 6 + i % 2, .two_directions = two_directions};
+    const RandomShape shape{.pp = int(1 + rng() % 4),
+        .stages_per_rank = two_directions ? 2 : int(1 + rng() % 2),
+        .microbatches = 6 + i % 2,
+        .two_directions = two_directions};
     const Schedule schedule = random_schedule(shape, rng);
     TrainOptions o = options(cat(folder_, "/", i, ".csv"), shape.pp, shape.microbatches, 2);
     std::ofstream file(o.schedule);
@@ -219,10 +230,11 @@ TEST_F(Exactness, AnyLegalScheduleFromAFileHasTheSameBits) {
   EXPECT_GT(held, 20) << "hardly a W out of order: the test tests little";
 }
 
-// --- memory ------------------------------------------------------------------------------------------------------------------
+// --- memory --------------------------------------------------------------------------------------
 
-// The pool's peak on rank 1 of 4, whose stages are all alike (neither embedding nor head), follows the checker's count. More by
-// up to one and a half: what one backward makes on its way, the gradients kept between an I and its W, results on their way.
+// The pool's peak on rank 1 of 4, whose stages are all alike (neither embedding nor head), follows
+// the checker's count. More by up to one and a half: what one backward makes on its way, the
+// gradients kept between an I and its W, results on their way.
 TEST_F(Exactness, PeakActivationsFollowTheCheckersCount) {
   const auto peak = [&](const std::string& schedule) {
     TrainOptions o = options(schedule, 4, 12, 1);
@@ -242,10 +254,11 @@ TEST_F(Exactness, PeakActivationsFollowTheCheckersCount) {
   EXPECT_EQ(peak("dualpipe").first, 4 + 1);
 }
 
-// --- wrong input -------------------------------------------------------------------------------------------------------------
+// --- wrong input ---------------------------------------------------------------------------------
 
 TEST_F(Exactness, RefusesWhatDoesNotFitTogetherAndWritesNothing) {
-  const auto refused = [&](TrainOptions o, const std::vector<std::string>& words, bool one_line = true) {
+  const auto refused = [&](TrainOptions o, const std::vector<std::string>& words,
+                           bool one_line = true) {
     o.out = folder_ + "/run";
     expect_refused([&] { run(o); }, words, one_line);
     EXPECT_FALSE(fs::exists(o.out)) << words[0];
@@ -271,7 +284,8 @@ TEST_F(Exactness, RefusesAWrongScheduleFromAFileWithTheCellMarked) {
   std::ostringstream text;
   write_csv(text, make_schedule("1f1b", {.pp = 2, .microbatches = 4}));
   const std::string good = text.str();
-  const auto refused = [&](const std::string& csv, const std::vector<std::string>& words, bool one_line) {
+  const auto refused = [&](const std::string& csv, const std::vector<std::string>& words,
+                           bool one_line) {
     std::ofstream(folder_ + "/wrong.csv") << csv;
     TrainOptions o = options(folder_ + "/wrong.csv", 2, 4);
     o.out = folder_ + "/run";
@@ -282,9 +296,12 @@ TEST_F(Exactness, RefusesAWrongScheduleFromAFileWithTheCellMarked) {
     std::string csv = good;
     return csv.replace(csv.find(cell), cell.size(), other);
   };
-  refused(with("0B2", "0B1"), {"wrong.csv", "0B1 comes a second time", ">0B1<", "rank 0", "rank 1"}, false);
+  refused(with("0B2", "0B1"), {"wrong.csv", "0B1 comes a second time", ">0B1<", "rank 0", "rank 1"},
+      false);
   refused(with("1B0", "1I0"), {"wrong.csv", "microbatch 0 lacks a W at stage 1", ">1I0<"}, false);
-  refused(with("0F0", "0B0").replace(good.find("0B0"), 3, "0F0"), {"no rank can go on", ">0B0<"}, false);  // swapped
+  // swapped
+  refused(with("0F0", "0B0").replace(good.find("0B0"), 3, "0F0"), {"no rank can go on", ">0B0<"},
+      false);
   refused(with("0F1", "0G1"), {"wrong.csv:1, cell 2", "0G1"}, true);
   refused("", {"wrong.csv", "found none"}, true);
   TrainOptions o = options(folder_ + "/good.csv", 4, 4);

@@ -1,6 +1,6 @@
-// Experts spread over ranks: the exchange plan against a naive one, and whole runs against one rank (the exactness ladder's
-// second row: the first step's loss bit for bit, then rounding), under every schedule, with overlap on and off (the first row:
-// every bit).
+// Experts spread over ranks: the exchange plan against a naive one, and whole runs against one rank
+// (the exactness ladder's second row: the first step's loss bit for bit, then rounding), under
+// every schedule, with overlap on and off (the first row: every bit).
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -16,7 +16,8 @@
 namespace duet {
 namespace {
 
-using Choices = std::vector<std::vector<int32_t>>;  // of each rank [tokens, topk], ascending within a token
+// of each rank [tokens, topk], ascending within a token
+using Choices = std::vector<std::vector<int32_t>>;
 
 Choices random_choices(std::mt19937& random, int ranks, int topk, int experts) {
   Choices choices(static_cast<size_t>(ranks));
@@ -31,7 +32,8 @@ Choices random_choices(std::mt19937& random, int ranks, int topk, int experts) {
   return choices;
 }
 
-// What travels is named: a token by (rank, token), a result by (rank, token, expert). The plans of all ranks are carried out.
+// What travels is named: a token by (rank, token), a result by (rank, token, expert). The plans of
+// all ranks are carried out.
 TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
   std::mt19937 random(1);
   for (int round = 0; round < 200; ++round) {
@@ -47,7 +49,8 @@ TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
       for (int from = 0; from < ranks; ++from) {
         const ExchangePlan& p = plans[size_t(from)];
         ASSERT_EQ(p.sent[size_t(to) + 1] - p.sent[size_t(to)],
-                  plans[size_t(to)].received[size_t(from) + 1] - plans[size_t(to)].received[size_t(from)]);
+            plans[size_t(to)].received[size_t(from) + 1] -
+                plans[size_t(to)].received[size_t(from)]);
         for (int64_t i = p.sent[size_t(to)]; i < p.sent[size_t(to) + 1]; ++i)
           received[size_t(to)].emplace_back(from, p.send_token[size_t(i)]);
       }
@@ -71,7 +74,8 @@ TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
         const auto expected = std::tuple(r, int(j) / topk, int(mine[j]));
         EXPECT_EQ(returned[size_t(r)][size_t(plans[size_t(r)].pos[j])], expected);
       }
-      for (size_t t = 0; t * size_t(topk) < mine.size(); ++t) {  // and each token knows the rows it was sent in, one a rank
+      // and each token knows the rows it was sent in, one a rank
+      for (size_t t = 0; t * size_t(topk) < mine.size(); ++t) {
         std::set<int> homes;
         for (int k = 0; k < topk; ++k) homes.insert(mine[t * size_t(topk) + size_t(k)] / slots);
         for (int k = 0; k < topk; ++k) {
@@ -111,7 +115,8 @@ class ExpertParallel : public RunTest {
 TEST_F(ExpertParallel, FollowsOneRank) {
   run(spread("one", 1, 1, 6));
   const auto one = metrics("one");
-  for (const auto& [dp, ep] : {std::pair(2, 1), std::pair(2, 2), std::pair(4, 2), std::pair(4, 4)}) {
+  for (const auto& [dp, ep] :
+      {std::pair(2, 1), std::pair(2, 2), std::pair(4, 2), std::pair(4, 4)}) {
     const std::string name = cat("dp", dp, "ep", ep);
     run(spread(name, dp, ep, 6));
     const auto spread = metrics(name);
@@ -133,7 +138,8 @@ TEST_F(ExpertParallel, EveryScheduleAndOverlapHasTheSameBits) {
       o.schedule = schedule;
       o.overlap = overlap;
       run(o);
-      EXPECT_EQ(bits(cat(schedule, overlap)), bits("reference")) << schedule << ", overlap " << overlap;
+      EXPECT_EQ(bits(cat(schedule, overlap)), bits("reference"))
+          << schedule << ", overlap " << overlap;
     }
 }
 
@@ -149,7 +155,8 @@ TEST_F(ExpertParallel, ResumesWithTheSameBitsAndWithAnotherSpread) {
     if (ep == 2) {
       EXPECT_EQ(bits("parts2"), bits("whole"));
     } else {
-      EXPECT_EQ(metrics("parts1")[2].first, metrics("whole")[2].first);  // the forward's bits do not know the spread
+      // the forward's bits do not know the spread
+      EXPECT_EQ(metrics("parts1")[2].first, metrics("whole")[2].first);
     }
   }
 }

@@ -10,7 +10,7 @@ struct ncclComm {
   int called = 0, ended = 0;  // operations; `ended` is guarded by the clique
   bool aborted = false, finalizing = false;
   int error = 0;
-  int pretended = 0;          // answers "in progress" so often
+  int pretended = 0;  // answers "in progress" so often
 };
 
 // The communicators of one id.
@@ -104,7 +104,8 @@ void operate(const std::shared_ptr<ncclComm>& held, int number, const std::vecto
   c.changed.notify_all();
 }
 
-// A communicator outlives its end while a stream still has its operations: held by this list, as the streams' are queued.
+// A communicator outlives its end while a stream still has its operations: held by this list, as
+// the streams' are queued.
 std::map<ncclComm*, std::shared_ptr<ncclComm>>& living() {
   static std::map<ncclComm*, std::shared_ptr<ncclComm>> all;  // guarded by the library's mutex
   return all;
@@ -137,7 +138,8 @@ int init(ncclComm** comm, int ranks, const NcclId& id, int rank, int) {
   std::lock_guard lock(library().mutex);
   auto& clique = library().cliques[id.bytes];
   if (!clique) clique = std::make_shared<Clique>();
-  const auto made = std::make_shared<ncclComm>(ncclComm{.rank = rank, .size = ranks, .clique = clique});
+  const auto made =
+      std::make_shared<ncclComm>(ncclComm{.rank = rank, .size = ranks, .clique = clique});
   living()[made.get()] = made;
   library().live++;
   *comm = made.get();
@@ -176,7 +178,8 @@ int group_end() {  // duet's groups have one communicator and one stream
   const auto comm = hold(calls[0].comm, "an operation");
   if (!comm) return kInvalidUsage;
   for (const Call& c : calls)
-    if (c.comm != calls[0].comm || c.stream != calls[0].stream || c.peer < 0 || c.peer >= comm->size || c.peer == comm->rank)
+    if (c.comm != calls[0].comm || c.stream != calls[0].stream || c.peer < 0 ||
+        c.peer >= comm->size || c.peer == comm->rank)
       blame("a group: another communicator, stream, or no such peer");
   comm->pretended = 2;
   if (library().break_next.exchange(false)) {
@@ -205,7 +208,8 @@ int forget(ncclComm* p, bool aborted) {
   if (!comm) return kInvalidUsage;
   {
     std::lock_guard lock(comm->clique->mutex);
-    if (!aborted && comm->clique->finalized < comm->size) blame("destroyed before all ranks had finalized");
+    if (!aborted && comm->clique->finalized < comm->size)
+      blame("destroyed before all ranks had finalized");
     comm->aborted = aborted;
     comm->clique->changed.notify_all();
   }
@@ -216,11 +220,13 @@ int forget(ncclComm* p, bool aborted) {
 }
 int destroy(ncclComm* comm) { return forget(comm, false); }
 int abort(ncclComm* comm) { return forget(comm, true); }
-const char* error_text(int code) { return code == kInternalError ? "internal error" : "invalid usage"; }
+const char* error_text(int code) {
+  return code == kInternalError ? "internal error" : "invalid usage";
+}
 
 constexpr NcclApi table(int (*gpu)()) {
-  return {gpu,  use_gpu, gpu_name,    get_id,    init,     async_error, send,
-          recv, group_start, group_end, finalize, destroy, abort,       error_text};
+  return {gpu, use_gpu, gpu_name, get_id, init, async_error, send, recv, group_start, group_end,
+      finalize, destroy, abort, error_text};
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The forward pass: attention against a naive one in double, and row invariance: a sequence's bits do not depend on the
-// sequences that share its microbatch, nor on threads.
+// The forward pass: attention against a naive one in double, and row invariance: a sequence's bits
+// do not depend on the sequences that share its microbatch, nor on threads.
 #include "model/attention.h"
 #include "model/ends.h"
 #include "model/layer.h"
@@ -16,7 +16,9 @@ Row times(const Row& x, const Tensor& w) {
     for (int64_t j = 0; j < w.cols; ++j) y[size_t(j)] += x[size_t(i)] * w.row<double>(i)[j];
   return y;
 }
-Row part(const Row& x, int64_t begin, int64_t n) { return Row(x.begin() + begin, x.begin() + begin + n); }
+Row part(const Row& x, int64_t begin, int64_t n) {
+  return Row(x.begin() + begin, x.begin() + begin + n);
+}
 Row normed(const Row& x, const Tensor& gain) {
   double squares = 0;
   for (double a : x) squares += a * a;
@@ -37,17 +39,20 @@ Row turned(Row x, int64_t position, double theta) {
 }
 void append(Row& to, const Row& x) { to.insert(to.end(), x.begin(), x.end()); }
 
-// The last token's output of attention over the tokens of one sequence: equations 1 to 11 of DeepSeek-V3's section 2.1.1.
+// The last token's output of attention over the tokens of one sequence: equations 1 to 11 of
+// DeepSeek-V3's section 2.1.1.
 Row naive_attention(const Bench& b, const std::vector<Row>& x) {
   const ModelConfig& c = b.config;
   const int64_t last = int64_t(x.size()) - 1, qk = c.qk_head_dim();
-  Row q = c.q_lora_rank ? times(normed(times(x.back(), b.weight("a.q_a_proj.weight")), b.weight("a.q_a_layernorm.weight")),
-                                b.weight("a.q_b_proj.weight"))
+  Row q = c.q_lora_rank ? times(normed(times(x.back(), b.weight("a.q_a_proj.weight")),
+                                    b.weight("a.q_a_layernorm.weight")),
+                              b.weight("a.q_b_proj.weight"))
                         : times(x.back(), b.weight("a.q_proj.weight"));
   Row mixed;
   for (int64_t h = 0; h < c.n_heads; ++h) {
     Row query = part(q, h * qk, c.qk_nope_head_dim);
-    append(query, turned(part(q, h * qk + c.qk_nope_head_dim, c.qk_rope_head_dim), last, c.rope_theta));
+    append(query,
+        turned(part(q, h * qk + c.qk_nope_head_dim, c.qk_rope_head_dim), last, c.rope_theta));
     Row mix(size_t(c.v_head_dim), 0.0);
     double sum = 0;
     for (int64_t t = 0; t <= last; ++t) {
@@ -61,7 +66,8 @@ Row naive_attention(const Bench& b, const std::vector<Row>& x) {
       for (size_t i = 0; i < key.size(); ++i) score += query[i] * key[i];
       const double weight = std::exp(score / std::sqrt(double(qk)));
       sum += weight;
-      for (int64_t i = 0; i < c.v_head_dim; ++i) mix[size_t(i)] += weight * kv[size_t(begin + c.qk_nope_head_dim + i)];
+      for (int64_t i = 0; i < c.v_head_dim; ++i)
+        mix[size_t(i)] += weight * kv[size_t(begin + c.qk_nope_head_dim + i)];
     }
     for (double& m : mix) m /= sum;
     append(mixed, mix);
@@ -91,12 +97,14 @@ TEST(Forward, AttentionEqualsNaiveAttention) {
   }
 }
 
-// Embedding, a dense layer, a layer of experts and the head; returns each token's last output and its loss, as bytes.
-std::vector<std::string> forward_bits(const ModelConfig& c, const std::vector<int32_t>& tokens, int64_t sequences,
-                                      int threads) {
+// Embedding, a dense layer, a layer of experts and the head; returns each token's last output and
+// its loss, as bytes.
+std::vector<std::string> forward_bits(
+    const ModelConfig& c, const std::vector<int32_t>& tokens, int64_t sequences, int threads) {
   Bench b(c, int64_t(tokens.size()) / sequences, sequences, Dtype::f32, threads);
   Embedding embedding(b.context, b.params);
-  Layer dense(b.context, b.params, 0, [&](Params& p, const std::string& prefix) { return make_dense(b.context, p, prefix); });
+  Layer dense(b.context, b.params, 0,
+      [&](Params& p, const std::string& prefix) { return make_dense(b.context, p, prefix); });
   Layer sparse(b.context, b.params, 1, [&](Params& p, const std::string& prefix) {
     return std::make_unique<Moe>(b.context, p, p, prefix, Moe::Options());
   });
@@ -130,14 +138,17 @@ std::vector<std::string> forward_bits(const ModelConfig& c, const std::vector<in
 void check_row_invariance(const ModelConfig& c, int64_t seq_len) {
   std::mt19937 rng(3);
   std::vector<int32_t> tokens;
-  for (int64_t i = 0; i < 4 * seq_len; ++i) tokens.push_back(int32_t(rng() % unsigned(c.vocab_size)));
+  for (int64_t i = 0; i < 4 * seq_len; ++i)
+    tokens.push_back(int32_t(rng() % unsigned(c.vocab_size)));
   const std::vector<std::string> together = forward_bits(c, tokens, 4, 1);
   EXPECT_TRUE(forward_bits(c, tokens, 4, 2) == together) << "two threads";
   for (int64_t sequence = 0; sequence < 4; ++sequence) {
-    const std::vector<int32_t> one(tokens.begin() + sequence * seq_len, tokens.begin() + (sequence + 1) * seq_len);
+    const std::vector<int32_t> one(
+        tokens.begin() + sequence * seq_len, tokens.begin() + (sequence + 1) * seq_len);
     const std::vector<std::string> alone = forward_bits(c, one, 1, 1);
     for (int64_t t = 0; t < seq_len; ++t)
-      ASSERT_TRUE(alone[size_t(t)] == together[size_t(sequence * seq_len + t)]) << "sequence " << sequence << ", token " << t;
+      ASSERT_TRUE(alone[size_t(t)] == together[size_t(sequence * seq_len + t)])
+          << "sequence " << sequence << ", token " << t;
   }
 }
 

@@ -1,5 +1,6 @@
-// The CPU's GEMM against the contract of gemm_cpu.h, written down as the slowest possible loops: equal in every bit. And the
-// contract's loops against plain sums in double, so that the oracle itself cannot be wrong together with the code.
+// The CPU's GEMM against the contract of gemm_cpu.h, written down as the slowest possible loops:
+// equal in every bit. And the contract's loops against plain sums in double, so that the oracle
+// itself cannot be wrong together with the code.
 #include "model/machine/gemm_cpu.h"
 
 #include <gtest/gtest.h>
@@ -11,8 +12,7 @@
 namespace duet {
 namespace {
 
-template <class T>
-T madd(T a, T b, T c) {
+template <class T> T madd(T a, T b, T c) {
 #if defined(__FMA__) || defined(__aarch64__)
   return std::fma(a, b, c);
 #else
@@ -21,36 +21,40 @@ T madd(T a, T b, T c) {
 }
 
 // A matrix within rows that are `gap` elements longer, so that strides are seen to be obeyed.
-template <class T>
-struct Matrix {
+template <class T> struct Matrix {
   std::vector<T> values;
   Tensor view;
-  Matrix(int64_t rows, int64_t cols, int seed, int64_t gap = 0, int copies = 1) : values(rows * (cols + gap) * copies) {
+  Matrix(int64_t rows, int64_t cols, int seed, int64_t gap = 0, int copies = 1)
+      : values(rows * (cols + gap) * copies) {
     std::mt19937 random(seed);
     std::uniform_real_distribution<double> uniform(-1, 1);
     for (T& x : values) x = T(uniform(random));
     view = {values.data(), DtypeOf<T>::value, rows, cols, cols + gap};
   }
-  Matrix(const Matrix& other) : values(other.values), view(other.view) { view.data = values.data(); }
+  Matrix(const Matrix& other) : values(other.values), view(other.view) {
+    view.data = values.data();
+  }
   int64_t stride() const { return view.rows * view.ld; }
 };
 
 // op(A)[i, k] and op(B)[k, j] of a plain product.
-template <class T>
-T a_at(const Gemm& g, int64_t i, int64_t k) { return g.form == Form::TN ? g.a.row<T>(k)[i] : g.a.row<T>(i)[k]; }
-template <class T>
-T b_at(const Gemm& g, int64_t k, int64_t j) { return g.form == Form::NT ? g.b.row<T>(j)[k] : g.b.row<T>(k)[j]; }
+template <class T> T a_at(const Gemm& g, int64_t i, int64_t k) {
+  return g.form == Form::TN ? g.a.row<T>(k)[i] : g.a.row<T>(i)[k];
+}
+template <class T> T b_at(const Gemm& g, int64_t k, int64_t j) {
+  return g.form == Form::NT ? g.b.row<T>(j)[k] : g.b.row<T>(k)[j];
+}
 
 // The contract.
-template <class T>
-void oracle(const Gemm& g) {
+template <class T> void oracle(const Gemm& g) {
   const int64_t depth = g.form == Form::TN ? g.a.rows : g.a.cols;
   for (int64_t i = 0; i < g.c.rows; i++)
     for (int64_t j = 0; j < g.c.cols; j++) {
       T c = g.accumulate ? g.c.row<T>(i)[j] : T(0);
       for (int64_t k0 = 0; k0 < depth; k0 += kBlock) {
         T p = 0;
-        for (int64_t k = k0; k < std::min<int64_t>(k0 + kBlock, depth); k++) p = madd(a_at<T>(g, i, k), b_at<T>(g, k, j), p);
+        for (int64_t k = k0; k < std::min<int64_t>(k0 + kBlock, depth); k++)
+          p = madd(a_at<T>(g, i, k), b_at<T>(g, k, j), p);
         c = madd(T(g.alpha), p, c);
       }
       g.c.row<T>(i)[j] = c;
@@ -62,41 +66,47 @@ void expect_same_bits(const Matrix<T>& found, const Matrix<T>& expected, const s
   ASSERT_EQ(found.values.size(), expected.values.size());
   for (size_t i = 0; i < found.values.size(); i++) {
     if (memcmp(&found.values[i], &expected.values[i], sizeof(T)) != 0) {
-      FAIL() << where << ": element " << i << ": found " << found.values[i] << ", expected " << expected.values[i];
+      FAIL() << where << ": element " << i << ": found " << found.values[i] << ", expected "
+             << expected.values[i];
     }
   }
 }
 
-template <class T>
-void zero_above_diagonal(Matrix<T>& m) {
+template <class T> void zero_above_diagonal(Matrix<T>& m) {
   for (int64_t i = 0; i < m.view.rows; i++)
     for (int64_t j = i + 1; j < m.view.cols; j++) m.view.template row<T>(i)[j] = 0;
 }
 
-template <class T>
-Matrix<T> make_a(Form form, int64_t m, int64_t k) { return form == Form::TN ? Matrix<T>(k, m, 1, 5) : Matrix<T>(m, k, 1, 3); }
-template <class T>
-Matrix<T> make_b(Form form, int64_t n, int64_t k) { return form == Form::NT ? Matrix<T>(n, k, 2, 1) : Matrix<T>(k, n, 2, 7); }
+template <class T> Matrix<T> make_a(Form form, int64_t m, int64_t k) {
+  return form == Form::TN ? Matrix<T>(k, m, 1, 5) : Matrix<T>(m, k, 1, 3);
+}
+template <class T> Matrix<T> make_b(Form form, int64_t n, int64_t k) {
+  return form == Form::NT ? Matrix<T>(n, k, 2, 1) : Matrix<T>(k, n, 2, 7);
+}
 
 constexpr Form kForms[] = {Form::NN, Form::NT, Form::TN};
 
-template <class T>
-struct GemmTest : testing::Test {};
+template <class T> struct GemmTest : testing::Test {};
 using Types = testing::Types<float, double>;
 TYPED_TEST_SUITE(GemmTest, Types);
 
 TYPED_TEST(GemmTest, EveryFormAndSizeHasTheContractsBits) {
   using T = TypeParam;
-  const int64_t sizes[][3] = {{1, 1, 1},    {1, 33, 7},    {12, 32, 64}, {13, 31, 5},   {25, 40, 300}, {3, 36, 257},
-                              {37, 96, 1},  {61, 17, 31},  {11, 48, 512}, {64, 32, 64}, {30, 20, 700}, {7, 300, 19},
-                              {600, 9, 10}};
+  const int64_t sizes[][3] = {{1, 1, 1}, {1, 33, 7}, {12, 32, 64}, {13, 31, 5}, {25, 40, 300},
+      {3, 36, 257}, {37, 96, 1}, {61, 17, 31}, {11, 48, 512}, {64, 32, 64}, {30, 20, 700},
+      {7, 300, 19}, {600, 9, 10}};
   ThreadPool pool(2);
   for (Form form : kForms)
     for (const auto& [m, n, k] : sizes)
       for (bool accumulate : {false, true}) {
         const Matrix<T> a = make_a<T>(form, m, k), b = make_b<T>(form, n, k);
         Matrix<T> found(m, n, 3, 9), expected = found;
-        Gemm g = {.form = form, .a = a.view, .b = b.view, .c = found.view, .accumulate = accumulate, .alpha = k % 2 ? 1 : 0.3};
+        Gemm g = {.form = form,
+            .a = a.view,
+            .b = b.view,
+            .c = found.view,
+            .accumulate = accumulate,
+            .alpha = k % 2 ? 1 : 0.3};
         gemm_cpu(g, {}, pool);
         g.c = expected.view;
         oracle<T>(g);
@@ -110,14 +120,16 @@ TYPED_TEST(GemmTest, TheContractIsAProduct) {
     const int64_t m = 9, n = 14, k = 600;
     const Matrix<T> a = make_a<T>(form, m, k), b = make_b<T>(form, n, k);
     Matrix<T> c(m, n, 3), old = c;
-    const Gemm g = {.form = form, .a = a.view, .b = b.view, .c = c.view, .accumulate = true, .alpha = -0.5};
+    const Gemm g = {
+        .form = form, .a = a.view, .b = b.view, .c = c.view, .accumulate = true, .alpha = -0.5};
     ThreadPool pool(1);
     gemm_cpu(g, {}, pool);
     for (int64_t i = 0; i < m; i++)
       for (int64_t j = 0; j < n; j++) {
         double sum = 0;
         for (int64_t l = 0; l < k; l++) sum += double(a_at<T>(g, i, l)) * double(b_at<T>(g, l, j));
-        EXPECT_NEAR(c.view.template row<T>(i)[j], old.view.template row<T>(i)[j] - 0.5 * sum, sizeof(T) == 8 ? 1e-13 : 2e-5);
+        EXPECT_NEAR(c.view.template row<T>(i)[j], old.view.template row<T>(i)[j] - 0.5 * sum,
+            sizeof(T) == 8 ? 1e-13 : 2e-5);
       }
   }
 }
@@ -130,7 +142,8 @@ TYPED_TEST(GemmTest, NoInnerDimensionGivesZerosOrLeavesC) {
       const Matrix<T> a = make_a<T>(form, 14, 0), b = make_b<T>(form, 35, 0);
       Matrix<T> found(14, 35, 3), expected = found;
       if (!accumulate) std::fill(expected.values.begin(), expected.values.end(), T(0));
-      gemm_cpu({.form = form, .a = a.view, .b = b.view, .c = found.view, .accumulate = accumulate}, {}, pool);
+      gemm_cpu({.form = form, .a = a.view, .b = b.view, .c = found.view, .accumulate = accumulate},
+          {}, pool);
       expect_same_bits(found, expected, cat("form ", int(form)));
     }
 }
@@ -155,7 +168,8 @@ TYPED_TEST(GemmTest, BitsDependNeitherOnOtherRowsNorOnThreads) {
     }
     for (auto [row, count] : {std::pair<int64_t, int64_t>{0, 1}, {5, 11}, {300, 1}, {77, 100}}) {
       Matrix<T> found = one;
-      for (int64_t i = row; i < row + count; i++) std::fill_n(found.view.template row<T>(i), n, T(7));
+      for (int64_t i = row; i < row + count; i++)
+        std::fill_n(found.view.template row<T>(i), n, T(7));
       Gemm h = g;
       h.a = form == Form::TN ? a.view.col_slice(row, count) : a.view.row_slice(row, count);
       h.c = found.view.row_slice(row, count);
@@ -165,20 +179,29 @@ TYPED_TEST(GemmTest, BitsDependNeitherOnOtherRowsNorOnThreads) {
   }
 }
 
-// Heads side by side, as attention has them: matrix i of A and B starts i columns blocks to the right; B's may be shared.
+// Heads side by side, as attention has them: matrix i of A and B starts i columns blocks to the
+// right; B's may be shared.
 TYPED_TEST(GemmTest, ABatchIsItsProductsOneByOne) {
   using T = TypeParam;
   const int64_t seq = 70, dim = 20, heads = 5;
   const Matrix<T> q(seq, dim * heads, 1), k(seq, dim * heads, 2);
   for (bool shared : {false, true}) {
     Matrix<T> found(seq, seq, 3, 0, heads), expected = found;
-    Gemm g = {.form = Form::NT, .a = q.view.col_slice(0, dim), .b = k.view.col_slice(0, dim), .c = found.view, .batch = heads,
-              .stride_a = dim, .stride_b = shared ? 0 : dim, .stride_c = found.stride()};
+    Gemm g = {.form = Form::NT,
+        .a = q.view.col_slice(0, dim),
+        .b = k.view.col_slice(0, dim),
+        .c = found.view,
+        .batch = heads,
+        .stride_a = dim,
+        .stride_b = shared ? 0 : dim,
+        .stride_c = found.stride()};
     ThreadPool pool(3);
     gemm_cpu(g, {}, pool);
     for (int h = 0; h < heads; h++) {
-      Gemm one = {.form = Form::NT, .a = q.view.col_slice(h * dim, dim), .b = k.view.col_slice(shared ? 0 : h * dim, dim),
-                  .c = expected.view};
+      Gemm one = {.form = Form::NT,
+          .a = q.view.col_slice(h * dim, dim),
+          .b = k.view.col_slice(shared ? 0 : h * dim, dim),
+          .c = expected.view};
       one.c.data = expected.values.data() + h * expected.stride();
       oracle<T>(one);
     }
@@ -198,8 +221,13 @@ TYPED_TEST(GemmTest, CausalSkipsOnlyZeros) {
         Matrix<T> a(seq, nt ? dim : seq, 1, 2), b(seq, dim, 2, 4);
         if (!nt) zero_above_diagonal(a);
         Matrix<T> found(seq, nt ? seq : dim, 3), expected = found;
-        Gemm g = {.form = form, .a = a.view, .b = b.view, .c = found.view, .accumulate = accumulate, .alpha = -0.25,
-                  .causal = true};
+        Gemm g = {.form = form,
+            .a = a.view,
+            .b = b.view,
+            .c = found.view,
+            .accumulate = accumulate,
+            .alpha = -0.25,
+            .causal = true};
         gemm_cpu(g, {}, pool);
         g.c = expected.view;
         oracle<T>(g);
@@ -218,16 +246,27 @@ TYPED_TEST(GemmTest, GroupsAreTheirProductsOneByOne) {
       for (bool accumulate : {false, true}) {
         const bool tn = form == Form::TN, nt = form == Form::NT;
         const Matrix<T> a(rows, k, 1);
-        const Matrix<T> b = tn ? Matrix<T>(rows, n, 2) : nt ? Matrix<T>(n, k, 2, 0, groups) : Matrix<T>(k, n, 2, 0, groups);
-        Matrix<T> found = tn ? Matrix<T>(k, n, 3, 0, groups) : Matrix<T>(rows, n, 3), expected = found;
-        Gemm g = {.form = form, .a = a.view, .b = b.view, .c = found.view, .accumulate = accumulate,
-                  .stride_b = tn ? 0 : b.stride(), .stride_c = tn ? found.stride() : 0};
+        const Matrix<T> b = tn ? Matrix<T>(rows, n, 2)
+            : nt               ? Matrix<T>(n, k, 2, 0, groups)
+                               : Matrix<T>(k, n, 2, 0, groups);
+        Matrix<T> found = tn ? Matrix<T>(k, n, 3, 0, groups) : Matrix<T>(rows, n, 3),
+                  expected = found;
+        Gemm g = {.form = form,
+            .a = a.view,
+            .b = b.view,
+            .c = found.view,
+            .accumulate = accumulate,
+            .stride_b = tn ? 0 : b.stride(),
+            .stride_c = tn ? found.stride() : 0};
         ThreadPool pool(threads);
         gemm_cpu(g, offsets, pool);
         for (int e = 0; e < groups; e++) {
           const int64_t begin = offsets[e], count = offsets[e + 1] - begin;
-          Gemm one = {.form = form, .a = a.view.row_slice(begin, count), .b = b.view, .c = expected.view,
-                      .accumulate = accumulate};
+          Gemm one = {.form = form,
+              .a = a.view.row_slice(begin, count),
+              .b = b.view,
+              .c = expected.view,
+              .accumulate = accumulate};
           if (tn) {
             one.b = b.view.row_slice(begin, count);
             one.c.data = expected.values.data() + e * expected.stride();

@@ -1,6 +1,6 @@
-// The emulated link of ranks whose messages lie in GPU memory, on devices that stand in for GPUs: what its two kernels compute,
-// messages that come when they should and not before, and training whose bits do not notice. Parsing, traffic and the CPU's
-// model are in link_test.cpp.
+// The emulated link of ranks whose messages lie in GPU memory, on devices that stand in for GPUs:
+// what its two kernels compute, messages that come when they should and not before, and training
+// whose bits do not notice. Parsing, traffic and the CPU's model are in link_test.cpp.
 #include "comm/gpu_link.h"
 
 #include <algorithm>
@@ -17,9 +17,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr int64_t kRow = 100000;  // bytes
 
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
 
-// --- the kernels -------------------------------------------------------------------------------------------------------------
+// --- the kernels ---------------------------------------------------------------------------------
 
 constexpr uint64_t kHour = 3600'000'000'000;
 
@@ -55,9 +57,9 @@ TEST(GpuLinkKernels, AWarpDoesTheWorkOfOneThread) {
   times[0] = times[1] = clock_ns() + 5'000'000;
   const uint64_t begin = times[0];
   EXPECT_EQ(SimWarp::run([&](SimWarp g) {
-              LinkBook::row<double>(g, 0, {times.at(0), times.at(1), times.at(2), times.at(3), 1'000'000, 0});
-            }),
-            "");
+    LinkBook::row<double>(g, 0, {times.at(0), times.at(1), times.at(2), times.at(3), 1'000'000, 0});
+  }),
+      "");
   EXPECT_EQ(times[2], begin + 1'000'000);
   EXPECT_EQ(SimWarp::run([&](SimWarp g) { LinkWait::row<double>(g, 0, {times.at(2)}); }), "");
   EXPECT_GE(clock_ns(), begin + 1'000'000);
@@ -76,17 +78,20 @@ TEST(GpuLinkKernels, BookingsFromSeveralStreamsAddUp) {
   for (int i = 0; i < kEach; i++)
     for (int s = 0; s < kStreams; s++) {
       const Tensor arrival{&arrivals[size_t(s * kEach + i)], Dtype::f64, 1, 1, 1};
-      launch<LinkBook>(*streams[size_t(s)], 1, {shared.at(0), shared.at(1), arrival, arrival, 3, 0});
+      launch<LinkBook>(
+          *streams[size_t(s)], 1, {shared.at(0), shared.at(1), arrival, arrival, 3, 0});
     }
   for (const auto& s : streams) s->synchronize();
   EXPECT_EQ(shared[0], begin + 3 * kStreams * kEach);
   EXPECT_EQ(shared[1], begin + 3 * kStreams * kEach);
 }
 
-// --- messages ----------------------------------------------------------------------------------------------------------------
+// --- messages ------------------------------------------------------------------------------------
 
 RunOptions linked(int ranks, double bandwidth, double latency = 0) {
-  return {.ranks = ranks, .timeout = 20, .link = {.intra = bandwidth, .inter = bandwidth, .latency = latency}};
+  return {.ranks = ranks,
+      .timeout = 20,
+      .link = {.intra = bandwidth, .inter = bandwidth, .latency = latency}};
 }
 
 // A rank's GPU, and eight rows of 100 kB in its memory.
@@ -97,7 +102,8 @@ struct Rank {
   CommStream comm;
   Buf data;
   explicit Rank(Comm& world)
-      : channels(world, gpu, {}), stream(gpu.compute()), comm(world, gpu), data(gpu.host_buffer(8, kRow / 4, Dtype::i32)) {
+      : channels(world, gpu, {}), stream(gpu.compute()), comm(world, gpu),
+        data(gpu.host_buffer(8, kRow / 4, Dtype::i32)) {
     std::fill_n(data->row<int32_t>(0), data->size(), world.rank());
   }
   Tensor row(int64_t r) const { return data->row_slice(r, 1); }
@@ -115,7 +121,8 @@ TEST(GpuLinkClock, MessagesArriveWhenTheyShould) {
     for (int i = 0; i < 10; i++) {
       world.barrier();
       const auto begin = Clock::now();  // both directions at once: 10 ms each, not 20
-      const Request out = world.isend(me.stream, me.row(0), peer, tag(i)), in = world.irecv(me.stream, me.row(1), peer, tag(i));
+      const Request out = world.isend(me.stream, me.row(0), peer, tag(i)),
+                    in = world.irecv(me.stream, me.row(1), peer, tag(i));
       if (i % 2) {
         world.wait(me.stream, in);
         me.stream.synchronize();
@@ -147,7 +154,8 @@ TEST(GpuLinkClock, MessagesOfOneSenderQueue) {
     }
     for (const Request& r : requests) world.wait(me.stream, r);
     me.stream.synchronize();
-    EXPECT_GE(seconds_since(begin), world.rank() == 0 ? 0.100 : 0.050) << "out of rank 0 one after the other";
+    EXPECT_GE(seconds_since(begin), world.rank() == 0 ? 0.100 : 0.050)
+        << "out of rank 0 one after the other";
   });
 }
 
@@ -157,10 +165,12 @@ TEST(GpuLinkClock, AMessageUnderWayDelaysNobodyElse) {
     const bool first = world.rank() == 0;
     world.barrier();
     const auto begin = Clock::now();
-    const Request slow = first ? world.isend(me.stream, me.row(0), 1, tag(0)) : world.irecv(me.stream, me.row(1), 0, tag(0));
+    const Request slow = first ? world.isend(me.stream, me.row(0), 1, tag(0))
+                               : world.irecv(me.stream, me.row(1), 0, tag(0));
     world.wait(me.comm, slow);  // 0.4 s
     const Tensor small = me.row(2).col_slice(0, 1);
-    const Request quick = first ? world.irecv(me.stream, small, 1, tag(1)) : world.isend(me.stream, small, 0, tag(1));
+    const Request quick =
+        first ? world.irecv(me.stream, small, 1, tag(1)) : world.isend(me.stream, small, 0, tag(1));
     world.wait(me.stream, quick);
     me.stream.synchronize();
     EXPECT_LT(seconds_since(begin), 0.3) << "computation goes on, and the other direction is free";
@@ -177,7 +187,8 @@ TEST(GpuLinkClock, AnAllToAllTakesItsBusiestLinksTime) {
     for (int i = 0; i < 5; i++) {
       world.barrier();
       const auto begin = Clock::now();
-      world.all_to_all_v(me.comm, me.data->row_slice(0, 4), offsets, me.data->row_slice(4, 4), offsets);
+      world.all_to_all_v(
+          me.comm, me.data->row_slice(0, 4), offsets, me.data->row_slice(4, 4), offsets);
       EXPECT_LT(seconds_since(begin), 0.025) << "the host goes on";
       me.comm->synchronize();
       const double took = seconds_since(begin);
@@ -190,16 +201,17 @@ TEST(GpuLinkClock, AnAllToAllTakesItsBusiestLinksTime) {
 }
 
 TEST(GpuLinkClock, AFailingRankStopsTheOthers) {
-  EXPECT_EQ(error_of(linked(2, 200e3), [](Comm& world) {
-              Rank me(world);
-              const Request r = world.rank() ? world.irecv(me.stream, me.row(0), 0, tag(0))
-                                             : world.isend(me.stream, me.row(0), 1, tag(0));
-              world.wait(me.stream, r);
-              if (world.rank()) throw Error("out of tokens");
-              me.stream.synchronize();
-              world.barrier();
-            }),
-            "rank 1: out of tokens");
+  EXPECT_EQ(error_of(linked(2, 200e3),
+                [](Comm& world) {
+                  Rank me(world);
+                  const Request r = world.rank() ? world.irecv(me.stream, me.row(0), 0, tag(0))
+                                                 : world.isend(me.stream, me.row(0), 1, tag(0));
+                  world.wait(me.stream, r);
+                  if (world.rank()) throw Error("out of tokens");
+                  me.stream.synchronize();
+                  world.barrier();
+                }),
+      "rank 1: out of tokens");
 }
 
 TEST(GpuLinkClock, MessagesNeedTheirChannels) {
@@ -208,10 +220,11 @@ TEST(GpuLinkClock, MessagesNeedTheirChannels) {
     const Buf word = gpu.host_buffer(1, 1, Dtype::i32);
     world.isend(gpu.compute(), word, 1 - world.rank(), tag(0));
   });
-  EXPECT_NE(error.find("over an emulated link: expected Channels, made before"), std::string::npos) << error;
+  EXPECT_NE(error.find("over an emulated link: expected Channels, made before"), std::string::npos)
+      << error;
 }
 
-// --- training ----------------------------------------------------------------------------------------------------------------
+// --- training ------------------------------------------------------------------------------------
 
 class GpuLinkTraining : public RunTest {
  protected:

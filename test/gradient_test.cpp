@@ -1,5 +1,6 @@
-// Hand-written gradients against central differences, all in double, to 1e-6 of the tensor's largest gradient: for inputs and
-// for every parameter of every part of the model. The objective is sum(dy * y) with a random dy, or the loss.
+// Hand-written gradients against central differences, all in double, to 1e-6 of the tensor's
+// largest gradient: for inputs and for every parameter of every part of the model. The objective is
+// sum(dy * y) with a random dy, or the loss.
 #include "model/attention.h"
 #include "model/ends.h"
 #include "model/layer.h"
@@ -19,18 +20,20 @@ void check_attention(int64_t q_lora_rank, int64_t seq_len, int64_t sequences, in
   b.allocate();
   Buf x = b.random(b.context.tokens(), c.d_model), dy = b.random(b.context.tokens(), c.d_model);
   check_gradients(b, x,
-                  {.objective = [&] {
-                     Attention::Saved s;
-                     return Bench::dot(dy, attention.forward(s, x));
-                   },
-                   .backward = [&](int half) {
-                     Attention::Saved s;
-                     attention.forward(s, x);
-                     Buf dx = attention.backward_input(s, dy);
-                     attention.backward_weight(s, x, dy, half);
-                     return dx;
-                   }},
-                  sample);
+      {.objective =
+              [&] {
+                Attention::Saved s;
+                return Bench::dot(dy, attention.forward(s, x));
+              },
+          .backward =
+              [&](int half) {
+                Attention::Saved s;
+                attention.forward(s, x);
+                Buf dx = attention.backward_input(s, dy);
+                attention.backward_weight(s, x, dy, half);
+                return dx;
+              }},
+      sample);
 }
 
 TEST(Gradient, Attention) { check_attention(0, kSeqLen, kSequences, 1000); }
@@ -57,29 +60,32 @@ struct Choice {
 
 void check_feed_forward(Bench& b, FeedForward& ffn, Choice choice) {
   const int64_t d = b.config.d_model;
-  Buf x = b.random(b.context.tokens(), d), dy = b.random(b.context.tokens(), d), residual = b.random(b.context.tokens(), d);
+  Buf x = b.random(b.context.tokens(), d), dy = b.random(b.context.tokens(), d),
+      residual = b.random(b.context.tokens(), d);
   check_gradients(b, x,
-                  {.objective = [&] {
-                     auto s = ffn.route_f(0, x);
-                     ffn.dispatch_f(*s, x);
-                     ffn.shared_f(*s, x);
-                     ffn.experts_f(*s, x);
-                     return Bench::dot(dy, ffn.combine_f(*s, residual)) + choice.check(b.context);
-                   },
-                   .backward = [&](int half) {
-                     auto s = ffn.route_f(0, x);
-                     ffn.dispatch_f(*s, x);
-                     ffn.shared_f(*s, x);
-                     ffn.experts_f(*s, x);
-                     ffn.combine_f(*s, residual);
-                     choice.check(b.context);
-                     ffn.combine_i(*s, dy);
-                     ffn.shared_i(*s);
-                     ffn.experts_i(*s);
-                     Buf dx = ffn.dispatch_i(*s);
-                     ffn.experts_w(*s, x, dy, half);
-                     return dx;
-                   }});
+      {.objective =
+              [&] {
+                auto s = ffn.route_f(0, x);
+                ffn.dispatch_f(*s, x);
+                ffn.shared_f(*s, x);
+                ffn.experts_f(*s, x);
+                return Bench::dot(dy, ffn.combine_f(*s, residual)) + choice.check(b.context);
+              },
+          .backward =
+              [&](int half) {
+                auto s = ffn.route_f(0, x);
+                ffn.dispatch_f(*s, x);
+                ffn.shared_f(*s, x);
+                ffn.experts_f(*s, x);
+                ffn.combine_f(*s, residual);
+                choice.check(b.context);
+                ffn.combine_i(*s, dy);
+                ffn.shared_i(*s);
+                ffn.experts_i(*s);
+                Buf dx = ffn.dispatch_i(*s);
+                ffn.experts_w(*s, x, dy, half);
+                return dx;
+              }});
 }
 
 TEST(Gradient, DenseFeedForward) {
@@ -109,14 +115,16 @@ void check_layer(int64_t index) {
   Bench b(small_config(), kSeqLen, kSequences);
   b.context.balance_scale = 0.7;
   Choice choice;
-  Layer layer(b.context, b.params, index, [&](Params& params, const std::string& prefix) -> std::unique_ptr<FeedForward> {
-    if (b.config.dense(index)) return make_dense(b.context, params, prefix);
-    auto moe = std::make_unique<Moe>(b.context, params, params, prefix, Moe::Options());
-    choice.moe = moe.get();
-    return moe;
-  });
+  Layer layer(b.context, b.params, index,
+      [&](Params& params, const std::string& prefix) -> std::unique_ptr<FeedForward> {
+        if (b.config.dense(index)) return make_dense(b.context, params, prefix);
+        auto moe = std::make_unique<Moe>(b.context, params, params, prefix, Moe::Options());
+        choice.moe = moe.get();
+        return moe;
+      });
   b.allocate();
-  Buf x = b.random(b.context.tokens(), b.config.d_model), dy = b.random(b.context.tokens(), b.config.d_model);
+  Buf x = b.random(b.context.tokens(), b.config.d_model),
+      dy = b.random(b.context.tokens(), b.config.d_model);
   const auto forward = [&](Layer::Saved& s) {
     layer.attention_f(s, b.copy(x));
     layer.route_f(s, 0);
@@ -126,24 +134,26 @@ void check_layer(int64_t index) {
     return layer.combine_f(s);
   };
   check_gradients(b, x,
-                  {.objective = [&] {
-                     Layer::Saved s;
-                     const double y = Bench::dot(dy, forward(s));
-                     return y + choice.check(b.context);
-                   },
-                   .backward = [&](int half) {
-                     Layer::Saved s;
-                     forward(s);
-                     choice.check(b.context);
-                     layer.combine_i(s, b.copy(dy));
-                     layer.shared_i(s);
-                     layer.experts_i(s);
-                     layer.dispatch_i(s);
-                     Buf dx = layer.attention_i(s);
-                     layer.experts_w(s, half);
-                     layer.attention_w(s, half);
-                     return dx;
-                   }});
+      {.objective =
+              [&] {
+                Layer::Saved s;
+                const double y = Bench::dot(dy, forward(s));
+                return y + choice.check(b.context);
+              },
+          .backward =
+              [&](int half) {
+                Layer::Saved s;
+                forward(s);
+                choice.check(b.context);
+                layer.combine_i(s, b.copy(dy));
+                layer.shared_i(s);
+                layer.experts_i(s);
+                layer.dispatch_i(s);
+                Buf dx = layer.attention_i(s);
+                layer.experts_w(s, half);
+                layer.attention_w(s, half);
+                return dx;
+              }});
 }
 
 TEST(Gradient, DenseLayer) { check_layer(0); }
@@ -156,17 +166,19 @@ TEST(Gradient, Embedding) {
   const std::vector<int32_t> tokens = {3, 12, 0, 3, 3, 7, 0, 5, 12, 3};
   Buf dy = b.random(b.context.tokens(), b.config.d_model);
   check_gradients(b, {},
-                  {.objective = [&] {
-                     Embedding::Saved s;
-                     return Bench::dot(dy, embedding.forward(s, tokens));
-                   },
-                   .backward = [&](int half) {
-                     Embedding::Saved s;
-                     embedding.forward(s, tokens);
-                     embedding.backward_input(s, b.copy(dy));
-                     embedding.backward_weight(s, half);
-                     return Buf();
-                   }});
+      {.objective =
+              [&] {
+                Embedding::Saved s;
+                return Bench::dot(dy, embedding.forward(s, tokens));
+              },
+          .backward =
+              [&](int half) {
+                Embedding::Saved s;
+                embedding.forward(s, tokens);
+                embedding.backward_input(s, b.copy(dy));
+                embedding.backward_weight(s, half);
+                return Buf();
+              }});
 }
 
 TEST(Gradient, HeadWithCrossEntropy) {
@@ -175,7 +187,8 @@ TEST(Gradient, HeadWithCrossEntropy) {
   Head head(b.context, b.params);
   b.allocate();
   const std::vector<int32_t> targets = {12, 0, 3, 3, 7, 0, 5, 12, 3, 1};
-  Buf x = b.random(b.context.tokens(), b.config.d_model), loss = b.device->host_buffer(b.context.tokens(), 1, Dtype::f64);
+  Buf x = b.random(b.context.tokens(), b.config.d_model),
+      loss = b.device->host_buffer(b.context.tokens(), 1, Dtype::f64);
   const auto forward = [&](Head::Saved& s) {
     head.forward(s, b.copy(x));
     head.loss(s, targets, loss);
@@ -184,17 +197,19 @@ TEST(Gradient, HeadWithCrossEntropy) {
     return b.context.loss_scale * sum;
   };
   check_gradients(b, x,
-                  {.objective = [&] {
-                     Head::Saved s;
-                     return forward(s);
-                   },
-                   .backward = [&](int half) {
-                     Head::Saved s;
-                     forward(s);
-                     Buf dx = head.backward_input(s);
-                     head.backward_weight(s, half);
-                     return dx;
-                   }});
+      {.objective =
+              [&] {
+                Head::Saved s;
+                return forward(s);
+              },
+          .backward =
+              [&](int half) {
+                Head::Saved s;
+                forward(s);
+                Buf dx = head.backward_input(s);
+                head.backward_weight(s, half);
+                return dx;
+              }});
 }
 
 }  // namespace

@@ -22,7 +22,8 @@ std::string error_of(auto&& f) {
 }
 
 TEST(Json, KeepsOrderAndTypes) {
-  const std::string text = R"({"z":1,"a":[true,null,-2.5,"x\"y"],"m":{"k":9223372036854775807},"e":{},"l":[]})";
+  const std::string text =
+      R"({"z":1,"a":[true,null,-2.5,"x\"y"],"m":{"k":9223372036854775807},"e":{},"l":[]})";
   const Json j = Json::parse(text, "t");
   EXPECT_EQ(j.dump(), text);
   EXPECT_EQ(j.at("z").integer(), 1);
@@ -37,7 +38,8 @@ TEST(Json, KeepsOrderAndTypes) {
 
 TEST(Json, ATemporaryGivesValues) {
   int64_t sum = 0;
-  for (const Json& x : Json::parse(R"({"a":{"b":[1,2,3]}})", "t").at("a").at("b").items()) sum += x.integer();
+  for (const Json& x : Json::parse(R"({"a":{"b":[1,2,3]}})", "t").at("a").at("b").items())
+    sum += x.integer();
   EXPECT_EQ(sum, 6);
 }
 
@@ -47,7 +49,7 @@ TEST(Json, BuildsAndIndents) {
   EXPECT_EQ(j.dump(), R"({"name":"duet","pp":8,"on":true,"none":null,"ranks":[["0F0","0B0"],[]]})");
   EXPECT_EQ(Json::parse(j.dump(2), "t").dump(), j.dump());
   EXPECT_EQ(Json::object({{"a", Json(std::vector<int>{1, 2})}, {"b", Json::object()}}).dump(2),
-            "{\n  \"a\": [1, 2],\n  \"b\": {}\n}");
+      "{\n  \"a\": [1, 2],\n  \"b\": {}\n}");
 }
 
 TEST(Json, DoublesRoundTripBitForBit) {
@@ -76,25 +78,37 @@ TEST(Json, BytesThatAreNotUtf8AreReplaced) {
 }
 
 TEST(Json, ErrorsNameThePlaceWhatIsExpectedAndWhatIsFound) {
-  const Json j = Json::parse(R"({"d_model":"big","rope":{"theta":[1,"two"]},"n":0})", "config.json");
-  EXPECT_EQ(error_of([&] { j.at("d_model").integer(); }), "config.json: d_model: expected an integer, found \"big\"");
+  const Json j =
+      Json::parse(R"({"d_model":"big","rope":{"theta":[1,"two"]},"n":0})", "config.json");
+  EXPECT_EQ(error_of([&] { j.at("d_model").integer(); }),
+      "config.json: d_model: expected an integer, found \"big\"");
   EXPECT_EQ(error_of([&] { j.at("rope").at("theta").items()[1].number(); }),
-            "config.json: rope.theta: expected a number, found \"two\"");
-  EXPECT_EQ(error_of([&] { j.at("n").integer(1, 8); }), "config.json: n: expected an integer in 1 .. 8, found 0");
-  EXPECT_EQ(error_of([&] { j.at("n").integer(1); }), "config.json: n: expected an integer of at least 1, found 0");
-  EXPECT_EQ(error_of([&] { j.at("layers"); }), "config.json: expected the key \"layers\", found \"d_model\", \"rope\", \"n\"");
+      "config.json: rope.theta: expected a number, found \"two\"");
+  EXPECT_EQ(error_of([&] { j.at("n").integer(1, 8); }),
+      "config.json: n: expected an integer in 1 .. 8, found 0");
+  EXPECT_EQ(error_of([&] { j.at("n").integer(1); }),
+      "config.json: n: expected an integer of at least 1, found 0");
+  EXPECT_EQ(error_of([&] { j.at("layers"); }),
+      "config.json: expected the key \"layers\", found \"d_model\", \"rope\", \"n\"");
   EXPECT_EQ(error_of([&] { j.at("n").at("x"); }), "config.json: n: expected an object, found 0");
   EXPECT_EQ(error_of([&] { Json(2.5).integer(); }), "expected an integer, found 2.5");
 }
 
 TEST(Json, RefusesWhatIsNotJson) {
-  for (const char* bad : {"", "{", "[1,]", "{\"a\":1,}", "NaN", "01", "{} x", "\"\xff\"", "{'a':1}"}) {
-    EXPECT_EQ(error_of([&] { Json::parse(bad, "f"); }).rfind("f: not valid JSON: parse error at", 0), 0u) << bad;
+  for (const char* bad :
+      {"", "{", "[1,]", "{\"a\":1,}", "NaN", "01", "{} x", "\"\xff\"", "{'a':1}"}) {
+    EXPECT_EQ(
+        error_of([&] { Json::parse(bad, "f"); }).rfind("f: not valid JSON: parse error at", 0), 0u)
+        << bad;
   }
-  EXPECT_EQ(error_of([&] { Json::parse(R"({"x":{"a":1,"b":2,"a":3}})", "f"); }), "f: x: the key \"a\" occurs twice");
+  EXPECT_EQ(error_of([&] { Json::parse(R"({"x":{"a":1,"b":2,"a":3}})", "f"); }),
+      "f: x: the key \"a\" occurs twice");
   const std::string deep(1000000, '[');
-  EXPECT_NE(error_of([&] { Json::parse(deep, "f"); }).find("nested deeper than the 200 levels allowed"), std::string::npos);
-  EXPECT_EQ(error_of([&] { Json::load("/none.json"); }), "/none.json: cannot be opened: No such file or directory");
+  EXPECT_NE(
+      error_of([&] { Json::parse(deep, "f"); }).find("nested deeper than the 200 levels allowed"),
+      std::string::npos);
+  EXPECT_EQ(error_of([&] { Json::load("/none.json"); }),
+      "/none.json: cannot be opened: No such file or directory");
   EXPECT_EQ(error_of([&] { Json::load("/"); }), "/: cannot be read: Is a directory");
 }
 

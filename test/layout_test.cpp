@@ -1,4 +1,5 @@
-// Who is who among the ranks, which layers a stage has, and the numbers of a step that all ranks agree on.
+// Who is who among the ranks, which layers a stage has, and the numbers of a step that all ranks
+// agree on.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -15,7 +16,7 @@ namespace {
 
 using Bounds = std::vector<int64_t>;
 
-// --- layout ------------------------------------------------------------------------------------------------------------------
+// --- layout --------------------------------------------------------------------------------------
 
 TEST(Layout, EveryRankHasOnePlaceAndKnowsItsNeighbours) {
   const Layout layout{.dp = 3, .pp = 4};
@@ -35,7 +36,7 @@ TEST(Layout, EveryRankHasOnePlaceAndKnowsItsNeighbours) {
   EXPECT_EQ(layout.replicas_of(4), (std::vector<int>{3, 4, 5}));  // of one stage: neighbours
 }
 
-// --- split -------------------------------------------------------------------------------------------------------------------
+// --- split ---------------------------------------------------------------------------------------
 
 double part_cost(const ModelConfig& c, int64_t seq_len, int64_t begin, int64_t end) {
   double sum = end == c.n_layers ? c.head_flops_per_token() : 0;
@@ -43,13 +44,14 @@ double part_cost(const ModelConfig& c, int64_t seq_len, int64_t begin, int64_t e
   return sum;
 }
 
-// What a split is judged by, the more important first: the largest part, then how late the last part begins; and so on for the
-// layers before it. Smaller is better.
+// What a split is judged by, the more important first: the largest part, then how late the last
+// part begins; and so on for the layers before it. Smaller is better.
 std::vector<double> judged(const ModelConfig& c, int64_t seq_len, const Bounds& bounds) {
   std::vector<double> by;
   for (size_t parts = bounds.size() - 1; parts > 0; --parts) {
     double largest = 0;
-    for (size_t i = 0; i < parts; ++i) largest = std::max(largest, part_cost(c, seq_len, bounds[i], bounds[i + 1]));
+    for (size_t i = 0; i < parts; ++i)
+      largest = std::max(largest, part_cost(c, seq_len, bounds[i], bounds[i + 1]));
     by.push_back(largest);
     by.push_back(-double(bounds[parts - 1]));
   }
@@ -57,14 +59,17 @@ std::vector<double> judged(const ModelConfig& c, int64_t seq_len, const Bounds& 
 }
 
 // Every way to cut layers begin .. n-1 into `parts`, after `bounds`.
-void all_splits(int64_t n, int parts, const Bounds& bounds, const std::function<void(const Bounds&)>& visit) {
+void all_splits(
+    int64_t n, int parts, const Bounds& bounds, const std::function<void(const Bounds&)>& visit) {
   const int64_t begin = bounds.back();
   for (int64_t end = begin + 1; end <= n - (parts - 1); ++end) {
     if (parts == 1 && end < n) continue;
     Bounds longer = bounds;
     longer.push_back(end);
-    if (parts == 1) visit(longer);
-    else all_splits(n, parts - 1, longer, visit);
+    if (parts == 1)
+      visit(longer);
+    else
+      all_splits(n, parts - 1, longer, visit);
   }
 }
 
@@ -81,7 +86,8 @@ TEST(SplitLayers, IsTheBestOfAllSplits) {
     all_splits(c.n_layers, stages, {0}, [&](const Bounds& bounds) {
       if (best.empty() || judged(c, 64, bounds) < judged(c, 64, best)) best = bounds;
     });
-    EXPECT_EQ(split_layers(c, 64, stages, ""), best) << c.n_layers << " layers, " << stages << " stages";
+    EXPECT_EQ(split_layers(c, 64, stages, ""), best)
+        << c.n_layers << " layers, " << stages << " stages";
   }
 }
 
@@ -111,11 +117,13 @@ TEST(SplitLayers, TakesAndRefusesWhatTheUserSays) {
   expect_contains(refused("3,4.5,4,3"), {"--split", "'4.5'"});
   expect_contains(refused("3,-4,4,11"), {"--split", "'-4'"});
   expect_contains(refused("3,,8,3"), {"--split", "''"});
-  expect_contains(refused("3,9223372036854775807,9223372036854775807,13"), {"--split", "9223372036854775807"});  // wraps to 14
+  // wraps to 14
+  expect_contains(
+      refused("3,9223372036854775807,9223372036854775807,13"), {"--split", "9223372036854775807"});
   expect_contains(refused("", 15), {"--pp", "15", "14"});
 }
 
-// --- step report -------------------------------------------------------------------------------------------------------------
+// --- step report ---------------------------------------------------------------------------------
 
 TEST(StepReport, WalksThroughKeysInOrderWithTheFirstValueAndTheSum) {
   const std::vector<std::vector<std::string>> keys = {
@@ -136,7 +144,9 @@ TEST(StepReport, WalksThroughKeysInOrderWithTheFirstValueAndTheSum) {
       const double s = step, d = 2 * step;
       const std::string loads = cat("load 1: 3 ", d + 13, "; load 2: 1 ", d + 41, "; ");
       const std::string squares_b = cat("square b: 2 ", d + 32, "; ");
-      EXPECT_EQ(text, cat(loads, "square a: 20 ", s + 20, "; ", squares_b, "| ", loads, "| ", squares_b, "| | "));
+      EXPECT_EQ(text,
+          cat(loads, "square a: 20 ", s + 20, "; ", squares_b, "| ", loads, "| ", squares_b,
+              "| | "));
     }
   });
 }
@@ -156,12 +166,12 @@ TEST(StepReport, AddsInTheOrderOfRanks) {
 
 TEST(StepReport, AMissingValueIsAnError) {
   EXPECT_THROW(run_ranks({.ranks = 2},
-                         [](Comm& world) {
-                           StepReport report(world, {"a", "b"});
-                           report.exchange(std::vector<double>(world.rank() == 1 ? 1 : 2));
-                           report.for_each("", [](const std::string&, double, double) {});
-                         }),
-               Error);
+                   [](Comm& world) {
+                     StepReport report(world, {"a", "b"});
+                     report.exchange(std::vector<double>(world.rank() == 1 ? 1 : 2));
+                     report.for_each("", [](const std::string&, double, double) {});
+                   }),
+      Error);
 }
 
 }  // namespace

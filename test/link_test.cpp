@@ -1,5 +1,6 @@
-// The emulated interconnect: arrival times against a naive model in slots of time, messages that come when they should and not
-// before, waiting that costs no processor time, traffic counted by hand, and training whose bits do not notice.
+// The emulated interconnect: arrival times against a naive model in slots of time, messages that
+// come when they should and not before, waiting that costs no processor time, traffic counted by
+// hand, and training whose bits do not notice.
 #include "comm/link.h"
 
 #include <gtest/gtest.h>
@@ -24,19 +25,26 @@ using Clock = std::chrono::steady_clock;
 using Micro = std::chrono::microseconds;
 constexpr int64_t kMB = 1000000;
 
-double seconds_since(Time begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+double seconds_since(Time begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
 
-Tensor view(std::vector<int32_t>& v) { return {v.data(), Dtype::i32, 1, int64_t(v.size()), int64_t(v.size())}; }
+Tensor view(std::vector<int32_t>& v) {
+  return {v.data(), Dtype::i32, 1, int64_t(v.size()), int64_t(v.size())};
+}
 
-// --- the model, on a clock of the test's own ---------------------------------------------------------------------------------
+// --- the model, on a clock of the test's own -----------------------------------------------------
 
-// Slots of a microsecond: a message takes the first that its sender's outgoing and its receiver's incoming side have free.
+// Slots of a microsecond: a message takes the first that its sender's outgoing and its receiver's
+// incoming side have free.
 struct NaiveLinks {
   LinkModel model;
   std::vector<std::vector<char>> out, in;  // [ranks][slots]: taken
-  NaiveLinks(const LinkModel& m, int ranks) : model(m), out(size_t(ranks), std::vector<char>(20000)), in(out) {}
+  NaiveLinks(const LinkModel& m, int ranks)
+      : model(m), out(size_t(ranks), std::vector<char>(20000)), in(out) {}
   int64_t send(int from, int to, int64_t bytes, int64_t now) {
-    const bool same = model.ranks_per_node == 0 || from / model.ranks_per_node == to / model.ranks_per_node;
+    const bool same =
+        model.ranks_per_node == 0 || from / model.ranks_per_node == to / model.ranks_per_node;
     int64_t left = bytes / int64_t((same ? model.intra : model.inter) / 1e6), slot = now;
     for (; left > 0; slot++)
       if (!out[size_t(from)][size_t(slot)] && !in[size_t(to)][size_t(slot)]) {
@@ -51,23 +59,28 @@ TEST(Links, ArrivalsAreTheNaiveModels) {
   std::mt19937 random(1);
   for (int round = 0; round < 60; round++) {
     const int ranks = 2 + round % 5;
-    LinkModel model{.intra = 4e6, .inter = 1e6, .latency = 7e-6 * (round % 3), .ranks_per_node = round % 4};
+    LinkModel model{
+        .intra = 4e6, .inter = 1e6, .latency = 7e-6 * (round % 3), .ranks_per_node = round % 4};
     Links links(model, ranks);
     NaiveLinks naive(model, ranks);
     int64_t now = 0;
     for (int i = 0; i < 200; i++) {
       if (random() % 3 == 0) now += random() % 40;
-      const int from = int(random() % uint32_t(ranks)), to = (from + 1 + int(random() % uint32_t(ranks - 1))) % ranks;
+      const int from = int(random() % uint32_t(ranks)),
+                to = (from + 1 + int(random() % uint32_t(ranks - 1))) % ranks;
       const int64_t bytes = random() % 20 * 4;
       const Time arrival = links.send(from, to, bytes, Time(Micro(now)));
-      ASSERT_EQ(arrival.time_since_epoch(), Micro(naive.send(from, to, bytes, now))) << "message " << i << ", round " << round;
+      ASSERT_EQ(arrival.time_since_epoch(), Micro(naive.send(from, to, bytes, now)))
+          << "message " << i << ", round " << round;
     }
   }
 }
 
 // 1 MB/s: a byte a microsecond.
 int64_t arrival(Links& links, int from, int to, int64_t bytes, int64_t now) {
-  return std::chrono::duration_cast<Micro>(links.send(from, to, bytes, Time(Micro(now))).time_since_epoch()).count();
+  return std::chrono::duration_cast<Micro>(
+      links.send(from, to, bytes, Time(Micro(now))).time_since_epoch())
+      .count();
 }
 
 TEST(Links, AreSerialPerDirection) {
@@ -76,7 +89,8 @@ TEST(Links, AreSerialPerDirection) {
   EXPECT_EQ(arrival(links, 1, 0, 100, 1000), 1105) << "the other way at the same time";
   EXPECT_EQ(arrival(links, 0, 2, 100, 1000), 1205) << "out of rank 0, behind its first";
   EXPECT_EQ(arrival(links, 3, 1, 100, 1000), 1205) << "into rank 1, behind its first";
-  EXPECT_EQ(arrival(links, 3, 2, 150, 1000), 1255) << "in pieces: 1000..1100, while both are free, and 1200..1250";
+  EXPECT_EQ(arrival(links, 3, 2, 150, 1000), 1255)
+      << "in pieces: 1000..1100, while both are free, and 1200..1250";
 }
 
 TEST(Links, AnIdleLinkStartsAtOnce) {
@@ -92,15 +106,18 @@ TEST(Links, AnAllToAllTakesNoLongerThanItsBusiestLink) {
     Links links({.intra = 1e6, .inter = 1e6}, ranks);
     int64_t last = 0;
     for (int shift = 1; shift < ranks; shift++)
-      for (int from = 0; from < ranks; from++) last = std::max(last, arrival(links, from, (from + shift) % ranks, 100, 0));
+      for (int from = 0; from < ranks; from++)
+        last = std::max(last, arrival(links, from, (from + shift) % ranks, 100, 0));
     EXPECT_EQ(last, 100 * (ranks - 1));
   }
 }
 
-// --- on the real clock -------------------------------------------------------------------------------------------------------
+// --- on the real clock ---------------------------------------------------------------------------
 
 RunOptions linked(int ranks, double bandwidth, double latency = 0) {
-  return {.ranks = ranks, .timeout = 20, .link = {.intra = bandwidth, .inter = bandwidth, .latency = latency}};
+  return {.ranks = ranks,
+      .timeout = 20,
+      .link = {.intra = bandwidth, .inter = bandwidth, .latency = latency}};
 }
 
 // Never early; the best of a few on time, whatever else the machine is doing.
@@ -112,8 +129,10 @@ TEST(LinkClock, MessagesArriveWhenTheyShould) {
     for (int i = 0; i < 8; i++) {
       world.barrier();
       const Time begin = Clock::now();  // both directions at once: 10 ms each, not 20
-      const Request out = world.isend(device->compute(), view(mine), 1 - world.rank(), {Tag::F, 0, i});
-      const Request in = world.irecv(device->compute(), view(theirs), 1 - world.rank(), {Tag::F, 0, i});
+      const Request out =
+          world.isend(device->compute(), view(mine), 1 - world.rank(), {Tag::F, 0, i});
+      const Request in =
+          world.irecv(device->compute(), view(theirs), 1 - world.rank(), {Tag::F, 0, i});
       EXPECT_FALSE(in.done());
       in.wait();
       const double took = seconds_since(begin);
@@ -158,7 +177,7 @@ TEST(LinkClock, AMessageUnderWayDelaysNobodyElse) {
     const Time begin = Clock::now();
     const bool first = group.rank() == 0;
     const Request slow = world.rank() >= 2 ? Request()
-                         : first           ? group.isend(stream, view(large), peer, {Tag::F, 0, 0})
+        : first                            ? group.isend(stream, view(large), peer, {Tag::F, 0, 0})
                                            : group.irecv(stream, view(large), peer, {Tag::F, 0, 0});
     if (slow) group.wait(stream, slow);  // on the stream's thread: 0.4 s
     EXPECT_LT(seconds_since(begin), 0.3) << "computation goes on";
@@ -175,16 +194,17 @@ TEST(LinkClock, AMessageUnderWayDelaysNobodyElse) {
 TEST(LinkClock, AFailureIsNotWaitedFor) {
   const Time begin = Clock::now();
   EXPECT_THROW(run_ranks(linked(2, 1e4),
-                         [](Comm& world) {
-                           auto device = make_cpu_device(1);
-                           std::vector<int32_t> data(kMB / 4);  // 100 s
-                           const Request r = world.rank() ? world.irecv(device->compute(), view(data), 0, {Tag::F, 0, 0})
-                                                          : world.isend(device->compute(), view(data), 1, {Tag::F, 0, 0});
-                           std::this_thread::sleep_for(std::chrono::milliseconds(20));
-                           if (world.rank()) throw Error("out of tokens");
-                           r.wait();
-                         }),
-               Error);
+                   [](Comm& world) {
+                     auto device = make_cpu_device(1);
+                     std::vector<int32_t> data(kMB / 4);  // 100 s
+                     const Request r = world.rank()
+                         ? world.irecv(device->compute(), view(data), 0, {Tag::F, 0, 0})
+                         : world.isend(device->compute(), view(data), 1, {Tag::F, 0, 0});
+                     std::this_thread::sleep_for(std::chrono::milliseconds(20));
+                     if (world.rank()) throw Error("out of tokens");
+                     r.wait();
+                   }),
+      Error);
   EXPECT_LT(seconds_since(begin), 5);
 }
 
@@ -198,8 +218,8 @@ TEST(LinkClock, AnAllToAllTakesItsBusiestLinksTime) {
     for (int i = 0; i < 4; i++) {
       world.barrier();
       const Time begin = Clock::now();
-      world.all_to_all_v(device->compute(), view(mine).reshape(4 * kRows, 1), offsets, view(theirs).reshape(4 * kRows, 1),
-                         offsets);
+      world.all_to_all_v(device->compute(), view(mine).reshape(4 * kRows, 1), offsets,
+          view(theirs).reshape(4 * kRows, 1), offsets);
       const double took = seconds_since(begin);
       EXPECT_GE(took, 0.030);
       best = std::min(best, took);
@@ -209,7 +229,7 @@ TEST(LinkClock, AnAllToAllTakesItsBusiestLinksTime) {
   });
 }
 
-// --- traffic -----------------------------------------------------------------------------------------------------------------
+// --- traffic -------------------------------------------------------------------------------------
 
 TEST(Traffic, IsCountedWithinAndBetweenNodes) {
   run_ranks({.ranks = 4, .timeout = 20, .link = {.ranks_per_node = 2}}, [](Comm& world) {
@@ -222,7 +242,8 @@ TEST(Traffic, IsCountedWithinAndBetweenNodes) {
       EXPECT_EQ(sent.inter, inter) << what;
     };
     const std::vector<int64_t> each = {0, 100, 200, 300, 400};
-    world.all_to_all_v(device->compute(), view(all).reshape(400, 1), each, view(got).reshape(400, 1), each);
+    world.all_to_all_v(
+        device->compute(), view(all).reshape(400, 1), each, view(got).reshape(400, 1), each);
     expect_sent(400, 800, "a part to one neighbour and to two ranks of the other node");
     if (world.rank() == 1) world.isend(device->compute(), view(mine), 2, {Tag::F, 0, 0}).wait();
     if (world.rank() == 2) world.irecv(device->compute(), view(mine), 1, {Tag::F, 0, 0}).wait();
@@ -233,13 +254,14 @@ TEST(Traffic, IsCountedWithinAndBetweenNodes) {
       return Tensor{v.data(), Dtype::f32, 1, int64_t(v.size()), int64_t(v.size())};
     };
     across.all_reduce(device->compute(), row(sums), row(scratch));
-    expect_sent(0, 400, "an all-reduce with the other node: my part of its slice, and the sum of mine");
+    expect_sent(
+        0, 400, "an all-reduce with the other node: my part of its slice, and the sum of mine");
     world.gather("12345");
     expect_sent(8 + 5, 2 * (8 + 5), "host values and their lengths");
   });
 }
 
-// --- training ----------------------------------------------------------------------------------------------------------------
+// --- training ------------------------------------------------------------------------------------
 
 TrainOptions tiny() {
   TrainOptions o;
@@ -280,16 +302,18 @@ TEST(LinkTraining, ChangesNotOneBit) {
   ASSERT_EQ(plain.size(), 2u);
   ASSERT_EQ(linked.size(), 2u);
   for (size_t i = 0; i < 2; i++) {
-    for (const char* key : {"loss_hex", "grad_norm_hex"}) EXPECT_EQ(plain[i].at(key).string(), linked[i].at(key).string());
+    for (const char* key : {"loss_hex", "grad_norm_hex"})
+      EXPECT_EQ(plain[i].at(key).string(), linked[i].at(key).string());
     EXPECT_EQ(plain[i].at("bytes_inter").integer(), 0) << "one node";
     EXPECT_GT(linked[i].at("bytes_intra").integer(), 0);
     EXPECT_GT(linked[i].at("bytes_inter").integer(), 0);
     EXPECT_EQ(plain[i].at("bytes_intra").integer(),
-              linked[i].at("bytes_intra").integer() + linked[i].at("bytes_inter").integer());
+        linked[i].at("bytes_intra").integer() + linked[i].at("bytes_inter").integer());
   }
 }
 
-// The first stage of rank 0 sends a microbatch's activations to the other node, the gradients come back; nothing else crosses.
+// The first stage of rank 0 sends a microbatch's activations to the other node, the gradients come
+// back; nothing else crosses.
 TEST(LinkTraining, PipelineBytesAreThoseOfTheActivations) {
   TrainOptions o = tiny();
   o.schedule = "1f1b";
@@ -297,10 +321,11 @@ TEST(LinkTraining, PipelineBytesAreThoseOfTheActivations) {
   const std::vector<Json> lines = metrics_of(o);
   const int64_t d_model = o.resolve().d_model;
   for (const Json& line : lines)
-    EXPECT_EQ(line.at("bytes_inter").integer(), 2 * o.dp * o.microbatches * o.micro_batch_size * o.seq_len * d_model * 4);
+    EXPECT_EQ(line.at("bytes_inter").integer(),
+        2 * o.dp * o.microbatches * o.micro_batch_size * o.seq_len * d_model * 4);
 }
 
-// --- wrong input -------------------------------------------------------------------------------------------------------------
+// --- wrong input ---------------------------------------------------------------------------------
 
 std::string refusal(const std::function<void()>& call) {
   try {
@@ -327,10 +352,11 @@ TEST(LinkOptions, Parse) {
 }
 
 TEST(LinkOptions, WrongOnesAreRefused) {
-  for (const char* text : {"intra", "intra=", "intra=3", "intra=GB/s", "intra=-1GB/s", "intra=0GB/s", "intra=1Gb/s",
-                           "intra=nanGB/s", "intra=infGB/s", "latency=5", "latency=5GB/s", "latency=-5us", "latency=2s",
-                           "inter=5us", "bandwidth=1GB/s",
-                           "intra=1GB/s,intra=2GB/s", "intra=1GB/s,,latency=5us", ",", "intra=1GB/s inter=1GB/s", "=1GB/s"}) {
+  for (const char* text :
+      {"intra", "intra=", "intra=3", "intra=GB/s", "intra=-1GB/s", "intra=0GB/s", "intra=1Gb/s",
+          "intra=nanGB/s", "intra=infGB/s", "latency=5", "latency=5GB/s", "latency=-5us",
+          "latency=2s", "inter=5us", "bandwidth=1GB/s", "intra=1GB/s,intra=2GB/s",
+          "intra=1GB/s,,latency=5us", ",", "intra=1GB/s inter=1GB/s", "=1GB/s"}) {
     const std::string said = refusal([&] { parse_link(text, 0); });
     EXPECT_EQ(said.find("--link: found '"), 0u) << text << ": " << said;
     EXPECT_NE(said.find("allowed: "), std::string::npos) << said;
@@ -341,7 +367,10 @@ TEST(LinkOptions, WrongOnesAreRefused) {
   EXPECT_EQ(refusal([&] { o.resolve(); }), "--ranks-per-node: found -1, allowed: at least 0");
   RunOptions run = linked(2, 1e9);
   run.transport = Wire::mpi;
-  EXPECT_EQ(refusal([&] { run_ranks(run, [](Comm&) {}); }).find("--link: found --transport mpi, allowed: local"), 0u);
+  EXPECT_EQ(refusal([&] {
+    run_ranks(run, [](Comm&) {});
+  }).find("--link: found --transport mpi, allowed: local"),
+      0u);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// The heat map of a run's loads: what training reports, what is read, what the cells are, what is drawn.
+// The heat map of a run's loads: what training reports, what is read, what the cells are, what is
+// drawn.
 #include "pipeline/insight/pictures/load_map.h"
 
 #include "pipeline/insight/pictures/eplb_command.h"
@@ -15,7 +16,8 @@ class LoadMap : public RunTest {
   }
   std::string eplb(const std::string& loads, const std::string& format) const {
     std::ostringstream out;
-    eplb_command({.loads = loads, .replicas = 4, .groups = 1, .nodes = 1, .gpus = 2, .format = format}, out);
+    eplb_command(
+        {.loads = loads, .replicas = 4, .groups = 1, .nodes = 1, .gpus = 2, .format = format}, out);
     return out.str();
   }
 };
@@ -27,10 +29,13 @@ size_t count(const std::string& text, const std::string& word) {
 }
 
 const std::string kTwoSteps =
-    R"({"step":7,"moe":[{"layer":2,"tokens_per_expert":[30,10,0,0],"tokens_per_rank":[20,20],"replan":{"moves":0}}]})" "\n"
-    R"({"step":8,"moe":[{"layer":2,"tokens_per_expert":[15,5,10,10],"tokens_per_rank":[30,10],"replan":{"moves":3}}]})" "\n";
+    R"({"step":7,"moe":[{"layer":2,"tokens_per_expert":[30,10,0,0],"tokens_per_rank":[20,20],"replan":{"moves":0}}]})"
+    "\n"
+    R"({"step":8,"moe":[{"layer":2,"tokens_per_expert":[15,5,10,10],"tokens_per_rank":[30,10],"replan":{"moves":3}}]})"
+    "\n";
 
-// Experts stay in order, each once: then the ranks' tokens follow from the experts', with any groups and copies of stages.
+// Experts stay in order, each once: then the ranks' tokens follow from the experts', with any
+// groups and copies of stages.
 TEST_F(LoadMap, RanksReportWhatTheyCompute) {
   TrainOptions o = options("run", 2);
   o.dp = 4;
@@ -42,7 +47,8 @@ TEST_F(LoadMap, RanksReportWhatTheyCompute) {
   ASSERT_EQ(loads.layers.size(), 2u);
   for (const LayerHistory& layer : loads.layers) {
     EXPECT_EQ(layer.ranks, loads_in_order(layer.experts, 2));
-    EXPECT_EQ(layer.ranks[1][0] + layer.ranks[1][1], 2 * 4 * 4 * 16);  // topk, dp, microbatches, tokens
+    // topk, dp, microbatches, tokens
+    EXPECT_EQ(layer.ranks[1][0] + layer.ranks[1][1], 2 * 4 * 4 * 16);
   }
 }
 
@@ -60,7 +66,8 @@ TEST_F(LoadMap, ReadsARun) {
 TEST(LoadMapCells, AreMeansOfLoadOverMean) {
   const LayerHistory::Tokens loads = {{3, 1}, {1, 1}, {0, 0}, {0, 8}, {5, 15}};
   // over their mean: 1.5 and .5, 1 and 1, nothing to do, 0 and 2, .5 and 1.5
-  EXPECT_EQ(heat(loads, 1), (std::vector<std::vector<double>>{{1.5, 1, 1, 0, .5}, {.5, 1, 1, 2, 1.5}}));
+  EXPECT_EQ(
+      heat(loads, 1), (std::vector<std::vector<double>>{{1.5, 1, 1, 0, .5}, {.5, 1, 1, 2, 1.5}}));
   EXPECT_EQ(heat(loads, 2), (std::vector<std::vector<double>>{{1.25, .5, .5}, {.75, 1.5, 1.5}}));
   EXPECT_EQ(loads_in_order({{1, 2, 3, 4, 5, 6}}, 3), (LayerHistory::Tokens{{3, 7, 11}}));
 }
@@ -68,11 +75,13 @@ TEST(LoadMapCells, AreMeansOfLoadOverMean) {
 TEST_F(LoadMap, DrawsRunsOfOneColour) {
   const std::string svg = eplb(file(kTwoSteps), "svg");
   EXPECT_EQ(count(svg, "scale(400 8)"), 3u) << svg;
-  EXPECT_NE(svg.find("d='M0 2h1M0 3h1'"), std::string::npos);  // darkest blue: experts 2 and 3 had nothing in the first step
-  EXPECT_NE(svg.find(">0.750<"), std::string::npos);           // before: 40 and 0, 20 and 20
-  EXPECT_NE(svg.find(">0.833<"), std::string::npos);           // after: 20 and 20, 30 and 10
+  // darkest blue: experts 2 and 3 had nothing in the first step
+  EXPECT_NE(svg.find("d='M0 2h1M0 3h1'"), std::string::npos);
+  EXPECT_NE(svg.find(">0.750<"), std::string::npos);  // before: 40 and 0, 20 and 20
+  EXPECT_NE(svg.find(">0.833<"), std::string::npos);  // after: 20 and 20, 30 and 10
   EXPECT_EQ(count(svg, "l3 5h-6z"), 1u);
-  std::string lasting;  // the same load in 1000 steps: columns of three steps, and a line for each expert
+  // the same load in 1000 steps: columns of three steps, and a line for each expert
+  std::string lasting;
   for (int step = 1; step <= 1000; ++step)
     lasting += cat(R"({"step":)", step, R"(,"moe":[{"layer":0,"tokens_per_expert":[3,1]}]})", '\n');
   const std::string one = eplb(file(lasting), "svg");
@@ -88,7 +97,8 @@ TEST_F(LoadMap, PlansForTheSum) {
 }
 
 TEST_F(LoadMap, WrongLinesAreNamed) {
-  const auto refused = [&](const std::string& from, const std::string& to, const std::string& says) {
+  const auto refused = [&](const std::string& from, const std::string& to,
+                           const std::string& says) {
     std::string text = kTwoSteps;
     text.replace(text.rfind(from), from.size(), to);
     expect_refused([&] { eplb(file(text), "svg"); }, {"metrics.jsonl: line 2: ", says});
@@ -98,8 +108,10 @@ TEST_F(LoadMap, WrongLinesAreNamed) {
   refused("\"layer\":2", "\"layer\":3", "layer");
   refused("[30,10]", "[30,10,0]", "moe.tokens_per_rank: found 3 loads, allowed: 2");
   refused("[15,5,10,10]", "[15,5,10,-1]", "moe.tokens_per_expert");
-  refused("\"tokens_per_rank\":[30,10],", "", "tokens_per_rank: found none, allowed: in all lines or in none");
-  expect_refused([&] { eplb(file("{\"step\":1,\"moe\":[]}\n"), "svg"); }, {"line 1: moe: found no layer with experts"});
+  refused("\"tokens_per_rank\":[30,10],", "",
+      "tokens_per_rank: found none, allowed: in all lines or in none");
+  expect_refused([&] { eplb(file("{\"step\":1,\"moe\":[]}\n"), "svg"); },
+      {"line 1: moe: found no layer with experts"});
 }
 
 }  // namespace

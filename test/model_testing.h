@@ -1,5 +1,6 @@
-// What the tests of the model's parts share: a part on a CPU device with parameters of a size at which everything matters (the
-// model's own initial values are so small that attention would be almost uniform), and the check of gradients.
+// What the tests of the model's parts share: a part on a CPU device with parameters of a size at
+// which everything matters (the model's own initial values are so small that attention would be
+// almost uniform), and the check of gradients.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -14,9 +15,25 @@ namespace duet {
 
 // Odd and different from each other, so that a wrong size or stride shows.
 inline ModelConfig small_config() {
-  return {.vocab_size = 13, .d_model = 10, .n_layers = 2, .n_heads = 3, .q_lora_rank = 6, .kv_lora_rank = 7,
-          .qk_nope_head_dim = 5, .qk_rope_head_dim = 4, .v_head_dim = 3, .rope_theta = 100, .first_k_dense = 1, .d_ff = 9,
-          .d_expert = 5, .n_shared = 2, .n_routed = 6, .topk = 2, .n_group = 3, .topk_group = 2, .routed_scaling = 1.5};
+  return {.vocab_size = 13,
+      .d_model = 10,
+      .n_layers = 2,
+      .n_heads = 3,
+      .q_lora_rank = 6,
+      .kv_lora_rank = 7,
+      .qk_nope_head_dim = 5,
+      .qk_rope_head_dim = 4,
+      .v_head_dim = 3,
+      .rope_theta = 100,
+      .first_k_dense = 1,
+      .d_ff = 9,
+      .d_expert = 5,
+      .n_shared = 2,
+      .n_routed = 6,
+      .topk = 2,
+      .n_group = 3,
+      .topk_group = 2,
+      .routed_scaling = 1.5};
 }
 
 struct Bench {
@@ -27,9 +44,13 @@ struct Bench {
   Context context;
   std::mt19937_64 rng{7};
 
-  Bench(const ModelConfig& c, int64_t seq_len, int64_t sequences, Dtype t = Dtype::f64, int threads = 1)
-      : config(c), dtype(t), device(make_cpu_device(threads)),
-        context{.device = *device, .config = config, .dtype = dtype, .seq_len = seq_len, .sequences = sequences} {
+  Bench(const ModelConfig& c, int64_t seq_len, int64_t sequences, Dtype t = Dtype::f64,
+      int threads = 1)
+      : config(c), dtype(t), device(make_cpu_device(threads)), context{.device = *device,
+                                                                   .config = config,
+                                                                   .dtype = dtype,
+                                                                   .seq_len = seq_len,
+                                                                   .sequences = sequences} {
     config.validate();
   }
 
@@ -38,8 +59,10 @@ struct Bench {
     return t.dtype == Dtype::f64 ? t.row<double>(r)[c] : double(t.row<float>(r)[c]);
   }
   static void set(const Tensor& t, int64_t r, int64_t c, double value) {
-    if (t.dtype == Dtype::f64) t.row<double>(r)[c] = value;
-    else t.row<float>(r)[c] = float(value);
+    if (t.dtype == Dtype::f64)
+      t.row<double>(r)[c] = value;
+    else
+      t.row<float>(r)[c] = float(value);
   }
   void fill(const Tensor& t, double scale, double shift = 0) {
     for (int64_t r = 0; r < t.rows; ++r)
@@ -59,9 +82,12 @@ struct Bench {
   void allocate() {
     params.allocate(*device, dtype, 1);
     for (Param& p : params.all()) {
-      if (!p.trained) fill(p.master, 0.05);
-      else if (p.init == Init::ones) fill(p.master, 0.3, 1);
-      else fill(p.master, 1.5 / std::sqrt(double(p.rows)));
+      if (!p.trained)
+        fill(p.master, 0.05);
+      else if (p.init == Init::ones)
+        fill(p.master, 0.3, 1);
+      else
+        fill(p.master, 1.5 / std::sqrt(double(p.rows)));
     }
     params.masters_changed(device->compute());
   }
@@ -80,16 +106,19 @@ struct Bench {
 
 // What a part does with one microbatch, as check_gradients wants it.
 struct Differentiable {
-  std::function<double()> objective;        // F, with the present input and parameters
-  std::function<Buf(int half)> backward;    // F, I, and W into a half; the input's gradient, or an empty Buf
+  std::function<double()> objective;  // F, with the present input and parameters
+  // F, I, and W into a half; the input's gradient, or an empty Buf
+  std::function<Buf(int half)> backward;
 };
 
-// Compares the gradient of each element (of at most `sample` in each tensor) with the central difference of the objective.
-inline void check_tensor(const Tensor& value, const Tensor& grad, const std::string& name, const Differentiable& part,
-                         int64_t sample) {
+// Compares the gradient of each element (of at most `sample` in each tensor) with the central
+// difference of the objective.
+inline void check_tensor(const Tensor& value, const Tensor& grad, const std::string& name,
+    const Differentiable& part, int64_t sample) {
   constexpr double kStep = 1e-5;
   double largest = 0;
-  for (int64_t i = 0; i < grad.size(); ++i) largest = std::max(largest, std::abs(grad.row<double>(0)[i]));
+  for (int64_t i = 0; i < grad.size(); ++i)
+    largest = std::max(largest, std::abs(grad.row<double>(0)[i]));
   EXPECT_GT(largest, 1e-4) << name << ": no gradient to speak of";
   const int64_t stride = std::max<int64_t>(1, value.size() / sample);
   for (int64_t i = 0; i < value.size(); i += stride) {
@@ -100,11 +129,13 @@ inline void check_tensor(const Tensor& value, const Tensor& grad, const std::str
     x = old - kStep;
     const double below = part.objective();
     x = old;
-    ASSERT_NEAR(grad.row<double>(0)[i], (above - below) / (2 * kStep), 1e-6 * largest) << name << ", element " << i;
+    ASSERT_NEAR(grad.row<double>(0)[i], (above - below) / (2 * kStep), 1e-6 * largest)
+        << name << ", element " << i;
   }
 }
 
-inline void check_gradients(Bench& b, const Tensor& x, const Differentiable& part, int64_t sample = 1000) {
+inline void check_gradients(
+    Bench& b, const Tensor& x, const Differentiable& part, int64_t sample = 1000) {
   b.params.zero_grad(b.device->compute());
   for (Param& p : b.params.all())
     for (int64_t i = 0; i < p.grad[1].size(); ++i) p.grad[1].row<double>(0)[i] = 0.5;
@@ -116,7 +147,8 @@ inline void check_gradients(Bench& b, const Tensor& x, const Differentiable& par
     if (!p.trained) continue;
     check_tensor(p.master, p.grad[0], p.name, part, sample);
     for (int64_t i = 0; i < p.grad[0].size(); ++i)  // W adds to its half and leaves the other alone
-      ASSERT_NEAR(p.grad[1].row<double>(0)[i], 0.5 + 2 * p.grad[0].row<double>(0)[i], 1e-9) << p.name;
+      ASSERT_NEAR(p.grad[1].row<double>(0)[i], 0.5 + 2 * p.grad[0].row<double>(0)[i], 1e-9)
+          << p.name;
   }
 }
 

@@ -1,4 +1,5 @@
-// Moe against a naive mixture of experts, a loop over tokens and experts in double; load, balance loss, bias, dispatch plan.
+// Moe against a naive mixture of experts, a loop over tokens and experts in double; load, balance
+// loss, bias, dispatch plan.
 #include "moe/moe.h"
 
 #include <algorithm>
@@ -24,7 +25,8 @@ double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 std::vector<int> top(const Row& values, int64_t k) {  // indices of the k largest, best first
   std::vector<int> order(values.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return values[size_t(a)] > values[size_t(b)]; });
+  std::stable_sort(order.begin(), order.end(),
+      [&](int a, int b) { return values[size_t(a)] > values[size_t(b)]; });
   order.resize(size_t(k));
   return order;
 }
@@ -33,7 +35,8 @@ struct NaiveMoe {
   const Bench& b;
 
   Row expert(const Row& x, const std::string& prefix) const {
-    const Row gate = times(x, b.weight(prefix + "gate_proj.weight")), up = times(x, b.weight(prefix + "up_proj.weight"));
+    const Row gate = times(x, b.weight(prefix + "gate_proj.weight")),
+              up = times(x, b.weight(prefix + "up_proj.weight"));
     Row act;
     for (size_t i = 0; i < gate.size(); ++i) act.push_back(gate[i] * sigmoid(gate[i]) * up[i]);
     return times(act, b.weight(prefix + "down_proj.weight"));
@@ -46,12 +49,14 @@ struct NaiveMoe {
   std::vector<int> choice(const Row& affinity) const {
     const ModelConfig& c = b.config;
     Row biased = affinity, groups;
-    for (size_t e = 0; e < biased.size(); ++e) biased[e] += b.weight("mlp.gate.e_score_correction_bias").row<double>(0)[e];
+    for (size_t e = 0; e < biased.size(); ++e)
+      biased[e] += b.weight("mlp.gate.e_score_correction_bias").row<double>(0)[e];
     const int64_t size = c.n_routed / c.n_group;
     for (int64_t q = 0; q < c.n_group; ++q) {
       Row members(biased.begin() + q * size, biased.begin() + (q + 1) * size);
       std::sort(members.rbegin(), members.rend());
-      groups.push_back(std::accumulate(members.begin(), members.begin() + std::min<int64_t>(size, 2), 0.0));
+      groups.push_back(
+          std::accumulate(members.begin(), members.begin() + std::min<int64_t>(size, 2), 0.0));
     }
     const std::vector<int> open = top(groups, c.topk_group);
     for (size_t e = 0; e < biased.size(); ++e)
@@ -67,7 +72,8 @@ struct NaiveMoe {
     Row y = b.config.n_shared ? expert(x, "mlp.shared_experts.") : Row(x.size(), 0.0);
     for (int e : experts) {
       const Row out = expert(x, cat("mlp.experts.", e, "."));
-      for (size_t i = 0; i < y.size(); ++i) y[i] += affinity[size_t(e)] / sum * b.config.routed_scaling * out[i];
+      for (size_t i = 0; i < y.size(); ++i)
+        y[i] += affinity[size_t(e)] / sum * b.config.routed_scaling * out[i];
       ++load[size_t(e)];
     }
     return y;
@@ -79,7 +85,8 @@ struct NaiveMoe {
     for (int64_t t = begin; t < begin + kSeqLen; ++t) {
       const Row affinity = affinities(row_of(x, t));
       const double sum = std::accumulate(affinity.begin(), affinity.end(), 0.0);
-      for (int e : top(affinity, b.config.topk)) f[size_t(e)] += double(experts) / double(b.config.topk * kSeqLen);
+      for (int e : top(affinity, b.config.topk))
+        f[size_t(e)] += double(experts) / double(b.config.topk * kSeqLen);
       for (size_t e = 0; e < experts; ++e) p[e] += affinity[e] / sum / double(kSeqLen);
     }
     return std::inner_product(f.begin(), f.end(), p.begin(), 0.0);
@@ -93,7 +100,8 @@ void check_forward(const ModelConfig& config) {
   const NaiveMoe naive{b};
   std::vector<int64_t> load(size_t(config.n_routed), 0);
   for (int microbatch : {1, 0}) {
-    Buf x = b.random(b.context.tokens(), config.d_model), residual = b.random(b.context.tokens(), config.d_model);
+    Buf x = b.random(b.context.tokens(), config.d_model),
+        residual = b.random(b.context.tokens(), config.d_model);
     auto saved = moe.route_f(microbatch, x);
     moe.dispatch_f(*saved, x);
     moe.shared_f(*saved, x);
@@ -102,7 +110,8 @@ void check_forward(const ModelConfig& config) {
     for (int64_t t = 0; t < y->rows; ++t) {
       const Row expected = naive.forward(row_of(x, t), load);
       for (int64_t i = 0; i < y->cols; ++i)
-        ASSERT_NEAR(y->row<double>(t)[i], residual->row<double>(t)[i] + expected[size_t(i)], 1e-11) << "token " << t;
+        ASSERT_NEAR(y->row<double>(t)[i], residual->row<double>(t)[i] + expected[size_t(i)], 1e-11)
+            << "token " << t;
     }
     double balance = 0;
     for (int64_t s = 0; s < kSequences; ++s) balance += naive.balance_loss(x, s * kSeqLen);
@@ -140,7 +149,8 @@ TEST(Moe, BiasMovesTowardsTheMeanLoad) {
     for (int64_t e = 0; e < 6; ++e) before.push_back(Bench::get(bias, 0, e));
     moe.update_bias({5, 3, 4, 4, 8, 0}, 0.25);  // mean 4
     const double moved[] = {-0.25, 0.25, 0, 0, -0.25, 0.25};
-    for (int64_t e = 0; e < 6; ++e) EXPECT_NEAR(Bench::get(bias, 0, e), before[size_t(e)] + moved[e], 1e-7) << e;
+    for (int64_t e = 0; e < 6; ++e)
+      EXPECT_NEAR(Bench::get(bias, 0, e), before[size_t(e)] + moved[e], 1e-7) << e;
     EXPECT_EQ(Bench::get(bias, 0, 2), before[2]);
     moe.update_bias({1, 0, 0, 0, 0, 0}, 0.25);  // mean 1/6
     EXPECT_NEAR(Bench::get(bias, 0, 0), before[0] - 0.5, 1e-7);
@@ -153,7 +163,8 @@ TEST(Moe, BiasMovesTowardsTheMeanLoad) {
 
 TEST(DispatchPlan, IsExpertOrderAndItsInverse) {
   std::mt19937 rng(1);
-  for (auto [tokens, topk, experts] : {std::tuple{0, 2, 4}, {1, 1, 1}, {1, 3, 8}, {50, 2, 4}, {33, 8, 8}, {20, 1, 64}}) {
+  for (auto [tokens, topk, experts] :
+      {std::tuple{0, 2, 4}, {1, 1, 1}, {1, 3, 8}, {50, 2, 4}, {33, 8, 8}, {20, 1, 64}}) {
     std::vector<int32_t> idx;
     for (int t = 0; t < tokens; ++t) {
       std::vector<int32_t> all(static_cast<size_t>(experts));

@@ -1,4 +1,5 @@
-// `duet train` under mpirun: the bits of threads, a killed rank, and what wrong numbers of processes are told.
+// `duet train` under mpirun: the bits of threads, a killed rank, and what wrong numbers of
+// processes are told.
 //
 // The processes are the duet that `make test` builds beside this program, from the same objects.
 #include <fcntl.h>
@@ -19,7 +20,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr auto kLook = std::chrono::milliseconds(10);
 
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
 
 class MpiRun : public RunTest {
  protected:
@@ -31,7 +34,8 @@ class MpiRun : public RunTest {
     ASSERT_TRUE(fs::exists(duet_)) << duet_ << ": make test builds it";
   }
 
-  TrainOptions options(const std::string& out, const std::string& schedule, int64_t pp, int64_t steps) const {
+  TrainOptions options(
+      const std::string& out, const std::string& schedule, int64_t pp, int64_t steps) const {
     TrainOptions o = RunTest::options(out, steps);
     o.model = "n_layers=8";
     o.microbatches = 8;
@@ -41,7 +45,8 @@ class MpiRun : public RunTest {
     return o;
   }
   // Experts on four ranks, with replicas, that move after each step.
-  TrainOptions moving(const std::string& out, const std::string& schedule, int64_t pp, int64_t steps) const {
+  TrainOptions moving(
+      const std::string& out, const std::string& schedule, int64_t pp, int64_t steps) const {
     TrainOptions o = RunTest::options(out, steps);
     o.schedule = schedule;
     o.pp = pp;
@@ -52,12 +57,15 @@ class MpiRun : public RunTest {
   }
   // What those options, and no others, are on the command line; dp follows from the processes.
   std::string command_line(const TrainOptions& o) const {
-    return cat("'", duet_, "' train --device cpu --threads 1 --sample 0 --log-every 1 --preset tiny --model ", o.model,
-               " --data '", o.data, "' --seq-len ", o.seq_len, " --microbatches ", o.microbatches, " --steps ", o.steps,
-               " --decay-steps ", o.decay_steps, " --warmup-steps ", o.warmup_steps, " --clip ", o.clip, " --val-sequences ",
-               o.val_sequences, " --schedule ", o.schedule, " --pp ", o.pp, " --ep ", o.ep, " --redundant-experts ",
-               o.redundant_experts, " --eplb-interval ", o.eplb_interval, " --eplb-threshold ", o.eplb_threshold,
-               " --checkpoint-every ", o.checkpoint_every, o.resume ? " --resume" : "", " --out '", o.out, "'");
+    return cat("'", duet_,
+        "' train --device cpu --threads 1 --sample 0 --log-every 1 --preset tiny --model ", o.model,
+        " --data '", o.data, "' --seq-len ", o.seq_len, " --microbatches ", o.microbatches,
+        " --steps ", o.steps, " --decay-steps ", o.decay_steps, " --warmup-steps ", o.warmup_steps,
+        " --clip ", o.clip, " --val-sequences ", o.val_sequences, " --schedule ", o.schedule,
+        " --pp ", o.pp, " --ep ", o.ep, " --redundant-experts ", o.redundant_experts,
+        " --eplb-interval ", o.eplb_interval, " --eplb-threshold ", o.eplb_threshold,
+        " --checkpoint-every ", o.checkpoint_every, o.resume ? " --resume" : "", " --out '", o.out,
+        "'");
   }
   void kill_and_go_on(TrainOptions o, TrainOptions rest, TrainOptions whole);
   std::string duet_;
@@ -93,7 +101,8 @@ TEST_F(MpiRun, ExpertsThatMoveHaveTheBitsOfThreads) {
   }
 }
 
-// One of four processes plans otherwise: by another policy from the beginning, or it sees no need for a new plan.
+// One of four processes plans otherwise: by another policy from the beginning, or it sees no need
+// for a new plan.
 TEST_F(MpiRun, DifferentPlansAreNamed) {
   const TrainOptions o = moving("run", "1f1b", 1, 4);
   TrainOptions content = o;
@@ -101,8 +110,9 @@ TEST_F(MpiRun, DifferentPlansAreNamed) {
   const auto stops = [&](const std::string& other, const std::string& step) {
     const Ended e = run_command(cat(mpirun(3), command_line(o), " : -np 1 ", other));
     EXPECT_EQ(e.status, 1) << e.output;
-    const std::regex says(step + ": expected the same expert placement on all ranks, found plan ([0-9a-f]{16}) on rank 0 "
-                                 "and plan ([0-9a-f]{16}) on rank 3");
+    const std::regex says(step +
+        ": expected the same expert placement on all ranks, found plan ([0-9a-f]{16}) on rank 0 "
+        "and plan ([0-9a-f]{16}) on rank 3");
     std::smatch plans;
     ASSERT_TRUE(std::regex_search(e.output, plans, says)) << e.output;
     EXPECT_NE(plans[1], plans[2]);
@@ -125,7 +135,7 @@ TEST_F(MpiRun, ResumingOnAnotherTransportGoesOnWithTheSameBits) {
   EXPECT_EQ(bits("parts"), bits("whole"));
 }
 
-// --- a killed rank -----------------------------------------------------------------------------------------------------------
+// --- a killed rank -------------------------------------------------------------------------------
 
 // mpirun's processes on this machine, by rank.
 std::map<int, pid_t> ranks_of(pid_t mpirun) {
@@ -137,15 +147,18 @@ std::map<int, pid_t> ranks_of(pid_t mpirun) {
     std::string text;
     std::getline(stat, text);
     const size_t after_name = text.rfind(')');
-    if (after_name == std::string::npos || std::atol(text.c_str() + after_name + 4) != mpirun) continue;
+    if (after_name == std::string::npos || std::atol(text.c_str() + after_name + 4) != mpirun)
+      continue;
     const std::string rank = "OMPI_COMM_WORLD_RANK=";
     for (std::string variable; std::getline(environ, variable, '\0');)
-      if (variable.starts_with(rank)) ranks[std::stoi(variable.substr(rank.size()))] = pid_t(std::stol(name));
+      if (variable.starts_with(rank))
+        ranks[std::stoi(variable.substr(rank.size()))] = pid_t(std::stol(name));
   }
   return ranks;
 }
 
-// A command whose output goes to a file; the process is the command itself, not a shell. Ended at the latest with this object.
+// A command whose output goes to a file; the process is the command itself, not a shell. Ended at
+// the latest with this object.
 class Started {
  public:
   Started(const std::string& command, const std::string& output) : pid_(fork()) {
@@ -173,15 +186,16 @@ class Started {
   int status_ = 0;
 };
 
-// Of four processes that train as o says, one is killed after a checkpoint: what is left goes on as `rest` says, by threads, to
-// where `whole` goes without a stop.
+// Of four processes that train as o says, one is killed after a checkpoint: what is left goes on as
+// `rest` says, by threads, to where `whole` goes without a stop.
 void MpiRun::kill_and_go_on(TrainOptions o, TrainOptions rest, TrainOptions whole) {
   o.steps = 100000;
   o.checkpoint_every = 2;
   const std::string log = folder_ + "/log";
   Started mpi(mpirun(4) + command_line(o), log);
   const auto started = Clock::now();
-  while (newest_checkpoint(o.out).empty() && seconds_since(started) < 60 && mpi.running()) std::this_thread::sleep_for(kLook);
+  while (newest_checkpoint(o.out).empty() && seconds_since(started) < 60 && mpi.running())
+    std::this_thread::sleep_for(kLook);
   ASSERT_FALSE(newest_checkpoint(o.out).empty()) << contents(log);
   const std::map<int, pid_t> ranks = ranks_of(mpi.pid());
   ASSERT_EQ(ranks.size(), 4u) << contents(log);
@@ -189,7 +203,9 @@ void MpiRun::kill_and_go_on(TrainOptions o, TrainOptions rest, TrainOptions whol
   ASSERT_EQ(kill(ranks.at(2), SIGKILL), 0);
   const auto killed = Clock::now();
   const auto alive = [&] {
-    return mpi.running() || std::any_of(ranks.begin(), ranks.end(), [](const auto& rank) { return kill(rank.second, 0) == 0; });
+    return mpi.running() || std::any_of(ranks.begin(), ranks.end(), [](const auto& rank) {
+      return kill(rank.second, 0) == 0;
+    });
   };
   while (alive() && seconds_since(killed) < 30) std::this_thread::sleep_for(kLook);
   EXPECT_LT(seconds_since(killed), 10);
@@ -207,22 +223,25 @@ void MpiRun::kill_and_go_on(TrainOptions o, TrainOptions rest, TrainOptions whol
 }
 
 TEST_F(MpiRun, AKilledRankEndsAllAndTheLastCheckpointGoesOnWithTheSameBits) {
-  kill_and_go_on(options("killed", "dualpipe", 4, 0), options("killed", "zbv", 2, 0), options("whole", "1f1b", 1, 0));
+  kill_and_go_on(options("killed", "dualpipe", 4, 0), options("killed", "zbv", 2, 0),
+      options("whole", "1f1b", 1, 0));
 }
 
 // When it is killed while they move: EplbLiveMpi.AKilledProcessWhileExpertsMoveLeavesTheCheckpoint.
 TEST_F(MpiRun, AKilledRankOfThoseWhoseExpertsMove) {
-  kill_and_go_on(moving("killed", "1f1b", 1, 0), moving("killed", "dualpipe", 2, 0), moving("whole", "1f1b", 1, 0));
+  kill_and_go_on(moving("killed", "1f1b", 1, 0), moving("killed", "dualpipe", 2, 0),
+      moving("whole", "1f1b", 1, 0));
 }
 
-// --- wrong input -------------------------------------------------------------------------------------------------------------
+// --- wrong input ---------------------------------------------------------------------------------
 
 TEST_F(MpiRun, RefusesRanksThatAreNotTheProcesses) {
   const auto refused = [&](const std::string& more, const std::vector<std::string>& words) {
     const TrainOptions o = options("run", "1f1b", 1, 3);
     const Ended e = run_command(mpirun(4) + command_line(o) + " " + more);
     EXPECT_EQ(e.status, 2) << e.output;
-    for (const std::string& word : words) EXPECT_NE(e.output.find(word), std::string::npos) << e.output;
+    for (const std::string& word : words)
+      EXPECT_NE(e.output.find(word), std::string::npos) << e.output;
     EXPECT_FALSE(fs::exists(o.out)) << words[0];
   };
   refused("--dp 3", {"--dp, --pp", "3 x 1", "4"});

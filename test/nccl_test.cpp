@@ -1,5 +1,5 @@
-// What is NCCL's own: its order, and what happens when something goes wrong. On the stand-in for the library; that messages and
-// collectives arrive is in comm_test.cpp.
+// What is NCCL's own: its order, and what happens when something goes wrong. On the stand-in for
+// the library; that messages and collectives arrive is in comm_test.cpp.
 #include <algorithm>
 #include <thread>
 
@@ -25,8 +25,8 @@ struct Rank {
   Stream& stream;
   Buf words, numbers;
   Rank(Comm& world, std::vector<std::pair<int, int>> pairs = {{0, 1}})
-      : channels(world, gpu, pairs), stream(gpu.compute()), words(gpu.host_buffer(8, 4, Dtype::i32)),
-        numbers(gpu.host_buffer(128, 4, Dtype::f32)) {
+      : channels(world, gpu, pairs), stream(gpu.compute()),
+        words(gpu.host_buffer(8, 4, Dtype::i32)), numbers(gpu.host_buffer(128, 4, Dtype::f32)) {
     std::fill_n(numbers->row<float>(0), numbers->size(), 1.f);
   }
   Tensor row(int64_t r) { return words->row_slice(r, 1); }
@@ -48,7 +48,8 @@ class Nccl : public testing::Test {
 
 #define EXPECT_SAYS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
 
-// The receiver posts in another order than the sender, and all come; the data too is that of the tag.
+// The receiver posts in another order than the sender, and all come; the data too is that of the
+// tag.
 TEST_F(Nccl, ReceivesAreLaunchedInTheSendersOrder) {
   run_ranks(over_nccl(2), [](Comm& world) {
     Rank me(world);
@@ -71,15 +72,19 @@ TEST_F(Nccl, AMessageNobodyAskedForIsNamedBesideTheOneThatIsAwaited) {
     if (world.rank() == 1) world.irecv(me.stream, me.row(0), 0, forward(3, 7)).wait();
   });
   EXPECT_SAYS(error, "rank 1: ");
-  EXPECT_SAYS(error, "3F7 from rank 0: the next message from there is 3F8, which this rank has not asked for");
+  EXPECT_SAYS(error,
+      "3F7 from rank 0: the next message from there is 3F8, which this rank has not asked for");
 }
 
-// Forward and backward messages do not queue behind one another: rank 1 sends before it takes what was sent first.
+// Forward and backward messages do not queue behind one another: rank 1 sends before it takes what
+// was sent first.
 TEST_F(Nccl, DirectionsAreIndependent) {
   run_ranks(over_nccl(2), [](Comm& world) {
     Rank me(world);
-    const Request out = world.isend(me.stream, me.row(world.rank()), 1 - world.rank(), forward(world.rank(), 0));
-    const Request in = world.irecv(me.stream, me.row(1 - world.rank()), 1 - world.rank(), forward(1 - world.rank(), 0));
+    const Request out =
+        world.isend(me.stream, me.row(world.rank()), 1 - world.rank(), forward(world.rank(), 0));
+    const Request in = world.irecv(
+        me.stream, me.row(1 - world.rank()), 1 - world.rank(), forward(1 - world.rank(), 0));
     out.wait();
     in.wait();
   });
@@ -133,7 +138,8 @@ TEST_F(Nccl, ATimeoutSaysWhoWaitsForWhomAndForWhat) {
     }
     if (world.rank() == 1) std::this_thread::sleep_for(1s);
   });
-  EXPECT_EQ(send, "rank 0: waited 0.2 s for 12B1 to be taken by rank 1; it did not come (--comm-timeout)");
+  EXPECT_EQ(send,
+      "rank 0: waited 0.2 s for 12B1 to be taken by rank 1; it did not come (--comm-timeout)");
 }
 
 TEST_F(Nccl, AFailingRankWakesThoseThatWaitForTheirGpu) {
@@ -168,8 +174,9 @@ TEST_F(Nccl, TwoRanksOnOneGpuAreRefused) {
   RunOptions options = over_nccl(2);
   options.nccl = &fake_nccl::api_of_one_gpu();
   EXPECT_EQ(error_of(options, [](Comm& world) { Rank me(world); }),
-            "usage: --transport: found nccl with ranks 0 and 1 on one GPU (here, GPU 0), allowed: nccl with at most one rank "
-            "on each GPU; local, whose ranks share GPUs");
+      "usage: --transport: found nccl with ranks 0 and 1 on one GPU (here, GPU 0), allowed: nccl "
+      "with at most one rank "
+      "on each GPU; local, whose ranks share GPUs");
 }
 
 TEST_F(Nccl, MessagesNeedTheirChannels) {
@@ -184,7 +191,8 @@ TEST_F(Nccl, MessagesNeedTheirChannels) {
     if (world.rank() == 2) world.isend(me.stream, me.row(0), 0, forward(0, 0)).wait();
     world.barrier();
   };
-  EXPECT_SAYS(error_of(over_nccl(3), another), "0F0 to be taken by rank 0: expected its pair of ranks among those of Channels");
+  EXPECT_SAYS(error_of(over_nccl(3), another),
+      "0F0 to be taken by rank 0: expected its pair of ranks among those of Channels");
 }
 
 TEST_F(Nccl, ChannelsCanBeMadeAgain) {
@@ -209,12 +217,14 @@ TEST(NcclBuild, WithoutTheLibraryItIsRefused) {
   EXPECT_SAYS(error, "usage: --transport nccl: this duet was built without NCCL");
 }
 
-// Training steps, with every kind of traffic that there is: neighbours both ways, mirrored halves, tokens to experts, replicas,
-// and experts that move after the first step. The same bits as threads that share memory, a CPU's or a GPU's.
+// Training steps, with every kind of traffic that there is: neighbours both ways, mirrored halves,
+// tokens to experts, replicas, and experts that move after the first step. The same bits as threads
+// that share memory, a CPU's or a GPU's.
 using ScheduleAndPp = std::pair<const char*, int>;
 class NcclTrainer : public RunTest, public testing::WithParamInterface<ScheduleAndPp> {};
 INSTANTIATE_TEST_SUITE_P(Schedules, NcclTrainer,
-                         testing::Values(ScheduleAndPp("1f1b", 1), ScheduleAndPp("zbv", 2), ScheduleAndPp("dualpipe", 2)));
+    testing::Values(
+        ScheduleAndPp("1f1b", 1), ScheduleAndPp("zbv", 2), ScheduleAndPp("dualpipe", 2)));
 
 std::vector<std::string> train(const Job& job, const RunOptions& options, bool gpu) {
   std::vector<std::string> bits;
@@ -224,7 +234,8 @@ std::vector<std::string> train(const Job& job, const RunOptions& options, bool g
     for (int64_t step = 1; step <= 2; step++) {
       const StepResult r = trainer.step(step);
       if (world.rank() == 0) bits.push_back(cat(std::hexfloat, r.loss, " ", r.grad_norm));
-      for (const LayerLoad& l : r.loads) EXPECT_TRUE(step > 1 || l.replan->moves > 0) << "layer " << l.layer;
+      for (const LayerLoad& l : r.loads)
+        EXPECT_TRUE(step > 1 || l.replan->moves > 0) << "layer " << l.layer;
       EXPECT_TRUE(trainer.copies_agree()) << "step " << step;
     }
     const uint64_t fingerprint = trainer.fingerprint();

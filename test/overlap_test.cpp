@@ -1,4 +1,5 @@
-// Sets of times and the overlap measured on them, against an oracle that looks at every nanosecond by itself.
+// Sets of times and the overlap measured on them, against an oracle that looks at every nanosecond
+// by itself.
 #include <gtest/gtest.h>
 
 #include <random>

@@ -1,4 +1,5 @@
-// Params: initial values by name, the sum of the halves and its squares, AdamW against the published update.
+// Params: initial values by name, the sum of the halves and its squares, AdamW against the
+// published update.
 #include "model/param.h"
 
 #include <gtest/gtest.h>
@@ -38,7 +39,8 @@ TEST(Params, InitialValuesAreAFunctionOfSeedNameAndIndex) {
     ASSERT_EQ(params.all()[0].weight.get(i), InitialNormal(5, "a.weight")(i));
     ASSERT_EQ(matrix.weight.get(i), float(InitialNormal(5, "a.weight")(i)));
   }
-  for (int64_t i = 0; i < 55; ++i) ASSERT_EQ(table.weight.get(i), float(params.all()[3].weight.get(i)));
+  for (int64_t i = 0; i < 55; ++i)
+    ASSERT_EQ(table.weight.get(i), float(params.all()[3].weight.get(i)));
   EXPECT_EQ(values(params.all()[1].weight), std::vector<double>(33, 1));
   EXPECT_EQ(values(params.all()[2].weight), std::vector<double>(7, 0));
   EXPECT_NE(values(params.all()[0].weight), values(reseeded.all()[0].weight));
@@ -104,7 +106,8 @@ TEST(Params, SquaresDoNotDependOnWhatElseIsDeclaredNorOnThreads) {
     for (int i = 0; i < before; ++i) params.vector(cat("v", i), 77, Init::zeros);
     Param& a = params.matrix("a.weight", 190, 50);
     params.allocate(*device, Dtype::f32, 1);
-    for (int64_t i = 0; i < a.grad[0].size(); ++i) a.grad[0].set(i, InitialNormal(1, "gradient")(i));
+    for (int64_t i = 0; i < a.grad[0].size(); ++i)
+      a.grad[0].set(i, InitialNormal(1, "gradient")(i));
     return params.squares(device->compute()).back();
   };
   const double expected = squares_of_a(0, 1);
@@ -120,7 +123,8 @@ struct NaiveAdamW {
     for (size_t i = 0; i < w.size(); ++i) {
       m[i] = o.beta1 * m[i] + (1 - o.beta1) * g[i];
       v[i] = o.beta2 * v[i] + (1 - o.beta2) * g[i] * g[i];
-      const double m_hat = m[i] / (1 - std::pow(o.beta1, t)), v_hat = v[i] / (1 - std::pow(o.beta2, t));
+      const double m_hat = m[i] / (1 - std::pow(o.beta1, t)),
+                   v_hat = v[i] / (1 - std::pow(o.beta2, t));
       w[i] -= o.lr * (m_hat / (std::sqrt(v_hat) + o.eps) + decay * w[i]);
     }
   }
@@ -136,7 +140,8 @@ TEST(Params, AdamWOverThreeSteps) {
     for (int64_t i = 0; i < 7; ++i) params.all()[2].master.set(i, 0.25);
     std::vector<NaiveAdamW> naive;
     for (const Param& p : params.all()) naive.push_back({values(p.weight), {}, {}});
-    const AdamWOptions options{.lr = 0.01, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.3};
+    const AdamWOptions options{
+        .lr = 0.01, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.3};
     for (int t = 1; t <= 3; ++t) {
       random_gradients(params, unsigned(t));
       params.add_halves(stream);
@@ -151,7 +156,8 @@ TEST(Params, AdamWOverThreeSteps) {
     for (size_t k : {0, 1, 3})
       for (int64_t i = 0; i < params.all()[k].weight.size(); ++i) {
         const double tolerance = dtype == Dtype::f64 ? 1e-13 : 2e-7;
-        ASSERT_NEAR(params.all()[k].weight.get(i), naive[k].w[size_t(i)], tolerance) << params.all()[k].name;
+        ASSERT_NEAR(params.all()[k].weight.get(i), naive[k].w[size_t(i)], tolerance)
+            << params.all()[k].name;
         ASSERT_NEAR(params.all()[k].m.get(i), naive[k].m[size_t(i)], tolerance);
         ASSERT_NEAR(params.all()[k].v.get(i), naive[k].v[size_t(i)], tolerance);
       }

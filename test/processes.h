@@ -1,4 +1,5 @@
-// Programs that tests start: a command's output, status and time, and ranks under mpirun, which may be this very program.
+// Programs that tests start: a command's output, status and time, and ranks under mpirun, which may
+// be this very program.
 #pragma once
 #include <sys/wait.h>
 #include <unistd.h>
@@ -24,7 +25,8 @@ inline Ended run_command(const std::string& command) {
   char buffer[4096];
   while (const size_t n = fread(buffer, 1, sizeof buffer, pipe)) output.append(buffer, n);
   const int status = pclose(pipe);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, output, seconds};
 }
 
@@ -37,7 +39,7 @@ inline std::string program_path() {
 // Ranks that are to end because another has failed are killed at once: it saves a second or two.
 inline std::string mpirun(int processes) {
   return cat("OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_odls_base_sigkill_timeout=0 ",
-             "mpirun --allow-run-as-root --oversubscribe -np ", processes, " ");
+      "mpirun --allow-run-as-root --oversubscribe -np ", processes, " ");
 }
 
 // Ranks that run tests of this program, disabled ones too.

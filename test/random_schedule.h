@@ -1,6 +1,7 @@
 // Test material: schedules that no paper has, legal by construction.
 //
-// Ranks take, at random, any action whose needs are done. So backwards, Ws and pairs come in every legal order.
+// Ranks take, at random, any action whose needs are done. So backwards, Ws and pairs come in every
+// legal order.
 #pragma once
 #include <random>
 #include <set>
@@ -72,7 +73,8 @@ inline Schedule random_schedule(const RandomShape& shape, std::mt19937& rng) {
       for (const size_t j : choices) {
         if (action.kind == Kind::F && left[rank][j].kind == Kind::B && rng() % 2) partner = j;
       }
-      done.insert({action.kind == Kind::B ? Kind::I : action.kind, action.stage, action.microbatch});
+      done.insert(
+          {action.kind == Kind::B ? Kind::I : action.kind, action.stage, action.microbatch});
       if (partner != i) {
         const Action b = left[rank][partner];
         action.b_stage = b.stage, action.b_microbatch = b.microbatch;

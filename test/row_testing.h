@@ -1,7 +1,9 @@
-// What the tests of row operations share: matrices with guards around their rows, and who runs a row operation.
+// What the tests of row operations share: matrices with guards around their rows, and who runs a
+// row operation.
 //
-// Every operation runs in several cases: on 32 simulated lanes (the CUDA kernel's code), and with the group of one as
-// rows_cpu.cpp compiled it, launched on a CPU device; in float, in double, and on the lanes in bf16.
+// Every operation runs in several cases: on 32 simulated lanes (the CUDA kernel's code), and with
+// the group of one as rows_cpu.cpp compiled it, launched on a CPU device; in float, in double, and
+// on the lanes in bf16.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -15,13 +17,13 @@
 
 namespace duet {
 
-// A matrix whose rows have guard elements on both sides, which nobody may write: the destructor looks.
-template <class T>
-class Mat {
+// A matrix whose rows have guard elements on both sides, which nobody may write: the destructor
+// looks.
+template <class T> class Mat {
  public:
-  Mat(int64_t rows, int64_t cols) : rows_(rows), cols_(cols), ld_(cols + 2 * kGuard), data_(size_t(rows * ld_), T(kMark)) {}
-  template <class U>
-  explicit Mat(const Mat<U>& from) : Mat(from.rows(), from.cols()) {
+  Mat(int64_t rows, int64_t cols)
+      : rows_(rows), cols_(cols), ld_(cols + 2 * kGuard), data_(size_t(rows * ld_), T(kMark)) {}
+  template <class U> explicit Mat(const Mat<U>& from) : Mat(from.rows(), from.cols()) {
     for (int64_t r = 0; r < rows_; ++r)
       for (int64_t c = 0; c < cols_; ++c) (*this)(r, c) = T(from(r, c));
   }
@@ -29,13 +31,16 @@ class Mat {
   ~Mat() {
     for (int64_t r = 0; r < rows_; ++r)
       for (int64_t c = -kGuard; c < cols_ + kGuard; c = c == -1 ? cols_ : c + 1)
-        if (double((*this)(r, c)) != kMark) ADD_FAILURE() << "written outside of its columns, at " << r << ", " << c;
+        if (double((*this)(r, c)) != kMark)
+          ADD_FAILURE() << "written outside of its columns, at " << r << ", " << c;
   }
 
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
   T& operator()(int64_t r, int64_t c = 0) { return data_[size_t(r * ld_ + kGuard + c)]; }
-  const T& operator()(int64_t r, int64_t c = 0) const { return data_[size_t(r * ld_ + kGuard + c)]; }
+  const T& operator()(int64_t r, int64_t c = 0) const {
+    return data_[size_t(r * ld_ + kGuard + c)];
+  }
   operator Tensor() { return {&(*this)(0, 0), DtypeOf<T>::value, rows_, cols_, ld_}; }
 
   Mat& random(std::mt19937_64& rng, double scale = 1, double shift = 0) {
@@ -59,59 +64,60 @@ class Mat {
 
 // How far a result may be from its oracle, relative to the oracle's largest element.
 template <class T>
-constexpr double kTolerance = std::is_same_v<T, double> ? 1e-12 : std::is_same_v<T, float> ? 4e-6 : 1.2e-2;
+constexpr double kTolerance = std::is_same_v<T, double> ? 1e-12
+    : std::is_same_v<T, float>                          ? 4e-6
+                                                        : 1.2e-2;
 
 template <class T>
-void expect_close(const Mat<T>& found, const Mat<double>& expected, double tolerance = kTolerance<T>) {
+void expect_close(
+    const Mat<T>& found, const Mat<double>& expected, double tolerance = kTolerance<T>) {
   ASSERT_EQ(found.rows(), expected.rows());
   ASSERT_EQ(found.cols(), expected.cols());
   double largest = 1e-30;
   for (int64_t r = 0; r < found.rows(); ++r)
-    for (int64_t c = 0; c < found.cols(); ++c) largest = std::max(largest, std::abs(expected(r, c)));
+    for (int64_t c = 0; c < found.cols(); ++c)
+      largest = std::max(largest, std::abs(expected(r, c)));
   for (int64_t r = 0; r < found.rows(); ++r)
     for (int64_t c = 0; c < found.cols(); ++c) {
       const double error = std::abs(double(found(r, c)) - expected(r, c)) / largest;
-      ASSERT_TRUE(error <= tolerance) << "at " << r << ", " << c << " of [" << found.rows() << ", " << found.cols()
-                                      << "]: found " << double(found(r, c)) << ", expected " << expected(r, c);
+      ASSERT_TRUE(error <= tolerance)
+          << "at " << r << ", " << c << " of [" << found.rows() << ", " << found.cols()
+          << "]: found " << double(found(r, c)) << ", expected " << expected(r, c);
     }
 }
 
 struct OnLanes {
-  template <class Op, class T>
-  static void run(int64_t rows, const typename Op::Args& args) {
+  template <class Op, class T> static void run(int64_t rows, const typename Op::Args& args) {
     for (int64_t r = 0; r < rows; ++r)
-      ASSERT_EQ(SimWarp::run([&](SimWarp g) { Op::template row<T>(g, r, args); }), "") << "row " << r;
+      ASSERT_EQ(SimWarp::run([&](SimWarp g) { Op::template row<T>(g, r, args); }), "")
+          << "row " << r;
   }
 };
 struct OnCpu {
-  template <class Op, class T>
-  static void run(int64_t rows, const typename Op::Args& args) {
+  template <class Op, class T> static void run(int64_t rows, const typename Op::Args& args) {
     auto device = make_cpu_device(2);
     launch<Op>(device->compute(), rows, args);
   }
 };
 
-template <class T_, class Runner>
-struct Case {
+template <class T_, class Runner> struct Case {
   using T = T_;
-  template <class Op>
-  static void run(int64_t rows, const typename Op::Args& args) {
+  template <class Op> static void run(int64_t rows, const typename Op::Args& args) {
     ASSERT_EQ(args.x.dtype, DtypeOf<T>::value);
     Runner::template run<Op, T>(rows, args);
   }
 };
-using AccCases = ::testing::Types<Case<float, OnLanes>, Case<double, OnLanes>, Case<float, OnCpu>, Case<double, OnCpu>>;
-using AllCases = ::testing::Types<Case<float, OnLanes>, Case<double, OnLanes>, Case<bf16, OnLanes>, Case<float, OnCpu>,
-                                  Case<double, OnCpu>>;
+using AccCases = ::testing::Types<Case<float, OnLanes>, Case<double, OnLanes>, Case<float, OnCpu>,
+    Case<double, OnCpu>>;
+using AllCases = ::testing::Types<Case<float, OnLanes>, Case<double, OnLanes>, Case<bf16, OnLanes>,
+    Case<float, OnCpu>, Case<double, OnCpu>>;
 
 // A suite of typed tests; `run` runs an operation in the current case.
-template <class C>
-class RowTest : public ::testing::Test {
+template <class C> class RowTest : public ::testing::Test {
  protected:
   using T = typename C::T;
   using A = Acc<T>;
-  template <class Op>
-  void run(int64_t rows, const typename Op::Args& args) {
+  template <class Op> void run(int64_t rows, const typename Op::Args& args) {
     C::template run<Op>(rows, args);
   }
   std::mt19937_64 rng{1};

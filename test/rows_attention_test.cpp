@@ -19,17 +19,25 @@ struct Shape {
 };
 constexpr Shape kShapes[] = {{1, 1, 2, 1}, {3, 31, 6, 5}, {2, 33, 64, 32}, {2, 5, 70, 100}};
 
-double angle(int64_t token, int64_t pair) { return 0.7 * double(token % kSeqLen + 1) / double(pair + 1); }
+double angle(int64_t token, int64_t pair) {
+  return 0.7 * double(token % kSeqLen + 1) / double(pair + 1);
+}
 
-template <class A>
-struct Angles {
+template <class A> struct Angles {
   Mat<A> cos, sin;  // [seq_len, rope / 2]
   explicit Angles(int64_t rope) : cos(kSeqLen, rope / 2), sin(kSeqLen, rope / 2) {
     for (int64_t t = 0; t < kSeqLen; ++t)
-      for (int64_t j = 0; j < rope / 2; ++j) cos(t, j) = A(std::cos(angle(t, j))), sin(t, j) = A(std::sin(angle(t, j)));
+      for (int64_t j = 0; j < rope / 2; ++j)
+        cos(t, j) = A(std::cos(angle(t, j))), sin(t, j) = A(std::sin(angle(t, j)));
   }
   HeadShape shape(const Shape& s) {
-    return {.heads = s.heads, .nope = s.nope, .rope = s.rope, .v = s.v, .seq_len = kSeqLen, .cos = cos, .sin = sin};
+    return {.heads = s.heads,
+        .nope = s.nope,
+        .rope = s.rope,
+        .v = s.v,
+        .seq_len = kSeqLen,
+        .cos = cos,
+        .sin = sin};
   }
 };
 
@@ -52,7 +60,8 @@ TYPED_TEST(RopeRows, RopeQuery) {
       x.random(this->rng);
       Mat<double> expected(x);
       for (int64_t t = 0; t < kTokens; ++t)
-        for (int h = 0; h < s.heads; ++h) turn(expected, t, h * (s.nope + s.rope) + s.nope, s.rope, sign);
+        for (int h = 0; h < s.heads; ++h)
+          turn(expected, t, h * (s.nope + s.rope) + s.nope, s.rope, sign);
       this->template run<RopeQuery>(kTokens, {.x = x, .shape = angles.shape(s), .sign = sign});
       expect_close(x, expected);
     }
@@ -62,13 +71,15 @@ TYPED_TEST(RopeRows, KeyF) {
   using T = typename TestFixture::T;
   for (const Shape& s : kShapes) {
     Angles<Acc<T>> angles(s.rope);
-    Mat<T> x(kTokens, s.heads * (s.nope + s.v)), rotary(kTokens, s.rope), k(kTokens, s.heads * (s.nope + s.rope));
+    Mat<T> x(kTokens, s.heads * (s.nope + s.v)), rotary(kTokens, s.rope),
+        k(kTokens, s.heads * (s.nope + s.rope));
     x.random(this->rng), rotary.random(this->rng);
     Mat<double> expected(k);
     for (int64_t t = 0; t < kTokens; ++t)
       for (int h = 0; h < s.heads; ++h) {
         const int64_t begin = h * (s.nope + s.rope);
-        for (int i = 0; i < s.nope; ++i) expected(t, begin + i) = double(x(t, h * (s.nope + s.v) + i));
+        for (int i = 0; i < s.nope; ++i)
+          expected(t, begin + i) = double(x(t, h * (s.nope + s.v) + i));
         for (int i = 0; i < s.rope; ++i) expected(t, begin + s.nope + i) = double(rotary(t, i));
         turn(expected, t, begin + s.nope, s.rope, 1);
       }
@@ -81,25 +92,29 @@ TYPED_TEST(RopeRows, KeyB) {
   using T = typename TestFixture::T;
   for (const Shape& s : kShapes) {
     Angles<Acc<T>> angles(s.rope);
-    Mat<T> dk(kTokens, s.heads * (s.nope + s.rope)), dkv(kTokens, s.heads * (s.nope + s.v)), drotary(kTokens, s.rope);
+    Mat<T> dk(kTokens, s.heads * (s.nope + s.rope)), dkv(kTokens, s.heads * (s.nope + s.v)),
+        drotary(kTokens, s.rope);
     dk.random(this->rng), dkv.random(this->rng);
     Mat<double> expected_dkv(dkv), expected(kTokens, s.rope);  // values' gradients stay as they are
     expected.fill(0);
     for (int64_t t = 0; t < kTokens; ++t) {
       for (int h = 0; h < s.heads; ++h) {
         const int64_t begin = h * (s.nope + s.rope);
-        for (int i = 0; i < s.nope; ++i) expected_dkv(t, h * (s.nope + s.v) + i) = double(dk(t, begin + i));
+        for (int i = 0; i < s.nope; ++i)
+          expected_dkv(t, h * (s.nope + s.v) + i) = double(dk(t, begin + i));
         for (int i = 0; i < s.rope; ++i) expected(t, i) += double(dk(t, begin + s.nope + i));
       }
       turn(expected, t, 0, s.rope, -1);
     }
-    this->template run<KeyB>(kTokens, {.x = dk, .dkv = dkv, .drotary = drotary, .shape = angles.shape(s)});
+    this->template run<KeyB>(
+        kTokens, {.x = dk, .dkv = dkv, .drotary = drotary, .shape = angles.shape(s)});
     expect_close(dkv, expected_dkv, 0);
     expect_close(drotary, expected);
   }
 }
 
-// Softmax over keys 0 .. query; whatever lies after the query (here NaN, left there by a causal GEMM) becomes 0.
+// Softmax over keys 0 .. query; whatever lies after the query (here NaN, left there by a causal
+// GEMM) becomes 0.
 TYPED_TEST(SoftmaxRows, Forward) {
   using T = typename TestFixture::T;
   for (int64_t n : kSizes)
@@ -113,8 +128,10 @@ TYPED_TEST(SoftmaxRows, Forward) {
         double top = expected(r, 0), sum = 0;
         for (int64_t i = 0; i <= query; ++i) top = std::max(top, expected(r, i));
         for (int64_t i = 0; i <= query; ++i) sum += std::exp(expected(r, i) - top);
-        for (int64_t i = 0; i < n; ++i) expected(r, i) = i <= query ? std::exp(expected(r, i) - top) / sum : 0;
-        for (int64_t i = query + 1; i < n; ++i) x(r, i) = T(std::numeric_limits<float>::quiet_NaN());
+        for (int64_t i = 0; i < n; ++i)
+          expected(r, i) = i <= query ? std::exp(expected(r, i) - top) / sum : 0;
+        for (int64_t i = query + 1; i < n; ++i)
+          x(r, i) = T(std::numeric_limits<float>::quiet_NaN());
       }
       this->template run<CausalSoftmaxF>(rows, {.x = x});
       expect_close(x, expected);
@@ -136,7 +153,8 @@ TYPED_TEST(SoftmaxRows, Backward) {
       const int64_t keys = r % n + 1;
       double sum = 0;
       for (int64_t i = 0; i < keys; ++i) sum += std::exp(double(p(r, i)));
-      for (int64_t i = 0; i < n; ++i) p(r, i) = T(float(i < keys ? std::exp(double(p(r, i))) / sum : 0));
+      for (int64_t i = 0; i < n; ++i)
+        p(r, i) = T(float(i < keys ? std::exp(double(p(r, i))) / sum : 0));
       for (int64_t i = 0; i < keys; ++i)
         for (int64_t j = 0; j < keys; ++j)
           expected(r, i) += double(dp(r, j)) * double(p(r, j)) * ((i == j) - double(p(r, i)));

@@ -1,5 +1,6 @@
-// What the exactness ladder asks of the row operations as rows_cpu.cpp compiles them: the bits of a row depend neither on where
-// it lies in memory, nor on how many rows come with it, nor on threads. And what exp_ promises.
+// What the exactness ladder asks of the row operations as rows_cpu.cpp compiles them: the bits of a
+// row depend neither on where it lies in memory, nor on how many rows come with it, nor on threads.
+// And what exp_ promises.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -18,15 +19,17 @@ namespace {
 // Where the tensors of an operation lie, and with how many threads it runs.
 struct Place {
   int64_t rows;
-  int shift;  // bytes past a 64-byte boundary
+  int shift;    // bytes past a 64-byte boundary
   int64_t pad;  // elements between rows
   int threads;
 };
 
-// Makes tensors whose element (r, c) is the same wherever they lie, runs the operation, and remembers what it wrote.
+// Makes tensors whose element (r, c) is the same wherever they lie, runs the operation, and
+// remembers what it wrote.
 class Bench {
  public:
-  Bench(Place place, int64_t cols) : place(place), cols(cols), device_(make_cpu_device(place.threads)) {}
+  Bench(Place place, int64_t cols)
+      : place(place), cols(cols), device_(make_cpu_device(place.threads)) {}
 
   // The same in every place; a tensor of tokens() has a row per row of the operation.
   Tensor make(int64_t rows, int64_t width, bool positive = false) {
@@ -41,21 +44,23 @@ class Bench {
       }
     return t;
   }
-  Tensor tokens(int64_t width, bool positive = false) { return of_rows_.emplace_back(make(place.rows, width, positive)); }
+  Tensor tokens(int64_t width, bool positive = false) {
+    return of_rows_.emplace_back(make(place.rows, width, positive));
+  }
   Tensor indices(int64_t width, const std::function<int32_t(int64_t, int64_t)>& value) {
     Tensor t = claim(place.rows, width, Dtype::i32);
     for (int64_t r = 0; r < t.rows; ++r)
       for (int64_t c = 0; c < width; ++c) t.row<int32_t>(r)[c] = value(r, c);
     return of_rows_.emplace_back(t);
   }
-  template <class Op>
-  void run(int64_t rows, const typename Op::Args& args) {
+  template <class Op> void run(int64_t rows, const typename Op::Args& args) {
     launch<Op>(device_->compute(), rows, args);
   }
   // The bytes of row r of every such tensor.
   std::string row(int64_t r) const {
     std::string bytes;
-    for (const Tensor& t : of_rows_) bytes.append(t.row<const char>(0) + r * t.ld * 4, size_t(t.cols) * 4);
+    for (const Tensor& t : of_rows_)
+      bytes.append(t.row<const char>(0) + r * t.ld * 4, size_t(t.cols) * 4);
     return bytes;
   }
 
@@ -66,7 +71,8 @@ class Bench {
   Tensor claim(int64_t rows, int64_t width, Dtype dtype) {
     const int64_t ld = width + place.pad;
     memory_.emplace_back(size_t(rows * ld + 32));
-    const auto at = (reinterpret_cast<uintptr_t>(memory_.back().data()) + 63) / 64 * 64 + uintptr_t(place.shift);
+    const auto at = (reinterpret_cast<uintptr_t>(memory_.back().data()) + 63) / 64 * 64 +
+        uintptr_t(place.shift);
     return tensors_.emplace_back(Tensor{reinterpret_cast<void*>(at), dtype, rows, width, ld});
   }
   std::unique_ptr<Device> device_;
@@ -80,67 +86,103 @@ struct Operation {
 };
 
 const Operation kOperations[] = {
-    {"RmsNormF", [](Bench& b) {
-       b.run<RmsNormF>(b.place.rows, {b.tokens(b.cols), b.make(1, b.cols), b.tokens(b.cols), b.tokens(1), 1e-6});
-     }},
-    {"AddRmsNormF", [](Bench& b) {
-       b.run<AddRmsNormF>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols), b.make(1, b.cols), b.tokens(b.cols),
-                                         b.tokens(b.cols), b.tokens(1), 1e-6});
-     }},
-    {"RmsNormB", [](Bench& b) {
-       b.run<RmsNormB>(b.place.rows, {b.tokens(b.cols), b.make(1, b.cols), b.tokens(1), b.tokens(b.cols), b.tokens(b.cols),
-                                      b.tokens(b.cols)});
-     }},
+    {"RmsNormF",
+        [](Bench& b) {
+          b.run<RmsNormF>(b.place.rows,
+              {b.tokens(b.cols), b.make(1, b.cols), b.tokens(b.cols), b.tokens(1), 1e-6});
+        }},
+    {"AddRmsNormF",
+        [](Bench& b) {
+          b.run<AddRmsNormF>(b.place.rows,
+              {b.tokens(b.cols), b.tokens(b.cols), b.make(1, b.cols), b.tokens(b.cols),
+                  b.tokens(b.cols), b.tokens(1), 1e-6});
+        }},
+    {"RmsNormB",
+        [](Bench& b) {
+          b.run<RmsNormB>(b.place.rows,
+              {b.tokens(b.cols), b.make(1, b.cols), b.tokens(1), b.tokens(b.cols), b.tokens(b.cols),
+                  b.tokens(b.cols)});
+        }},
     {"CausalSoftmaxF", [](Bench& b) { b.run<CausalSoftmaxF>(b.place.rows, {b.tokens(b.cols)}); }},
-    {"CausalSoftmaxB", [](Bench& b) { b.run<CausalSoftmaxB>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols)}); }},
-    {"RopeQuery", [](Bench& b) {
-       HeadShape shape{.heads = 3, .nope = int(b.cols), .rope = 10, .v = 1, .seq_len = 4};
-       shape.cos = b.make(4, 5), shape.sin = b.make(4, 5);
-       b.run<RopeQuery>(b.place.rows, {b.tokens(3 * (b.cols + 10)), shape, 1});
-     }},
-    {"KeyF", [](Bench& b) {
-       HeadShape shape{.heads = 3, .nope = int(b.cols), .rope = 10, .v = 1, .seq_len = 4};
-       shape.cos = b.make(4, 5), shape.sin = b.make(4, 5);
-       b.run<KeyF>(b.place.rows, {b.tokens(3 * (b.cols + 1)), b.tokens(10), b.tokens(3 * (b.cols + 10)), shape});
-     }},
-    {"KeyB", [](Bench& b) {
-       HeadShape shape{.heads = 3, .nope = 5, .rope = int(b.cols / 2 * 2), .v = 1, .seq_len = 4};
-       shape.cos = b.make(4, b.cols / 2), shape.sin = b.make(4, b.cols / 2);
-       b.run<KeyB>(b.place.rows, {b.tokens(3 * (5 + shape.rope)), b.tokens(18), b.tokens(shape.rope), shape});
-     }},
-    {"SwigluF", [](Bench& b) { b.run<SwigluF>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols), b.tokens(b.cols)}); }},
-    {"SwigluB", [](Bench& b) { b.run<SwigluB>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols), b.tokens(b.cols)}); }},
-    {"Add", [](Bench& b) { b.run<Add>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols)}); }},
-    {"CrossEntropy", [](Bench& b) {
-       const Tensor target = b.indices(1, [&](int64_t r, int64_t) { return int32_t(r % b.cols); });
-       b.run<CrossEntropy>(b.place.rows, {b.tokens(b.cols), target, b.tokens(1), 0.25});
-     }},
-    {"RouterF", [](Bench& b) {
-       const int experts = int(b.cols / 2 * 2), topk = std::min(4, experts / 2);
-       const auto zero = [](int64_t, int64_t) { return 0; };
-       b.run<RouterF>(b.place.rows, {b.tokens(experts), b.make(1, experts), b.indices(topk, zero), b.tokens(topk),
-                                     b.indices(topk, zero), b.tokens(1), b.tokens(experts + 2),
-                                     {experts, topk, 2, 1, 1.5}});
-     }},
-    {"RouterB", [](Bench& b) {
-       const int experts = int(b.cols), topk = std::min(3, experts);
-       const Tensor idx = b.indices(topk, [](int64_t, int64_t c) { return int32_t(c); });
-       b.run<RouterB>(b.place.rows, {b.tokens(experts, true), idx, b.tokens(topk), b.tokens(1, true),
-                                     b.make(b.place.rows / 4 + 1, experts), {experts, topk, 1, 1, 1.5}, 4, 0.3});
-     }},
-    {"CombineF", [](Bench& b) {
-       const Tensor pos = b.indices(2, [](int64_t r, int64_t c) { return int32_t((r * 2 + c) % 7); });
-       b.run<CombineF>(b.place.rows, {b.make(8, b.cols), pos, b.tokens(2), b.tokens(b.cols), b.tokens(b.cols),
-                                      b.tokens(b.cols)});
-     }},
-    {"CombineB", [](Bench& b) {
-       const Tensor pos = b.indices(1, [](int64_t r, int64_t) { return int32_t(r); });
-       b.run<CombineB>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols), pos, b.tokens(1), b.tokens(1)});
-     }},
-    {"DispatchB", [](Bench& b) {
-       const Tensor pos = b.indices(2, [](int64_t r, int64_t c) { return int32_t((r * 2 + c) % 7); });
-       b.run<DispatchB>(b.place.rows, {b.make(8, b.cols), pos, b.tokens(b.cols)});
-     }},
+    {"CausalSoftmaxB",
+        [](Bench& b) {
+          b.run<CausalSoftmaxB>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols)});
+        }},
+    {"RopeQuery",
+        [](Bench& b) {
+          HeadShape shape{.heads = 3, .nope = int(b.cols), .rope = 10, .v = 1, .seq_len = 4};
+          shape.cos = b.make(4, 5), shape.sin = b.make(4, 5);
+          b.run<RopeQuery>(b.place.rows, {b.tokens(3 * (b.cols + 10)), shape, 1});
+        }},
+    {"KeyF",
+        [](Bench& b) {
+          HeadShape shape{.heads = 3, .nope = int(b.cols), .rope = 10, .v = 1, .seq_len = 4};
+          shape.cos = b.make(4, 5), shape.sin = b.make(4, 5);
+          b.run<KeyF>(b.place.rows,
+              {b.tokens(3 * (b.cols + 1)), b.tokens(10), b.tokens(3 * (b.cols + 10)), shape});
+        }},
+    {"KeyB",
+        [](Bench& b) {
+          HeadShape shape{.heads = 3, .nope = 5, .rope = int(b.cols / 2 * 2), .v = 1, .seq_len = 4};
+          shape.cos = b.make(4, b.cols / 2), shape.sin = b.make(4, b.cols / 2);
+          b.run<KeyB>(b.place.rows,
+              {b.tokens(3 * (5 + shape.rope)), b.tokens(18), b.tokens(shape.rope), shape});
+        }},
+    {"SwigluF",
+        [](Bench& b) {
+          b.run<SwigluF>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols), b.tokens(b.cols)});
+        }},
+    {"SwigluB",
+        [](Bench& b) {
+          b.run<SwigluB>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols), b.tokens(b.cols)});
+        }},
+    {"Add",
+        [](Bench& b) {
+          b.run<Add>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols)});
+        }},
+    {"CrossEntropy",
+        [](Bench& b) {
+          const Tensor target =
+              b.indices(1, [&](int64_t r, int64_t) { return int32_t(r % b.cols); });
+          b.run<CrossEntropy>(b.place.rows, {b.tokens(b.cols), target, b.tokens(1), 0.25});
+        }},
+    {"RouterF",
+        [](Bench& b) {
+          const int experts = int(b.cols / 2 * 2), topk = std::min(4, experts / 2);
+          const auto zero = [](int64_t, int64_t) { return 0; };
+          b.run<RouterF>(b.place.rows,
+              {b.tokens(experts), b.make(1, experts), b.indices(topk, zero), b.tokens(topk),
+                  b.indices(topk, zero), b.tokens(1), b.tokens(experts + 2),
+                  {experts, topk, 2, 1, 1.5}});
+        }},
+    {"RouterB",
+        [](Bench& b) {
+          const int experts = int(b.cols), topk = std::min(3, experts);
+          const Tensor idx = b.indices(topk, [](int64_t, int64_t c) { return int32_t(c); });
+          b.run<RouterB>(b.place.rows,
+              {b.tokens(experts, true), idx, b.tokens(topk), b.tokens(1, true),
+                  b.make(b.place.rows / 4 + 1, experts), {experts, topk, 1, 1, 1.5}, 4, 0.3});
+        }},
+    {"CombineF",
+        [](Bench& b) {
+          const Tensor pos =
+              b.indices(2, [](int64_t r, int64_t c) { return int32_t((r * 2 + c) % 7); });
+          b.run<CombineF>(b.place.rows,
+              {b.make(8, b.cols), pos, b.tokens(2), b.tokens(b.cols), b.tokens(b.cols),
+                  b.tokens(b.cols)});
+        }},
+    {"CombineB",
+        [](Bench& b) {
+          const Tensor pos = b.indices(1, [](int64_t r, int64_t) { return int32_t(r); });
+          b.run<CombineB>(
+              b.place.rows, {b.tokens(b.cols), b.tokens(b.cols), pos, b.tokens(1), b.tokens(1)});
+        }},
+    {"DispatchB",
+        [](Bench& b) {
+          const Tensor pos =
+              b.indices(2, [](int64_t r, int64_t c) { return int32_t((r * 2 + c) % 7); });
+          b.run<DispatchB>(b.place.rows, {b.make(8, b.cols), pos, b.tokens(b.cols)});
+        }},
 };
 
 TEST(RowBits, DoNotDependOnAlignmentRowsOrThreads) {
@@ -160,11 +202,13 @@ TEST(RowBits, DoNotDependOnAlignmentRowsOrThreads) {
           for (int64_t pad : {0, 5}) {
             const std::vector<std::string> some = bits_at({rows, shift, pad, 1});
             for (size_t r = 0; r < some.size(); ++r)
-              ASSERT_TRUE(some[r] == all[r]) << op.name << ", " << cols << " columns, row " << r << " of " << rows << ", "
-                                             << shift << " bytes off, " << pad << " between rows";
+              ASSERT_TRUE(some[r] == all[r])
+                  << op.name << ", " << cols << " columns, row " << r << " of " << rows << ", "
+                  << shift << " bytes off, " << pad << " between rows";
           }
       for (int shift : {0, 20})
-        ASSERT_TRUE(bits_at({kMany, shift, 3, 2}) == all) << op.name << ", " << cols << " columns, two threads";
+        ASSERT_TRUE(bits_at({kMany, shift, 3, 2}) == all)
+            << op.name << ", " << cols << " columns, two threads";
     }
 }
 
@@ -181,7 +225,8 @@ TEST(RowBits, OfSumsOverTokensDoNotDependOnAlignmentOrThreads) {
         b.run<SumRows>((cols + kColumnsPerSum - 1) / kColumnsPerSum, {partial, y});
         const std::string bits(y.row<const char>(0), size_t(cols) * 4);
         if (expected.empty()) expected = bits;
-        ASSERT_TRUE(bits == expected) << cols << " columns, " << shift << " bytes off, " << threads << " threads";
+        ASSERT_TRUE(bits == expected)
+            << cols << " columns, " << shift << " bytes off, " << threads << " threads";
       }
   }
 }
@@ -192,7 +237,8 @@ TEST(Exp, IsWithinItsUlpOverItsRange) {
     const double exact = std::exp(double(x));
     int exponent;
     std::frexp(exact, &exponent);
-    worst = std::max(worst, std::abs(double(exp_(x)) - exact) / std::ldexp(1.0, std::max(exponent, -125) - 24));
+    worst = std::max(
+        worst, std::abs(double(exp_(x)) - exact) / std::ldexp(1.0, std::max(exponent, -125) - 24));
   };
   for (int i = 0; i <= 4000000; ++i) check(float(-87.0 + 175.0 * i / 4000000));
   for (float x = 1e-30f; x < 1; x *= 1.001f) check(x), check(-x);

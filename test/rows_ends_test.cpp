@@ -43,8 +43,10 @@ TYPED_TEST(EndRows, EmbedW) {
     const int token_ids[] = {4, 1, 4, 0, 1, 4};
     for (int64_t t = 0; t < 6; ++t)
       for (int64_t c = 0; c < d; ++c) expected(token_ids[t], c) += double(dy(t, c));
-    Mat<int32_t> tokens = column({3, 1, 4, 0, 2, 5}), begins = column({0, 1, 3, 6}), ids = column({0, 1, 4});
-    this->template run<EmbedW>(3, {.x = dy, .tokens = tokens, .begins = begins, .ids = ids, .grad = grad});
+    Mat<int32_t> tokens = column({3, 1, 4, 0, 2, 5}), begins = column({0, 1, 3, 6}),
+                 ids = column({0, 1, 4});
+    this->template run<EmbedW>(
+        3, {.x = dy, .tokens = tokens, .begins = begins, .ids = ids, .grad = grad});
     expect_close(grad, expected, kTolerance<Acc<T>>);
   }
 }
@@ -73,7 +75,7 @@ TYPED_TEST(EndRows, CrossEntropy) {
     }
 }
 
-// --- the optimizer: an arena of 3 blocks, of which two are short -------------------------------------------------------------
+// --- the optimizer: an arena of 3 blocks, of which two are short ---------------------------------
 
 struct ArenaBlocks {
   Mat<int32_t> begin = column({0, 2, 3}), count = column({256, 33, 1}), decay = column({1, 0, 1});
@@ -119,11 +121,24 @@ TYPED_TEST(OptimizerRows, AdamW) {
       dm(0, i) = beta1 * dm(0, i) + (1 - beta1) * g;
       dv(0, i) = beta2 * dv(0, i) + (1 - beta2) * g * g;
       const double step = dm(0, i) / (1 - beta1) / (std::sqrt(dv(0, i) / (1 - beta2)) + eps);
-      dx(0, i) = weight(0, i) = weight(0, i) - lr * step - lr * (blocks.decay(blocks.block(i)) ? decay : 0) * weight(0, i);
+      dx(0, i) = weight(0, i) = weight(0, i) - lr * step -
+          lr * (blocks.decay(blocks.block(i)) ? decay : 0) * weight(0, i);
     }
-    this->template run<AdamW>(3, {.x = x, .master = in_place ? Tensor(x) : Tensor(master), .grad = grad, .m = m, .v = v,
-                                  .blocks = blocks, .clip = clip, .lr = lr, .beta1 = beta1, .beta2 = beta2, .eps = eps,
-                                  .decay = decay, .correct1 = 1 / (1 - beta1), .correct2 = 1 / (1 - beta2)});
+    this->template run<AdamW>(3,
+        {.x = x,
+            .master = in_place ? Tensor(x) : Tensor(master),
+            .grad = grad,
+            .m = m,
+            .v = v,
+            .blocks = blocks,
+            .clip = clip,
+            .lr = lr,
+            .beta1 = beta1,
+            .beta2 = beta2,
+            .eps = eps,
+            .decay = decay,
+            .correct1 = 1 / (1 - beta1),
+            .correct2 = 1 / (1 - beta2)});
     expect_close(m, dm, kTolerance<A>);
     expect_close(v, dv, kTolerance<A>);
     if (!in_place) expect_close(master, weight, kTolerance<A>);

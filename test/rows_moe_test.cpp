@@ -1,5 +1,5 @@
-// The row operations of moe/ against naive oracles in double: the router with groups, bias and ties, the balance loss, and the
-// moves between token order and expert order.
+// The row operations of moe/ against naive oracles in double: the router with groups, bias and
+// ties, the balance loss, and the moves between token order and expert order.
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -16,15 +16,16 @@ TYPED_TEST_SUITE(RouterRows, AccCases);
 template <class C> class PermuteRows : public RowTest<C> {};
 TYPED_TEST_SUITE(PermuteRows, AllCases);
 
-const RouterShape kShapes[] = {{1, 1, 1, 1, 1.0},    {8, 2, 1, 1, 1.0},    {8, 8, 1, 1, 2.5},   {8, 2, 4, 2, 1.5},
-                               {33, 5, 1, 1, 1.0},   {33, 4, 11, 3, 1.0},  {64, 6, 8, 4, 2.5},  {64, 1, 64, 3, 1.0},
-                               {100, 10, 50, 5, 1.0}, {256, 8, 8, 4, 2.5}};
+const RouterShape kShapes[] = {{1, 1, 1, 1, 1.0}, {8, 2, 1, 1, 1.0}, {8, 8, 1, 1, 2.5},
+    {8, 2, 4, 2, 1.5}, {33, 5, 1, 1, 1.0}, {33, 4, 11, 3, 1.0}, {64, 6, 8, 4, 2.5},
+    {64, 1, 64, 3, 1.0}, {100, 10, 50, 5, 1.0}, {256, 8, 8, 4, 2.5}};
 
 // The indices of the k largest, of equal ones the first, best first.
 std::vector<int> naive_top(const std::vector<double>& values, int k) {
   std::vector<int> order(values.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return values[size_t(a)] > values[size_t(b)]; });
+  std::stable_sort(order.begin(), order.end(),
+      [&](int a, int b) { return values[size_t(a)] > values[size_t(b)]; });
   order.resize(size_t(k));
   return order;
 }
@@ -58,11 +59,20 @@ TYPED_TEST(RouterRows, Forward) {
       x.random(this->rng, 2), bias.random(this->rng, 0.3);
       if (ties)  // logits of three values, so that group scores tie as well
         for (int64_t t = 0; t < tokens; ++t)
-          for (int64_t i = 0; i < s.experts; ++i) x(t, i) = T(int(this->rng() % 3)), bias(0, i) = T(0);
+          for (int64_t i = 0; i < s.experts; ++i)
+            x(t, i) = T(int(this->rng() % 3)), bias(0, i) = T(0);
       Mat<double> logits(x);
-      this->template run<RouterF>(tokens, {.x = x, .bias = bias, .topk_idx = idx, .topk_w = w, .plain_idx = plain,
-                                           .total = total, .scratch = scratch, .shape = s});
-      Mat<double> affinity(tokens, s.experts), expected_w(tokens, s.topk), expected_total(tokens, 1);
+      this->template run<RouterF>(tokens,
+          {.x = x,
+              .bias = bias,
+              .topk_idx = idx,
+              .topk_w = w,
+              .plain_idx = plain,
+              .total = total,
+              .scratch = scratch,
+              .shape = s});
+      Mat<double> affinity(tokens, s.experts), expected_w(tokens, s.topk),
+          expected_total(tokens, 1);
       for (int64_t t = 0; t < tokens; ++t) {
         // Compared where the choice is made: on the affinities as the operation rounded them.
         std::vector<double> rounded, biased;
@@ -79,7 +89,8 @@ TYPED_TEST(RouterRows, Forward) {
           ASSERT_EQ(idx(t, j), choice[size_t(j)]) << s.experts << " experts, token " << t;
           sum += affinity(t, choice[size_t(j)]);
         }
-        for (int j = 0; j < s.topk; ++j) expected_w(t, j) = affinity(t, choice[size_t(j)]) / sum * s.scaling;
+        for (int j = 0; j < s.topk; ++j)
+          expected_w(t, j) = affinity(t, choice[size_t(j)]) / sum * s.scaling;
       }
       expect_close(x, affinity);
       expect_close(total, expected_total);
@@ -87,17 +98,27 @@ TYPED_TEST(RouterRows, Forward) {
     }
 }
 
-// Training that has diverged is found by its loss; until then every choice must be a row that exists.
+// Training that has diverged is found by its loss; until then every choice must be a row that
+// exists.
 TYPED_TEST(RouterRows, NanLogitsChooseExpertsThatExist) {
   using T = typename TestFixture::T;
   for (const RouterShape& s : kShapes)
     for (int every : {1, 2}) {
-      Mat<T> x(4, s.experts), bias(1, s.experts), w(4, s.topk), total(4, 1), scratch(4, s.experts + s.groups);
+      Mat<T> x(4, s.experts), bias(1, s.experts), w(4, s.topk), total(4, 1),
+          scratch(4, s.experts + s.groups);
       Mat<int32_t> idx(4, s.topk), plain(4, s.topk);
       x.random(this->rng), bias.fill(0);
-      for (int64_t i = 0; i < 4 * s.experts; i += every) x(i / s.experts, i % s.experts) = std::numeric_limits<T>::quiet_NaN();
-      this->template run<RouterF>(4, {.x = x, .bias = bias, .topk_idx = idx, .topk_w = w, .plain_idx = plain, .total = total,
-                                      .scratch = scratch, .shape = s});
+      for (int64_t i = 0; i < 4 * s.experts; i += every)
+        x(i / s.experts, i % s.experts) = std::numeric_limits<T>::quiet_NaN();
+      this->template run<RouterF>(4,
+          {.x = x,
+              .bias = bias,
+              .topk_idx = idx,
+              .topk_w = w,
+              .plain_idx = plain,
+              .total = total,
+              .scratch = scratch,
+              .shape = s});
       for (int64_t i = 0; i < 4 * s.topk; ++i)
         for (int32_t e : {idx(i / s.topk, i % s.topk), plain(i / s.topk, i % s.topk)})
           ASSERT_TRUE(0 <= e && e < s.experts) << e;
@@ -108,9 +129,11 @@ TYPED_TEST(RouterRows, BalanceLoss) {
   using T = typename TestFixture::T;
   for (const RouterShape& s : kShapes) {
     const int64_t seq_len = 5, sequences = 3, tokens = seq_len * sequences;
-    Mat<T> x(tokens, s.experts), total(tokens, 1), f(sequences, s.experts), p(sequences, s.experts), loss(sequences, 1);
+    Mat<T> x(tokens, s.experts), total(tokens, 1), f(sequences, s.experts), p(sequences, s.experts),
+        loss(sequences, 1);
     Mat<int32_t> plain(tokens, s.topk);
-    Mat<double> expected_f(sequences, s.experts), expected_p(sequences, s.experts), expected_loss(sequences, 1);
+    Mat<double> expected_f(sequences, s.experts), expected_p(sequences, s.experts),
+        expected_loss(sequences, 1);
     expected_f.fill(0), expected_p.fill(0), expected_loss.fill(0);
     for (int64_t t = 0; t < tokens; ++t) {
       std::vector<double> values;
@@ -126,19 +149,28 @@ TYPED_TEST(RouterRows, BalanceLoss) {
         plain(t, j) = top[size_t(j)];
         expected_f(t / seq_len, top[size_t(j)]) += double(s.experts) / double(s.topk * seq_len);
       }
-      for (int64_t i = 0; i < s.experts; ++i) expected_p(t / seq_len, i) += values[size_t(i)] / sum / double(seq_len);
+      for (int64_t i = 0; i < s.experts; ++i)
+        expected_p(t / seq_len, i) += values[size_t(i)] / sum / double(seq_len);
     }
     for (int64_t q = 0; q < sequences; ++q)
-      for (int64_t i = 0; i < s.experts; ++i) expected_loss(q) += expected_f(q, i) * expected_p(q, i);
-    this->template run<BalanceLossF>(sequences, {.x = x, .total = total, .plain_idx = plain, .f = f, .p = p, .loss = loss,
-                                                 .seq_len = seq_len});
+      for (int64_t i = 0; i < s.experts; ++i)
+        expected_loss(q) += expected_f(q, i) * expected_p(q, i);
+    this->template run<BalanceLossF>(sequences,
+        {.x = x,
+            .total = total,
+            .plain_idx = plain,
+            .f = f,
+            .p = p,
+            .loss = loss,
+            .seq_len = seq_len});
     expect_close(f, expected_f);
     expect_close(p, expected_p);
     expect_close(loss, expected_loss);
   }
 }
 
-// The chain rule written out: every weight and every share of the balance loss by every affinity, that by its logit.
+// The chain rule written out: every weight and every share of the balance loss by every affinity,
+// that by its logit.
 TYPED_TEST(RouterRows, Backward) {
   using T = typename TestFixture::T;
   for (const RouterShape& s : kShapes) {
@@ -163,24 +195,36 @@ TYPED_TEST(RouterRows, Backward) {
       for (int i = 0; i < s.experts; ++i) {
         const double a = values[size_t(i)];
         double d = 0;
-        for (int k = 0; k < s.experts; ++k)  // f_k P_k, and of P_k this token's share a_k / sum(a) / seq_len
-          d += balance * double(f(t / seq_len, k)) / double(seq_len) * ((i == k) / all - values[size_t(k)] / (all * all));
+        // f_k P_k, and of P_k this token's share a_k / sum(a) / seq_len
+        for (int k = 0; k < s.experts; ++k)
+          d += balance * double(f(t / seq_len, k)) / double(seq_len) *
+              ((i == k) / all - values[size_t(k)] / (all * all));
         if (std::find(top.begin(), top.end(), i) != top.end())
           for (int j = 0; j < s.topk; ++j) {  // w_j = scaling * a_j / chosen
             const int e = top[size_t(j)];
-            d += double(dw(t, j)) * s.scaling * ((e == i) / chosen - values[size_t(e)] / (chosen * chosen));
+            d += double(dw(t, j)) * s.scaling *
+                ((e == i) / chosen - values[size_t(e)] / (chosen * chosen));
           }
         expected(t, i) = d * a * (1 - a);
       }
     }
-    this->template run<RouterB>(tokens, {.x = x, .topk_idx = idx, .dw = dw, .total = total, .f = f, .shape = s,
-                                         .seq_len = seq_len, .balance = balance});
-    if (s.experts > 1) expect_close(x, expected);
-    else EXPECT_NEAR(double(x(0)), 0, 1e-6);  // one expert: nothing depends on its affinity
+    this->template run<RouterB>(tokens,
+        {.x = x,
+            .topk_idx = idx,
+            .dw = dw,
+            .total = total,
+            .f = f,
+            .shape = s,
+            .seq_len = seq_len,
+            .balance = balance});
+    if (s.experts > 1)
+      expect_close(x, expected);
+    else
+      EXPECT_NEAR(double(x(0)), 0, 1e-6);  // one expert: nothing depends on its affinity
   }
 }
 
-// --- between token order and expert order ------------------------------------------------------------------------------------
+// --- between token order and expert order --------------------------------------------------------
 
 constexpr int64_t kTokens = 5, kTopk = 3;
 Mat<int32_t> random_places(std::mt19937_64& rng) {
@@ -200,15 +244,22 @@ TYPED_TEST(PermuteRows, CombineForward) {
       Mat<T> x(kTokens * kTopk, d), shared(kTokens, d), residual(kTokens, d), y(kTokens, d);
       Mat<Acc<T>> w(kTokens, kTopk);
       Mat<int32_t> pos = random_places(this->rng);
-      x.random(this->rng), shared.random(this->rng), residual.random(this->rng), w.random(this->rng);
+      x.random(this->rng), shared.random(this->rng), residual.random(this->rng),
+          w.random(this->rng);
       Mat<double> expected(residual);
       for (int64_t t = 0; t < kTokens; ++t)
         for (int64_t c = 0; c < d; ++c) {
           if (with_shared) expected(t, c) += double(shared(t, c));
-          for (int64_t j = 0; j < kTopk; ++j) expected(t, c) += double(w(t, j)) * double(x(pos(t, j), c));
+          for (int64_t j = 0; j < kTopk; ++j)
+            expected(t, c) += double(w(t, j)) * double(x(pos(t, j), c));
         }
-      this->template run<CombineF>(kTokens, {.x = x, .pos = pos, .w = w, .shared = with_shared ? Tensor(shared) : Tensor(),
-                                             .residual = residual, .y = y});
+      this->template run<CombineF>(kTokens,
+          {.x = x,
+              .pos = pos,
+              .w = w,
+              .shared = with_shared ? Tensor(shared) : Tensor(),
+              .residual = residual,
+              .y = y});
       expect_close(y, expected);
     }
 }

@@ -15,8 +15,7 @@ TYPED_TEST_SUITE(SumRowsTest, AccCases);
 template <class C> class SwigluRows : public RowTest<C> {};
 TYPED_TEST_SUITE(SwigluRows, AllCases);
 
-template <class T>
-double naive_rstd(const Mat<T>& x, int64_t r) {
+template <class T> double naive_rstd(const Mat<T>& x, int64_t r) {
   double squares = 0;
   for (int64_t c = 0; c < x.cols(); ++c) squares += double(x(r, c)) * double(x(r, c));
   return 1 / std::sqrt(squares / double(x.cols()) + kEps);
@@ -27,7 +26,8 @@ void expect_normed(const Mat<T>& x, const Mat<T>& gain, const Mat<T>& y, const M
   Mat<double> expected(x.rows(), x.cols()), expected_rstd(x.rows(), 1);
   for (int64_t r = 0; r < x.rows(); ++r) {
     expected_rstd(r) = naive_rstd(x, r);
-    for (int64_t c = 0; c < x.cols(); ++c) expected(r, c) = double(x(r, c)) * expected_rstd(r) * double(gain(0, c));
+    for (int64_t c = 0; c < x.cols(); ++c)
+      expected(r, c) = double(x(r, c)) * expected_rstd(r) * double(gain(0, c));
   }
   expect_close(y, expected);
   expect_close(rstd, expected_rstd);
@@ -67,7 +67,8 @@ TYPED_TEST(NormRows, RmsNormB) {
     for (bool with_residual : {false, true}) {
       Mat<T> x(3, d), gain(1, d), dy(3, d), residual(3, d), dx(3, d);
       Mat<Acc<T>> rstd(3, 1);
-      x.random(this->rng), gain.random(this->rng, 0.3, 1), dy.random(this->rng), residual.random(this->rng);
+      x.random(this->rng), gain.random(this->rng, 0.3, 1), dy.random(this->rng),
+          residual.random(this->rng);
       Mat<double> expected(3, d);
       for (int64_t r = 0; r < 3; ++r) {
         const double s = naive_rstd(x, r);
@@ -75,13 +76,19 @@ TYPED_TEST(NormRows, RmsNormB) {
         for (int64_t i = 0; i < d; ++i) {
           expected(r, i) = with_residual ? double(residual(r, i)) : 0;
           for (int64_t j = 0; j < d; ++j) {
-            const double jacobian = (i == j ? s : 0) - s * s * s * double(x(r, i)) * double(x(r, j)) / double(d);
+            const double jacobian =
+                (i == j ? s : 0) - s * s * s * double(x(r, i)) * double(x(r, j)) / double(d);
             expected(r, i) += double(dy(r, j)) * double(gain(0, j)) * jacobian;
           }
         }
       }
-      this->template run<RmsNormB>(3, {.x = x, .gain = gain, .rstd = rstd, .dy = dy,
-                                       .residual = with_residual ? Tensor(residual) : Tensor(), .dx = dx});
+      this->template run<RmsNormB>(3,
+          {.x = x,
+              .gain = gain,
+              .rstd = rstd,
+              .dy = dy,
+              .residual = with_residual ? Tensor(residual) : Tensor(),
+              .dx = dx});
       expect_close(dx, expected);
     }
 }
@@ -93,7 +100,8 @@ TYPED_TEST(NormRows, RmsNormW) {
       const int64_t partials = (tokens + kTokensPerPartial - 1) / kTokensPerPartial;
       Mat<T> x(tokens, d), dy(tokens, d);
       Mat<Acc<T>> rstd(tokens, 1), partial(partials, d);
-      x.random(this->rng), dy.random(this->rng), rstd.random(this->rng, 0.1, 1), partial.random(this->rng);
+      x.random(this->rng), dy.random(this->rng), rstd.random(this->rng, 0.1, 1),
+          partial.random(this->rng);
       this->template run<RmsNormW>(partials, {.x = x, .rstd = rstd, .dy = dy, .partial = partial});
       Mat<double> expected(partials, d);
       expected.fill(0);
@@ -128,7 +136,8 @@ TYPED_TEST(SwigluRows, ForwardAndBackward) {
     Mat<double> y(4, d), dgate(4, d), dup(4, d);
     for (int64_t r = 0; r < 4; ++r)
       for (int64_t c = 0; c < d; ++c) {
-        const double x = double(gate(r, c)), u = double(up(r, c)), dy = double(dact(r, c)), s = sigmoid(x);
+        const double x = double(gate(r, c)), u = double(up(r, c)), dy = double(dact(r, c)),
+                     s = sigmoid(x);
         y(r, c) = x * s * u;
         dgate(r, c) = dy * u * (s + x * s * (1 - s));
         dup(r, c) = dy * x * s;

@@ -1,5 +1,5 @@
-// What the tests of whole runs share: a folder that disappears with the test, a text to train on, the options of a short run, a
-// run's bits, and the check of refusals.
+// What the tests of whole runs share: a folder that disappears with the test, a text to train on,
+// the options of a short run, a run's bits, and the check of refusals.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -17,11 +17,13 @@ namespace duet {
 
 namespace fs = std::filesystem;
 
-// The default data are duet's own sources. Tests train on this instead, so that no change of a comment changes what they see:
-// words of a small vocabulary, the frequent ones much more so.
+// The default data are duet's own sources. Tests train on this instead, so that no change of a
+// comment changes what they see: words of a small vocabulary, the frequent ones much more so.
 inline std::string write_words(const std::string& path) {
   uint64_t state = 1;
-  const auto random = [&](uint64_t n) { return (state = state * 6364136223846793005u + 1442695040888963407u) % 1000003 % n; };
+  const auto random = [&](uint64_t n) {
+    return (state = state * 6364136223846793005u + 1442695040888963407u) % 1000003 % n;
+  };
   std::ofstream file(path);
   for (int i = 0; i < 20000; ++i) {
     const uint64_t rank = random(8) * random(8);
@@ -65,15 +67,15 @@ class RunTest : public testing::Test {
     train_command(o, text);
     return text.str();
   }
-  // What a run computed: loss and norm of every step in all their bits, where tokens and experts went, and a hash of its newest
-  // checkpoint's tensors.
+  // What a run computed: loss and norm of every step in all their bits, where tokens and experts
+  // went, and a hash of its newest checkpoint's tensors.
   std::vector<std::string> bits(const std::string& out) const {
     std::vector<std::string> all;
     std::ifstream metrics(folder_ + "/" + out + "/metrics.jsonl");
     for (std::string line; std::getline(metrics, line);) {
       const Json j = Json::parse(line, "metrics");
-      all.push_back(cat(j.at("step").integer(), " ", j.at("loss_hex").string(), " ", j.at("grad_norm_hex").string(), " ",
-                        j.at("moe").dump()));
+      all.push_back(cat(j.at("step").integer(), " ", j.at("loss_hex").string(), " ",
+          j.at("grad_norm_hex").string(), " ", j.at("moe").dump()));
     }
     const std::string dir = newest_checkpoint(folder_ + "/" + out);
     for (const char* name : {"model.safetensors", "optimizer.safetensors"})
@@ -84,14 +86,18 @@ class RunTest : public testing::Test {
     std::ifstream in(path, std::ios::binary);
     return {std::istreambuf_iterator<char>(in), {}};
   }
-  // The refusal says all of `words`. One line; of a schedule, more: the ranks' lists with a cell marked.
-  static void expect_refused(const std::function<void()>& call, const std::vector<std::string>& words, bool one_line = true) {
+  // The refusal says all of `words`. One line; of a schedule, more: the ranks' lists with a cell
+  // marked.
+  static void expect_refused(const std::function<void()>& call,
+      const std::vector<std::string>& words, bool one_line = true) {
     try {
       call();
       FAIL() << "accepted, expected a refusal that says " << words[0];
     } catch (const UsageError& error) {
-      for (const std::string& word : words) EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
-      EXPECT_TRUE(!one_line || std::string(error.what()).find('\n') == std::string::npos) << error.what();
+      for (const std::string& word : words)
+        EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
+      EXPECT_TRUE(!one_line || std::string(error.what()).find('\n') == std::string::npos)
+          << error.what();
     }
   }
   std::string folder_, words_;

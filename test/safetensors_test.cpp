@@ -1,4 +1,5 @@
-// safetensors: what is written reads back, the bytes are the format's, and every kind of damage is refused by name.
+// safetensors: what is written reads back, the bytes are the format's, and every kind of damage is
+// refused by name.
 #include "pipeline/checkpoint/safetensors.h"
 
 #include <gtest/gtest.h>
@@ -49,7 +50,8 @@ std::string slurp(const std::string& path) {
 }
 
 std::string tensor(const char* name, const char* dtype, const char* shape, const char* offsets) {
-  return cat("\"", name, "\":{\"dtype\":\"", dtype, "\",\"shape\":", shape, ",\"data_offsets\":", offsets, "}");
+  return cat("\"", name, "\":{\"dtype\":\"", dtype, "\",\"shape\":", shape,
+      ",\"data_offsets\":", offsets, "}");
 }
 
 TEST_F(Safetensors, RoundTrip) {
@@ -58,8 +60,9 @@ TEST_F(Safetensors, RoundTrip) {
   const std::vector<int64_t> ids{-1, int64_t(1) << 40};
   const double norm = 0.1;
   FileWriter out(path);
-  SafetensorsWriter writer(
-      out, {{"h", "BF16", {3}}, {"w", "F32", {2, 3}}, {"a.w", "F32", {0, 4}}, {"ids", "I64", {2}}, {"norm", "F64", {}}});
+  SafetensorsWriter writer(out,
+      {{"h", "BF16", {3}}, {"w", "F32", {2, 3}}, {"a.w", "F32", {0, 4}}, {"ids", "I64", {2}},
+          {"norm", "F64", {}}});
   std::vector<std::string> order;
   for (const TensorSpec& t : writer.tensors()) order.push_back(t.name);
   EXPECT_EQ(order, (std::vector<std::string>{"ids", "norm", "a.w", "w", "h"}));
@@ -73,8 +76,10 @@ TEST_F(Safetensors, RoundTrip) {
 
   const SafetensorsReader reader(path);
   EXPECT_EQ(reader.tensors().size(), 5u);
-  const std::map<std::string, size_t> align{{"ids", 8}, {"norm", 8}, {"a.w", 4}, {"w", 4}, {"h", 2}};
-  for (const auto& [name, t] : reader.tensors()) EXPECT_EQ(uintptr_t(t.data) % align.at(name), 0u) << name;
+  const std::map<std::string, size_t> align{
+      {"ids", 8}, {"norm", 8}, {"a.w", 4}, {"w", 4}, {"h", 2}};
+  for (const auto& [name, t] : reader.tensors())
+    EXPECT_EQ(uintptr_t(t.data) % align.at(name), 0u) << name;
   EXPECT_EQ(std::memcmp(reader.at("w", {2, 3}).data, w.data(), 24), 0);
   EXPECT_EQ(std::memcmp(reader.at("ids", {2}).data, ids.data(), 16), 0);
   EXPECT_EQ(reader.at("a.w", {0, 4}).elements(), 0);
@@ -92,7 +97,8 @@ TEST_F(Safetensors, BytesAreTheFormats) {
   writer.write("b", &seven, 4);
   writer.finish();
   out.close();
-  const std::string header = R"({"__metadata__":{"format":"pt"},"b":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}})";
+  const std::string header =
+      R"({"__metadata__":{"format":"pt"},"b":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}})";
   std::string expected("\x58\0\0\0\0\0\0\0", 8);
   expected += header + std::string(0x58 - header.size(), ' ') + std::string("\7\0\0\0", 4);
   EXPECT_EQ(slurp(path), expected);
@@ -138,17 +144,24 @@ TEST_F(Safetensors, RefusesDamageByName) {
   const std::vector<Case> cases = {
       {"{" + f4 + "}", 16, "no error"},
       {"{}", 0, "no error"},
-      {"{" + f4 + "}", 15, ": a: the data ends at byte 16, but the file has only 15 bytes of data: truncated?"},
+      {"{" + f4 + "}", 15,
+          ": a: the data ends at byte 16, but the file has only 15 bytes of data: truncated?"},
       {"{" + f4 + "}", 17, ": 1 bytes after the last tensor"},
-      {"{" + tensor("a", "F16", "[4]", "[0,8]") + "}", 8, ": a: expected dtype F64, F32, BF16, I64 or I32, found F16"},
-      {"{" + tensor("a", "F32", "[5]", "[0,16]") + "}", 16, ": a: F32 [5] needs 20 bytes, data_offsets give 16"},
-      {"{" + tensor("a", "F32", "[-1]", "[0,4]") + "}", 4, ": a.shape: expected an integer of at least 0, found -1"},
+      {"{" + tensor("a", "F16", "[4]", "[0,8]") + "}", 8,
+          ": a: expected dtype F64, F32, BF16, I64 or I32, found F16"},
+      {"{" + tensor("a", "F32", "[5]", "[0,16]") + "}", 16,
+          ": a: F32 [5] needs 20 bytes, data_offsets give 16"},
+      {"{" + tensor("a", "F32", "[-1]", "[0,4]") + "}", 4,
+          ": a.shape: expected an integer of at least 0, found -1"},
       {"{" + tensor("a", "F32", "[4294967296,4294967296]", "[0,0]") + "}", 0,
-       ": a: the shape overflows 64 bits: [4294967296, 4294967296]"},
-      {"{" + tensor("a", "F32", "[1]", "[4,0]") + "}", 4, ": a.data_offsets: expected an integer of at least 4, found 0"},
+          ": a: the shape overflows 64 bits: [4294967296, 4294967296]"},
+      {"{" + tensor("a", "F32", "[1]", "[4,0]") + "}", 4,
+          ": a.data_offsets: expected an integer of at least 4, found 0"},
       {"{" + tensor("a", "F32", "[1]", "[0]") + "}", 4, ": a: expected two data_offsets, found 1"},
-      {"{" + f4 + "," + tensor("b", "F32", "[1]", "[12,16]") + "}", 16, ": b: overlaps the tensor before it by 4 bytes"},
-      {"{" + f4 + "," + tensor("b", "F32", "[1]", "[20,24]") + "}", 24, ": b: a gap of 4 bytes before it"},
+      {"{" + f4 + "," + tensor("b", "F32", "[1]", "[12,16]") + "}", 16,
+          ": b: overlaps the tensor before it by 4 bytes"},
+      {"{" + f4 + "," + tensor("b", "F32", "[1]", "[20,24]") + "}", 24,
+          ": b: a gap of 4 bytes before it"},
       {"{" + f4 + "," + f4 + "}", 16, ": the key \"a\" occurs twice"},
       {"{\"a\":{\"dtype\":\"F32\"}}", 0, ": a: expected the key \"shape\", found \"dtype\""},
       {"[]", 0, ": expected an object, found []"},
@@ -156,7 +169,9 @@ TEST_F(Safetensors, RefusesDamageByName) {
   for (const Case& c : cases) {
     raw(c.header, c.data);
     const std::string found = error();
-    EXPECT_EQ(c.error == "no error" ? found : found.substr(std::min(path.size(), found.size())), c.error) << c.header;
+    EXPECT_EQ(
+        c.error == "no error" ? found : found.substr(std::min(path.size(), found.size())), c.error)
+        << c.header;
   }
 }
 
@@ -165,16 +180,21 @@ TEST_F(Safetensors, RefusesWhatIsNotSafetensors) {
   std::ofstream(path) << "short";
   EXPECT_EQ(error(), path + ": expected a safetensors file, found only 5 bytes");
   std::ofstream(path) << "a text that is longer than eight bytes";
-  EXPECT_EQ(error(), path + ": expected a header of at most 30 bytes, found 8367816168101388385: "
-                            "truncated, or not a safetensors file");
+  EXPECT_EQ(error(),
+      path +
+          ": expected a header of at most 30 bytes, found 8367816168101388385: "
+          "truncated, or not a safetensors file");
   fs::remove(path);
   fs::create_directory(path);
   EXPECT_EQ(error(), path + ": expected a file, found a directory or device");
 }
 
-// Cut anywhere, or with any byte of the header altered, a file either still reads as a valid one or is refused: never a crash.
+// Cut anywhere, or with any byte of the header altered, a file either still reads as a valid one or
+// is refused: never a crash.
 TEST_F(Safetensors, RandomDamageNeverCrashes) {
-  raw("{" + tensor("a", "F32", "[4]", "[0,16]") + "," + tensor("b", "BF16", "[2,2]", "[16,24]") + "}", 24);
+  raw("{" + tensor("a", "F32", "[4]", "[0,16]") + "," + tensor("b", "BF16", "[2,2]", "[16,24]") +
+          "}",
+      24);
   const std::string good = slurp(path);
   for (size_t cut = 0; cut < good.size(); cut += 3) {
     std::ofstream(path, std::ios::binary) << good.substr(0, cut);

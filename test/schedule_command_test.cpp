@@ -25,8 +25,9 @@ bool has(const std::string& text, const std::string& what) { return text.find(wh
 
 TEST(ScheduleCommand, GridIsToScale) {
   const std::string text = output({.schedule = "1f1b", .pp = 2, .microbatches = 3});
-  EXPECT_TRUE(has(text, "rank 0 F0 F1 ......B0    F2 B1    ...B2    \n"
-                        "rank 1 ...F0 B0    F1 B1    F2 B2    ......\n"))
+  EXPECT_TRUE(has(text,
+      "rank 0 F0 F1 ......B0    F2 B1    ...B2    \n"
+      "rank 1 ...F0 B0    F1 B1    F2 B2    ......\n"))
       << text;
   EXPECT_TRUE(has(text, "makespan 12, bubble 25.0%"));
   const std::string pair = output({.schedule = "dualpipe", .pp = 2, .microbatches = 4});
@@ -34,7 +35,8 @@ TEST(ScheduleCommand, GridIsToScale) {
 }
 
 TEST(ScheduleCommand, NarrowTerminalsFoldTheGrid) {
-  const std::string text = output({.schedule = "gpipe", .pp = 4, .microbatches = 20}, {.color = false, .columns = 80});
+  const std::string text =
+      output({.schedule = "gpipe", .pp = 4, .microbatches = 20}, {.color = false, .columns = 80});
   std::istringstream lines(text);
   int folded = 0;
   for (std::string line; std::getline(lines, line);) {
@@ -59,7 +61,9 @@ TEST(ScheduleCommand, DemonstrationIsDualPipe8x20) {
 
 TEST(ScheduleCommand, ComparisonShowsTheClaims) {
   const std::string small = output({.compare = true});
-  EXPECT_TRUE(has(small, "DualPipe              16     66.00     9.1%          9.0              2           +22.7%")) << small;
+  EXPECT_TRUE(has(small,
+      "DualPipe              16     66.00     9.1%          9.0              2           +22.7%"))
+      << small;
   EXPECT_TRUE(has(small, "ZB1P                   8     67.00"));
   EXPECT_TRUE(has(small, "ZBV                   16     63.50"));
   EXPECT_TRUE(has(small, "a pair of DualPipe must save 8.8%"));
@@ -73,12 +77,16 @@ TEST(ScheduleCommand, ComparisonShowsTheClaims) {
 }
 
 TEST(ScheduleCommand, JsonAndCsv) {
-  const std::string json = output({.schedule = "gpipe", .pp = 2, .microbatches = 1, .format = "json"});
+  const std::string json =
+      output({.schedule = "gpipe", .pp = 2, .microbatches = 1, .format = "json"});
   EXPECT_EQ(json,
-            "{\n  \"schedule\": \"gpipe\",\n  \"pp\": 2,\n  \"microbatches\": 1,\n"
-            "  \"ranks\": [\n    [\"0F0\", \"0B0\"],\n    [\"1F0\", \"1B0\"]\n  ],\n  \"makespan\": 6.0,\n"
-            "  \"bubble_fraction\": [0.5, 0.5],\n  \"peak_activations\": [1, 1],\n  \"held_w\": [0, 0]\n}\n");
-  EXPECT_EQ(output({.schedule = "gpipe", .pp = 2, .microbatches = 1, .format = "csv"}), "0F0,0B0\n1F0,1B0\n");
+      "{\n  \"schedule\": \"gpipe\",\n  \"pp\": 2,\n  \"microbatches\": 1,\n"
+      "  \"ranks\": [\n    [\"0F0\", \"0B0\"],\n    [\"1F0\", \"1B0\"]\n  ],\n  \"makespan\": "
+      "6.0,\n"
+      "  \"bubble_fraction\": [0.5, 0.5],\n  \"peak_activations\": [1, 1],\n  \"held_w\": [0, "
+      "0]\n}\n");
+  EXPECT_EQ(output({.schedule = "gpipe", .pp = 2, .microbatches = 1, .format = "csv"}),
+      "0F0,0B0\n1F0,1B0\n");
   EXPECT_EQ(count(output({.format = "json", .compare = true}), "\"makespan\""), 7u);
 }
 
@@ -86,8 +94,11 @@ TEST(ScheduleCommand, SvgIsWholeAndHasEveryAction) {
   const std::string svg = output({.format = "svg"});
   EXPECT_TRUE(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
   EXPECT_EQ(count(svg, "<text"), count(svg, "</text>"));
-  const size_t legend = 8;                                                      // F, B, I, W, two shades each
-  EXPECT_EQ(count(svg, "class='a'") - legend, 8 * (20 + 20) + count(output({.format = "csv"}), "W"));  // F, I or B; W
+  // F, B, I, W, two shades each
+  const size_t legend = 8;
+  // F, I or B; W
+  EXPECT_EQ(
+      count(svg, "class='a'") - legend, 8 * (20 + 20) + count(output({.format = "csv"}), "W"));
   EXPECT_EQ(count(svg, "class='p'") - 1, count(output({.format = "csv"}), "OVERLAP"));
 }
 

@@ -41,8 +41,8 @@ std::string error_of(const std::string& text) {
 }
 
 TEST(Action, TextGoesOutAndIn) {
-  for (const char* text : {"2F0", "2I0", "2W0", "2B0", "0F123", "15SEND_F3", "1RECV_F0", "1SEND_B7", "0RECV_B7",
-                           "(0F3;15B10)OVERLAP_F_B"}) {
+  for (const char* text : {"2F0", "2I0", "2W0", "2B0", "0F123", "15SEND_F3", "1RECV_F0", "1SEND_B7",
+           "0RECV_B7", "(0F3;15B10)OVERLAP_F_B"}) {
     const auto action = parse_action(text);
     ASSERT_TRUE(action.has_value()) << text;
     EXPECT_EQ(to_string(*action), text);
@@ -52,56 +52,60 @@ TEST(Action, TextGoesOutAndIn) {
 }
 
 TEST(Action, OtherTextIsRefused) {
-  for (const char* text : {"", " ", "F", "2F", "F0", "2f0", "2X0", "-1F0", "2F-1", "2F0x", "2 F0", "99999999999F0", "2UNSHARD",
-                           "()", "(2F0)OVERLAP_F_B", "(2F0;3B0)", "(2F0;3B0)OVERLAP_F_", "(2B0;3F0)OVERLAP_F_B",
-                           "(2F0;3I0)OVERLAP_F_B",
-                           "(2F0;3B0;1B0)OVERLAP_F_B", "(;)OVERLAP_F_B", "()OVERLAP_F_B;", "2F0)OVERLAP_F_B"}) {
+  for (const char* text : {"", " ", "F", "2F", "F0", "2f0", "2X0", "-1F0", "2F-1", "2F0x", "2 F0",
+           "99999999999F0", "2UNSHARD", "()", "(2F0)OVERLAP_F_B", "(2F0;3B0)",
+           "(2F0;3B0)OVERLAP_F_", "(2B0;3F0)OVERLAP_F_B", "(2F0;3I0)OVERLAP_F_B",
+           "(2F0;3B0;1B0)OVERLAP_F_B", "(;)OVERLAP_F_B", "()OVERLAP_F_B;", "2F0)OVERLAP_F_B"}) {
     EXPECT_FALSE(parse_action(text).has_value()) << text;
   }
 }
 
 TEST(Schedule, GPipeAndOneFOneBAsPublished) {
-  EXPECT_EQ(csv(make_schedule("gpipe", {2, 3})), "0F0,0F1,0F2,0B0,0B1,0B2\n1F0,1F1,1F2,1B0,1B1,1B2\n");
+  EXPECT_EQ(
+      csv(make_schedule("gpipe", {2, 3})), "0F0,0F1,0F2,0B0,0B1,0B2\n1F0,1F1,1F2,1B0,1B1,1B2\n");
   EXPECT_EQ(csv(make_schedule("1f1b", {4, 6})),
-            "0F0,0F1,0F2,0F3,0B0,0F4,0B1,0F5,0B2,0B3,0B4,0B5\n"
-            "1F0,1F1,1F2,1B0,1F3,1B1,1F4,1B2,1F5,1B3,1B4,1B5\n"
-            "2F0,2F1,2B0,2F2,2B1,2F3,2B2,2F4,2B3,2F5,2B4,2B5\n"
-            "3F0,3B0,3F1,3B1,3F2,3B2,3F3,3B3,3F4,3B4,3F5,3B5\n");
+      "0F0,0F1,0F2,0F3,0B0,0F4,0B1,0F5,0B2,0B3,0B4,0B5\n"
+      "1F0,1F1,1F2,1B0,1F3,1B1,1F4,1B2,1F5,1B3,1B4,1B5\n"
+      "2F0,2F1,2B0,2F2,2B1,2F3,2B2,2F4,2B3,2F5,2B4,2B5\n"
+      "3F0,3B0,3F1,3B1,3F2,3B2,3F3,3B3,3F4,3B4,3F5,3B5\n");
 }
 
 TEST(Schedule, InterleavedAsPublished) {
   EXPECT_EQ(csv(make_schedule("interleaved", {2, 4, 2})),
-            "0F0,0F1,2F0,2F1,0F2,2B0,0F3,2B1,2F2,0B0,2F3,0B1,2B2,2B3,0B2,0B3\n"
-            "1F0,1F1,3F0,3B0,3F1,3B1,1F2,1B0,1F3,1B1,3F2,3B2,3F3,3B3,1B2,1B3\n");
+      "0F0,0F1,2F0,2F1,0F2,2B0,0F3,2B1,2F2,0B0,2F3,0B1,2B2,2B3,0B2,0B3\n"
+      "1F0,1F1,3F0,3B0,3F1,3B1,1F2,1B0,1F3,1B1,3F2,3B2,3F3,3B3,1B2,1B3\n");
 }
 
 TEST(Schedule, ZeroBubbleAsPublished) {
   EXPECT_EQ(csv(make_schedule("zb1p", {3, 4})),
-            "0F0,0F1,0F2,0I0,0W0,0F3,0I1,0W1,0I2,0W2,0I3,0W3\n"
-            "1F0,1F1,1I0,1F2,1I1,1W0,1F3,1I2,1W1,1I3,1W2,1W3\n"
-            "2F0,2I0,2F1,2I1,2F2,2I2,2W0,2F3,2I3,2W1,2W2,2W3\n");
+      "0F0,0F1,0F2,0I0,0W0,0F3,0I1,0W1,0I2,0W2,0I3,0W3\n"
+      "1F0,1F1,1I0,1F2,1I1,1W0,1F3,1I2,1W1,1I3,1W2,1W3\n"
+      "2F0,2I0,2F1,2I1,2F2,2I2,2W0,2F3,2I3,2W1,2W2,2W3\n");
   EXPECT_EQ(csv(make_schedule("zbv", {2, 4})),
-            "0F0,0F1,0F2,3F0,3I0,3W0,3F1,3I1,3W1,0F3,0I0,0W0,3F2,3I2,3W2,0I1,0W1,3F3,3I3,3W3,0I2,0W2,0I3,0W3\n"
-            "1F0,2F0,1F1,2F1,2I0,2W0,1F2,1I0,1W0,2F2,2I1,2W1,1F3,1I1,1W1,2F3,2I2,2W2,1I2,2I3,1I3,1W2,2W3,1W3\n");
+      "0F0,0F1,0F2,3F0,3I0,3W0,3F1,3I1,3W1,0F3,0I0,0W0,3F2,3I2,3W2,0I1,0W1,3F3,3I3,3W3,0I2,0W2,0I3,"
+      "0W3\n"
+      "1F0,2F0,1F1,2F1,2I0,2W0,1F2,1I0,1W0,2F2,2I1,2W1,1F3,1I1,1W1,2F3,2I2,2W2,1I2,2I3,1I3,1W2,2W3,"
+      "1W3\n");
 }
 
 TEST(Schedule, DualPipeStepByStep) {
   EXPECT_EQ(csv(make_schedule("dualpipe", {2, 4})),
-            "0F0,3F2,0F1,3B2,(3F3;0B0)OVERLAP_F_B,3B3,0I1,0W1\n"
-            "2F2,1F0,2F3,1B0,(1F1;2B2)OVERLAP_F_B,1B1,2I3,2W3\n");
+      "0F0,3F2,0F1,3B2,(3F3;0B0)OVERLAP_F_B,3B3,0I1,0W1\n"
+      "2F2,1F0,2F3,1B0,(1F1;2B2)OVERLAP_F_B,1B1,2I3,2W3\n");
   const Schedule s = make_schedule("dualpipe", {4, 8});
   EXPECT_EQ(csv(s).substr(0, csv(s).find('\n')),
-            "0F0,0F1,"                                             // 1: nF0
-            "0F2,7F4,"                                             // 2: nF0F1
-            "7I4,7W4,7F5,"                                         // 3: nB1W1F1
-            "(0F3;7B5)OVERLAP_F_B,(7F6;0B0)OVERLAP_F_B,"           // 4: nF0B1F1B0
-            "7B6,(7F7;0B1)OVERLAP_F_B,"                            // 5: nB1F1B0
-            "7B7,0I2,"                                             // 6: nB1B0
-            "0W2,0I3,"                                             // 7: nWB0
-            "0W3");                                                // 8: nW
+      "0F0,0F1,"                                    // 1: nF0
+      "0F2,7F4,"                                    // 2: nF0F1
+      "7I4,7W4,7F5,"                                // 3: nB1W1F1
+      "(0F3;7B5)OVERLAP_F_B,(7F6;0B0)OVERLAP_F_B,"  // 4: nF0B1F1B0
+      "7B6,(7F7;0B1)OVERLAP_F_B,"                   // 5: nB1F1B0
+      "7B7,0I2,"                                    // 6: nB1B0
+      "0W2,0I3,"                                    // 7: nWB0
+      "0W3");                                       // 8: nW
   EXPECT_EQ(s.rank_of, (std::vector<int>{0, 1, 2, 3, 3, 2, 1, 0}));
   EXPECT_EQ(csv(make_schedule("dualpipev", {1, 3})),
-            "0F0,1F0,0F1,1B0,(1F1;0B0)OVERLAP_F_B,(0F2;1B1)OVERLAP_F_B,(1F2;0B1)OVERLAP_F_B,1B2,0I2,0W2\n");
+      "0F0,1F0,0F1,1B0,(1F1;0B0)OVERLAP_F_B,(0F2;1B1)OVERLAP_F_B,(1F2;0B1)OVERLAP_F_B,1B2,0I2,"
+      "0W2\n");
 }
 
 TEST(Schedule, SizesThatDoNotExistAreRefusedByName) {
@@ -114,14 +118,18 @@ TEST(Schedule, SizesThatDoNotExistAreRefusedByName) {
     return "";
   };
   EXPECT_EQ(error("dualpipe", {3, 20}), "--pp: dualpipe needs an even number of ranks, found 3");
-  EXPECT_NE(error("dualpipe", {4, 9}).find("--microbatches: dualpipe needs an even number"), std::string::npos);
-  EXPECT_EQ(error("dualpipe", {4, 6}), "--microbatches: dualpipe needs at least 2 per rank, 8 for --pp 4, found 6");
+  EXPECT_NE(error("dualpipe", {4, 9}).find("--microbatches: dualpipe needs an even number"),
+      std::string::npos);
+  EXPECT_EQ(error("dualpipe", {4, 6}),
+      "--microbatches: dualpipe needs at least 2 per rank, 8 for --pp 4, found 6");
   EXPECT_NE(error("dualpipev", {4, 7}).find("found 7"), std::string::npos);
-  EXPECT_EQ(error("interleaved", {4, 8, 1}), "--virtual-stages: interleaved needs 2 or more, found 1");
+  EXPECT_EQ(
+      error("interleaved", {4, 8, 1}), "--virtual-stages: interleaved needs 2 or more, found 1");
   EXPECT_NE(error("gpipe", {0, 8}).find("--pp"), std::string::npos);
   EXPECT_NE(error("gpipe", {2, 0}).find("--microbatches"), std::string::npos);
-  EXPECT_NE(error("magic", {2, 2}).find("gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, or a file"),
-            std::string::npos);
+  EXPECT_NE(error("magic", {2, 2})
+                .find("gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, or a file"),
+      std::string::npos);
   EXPECT_NE(error("nowhere.csv", {0, 0}).find("cannot open nowhere.csv"), std::string::npos);
 }
 
@@ -151,7 +159,8 @@ TEST(ScheduleFile, RemarksAndEmptyCellsAreSkipped) {
 }
 
 TEST(ScheduleFile, ErrorsNameLineAndCell) {
-  EXPECT_NE(error_of("0F0,0B0\n1F0,,1Q0\n").find("file.csv:2, cell 3: expected an action"), std::string::npos);
+  EXPECT_NE(error_of("0F0,0B0\n1F0,,1Q0\n").find("file.csv:2, cell 3: expected an action"),
+      std::string::npos);
   EXPECT_NE(error_of("0F0,0SEND_F0\n").find("leave sends and receives out"), std::string::npos);
   EXPECT_NE(error_of("").find("found none"), std::string::npos);
   EXPECT_NE(error_of("0F0,2F0\n").find("stage 1 is missing"), std::string::npos);
@@ -173,7 +182,8 @@ TEST(Schedule, GeneratorsAreQuick) {
   for (const ScheduleKind& kind : schedule_kinds()) {
     for (const auto& row : kind.make({64, 1024, 2}).ranks) actions += row.size();
   }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   EXPECT_GT(actions, 7 * 64 * 1024u);
   EXPECT_LT(seconds, 2);
 }

@@ -1,11 +1,13 @@
-// SimWarp: 32 simulated lanes that run the very row code of the CUDA kernels on a machine without a GPU.
+// SimWarp: 32 simulated lanes that run the very row code of the CUDA kernels on a machine without a
+// GPU.
 //
 //   EXPECT_EQ(SimWarp::run([&](SimWarp g) { RmsNormF::row<float>(g, r, args); }), "");
 //
-// Each lane is a fiber that runs alone until it calls a collective, where it waits until all 32 have called it. So a lane that
-// leaves early, or calls another collective than the rest, is found: run() says which, where a GPU would hang or be wrong.
-// Lanes run in ascending order in one run and in descending order in the next, so that a lane which reads what another one
-// wrote without a sync between them sees both worlds. Sums go through the same butterfly as Warp's (model/rows/group.h).
+// Each lane is a fiber that runs alone until it calls a collective, where it waits until all 32
+// have called it. So a lane that leaves early, or calls another collective than the rest, is found:
+// run() says which, where a GPU would hang or be wrong. Lanes run in ascending order in one run and
+// in descending order in the next, so that a lane which reads what another one wrote without a sync
+// between them sees both worlds. Sums go through the same butterfly as Warp's (model/rows/group.h).
 // Not simulated: the memory model. Every collective orders memory here; on a GPU only sync does.
 #pragma once
 #include <ucontext.h>
@@ -26,23 +28,19 @@ class SimWarp {
  public:
   static constexpr int size = 32;
   int lane() const { return lane_; }
-  template <class V>
-  V sum(V x) const {
+  template <class V> V sum(V x) const {
     return butterfly("sum", x, [](V a, V b) { return a + b; });
   }
-  template <class V>
-  V max(V x) const {
+  template <class V> V max(V x) const {
     return butterfly("max", x, [](V a, V b) { return a > b ? a : b; });
   }
-  template <class V>
-  Best<V> best(Best<V> x) const {
+  template <class V> Best<V> best(Best<V> x) const {
     return butterfly("best", x, [](Best<V> a, Best<V> b) { return better(a, b); });
   }
   void sync() const { machine_->meet("sync", lane_); }
 
   // Runs row(SimWarp) on 32 lanes. Returns "" or how they diverged.
-  template <class Row>
-  static std::string run(Row row) {
+  template <class Row> static std::string run(Row row) {
     static Machine machine;  // its stacks are used again
     return machine.run([&](int lane) { row(SimWarp(machine, lane)); });
   }
@@ -66,7 +64,8 @@ class SimWarp {
         fiber_[l].uc_stack.ss_size = stacks_[l].size();
         fiber_[l].uc_link = &scheduler_;
         const auto self = reinterpret_cast<uintptr_t>(this);
-        makecontext(&fiber_[l], reinterpret_cast<void (*)()>(&Machine::enter), 3, int(self >> 32), int(self), l);
+        makecontext(&fiber_[l], reinterpret_cast<void (*)()>(&Machine::enter), 3, int(self >> 32),
+            int(self), l);
       }
       for (;;) {
         for (int i = 0; i < size; ++i) {
@@ -74,12 +73,14 @@ class SimWarp {
           swapcontext(&scheduler_, &fiber_[l]);
         }
         for (int l = 1; l < size; ++l)
-          if (at_[l] != at_[0]) return cat("lanes diverge: lane 0 is at ", at_[0], ", lane ", l, " at ", at_[l]);
+          if (at_[l] != at_[0])
+            return cat("lanes diverge: lane 0 is at ", at_[0], ", lane ", l, " at ", at_[l]);
         if (at_[0] == "the end") return "";
       }
     }
 
-    // A lane waits here for the others. Two sets of slots: a lane may write its next value while others still read this one's.
+    // A lane waits here for the others. Two sets of slots: a lane may write its next value while
+    // others still read this one's.
     const Slots& meet(const char* collective, int lane, const Slot& value = {}) {
       Slots& slots = slots_[met_[lane]++ % 2];
       slots[lane] = value;

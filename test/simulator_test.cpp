@@ -1,4 +1,5 @@
-// The simulator against the papers' formulas, over a grid of sizes and costs, and against a slow one.
+// The simulator against the papers' formulas, over a grid of sizes and costs, and against a slow
+// one.
 #include "pipeline/schedule/simulator.h"
 
 #include <gtest/gtest.h>
@@ -24,7 +25,8 @@ Costs random_costs(std::mt19937& rng) {
   return c;
 }
 
-// Starts all at 0 and moves each to the latest end it has to wait for, until nothing moves any more.
+// Starts all at 0 and moves each to the latest end it has to wait for, until nothing moves any
+// more.
 std::vector<std::vector<Span>> slow_simulation(const Schedule& s, const Costs& costs) {
   std::vector<std::vector<Span>> spans(s.pp);
   for (int rank = 0; rank < s.pp; ++rank) spans[rank].resize(s.ranks[rank].size(), {0, 0});
@@ -39,7 +41,9 @@ std::vector<std::vector<Span>> slow_simulation(const Schedule& s, const Costs& c
     for (int rank = 0; rank < s.pp; ++rank) {
       for (size_t i = 0; i < s.ranks[rank].size(); ++i) {
         for (const Action& a : parts_of(s.ranks[rank][i])) {
-          if (a.kind != Kind::W) made[{a.kind == Kind::F ? Kind::F : Kind::I, a.stage, a.microbatch}] = spans[rank][i].end;
+          if (a.kind != Kind::W)
+            made[{a.kind == Kind::F ? Kind::F : Kind::I, a.stage, a.microbatch}] =
+                spans[rank][i].end;
         }
       }
     }
@@ -50,11 +54,11 @@ std::vector<std::vector<Span>> slow_simulation(const Schedule& s, const Costs& c
         for (const Action& a : parts_of(action)) {
           for (const Thing& need : needs_of(s, a)) start = std::max(start, made.at(need));
         }
-        const double cost = action.b_stage >= 0         ? costs.FB
-                            : action.kind == Kind::F    ? costs.F
-                            : action.kind == Kind::I    ? costs.I
-                            : action.kind == Kind::W    ? costs.W
-                                                        : costs.I + costs.W;
+        const double cost = action.b_stage >= 0 ? costs.FB
+            : action.kind == Kind::F            ? costs.F
+            : action.kind == Kind::I            ? costs.I
+            : action.kind == Kind::W            ? costs.W
+                                                : costs.I + costs.W;
         moved |= spans[rank][i].start != start || spans[rank][i].end != start + cost;
         spans[rank][i] = {start, start + cost};
       }
@@ -83,7 +87,8 @@ void expect_as_slow_one(const Schedule& s, const Costs& costs) {
 
 TEST(Simulator, AgreesWithASlowOne) {
   std::mt19937 rng(7);
-  for (int i = 0; i < 200; ++i) expect_as_slow_one(random_schedule(random_shape(rng), rng), random_costs(rng));
+  for (int i = 0; i < 200; ++i)
+    expect_as_slow_one(random_schedule(random_shape(rng), rng), random_costs(rng));
   for (const ScheduleKind& kind : schedule_kinds()) {
     for (const ScheduleSize size : {ScheduleSize{2, 4, 2}, {4, 8, 3}, {4, 12, 2}}) {
       expect_as_slow_one(kind.make(size), random_costs(rng));
@@ -104,14 +109,17 @@ TEST(Simulator, BubblesOfTheOlderSchedules) {
     EXPECT_NEAR(bubble("gpipe", M, 1), (P - 1) * (c.F + c.B()), 1e-9);
     EXPECT_NEAR(bubble("1f1b", M, 1), (P - 1) * (c.F + c.B()), 1e-9);
     EXPECT_NEAR(bubble("interleaved", P * (1 + M % 4), v), (P - 1) * (c.F + c.B()), 1e-9);
-    EXPECT_NEAR(bubble("zb1p", P + M - 1, 1), (P - 1) * (c.F + c.I - std::min({c.F, c.I, c.W})), 1e-9);
+    EXPECT_NEAR(
+        bubble("zb1p", P + M - 1, 1), (P - 1) * (c.F + c.I - std::min({c.F, c.I, c.W})), 1e-9);
   }
 }
 
-// half, m: DualPipe's P/2 and M/2, DualPipeV's P and M. The innermost rank is where the two directions (the two arms) meet.
+// half, m: DualPipe's P/2 and M/2, DualPipeV's P and M. The innermost rank is where the two
+// directions (the two arms) meet.
 void expect_dualpipe_formula(const Schedule& s, int innermost, int half, int m, const Costs& c) {
   const double H = half, FB = c.FB, B = c.B();
-  const double bubble = (H - 1) * (FB - B + std::max(0.0, c.I - c.W)) + std::max((H - 1) * c.F, (H - 1) * c.I - c.F);
+  const double bubble =
+      (H - 1) * (FB - B + std::max(0.0, c.I - c.W)) + std::max((H - 1) * c.F, (H - 1) * c.I - c.F);
   const double makespan = bubble + (2 * m - 2 * H - 1) * FB + (2 * H + 1) * (c.F + B);
   const Timing timing = simulate(s, c);
   EXPECT_NEAR(timing.makespan, makespan, 1e-9);
@@ -143,7 +151,8 @@ TEST(Simulator, ZBVHasNoIdleTimeInsideWithEqualCosts) {
     for (const int M : {2 * P, 2 * P + 3, 5 * P}) {
       const Timing timing = simulate(make_schedule("zbv", {P, M}), Costs{});
       EXPECT_DOUBLE_EQ(timing.makespan, 6 * M + P - 1);
-      for (int r = 0; r < P; ++r) EXPECT_DOUBLE_EQ(timing.spans[r].back().end - timing.spans[r].front().start, 6 * M);
+      for (int r = 0; r < P; ++r)
+        EXPECT_DOUBLE_EQ(timing.spans[r].back().end - timing.spans[r].front().start, 6 * M);
     }
   }
 }
@@ -152,7 +161,8 @@ TEST(Simulator, AMillionActionsInAboutASecond) {
   const Schedule s = make_schedule("1f1b", {64, 8192});  // 2 * 64 * 8192 = 1,048,576
   const auto start = std::chrono::steady_clock::now();
   const Timing timing = simulate(s, Costs{});
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   EXPECT_DOUBLE_EQ(timing.makespan, 3.0 * (8192 + 63));
   EXPECT_LT(seconds, 5);  // a loaded machine, a sanitizer
   RecordProperty("milliseconds", int(seconds * 1000));
@@ -166,8 +176,8 @@ TEST(Costs, Text) {
   EXPECT_EQ(costs.FB, 2.25);
   EXPECT_EQ(parse_costs("").FB, 3);
   EXPECT_EQ(parse_costs("F=2,W=3").FB, 6);
-  for (const char* text : {"F", "F=", "F=x", "F=1x", "F=0", "F=-1", "F=nan", "F=inf", "B=2", "=1", "F=1,,I=1", "F=1,F=2",
-                           "F 1"}) {
+  for (const char* text : {"F", "F=", "F=x", "F=1x", "F=0", "F=-1", "F=nan", "F=inf", "B=2", "=1",
+           "F=1,,I=1", "F=1,F=2", "F 1"}) {
     EXPECT_THROW(parse_costs(text), UsageError) << text;
   }
 }

@@ -1,4 +1,5 @@
-// ThreadPool: every index exactly once, on any number of threads; failures come out; pools live side by side.
+// ThreadPool: every index exactly once, on any number of threads; failures come out; pools live
+// side by side.
 #include "model/machine/thread_pool.h"
 
 #include <gtest/gtest.h>
@@ -18,13 +19,15 @@ TEST(ThreadPool, EveryIndexExactlyOnceInPiecesOfAtMostGrain) {
     EXPECT_EQ(pool.size(), threads);
     for (int64_t n : {0, 1, 2, 7, 100, 1001})
       for (int64_t grain : {1, 3, 64, 5000}) {
-        std::vector<int> visits(n, 0);  // plain ints: a data race here is one that the sanitizer reports
+        // plain ints: a data race here is one that the sanitizer reports
+        std::vector<int> visits(n, 0);
         pool.parallel_for(n, grain, [&](int64_t begin, int64_t end) {
           EXPECT_LT(begin, end);
           EXPECT_LE(end - begin, threads > 1 ? grain : n);  // nobody to share with: one piece
           for (int64_t i = begin; i < end; i++) visits[i]++;
         });
-        EXPECT_EQ(visits, std::vector<int>(n, 1)) << threads << " threads, n " << n << ", grain " << grain;
+        EXPECT_EQ(visits, std::vector<int>(n, 1))
+            << threads << " threads, n " << n << ", grain " << grain;
       }
   }
 }
@@ -32,7 +35,8 @@ TEST(ThreadPool, EveryIndexExactlyOnceInPiecesOfAtMostGrain) {
 TEST(ThreadPool, WhatPiecesWroteIsSeenByTheNextLoop) {
   ThreadPool pool(3);
   std::vector<int64_t> x(64, 0);
-  for (int round = 0; round < 20000; round++) {  // short loops: workers come late, join, or find the loop closed
+  // short loops: workers come late, join, or find the loop closed
+  for (int round = 0; round < 20000; round++) {
     pool.parallel_for(64, 4, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) x[i] += i;
     });
@@ -72,10 +76,10 @@ TEST(ThreadPool, TheFirstExceptionIsRethrownAndThePoolLivesOn) {
     ThreadPool pool(threads);
     for (int round = 0; round < 200; round++) {
       EXPECT_THROW(pool.parallel_for(100, 1,
-                                     [&](int64_t begin, int64_t end) {
-                                       if (begin <= 37 && 37 < end) throw std::runtime_error("piece 37");
-                                     }),
-                   std::runtime_error);
+                       [&](int64_t begin, int64_t end) {
+                         if (begin <= 37 && 37 < end) throw std::runtime_error("piece 37");
+                       }),
+          std::runtime_error);
     }
     std::atomic<int> count = 0;
     pool.parallel_for(100, 1, [&](int64_t begin, int64_t end) { count += int(end - begin); });

@@ -28,15 +28,19 @@ TEST_F(TokenizerTest, BytesAreTheirOwnIds) {
 }
 
 TEST_F(TokenizerTest, IdsOutsideTheVocabularyBecomeReplacementCharacters) {
-  EXPECT_EQ(Tokenizer().decode(std::vector<int32_t>{'a', 256, -1, 'b'}), "a\xEF\xBF\xBD\xEF\xBF\xBD" "b");
+  EXPECT_EQ(Tokenizer().decode(std::vector<int32_t>{'a', 256, -1, 'b'}),
+      "a\xEF\xBF\xBD\xEF\xBF\xBD"
+      "b");
 }
 
 TEST_F(TokenizerTest, ReadsTokensAndTakesTheLongestMatch) {
   const std::string zero(1, '\0');
   const Tokenizer t(write("t.bin", tokenizer({"a", "b", "ab", "abba", "b", zero, "<eot>"})));
   EXPECT_EQ(t.vocab_size(), 7);
-  EXPECT_EQ(t.encode("abbab"), (std::vector<int32_t>{3, 1}));  // abba, b: the lower of two equal tokens
-  EXPECT_EQ(t.encode("abb"), (std::vector<int32_t>{2, 1}));    // the longest that matches, shorter than the longest there is
+  // abba, b: the lower of two equal tokens
+  EXPECT_EQ(t.encode("abbab"), (std::vector<int32_t>{3, 1}));
+  // the longest that matches, shorter than the longest there is
+  EXPECT_EQ(t.encode("abb"), (std::vector<int32_t>{2, 1}));
   EXPECT_EQ(t.encode(""), std::vector<int32_t>{});
   EXPECT_EQ(t.decode(std::vector<int32_t>{2, 5, 4, 6}), "ab" + zero + "b<eot>");
   const std::string error = usage_error([&] { t.encode("abc"); });
@@ -60,11 +64,13 @@ TEST_F(TokenizerTest, ReadsVersionOne) {
 TEST_F(TokenizerTest, RefusesBadFilesInOneLineThatNamesThem) {
   const std::string good = tokenizer({"a", "bc"});
   const auto error_of = [&](const std::string& bytes) {
-    const std::string file = write("bad.bin", bytes), error = usage_error([&] { Tokenizer t(file); });
+    const std::string file = write("bad.bin", bytes),
+                      error = usage_error([&] { Tokenizer t(file); });
     expect_contains(error, {file});
     return error;
   };
-  expect_contains(usage_error([&] { Tokenizer t(path("none.bin")); }), {path("none.bin"), "No such file"});
+  expect_contains(
+      usage_error([&] { Tokenizer t(path("none.bin")); }), {path("none.bin"), "No such file"});
   expect_contains(usage_error([&] { Tokenizer t(folder_.string()); }), {folder_.string()});
   expect_contains(error_of(""), {"truncated", "found 0"});
   expect_contains(error_of(good.substr(0, 100)), {"truncated", "1024", "100"});

@@ -1,4 +1,5 @@
-// Traces: the file of a run of several ranks read back and measured by a slow oracle, clocks that differ, and what is refused.
+// Traces: the file of a run of several ranks read back and measured by a slow oracle, clocks that
+// differ, and what is refused.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -31,18 +32,21 @@ std::vector<Event> events_of(const Json& file) {
   for (const Json& j : file.at("traceEvents").items()) {
     const std::string& phase = j.at("ph").string();
     if (phase == "M") continue;
-    Event e{phase, j.at("name").string(), j.at("cat").string(), j.at("pid").integer(), j.at("tid").integer(),
-            ns(j.at("ts")), 0, 0, Json()};
+    Event e{phase, j.at("name").string(), j.at("cat").string(), j.at("pid").integer(),
+        j.at("tid").integer(), ns(j.at("ts")), 0, 0, Json()};
     e.end = phase == "X" ? e.begin + ns(j.at("dur")) : e.begin;
-    if (phase == "X") e.args = j.at("args");
-    else e.id = j.at("id").integer();
+    if (phase == "X")
+      e.args = j.at("args");
+    else
+      e.id = j.at("id").integer();
     events.push_back(e);
   }
   return events;
 }
 
 // What a rank did, looked up at every boundary of every event by itself.
-Overlap oracle(const std::vector<Event>& events, int64_t pid, const std::string& lane, const std::string& name) {
+Overlap oracle(const std::vector<Event>& events, int64_t pid, const std::string& lane,
+    const std::string& name) {
   std::set<int64_t> cuts;
   for (const Event& e : events)
     if (e.pid == pid) cuts.insert({e.begin, e.end});
@@ -98,7 +102,8 @@ class TraceTest : public testing::Test {
     train_command(o, text);
     return text.str();
   }
-  // A recorded step of one rank with 4 ms of computation and 2 ms of communication within it, on a stream of its own or not.
+  // A recorded step of one rank with 4 ms of computation and 2 ms of communication within it, on a
+  // stream of its own or not.
   Measured one_step(bool blocking) const {
     Measured measured;
     run_ranks({.ranks = 1}, [&](Comm& world) {
@@ -159,7 +164,9 @@ TEST_F(TraceTest, ArrowsJoinEachSendToTheWaitForItsMessage) {
         const bool first = layout.pp_rank(world.rank()) == 0;
         if (first) mark("SEND_F", "actions", 0, m);
         world.barrier();
-        if (!first) mark("RECV_F", "actions", 1, m), mark("RECV_F", "wait", 1, m), mark("SEND_B", "actions", 1, m);
+        if (!first)
+          mark("RECV_F", "actions", 1, m), mark("RECV_F", "wait", 1, m),
+              mark("SEND_B", "actions", 1, m);
         world.barrier();
         if (first) mark("RECV_B", "actions", 0, m);  // and nobody waits
       }
@@ -183,7 +190,9 @@ TEST_F(TraceTest, ArrowsJoinEachSendToTheWaitForItsMessage) {
     EXPECT_NE(from.pid, to.pid);
     const auto at = [&](const Event& end) {
       for (const Event& e : events)
-        if (e.phase == "X" && e.pid == end.pid && e.tid == end.tid && e.begin <= end.begin && end.begin <= e.end) return e;
+        if (e.phase == "X" && e.pid == end.pid && e.tid == end.tid && e.begin <= end.begin &&
+            end.begin <= e.end)
+          return e;
       return Event{};
     };
     EXPECT_EQ(at(from).args.at("microbatch").integer(), at(to).args.at("microbatch").integer());
@@ -197,7 +206,8 @@ TEST_F(TraceTest, ClocksThatDifferAreBroughtTogether) {
   const int64_t skew[] = {0, 5'000'000'000, -70'000'000, 0};
   run_ranks({.ranks = 4}, [&](Comm& world) {
     const ClockOffset c = clock_offset(world, [&] {
-      return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count() + skew[world.rank()];
+      return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count() +
+          skew[world.rank()];
     });
     EXPECT_LE(std::abs(c.ahead - skew[world.rank()]), c.error) << world.rank();
     EXPECT_LT(c.error, 50'000'000);
@@ -205,12 +215,13 @@ TEST_F(TraceTest, ClocksThatDifferAreBroughtTogether) {
   });
 }
 
-// --- runs --------------------------------------------------------------------------------------------------------------------
+// --- runs ----------------------------------------------------------------------------------------
 
 TEST_F(TraceTest, FileOfARunIsInOrderAndItsSummaryIsTheOracles) {
   const TrainOptions o = options();
   const std::string text = run(o);
-  for (const char* part : {"steps 2 to 3", "4 ranks", "span ", "covered ", "exposed ", "| overlap "})
+  for (const char* part :
+      {"steps 2 to 3", "4 ranks", "span ", "covered ", "exposed ", "| overlap "})
     EXPECT_NE(text.find(part), std::string::npos) << part << " is missing in\n" << text;
   const Json file = Json::load(o.trace);
   const auto events = events_of(file);
@@ -224,15 +235,18 @@ TEST_F(TraceTest, FileOfARunIsInOrderAndItsSummaryIsTheOracles) {
   EXPECT_EQ(steps.size(), size_t(4 * 2));
   EXPECT_EQ(sends, receives);
 
-  std::map<std::pair<int64_t, int64_t>, std::vector<Event>> open;  // by rank and thread: what is going on
-  for (const Event& e : events) {                                  // a rank's are in the order in which they began
+  // by rank and thread: what is going on
+  std::map<std::pair<int64_t, int64_t>, std::vector<Event>> open;
+  // a rank's are in the order in which they began
+  for (const Event& e : events) {
     if (e.phase != "X") continue;
     const Event& step = steps[{e.pid, e.args.at("step").integer()}];
     EXPECT_GE(e.begin, step.begin) << e.name;
     EXPECT_LE(e.end, step.end) << e.name;
     auto& stack = open[{e.pid, e.tid}];
     while (!stack.empty() && stack.back().end <= e.begin) stack.pop_back();
-    EXPECT_TRUE(stack.empty() || e.end <= stack.back().end) << e.name << " ends after " << stack.back().name << " around it";
+    EXPECT_TRUE(stack.empty() || e.end <= stack.back().end)
+        << e.name << " ends after " << stack.back().name << " around it";
     stack.push_back(e);
   }
   for (int64_t rank = 0; rank < 4; ++rank)
@@ -289,16 +303,19 @@ TEST_F(TraceTest, RefusesFilesAndStepsAndWritesNothing) {
       run(o);
       ADD_FAILURE() << "accepted, expected a refusal that says " << words[0];
     } catch (const UsageError& error) {
-      for (const std::string& word : words) EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
+      for (const std::string& word : words)
+        EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
     }
     EXPECT_TRUE(fs::is_empty(folder_)) << words[0];
   };
-  refused([this](TrainOptions& o) { o.trace = folder_ + "/nowhere/trace.json"; }, {"--trace:", "nowhere"});
+  refused([this](TrainOptions& o) { o.trace = folder_ + "/nowhere/trace.json"; },
+      {"--trace:", "nowhere"});
   refused([this](TrainOptions& o) { o.trace = folder_; }, {"--trace:", folder_, "allowed: a file"});
   refused([](TrainOptions& o) { o.trace = "/proc/trace.json"; }, {"--trace:", "/proc"});
   for (const char* steps : {"0-2", "3-2", "2-5", "x", "2-", "2-3-4", "2 3"})
     refused([&](TrainOptions& o) { o.trace_steps = steps; }, {"--trace-steps:", steps, "1 to 4"});
-  refused([](TrainOptions& o) { o.trace.clear(), o.trace_steps = "2"; }, {"--trace-steps:", "--trace"});
+  refused(
+      [](TrainOptions& o) { o.trace.clear(), o.trace_steps = "2"; }, {"--trace-steps:", "--trace"});
 
   TrainOptions o = options();  // the run's folder, which is made later
   o.out = folder_ + "/run";

@@ -1,4 +1,5 @@
-// Runs of `duet train`, from outside: what a run keeps, what resuming and kills may not change, and what wrong input is told.
+// Runs of `duet train`, from outside: what a run keeps, what resuming and kills may not change, and
+// what wrong input is told.
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -6,8 +7,8 @@
 
 #include <thread>
 
-#include "pipeline/train/generate.h"
 #include "pipeline/checkpoint/safetensors.h"
+#include "pipeline/train/generate.h"
 #include "test/run_testing.h"
 
 namespace duet {
@@ -30,8 +31,8 @@ TEST_F(Train, LearnsAndSaysSo) {
   };
   EXPECT_NEAR(loss_after("step   1/60"), std::log(256.0), 0.2);
   EXPECT_LT(loss_after("step  60/60"), 4.2);
-  for (const char* part :
-       {"model  tiny", "batch  4 microbatches", "device cpu", "data   embedded", "weights", "| val ", "sample:"})
+  for (const char* part : {"model  tiny", "batch  4 microbatches", "device cpu", "data   embedded",
+           "weights", "| val ", "sample:"})
     EXPECT_NE(text.find(part), std::string::npos) << part << " is missing in\n" << text;
 }
 
@@ -134,7 +135,8 @@ TEST_F(Train, ImportStartsFromAnotherModelsWeights) {
   EXPECT_TRUE(before == contents(newest_checkpoint(o.out) + "/model.safetensors"));
 }
 
-// Large models of others come in several files: model.safetensors.index.json says which file has which tensor.
+// Large models of others come in several files: model.safetensors.index.json says which file has
+// which tensor.
 TEST_F(Train, ImportReadsAModelInSeveralFiles) {
   run(options("first", 3));
   const std::string from = newest_checkpoint(folder_ + "/first"), parts = folder_ + "/parts";
@@ -151,18 +153,21 @@ TEST_F(Train, ImportReadsAModelInSeveralFiles) {
   for (int part : {0, 1}) {
     FileWriter file(cat(parts, "/part-", part, ".safetensors"));
     SafetensorsWriter writer(file, specs[part]);
-    for (const TensorSpec& t : writer.tensors()) writer.write(t.name, whole.find(t.name)->data, size_t(t.bytes()));
+    for (const TensorSpec& t : writer.tensors())
+      writer.write(t.name, whole.find(t.name)->data, size_t(t.bytes()));
     writer.finish();
     file.close();
   }
-  std::ofstream(parts + "/model.safetensors.index.json") << Json::object({{"weight_map", weight_map}}).dump();
+  std::ofstream(parts + "/model.safetensors.index.json")
+      << Json::object({{"weight_map", weight_map}}).dump();
 
   TrainOptions o = options("second", 1);
   o.init = parts;
   o.adamw.lr = 0;
   o.bias_update_speed = 0;
   run(o);
-  EXPECT_TRUE(contents(from + "/model.safetensors") == contents(newest_checkpoint(o.out) + "/model.safetensors"));
+  EXPECT_TRUE(contents(from + "/model.safetensors") ==
+      contents(newest_checkpoint(o.out) + "/model.safetensors"));
 
   fs::remove(parts + "/part-1.safetensors");
   o = options("third", 1);
@@ -171,14 +176,18 @@ TEST_F(Train, ImportReadsAModelInSeveralFiles) {
     run(o);
     FAIL() << "a missing file went unnoticed";
   } catch (const UsageError& error) {
-    EXPECT_NE(std::string(error.what()).find("part-1.safetensors"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("part-1.safetensors"), std::string::npos)
+        << error.what();
   }
 }
 
 TEST_F(Train, GeneratesFromACheckpoint) {
   run(options("run", 2));
-  GenerateOptions g{.from = folder_ + "/run", .tokenizer = "", .device = "cpu", .threads = 1,
-                    .sample = {.prompt = "To be", .tokens = 24}};
+  GenerateOptions g{.from = folder_ + "/run",
+      .tokenizer = "",
+      .device = "cpu",
+      .threads = 1,
+      .sample = {.prompt = "To be", .tokens = 24}};
   std::ostringstream a, b;
   generate_command(g, a);
   generate_command(g, b);
@@ -191,7 +200,7 @@ TEST_F(Train, GeneratesFromACheckpoint) {
   expect_refused([&] { generate_command(g, a); }, {"--from", "nowhere"});
 }
 
-// --- wrong input -------------------------------------------------------------------------------------------------------------
+// --- wrong input ---------------------------------------------------------------------------------
 
 TEST_F(Train, RefusesWrongOptionsAndWritesNothing) {
   const auto refused = [&](auto change, const std::vector<std::string>& words) {
@@ -206,18 +215,28 @@ TEST_F(Train, RefusesWrongOptionsAndWritesNothing) {
   refused([](TrainOptions& o) { o.model = "depth=3"; }, {"--model", "depth", "n_layers"});
   refused([](TrainOptions& o) { o.model = "n_layers=x"; }, {"--model", "n_layers=x"});
   refused([](TrainOptions& o) { o.dtype = "bf16"; }, {"--dtype", "bf16", "fp32"});
-  if (cuda_device_count() == 0) refused([](TrainOptions& o) { o.device = "cuda"; }, {"--device", "cuda", "cpu"});
+  if (cuda_device_count() == 0)
+    refused([](TrainOptions& o) { o.device = "cuda"; }, {"--device", "cuda", "cpu"});
   refused([](TrainOptions& o) { o.dtype = "fp8"; }, {"--dtype", "fp8", "bf16"});
   refused([](TrainOptions& o) { o.microbatches = 0; }, {"--microbatches", "0", "at least 1"});
   refused([](TrainOptions& o) { o.adamw.lr = -1; }, {"--lr", "-1"});
   refused([](TrainOptions& o) { o.data = "/no/such/file"; }, {"/no/such/file"});
-  refused([this](TrainOptions& o) {
-    std::ofstream(folder_ + "/short.txt") << "short";
-    o.data = folder_ + "/short.txt";
-  }, {"short.txt"});
-  refused([](TrainOptions& o) { o.seq_len = 100000000; }, {"words.txt", "78951", "--seq-len 100000000"});
+  refused(
+      [this](TrainOptions& o) {
+        std::ofstream(folder_ + "/short.txt") << "short";
+        o.data = folder_ + "/short.txt";
+      },
+      {"short.txt"});
+  refused([](TrainOptions& o) { o.seq_len = 100000000; },
+      {"words.txt", "78951", "--seq-len 100000000"});
   refused([](TrainOptions& o) { o.data = "", o.seq_len = 100000000; }, {"embedded"});
-  refused([](TrainOptions& o) { o.model = "vocab_size=100"; o.init = ""; o.dtype = "fp16"; }, {"--dtype"});
+  refused(
+      [](TrainOptions& o) {
+        o.model = "vocab_size=100";
+        o.init = "";
+        o.dtype = "fp16";
+      },
+      {"--dtype"});
 }
 
 TEST_F(Train, RefusesAFolderThatHoldsARunOrCannotBeMade) {

@@ -1,4 +1,5 @@
-// Json on top of nlohmann-json's event parser and its number and string printers. The only file that includes it.
+// Json on top of nlohmann-json's event parser and its number and string printers. The only file
+// that includes it.
 // Read next: json.h has the contract; pipeline/checkpoint/safetensors.cpp is a user.
 #include "model/base/json.h"
 
@@ -10,9 +11,11 @@
 
 namespace duet {
 
-// Receives the parser's events and puts each value in its slot of the tree. A slot's place is known before its value.
+// Receives the parser's events and puts each value in its slot of the tree. A slot's place is known
+// before its value.
 struct JsonBuilder {
-  static constexpr size_t kMaxDepth = 200;  // values are destroyed recursively: a million '[' must not overflow the stack
+  // values are destroyed recursively: a million '[' must not overflow the stack
+  static constexpr size_t kMaxDepth = 200;
   Json root;
   std::vector<Json*> open = {};  // arrays and objects, each within the one before
   std::string error = {};
@@ -30,7 +33,8 @@ struct JsonBuilder {
   }
   bool begin(Json value) {
     open.push_back(add(std::move(value)));
-    return open.size() <= kMaxDepth || fail(cat("nested deeper than the ", kMaxDepth, " levels allowed"));
+    return open.size() <= kMaxDepth ||
+        fail(cat("nested deeper than the ", kMaxDepth, " levels allowed"));
   }
   bool end() {
     open.pop_back();
@@ -54,7 +58,8 @@ struct JsonBuilder {
   bool key(std::string& k) {
     const std::string place = open.back()->where() + (open.size() == 1 ? ": " : ".") + k;
     auto& members = std::get<Json::Object>(open.back()->value_);
-    members.emplace_back(std::move(k), Json()).second.where_ = std::make_shared<const std::string>(place);
+    members.emplace_back(std::move(k), Json()).second.where_ =
+        std::make_shared<const std::string>(place);
     return true;
   }
   bool end_object() {
@@ -65,9 +70,11 @@ struct JsonBuilder {
     return twice == names.end() ? end() : fail(cat("the key \"", *twice, "\" occurs twice"));
   }
   bool parse_error(size_t, const std::string&, const nlohmann::json::exception& e) {
-    const std::string text = e.what();  // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
+    // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
+    const std::string text = e.what();
     const size_t prefix = text.find("] ");
-    error = cat(root.where(), ": not valid JSON: ", text.substr(prefix == std::string::npos ? 0 : prefix + 2));
+    error = cat(root.where(),
+        ": not valid JSON: ", text.substr(prefix == std::string::npos ? 0 : prefix + 2));
     return false;
   }
 };
@@ -75,7 +82,8 @@ struct JsonBuilder {
 Json Json::parse(std::string_view text, const std::string& where) {
   JsonBuilder builder;
   builder.root.where_ = std::make_shared<const std::string>(where);
-  if (!nlohmann::json::sax_parse(text.begin(), text.end(), &builder)) throw UsageError(builder.error);
+  if (!nlohmann::json::sax_parse(text.begin(), text.end(), &builder))
+    throw UsageError(builder.error);
   return std::move(builder.root);
 }
 
@@ -135,7 +143,8 @@ void print(const Json& j, int indent, int depth, std::string& out) {
     out += '}';
   } else if (j.is_array()) {
     const auto& items = j.items();
-    const bool plain = std::none_of(items.begin(), items.end(), [](const Json& x) { return x.is_array() || x.is_object(); });
+    const bool plain = std::none_of(
+        items.begin(), items.end(), [](const Json& x) { return x.is_array() || x.is_object(); });
     out += '[';
     for (const Json& item : items) {
       out += std::exchange(separator, plain && indent >= 0 ? ", " : ",");
@@ -168,8 +177,7 @@ void Json::fail(const std::string& expected, std::string found) const {
   throw UsageError(cat(where(), where_ ? ": " : "", "expected ", expected, ", found ", found));
 }
 
-template <class T>
-const T& Json::as(const char* expected) const {
+template <class T> const T& Json::as(const char* expected) const {
   const T* value = std::get_if<T>(&value_);
   if (!value) fail(expected, dump());
   return *value;
@@ -183,7 +191,9 @@ const Json::Object& Json::members() const& { return as<Object>("an object"); }
 int64_t Json::integer(int64_t lo, int64_t hi) const {
   const int64_t i = as<int64_t>("an integer");
   if (i < lo || i > hi)
-    fail(hi == INT64_MAX ? cat("an integer of at least ", lo) : cat("an integer in ", lo, " .. ", hi), dump());
+    fail(hi == INT64_MAX ? cat("an integer of at least ", lo)
+                         : cat("an integer in ", lo, " .. ", hi),
+        dump());
   return i;
 }
 

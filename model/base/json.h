@@ -1,11 +1,14 @@
-// Json: the one JSON value of the project, for config.json, metrics.jsonl, schedules, loads, traces and --format json.
+// Json: the one JSON value of the project, for config.json, metrics.jsonl, schedules, loads, traces
+// and --format json.
 //
-// A value is null, a bool, an int64, a double, a string, an array or an object whose members keep the order of insertion. It is
-// built once and then read. Numbers written with a point or an exponent, or beyond int64, are doubles; doubles are printed in
-// the shortest form that reads back to the same bits, NaN and infinity as null; bytes that are not UTF-8 as U+FFFD.
+// A value is null, a bool, an int64, a double, a string, an array or an object whose members keep
+// the order of insertion. It is built once and then read. Numbers written with a point or an
+// exponent, or beyond int64, are doubles; doubles are printed in the shortest form that reads back
+// to the same bits, NaN and infinity as null; bytes that are not UTF-8 as U+FFFD.
 //
-// A parsed value knows its place ("config.json: rope.theta"; elements of an array share the array's), and every accessor throws
-// UsageError naming it, what was expected and what was found. So whoever reads a file needs no checks of its own:
+// A parsed value knows its place ("config.json: rope.theta"; elements of an array share the
+// array's), and every accessor throws UsageError naming it, what was expected and what was found.
+// So whoever reads a file needs no checks of its own:
 //
 //   const Json j = Json::load("config.json");
 //   const int64_t d_model = j.at("d_model").integer(1, 1 << 20);
@@ -36,10 +39,10 @@ class Json {
 
   // --- build ---
   Json() = default;  // null
-  template <std::same_as<bool> B> Json(B b) : value_(b) {}  // a template, so that no pointer turns into a bool
+  // a template, so that no pointer turns into a bool
+  template <std::same_as<bool> B> Json(B b) : value_(b) {}
   template <std::integral I>
-    requires(!std::same_as<I, bool>)
-  Json(I i) : value_(int64_t(i)) {}
+  requires(!std::same_as<I, bool>) Json(I i) : value_(int64_t(i)) {}
   template <std::floating_point F> Json(F x) : value_(double(x)) {}
   Json(std::string s) : value_(std::move(s)) {}
   Json(std::string_view s) : value_(std::string(s)) {}
@@ -51,16 +54,19 @@ class Json {
   static Json array() { return Json(Array()); }
   static Json object(Object members = {});  // keys must differ
 
-  Json& set(std::string key, Json value);  // adds a member to an object or replaces it; returns the object
-  Json& push(Json value);                  // appends to an array; returns the array
+  // adds a member to an object or replaces it; returns the object
+  Json& set(std::string key, Json value);
+  Json& push(Json value);  // appends to an array; returns the array
 
   // --- text --- `where` names the text in errors: a file, an option.
   static Json parse(std::string_view text, const std::string& where);
   static Json load(const std::string& path);
-  // indent < 0: one line. Otherwise members on lines of their own, and arrays of plain values on one line.
+  // indent < 0: one line. Otherwise members on lines of their own, and arrays of plain values on
+  // one line.
   std::string dump(int indent = -1) const;
 
-  // --- read --- all throw UsageError where the value is of another type, or an integer is not within lo .. hi
+  // --- read --- all throw UsageError where the value is of another type, or an integer is not
+  // within lo .. hi
   bool is_null() const { return value_.index() == 0; }
   bool is_integer() const { return std::holds_alternative<int64_t>(value_); }
   bool is_number() const { return is_integer() || std::holds_alternative<double>(value_); }
@@ -75,13 +81,15 @@ class Json {
   const Object& members() const&;
   const Json& at(std::string_view key) const&;    // the object's member, which must exist
   const Json* find(std::string_view key) const&;  // the object's member, or null
-  // From a temporary, values instead of references that would dangle: for (const Json& x : Json::load(f).at("files").items())
+  // From a temporary, values instead of references that would dangle: for (const Json& x :
+  // Json::load(f).at("files").items())
   std::string string() && { return std::as_const(*this).string(); }
   Array items() && { return std::as_const(*this).items(); }
   Json at(std::string_view key) && { return std::as_const(*this).at(key); }
   void members() && = delete;
   void find(std::string_view key) && = delete;
-  std::string where() const { return where_ ? *where_ : ""; }  // the value's place; empty if it was not parsed
+  // the value's place; empty if it was not parsed
+  std::string where() const { return where_ ? *where_ : ""; }
 
  private:
   friend struct JsonBuilder;

@@ -1,21 +1,24 @@
-// Compiles a row operation for the CPU: a loop over rows with a group of one. Included by rows_cpu.cpp files, which the
-// Makefile compiles with the flags that vectorize reductions, and by comm.cpp for the one operation that must not be reordered.
+// Compiles a row operation for the CPU: a loop over rows with a group of one. Included by
+// rows_cpu.cpp files, which the Makefile compiles with the flags that vectorize reductions, and by
+// comm.cpp for the one operation that must not be reordered.
 #pragma once
 #include "model/machine/launch.h"
 #include "model/rows/group.h"
 
 namespace duet {
 
-template <class Op, class T>
-void cpu_rows(int64_t begin, int64_t end, const void* args) {
+template <class Op, class T> void cpu_rows(int64_t begin, int64_t end, const void* args) {
   const typename Op::Args a = *static_cast<const typename Op::Args*>(args);
   for (int64_t r = begin; r < end; ++r) Op::template row<T>(Serial{}, r, a);
 }
 
 }  // namespace duet
 
-#define DUET_COMPILE_CPU(Op)                                                                                       \
-  template <>                                                                                                      \
-  RowKernel row_kernel_cpu<Op>(Dtype t) {                                                                          \
-    return {#Op, t == Dtype::f32 ? cpu_rows<Op, float> : t == Dtype::f64 ? cpu_rows<Op, double> : nullptr, nullptr}; \
+#define DUET_COMPILE_CPU(Op)                          \
+  template <> RowKernel row_kernel_cpu<Op>(Dtype t) { \
+    return {#Op,                                      \
+        t == Dtype::f32       ? cpu_rows<Op, float>   \
+            : t == Dtype::f64 ? cpu_rows<Op, double>  \
+                              : nullptr,              \
+        nullptr};                                     \
   }

@@ -2,9 +2,10 @@
 //
 //   CUDA_CHECK(cudaStreamSynchronize(stream));
 //
-// throws Error with file, line, the call, and the status found instead of success. CUDA reports a failure of work on the GPU at
-// whatever call comes later, so the call named is where it was noticed, not always where it happened.
-// Included by files that need nvcc only. Read next: device_cuda.cu.
+// throws Error with file, line, the call, and the status found instead of success. CUDA reports a
+// failure of work on the GPU at whatever call comes later, so the call named is where it was
+// noticed, not always where it happened. Included by files that need nvcc only. Read next:
+// device_cuda.cu.
 #pragma once
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
@@ -13,19 +14,19 @@
 
 namespace duet {
 
-// A failure that left the GPU usable (no memory, say) is also kept for cudaGetLastError; asking for it here lets the next row
-// kernel find its own errors only.
+// A failure that left the GPU usable (no memory, say) is also kept for cudaGetLastError; asking for
+// it here lets the next row kernel find its own errors only.
 inline void check_cuda(cudaError_t status, const char* call, const char* file, int line) {
   if (status == cudaSuccess) return;
   cudaGetLastError();
-  throw Error(cat(file, ":", line, ": ", call, ": expected cudaSuccess, found ", cudaGetErrorName(status), ", ",
-                  cudaGetErrorString(status)));
+  throw Error(cat(file, ":", line, ": ", call, ": expected cudaSuccess, found ",
+      cudaGetErrorName(status), ", ", cudaGetErrorString(status)));
 }
 
 inline void check_cuda(cublasStatus_t status, const char* call, const char* file, int line) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw Error(cat(file, ":", line, ": ", call, ": expected CUBLAS_STATUS_SUCCESS, found ", cublasGetStatusName(status), ", ",
-                  cublasGetStatusString(status)));
+  throw Error(cat(file, ":", line, ": ", call, ": expected CUBLAS_STATUS_SUCCESS, found ",
+      cublasGetStatusName(status), ", ", cublasGetStatusString(status)));
 }
 
 }  // namespace duet

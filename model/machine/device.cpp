@@ -1,5 +1,6 @@
-// The memory pool of every Device: buffers of a few sizes per power of two, kept when they are given back.
-// The contract is in device.h; how memory is got from the system is the backend's business.
+// The memory pool of every Device: buffers of a few sizes per power of two, kept when they are
+// given back. The contract is in device.h; how memory is got from the system is the backend's
+// business.
 #include "model/machine/device.h"
 
 #include <algorithm>
@@ -9,8 +10,8 @@
 namespace duet {
 namespace {
 
-// Eight sizes per power of two, none below 256 bytes: at most an eighth is lost, and the sizes of dropless experts, which
-// change a little with every batch, find the memory of the step before.
+// Eight sizes per power of two, none below 256 bytes: at most an eighth is lost, and the sizes of
+// dropless experts, which change a little with every batch, find the memory of the step before.
 int64_t size_class(int64_t bytes) {
   if (bytes <= 256) return 256;
   const int64_t step = std::max<int64_t>(256, int64_t(std::bit_floor(uint64_t(bytes - 1))) / 8);
@@ -31,15 +32,21 @@ void Buf::swap(Buf& other) noexcept {
   std::swap(host_, other.host_);
 }
 
-Buf Device::buffer(int64_t rows, int64_t cols, Dtype dtype, Use use) { return take(rows, cols, dtype, use, false); }
+Buf Device::buffer(int64_t rows, int64_t cols, Dtype dtype, Use use) {
+  return take(rows, cols, dtype, use, false);
+}
 
-Buf Device::host_buffer(int64_t rows, int64_t cols, Dtype dtype) { return take(rows, cols, dtype, Use::scratch, true); }
+Buf Device::host_buffer(int64_t rows, int64_t cols, Dtype dtype) {
+  return take(rows, cols, dtype, Use::scratch, true);
+}
 
 Buf Device::take(int64_t rows, int64_t cols, Dtype dtype, Use use, bool host) {
-  DUET_CHECK(rows >= 0 && cols >= 0, "buffer: expected rows and columns >= 0, found [", rows, ", ", cols, "]");
+  DUET_CHECK(rows >= 0 && cols >= 0, "buffer: expected rows and columns >= 0, found [", rows, ", ",
+      cols, "]");
   const int64_t need = size_class(rows * cols * dtype_size(dtype));
   Buf buf;
-  // The smallest that fits, unless it is so large that whoever it was made for would soon have to make it again.
+  // The smallest that fits, unless it is so large that whoever it was made for would soon have to
+  // make it again.
   auto it = free_[host].lower_bound(need);
   if (it != free_[host].end() && it->first <= 2 * need) {
     buf.capacity_ = it->first;

@@ -1,20 +1,23 @@
 // Device, Stream, Event: what the model runs on. The seam between the mathematics and the machine.
 //
-// A Device owns memory and makes streams. A Stream is a queue of work done in order; everything that computes is a method of a
-// stream: row kernels (launch.h), GEMM, copies. Two streams know of each other only through events. On the CPU the compute
-// stream works at once, on the calling thread and the rank's thread pool, and any further stream is a thread of its own; on
-// CUDA they are CUDA streams. One rank uses one Device; a Device and its streams are used by one thread (the rank's), the work
-// itself runs wherever the backend puts it.
+// A Device owns memory and makes streams. A Stream is a queue of work done in order; everything
+// that computes is a method of a stream: row kernels (launch.h), GEMM, copies. Two streams know of
+// each other only through events. On the CPU the compute stream works at once, on the calling
+// thread and the rank's thread pool, and any further stream is a thread of its own; on CUDA they
+// are CUDA streams. One rank uses one Device; a Device and its streams are used by one thread (the
+// rank's), the work itself runs wherever the backend puts it.
 //
-// Exactness (DESIGN, "The exactness ladder"): on the CPU an element of a GEMM is one chain of fused multiply-adds in ascending
-// k, cut at fixed places, so that its bits depend neither on the number of rows nor on threads; no operation uses float
-// atomics.
+// Exactness (DESIGN, "The exactness ladder"): on the CPU an element of a GEMM is one chain of fused
+// multiply-adds in ascending k, cut at fixed places, so that its bits depend neither on the number
+// of rows nor on threads; no operation uses float atomics.
 //
-// Where CUDA differs. Every method of the compute stream only enqueues: its failures (a GPU's errors, what a host function
-// threw) come out at a later call, at the latest at synchronize(). A device is made by the rank's thread and makes its GPU that
-// thread's current one; a thread that has made a device of one GPU makes none of another.
+// Where CUDA differs. Every method of the compute stream only enqueues: its failures (a GPU's
+// errors, what a host function threw) come out at a later call, at the latest at synchronize(). A
+// device is made by the rank's thread and makes its GPU that thread's current one; a thread that
+// has made a device of one GPU makes none of another.
 //
-// Backends: device_cpu.cpp, gemm_cpu.cpp; device_cuda.cu, gemm_cuda.cu (a build without nvcc links device_nocuda.cpp instead).
+// Backends: device_cpu.cpp, gemm_cpu.cpp; device_cuda.cu, gemm_cuda.cu (a build without nvcc links
+// device_nocuda.cpp instead).
 // Read next: launch.h.
 #pragma once
 #include <functional>
@@ -30,8 +33,9 @@ namespace duet {
 
 class Device;
 
-// C[i] = alpha * op(A[i]) op(B[i]), or C[i] += ... where `accumulate`, for each matrix i of a batch. dtypes of A and B are
-// equal; C has the same or, from bf16, fp32. Products are formed and summed in fp32 (fp64 for doubles). Shapes, with C [m, n]:
+// C[i] = alpha * op(A[i]) op(B[i]), or C[i] += ... where `accumulate`, for each matrix i of a
+// batch. dtypes of A and B are equal; C has the same or, from bf16, fp32. Products are formed and
+// summed in fp32 (fp64 for doubles). Shapes, with C [m, n]:
 //   NN: A [m, k], B [k, n]     forward, y = x W
 //   NT: A [m, k], B [n, k]     gradient for inputs (I), dx = dy W^T
 //   TN: A [k, m], B [k, n]     gradient for weights (W), dW = x^T dy
@@ -45,13 +49,14 @@ struct Gemm {
   // Batch: matrix i starts i * stride elements further; a stride of 0 shares the matrix.
   int batch = 1;
   int64_t stride_a = 0, stride_b = 0, stride_c = 0;
-  // Attention's [query, key] matrix (C in NT; A in NN and TN) is lower triangular. In NT elements above the diagonal of C may
-  // be left unwritten, in NN and TN those of A are zero and may be skipped: same bits either way.
+  // Attention's [query, key] matrix (C in NT; A in NN and TN) is lower triangular. In NT elements
+  // above the diagonal of C may be left unwritten, in NN and TN those of A are zero and may be
+  // skipped: same bits either way.
   bool causal = false;
 };
 
-// What every backend does first: throws where the shapes do not fit (`offsets`: as Stream::grouped_gemm says, or empty), and
-// counts 2 per multiply-add, half of it where causal.
+// What every backend does first: throws where the shapes do not fit (`offsets`: as
+// Stream::grouped_gemm says, or empty), and counts 2 per multiply-add, half of it where causal.
 void check_gemm(const Gemm& g, std::span<const int64_t> offsets);
 int64_t gemm_flops(const Gemm& g, std::span<const int64_t> offsets);
 
@@ -59,12 +64,14 @@ int64_t gemm_flops(const Gemm& g, std::span<const int64_t> offsets);
 class Event {
  public:
   virtual ~Event() = default;
-  virtual bool done() const = 0;       // never recorded counts as done
-  virtual void synchronize() = 0;      // the calling thread waits
-  virtual double seconds() const = 0;  // when it happened, on the host's steady clock; call after done()
+  virtual bool done() const = 0;   // never recorded counts as done
+  virtual void synchronize() = 0;  // the calling thread waits
+  // when it happened, on the host's steady clock; call after done()
+  virtual double seconds() const = 0;
 };
 
-// One row operation compiled for each backend and dtype; made by launch.h, called by Stream::launch.
+// One row operation compiled for each backend and dtype; made by launch.h, called by
+// Stream::launch.
 struct RowKernel {
   const char* name;
   void (*cpu)(int64_t row_begin, int64_t row_end, const void* args);
@@ -80,23 +87,28 @@ class Stream {
   virtual void wait(Event& event) = 0;  // work enqueued from now on starts after the event
   virtual void synchronize() = 0;       // the calling thread waits until all work is done
 
-  // Rows 0 .. rows-1 of a row kernel; args (args_bytes of them) are copied. row_cost: about how many elements a row touches.
-  virtual void launch(const RowKernel& kernel, int64_t rows, const void* args, size_t args_bytes, int64_t row_cost) = 0;
+  // Rows 0 .. rows-1 of a row kernel; args (args_bytes of them) are copied. row_cost: about how
+  // many elements a row touches.
+  virtual void launch(const RowKernel& kernel, int64_t rows, const void* args, size_t args_bytes,
+      int64_t row_cost) = 0;
 
   virtual void gemm(const Gemm& g) = 0;
 
-  // Grouped GEMM over contiguous rows: group e owns rows offsets[e] .. offsets[e+1]-1 (offsets has groups+1 entries, in host
-  // memory, ascending; empty groups allowed). NN and NT: those rows of A and C, with B matrix e at e * stride_b. TN: those rows
-  // of A and B, with C matrix e at e * stride_c; an empty group writes zeros, or adds nothing where `accumulate`.
+  // Grouped GEMM over contiguous rows: group e owns rows offsets[e] .. offsets[e+1]-1 (offsets has
+  // groups+1 entries, in host memory, ascending; empty groups allowed). NN and NT: those rows of A
+  // and C, with B matrix e at e * stride_b. TN: those rows of A and B, with C matrix e at e *
+  // stride_c; an empty group writes zeros, or adds nothing where `accumulate`.
   virtual void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) = 0;
 
-  // Any direction. A host side should come from host_buffer, and be left alone until the copy is done. Other host memory costs
-  // another copy or a wait; on compute() it may be let go at once where it is the source (upload in context.h does).
+  // Any direction. A host side should come from host_buffer, and be left alone until the copy is
+  // done. Other host memory costs another copy or a wait; on compute() it may be let go at once
+  // where it is the source (upload in context.h does).
   virtual void copy(void* dst, const void* src, size_t bytes) = 0;
   virtual void zero(void* dst, size_t bytes) = 0;
-  // A host function in the stream's order. It neither calls the device nor owns Bufs or Events; on CUDA it must not wait for
-  // other host functions either, which may all share one thread. Where it throws, the stream's later host functions are skipped
-  // until synchronize() has rethrown it (on the CPU: all of the stream's work, and events carry the failure on).
+  // A host function in the stream's order. It neither calls the device nor owns Bufs or Events; on
+  // CUDA it must not wait for other host functions either, which may all share one thread. Where it
+  // throws, the stream's later host functions are skipped until synchronize() has rethrown it (on
+  // the CPU: all of the stream's work, and events carry the failure on).
   virtual void host(std::function<void()> work) = 0;
 };
 
@@ -104,13 +116,15 @@ class Stream {
 enum class Use : int { weights, gradients, moments, activations, messages, scratch };
 inline constexpr int kUses = 6;
 constexpr const char* use_name(int u) {
-  constexpr const char* names[kUses] = {"weights", "gradients", "moments", "activations", "messages", "scratch"};
+  constexpr const char* names[kUses] = {
+      "weights", "gradients", "moments", "activations", "messages", "scratch"};
   return names[u];
 }
 
-// Owns the memory of one tensor (contiguous, 256-byte aligned, contents undefined) and returns it to its device's pool. The
-// pool hands it out again at once, so a device Buf may be dropped while work of compute() on it is still queued, but not while
-// work of another stream is; a host_buffer not before its copies are done. The device must outlive it.
+// Owns the memory of one tensor (contiguous, 256-byte aligned, contents undefined) and returns it
+// to its device's pool. The pool hands it out again at once, so a device Buf may be dropped while
+// work of compute() on it is still queued, but not while work of another stream is; a host_buffer
+// not before its copies are done. The device must outlive it.
 class Buf {
  public:
   Buf() = default;
@@ -143,26 +157,31 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual bool is_cuda() const = 0;
-  virtual std::string name() const = 0;          // e.g. "cpu, 2 threads, AVX-512"
-  virtual double peak_flops(Dtype) const = 0;    // of the datasheet, FLOP/s; 0 where unknown
-  virtual int64_t attention_bytes() const = 0;   // how much of the [query, key] scores to hold at a time
+  virtual std::string name() const = 0;        // e.g. "cpu, 2 threads, AVX-512"
+  virtual double peak_flops(Dtype) const = 0;  // of the datasheet, FLOP/s; 0 where unknown
+  // how much of the [query, key] scores to hold at a time
+  virtual int64_t attention_bytes() const = 0;
 
-  virtual Stream& compute() = 0;                           // the rank's main stream
-  virtual std::unique_ptr<Stream> make_stream() = 0;       // a further stream, concurrent with compute()
+  virtual Stream& compute() = 0;  // the rank's main stream
+  // a further stream, concurrent with compute()
+  virtual std::unique_ptr<Stream> make_stream() = 0;
   virtual std::unique_ptr<Event> make_event() = 0;
 
-  // From the pool: it grows when nothing fits, and is reused. Memory that the host can read and write: host_buffer (pinned on
-  // CUDA). On the CPU both are the same.
+  // From the pool: it grows when nothing fits, and is reused. Memory that the host can read and
+  // write: host_buffer (pinned on CUDA). On the CPU both are the same.
   Buf buffer(int64_t rows, int64_t cols, Dtype dtype, Use use);
   Buf host_buffer(int64_t rows, int64_t cols, Dtype dtype);
 
-  MemoryStats memory(Use use) const { return stats_[int(use)]; }  // of buffer(); host buffers are not counted
-  int64_t pool_bytes() const { return pool_bytes_; }              // device memory taken from the system so far
+  // of buffer(); host buffers are not counted
+  MemoryStats memory(Use use) const { return stats_[int(use)]; }
+  // device memory taken from the system so far
+  int64_t pool_bytes() const { return pool_bytes_; }
 
   int64_t flops = 0;  // of all GEMMs enqueued so far
 
  protected:
-  virtual void* allocate(int64_t bytes, bool host) = 0;  // 256-byte aligned; throws where there is no more
+  // 256-byte aligned; throws where there is no more
+  virtual void* allocate(int64_t bytes, bool host) = 0;
   virtual void release(void* p, bool host) = 0;
   void drain_pool();  // called by a backend's destructor: releases all that is free
 
@@ -178,7 +197,8 @@ class Device {
 // threads >= 1: how many cores this rank may use.
 std::unique_ptr<Device> make_cpu_device(int threads);
 
-int cuda_device_count();                            // 0 without CUDA, without a driver, and on any error
+// 0 without CUDA, without a driver, and on any error
+int cuda_device_count();
 std::unique_ptr<Device> make_cuda_device(int index);  // throws UsageError where there is none
 
 }  // namespace duet

@@ -1,9 +1,10 @@
-// The CPU device. Its compute stream works at once, on the calling thread and the rank's pool; any further stream is a thread
-// with a queue, and its products run on that thread alone, so that they leave the pool to the compute stream.
+// The CPU device. Its compute stream works at once, on the calling thread and the rank's pool; any
+// further stream is a thread with a queue, and its products run on that thread alone, so that they
+// leave the pool to the compute stream.
 //
-// Failures on a stream's thread: the stream skips its remaining work, events recorded after the failure carry it on to whoever
-// waits for them, and it is rethrown at the stream's synchronize(). Nobody waits for ever.
-// The contract is in device.h. Read next: thread_pool.h, gemm_cpu.h.
+// Failures on a stream's thread: the stream skips its remaining work, events recorded after the
+// failure carry it on to whoever waits for them, and it is rethrown at the stream's synchronize().
+// Nobody waits for ever. The contract is in device.h. Read next: thread_pool.h, gemm_cpu.h.
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
@@ -21,10 +22,13 @@ namespace duet {
 namespace {
 
 constexpr int64_t kAttentionBytes = 512 << 10;  // per thread: half of a usual L2 cache
-constexpr int64_t kInlineCost = 16384;          // elements; below, a few microseconds, a launch is not worth waking anyone
-constexpr int64_t kCopyPiece = 256 << 10;       // bytes
+// elements; below, a few microseconds, a launch is not worth waking anyone
+constexpr int64_t kInlineCost = 16384;
+constexpr int64_t kCopyPiece = 256 << 10;  // bytes
 
-double seconds_now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 // One recording of an event. Shared by the event and by the work that will set it or waits for it.
 class Mark {
@@ -83,12 +87,14 @@ class CpuStream : public Stream {
   void wait(Event& event) override { event.synchronize(); }
   void synchronize() override {}
 
-  void launch(const RowKernel& kernel, int64_t rows, const void* args, size_t, int64_t row_cost) override {
-    DUET_CHECK(kernel.cpu != nullptr, kernel.name, ": this row operation is not built for the CPU and this dtype");
+  void launch(
+      const RowKernel& kernel, int64_t rows, const void* args, size_t, int64_t row_cost) override {
+    DUET_CHECK(kernel.cpu != nullptr, kernel.name,
+        ": this row operation is not built for the CPU and this dtype");
     const int64_t cost = std::max<int64_t>(row_cost, 1);
     const int64_t piece = std::max({int64_t(1), kInlineCost / 2 / cost, rows / (4 * pool_.size())});
     pool_.parallel_for(rows, rows * cost < kInlineCost ? rows : piece,
-                       [&](int64_t begin, int64_t end) { kernel.cpu(begin, end, args); });
+        [&](int64_t begin, int64_t end) { kernel.cpu(begin, end, args); });
   }
   void gemm(const Gemm& g) override {
     device_.flops += gemm_flops(g, {});
@@ -100,12 +106,14 @@ class CpuStream : public Stream {
   }
   void copy(void* dst, const void* src, size_t bytes) override {
     pool_.parallel_for(int64_t(bytes), kCopyPiece, [&](int64_t begin, int64_t end) {
-      memcpy(static_cast<char*>(dst) + begin, static_cast<const char*>(src) + begin, size_t(end - begin));
+      memcpy(static_cast<char*>(dst) + begin, static_cast<const char*>(src) + begin,
+          size_t(end - begin));
     });
   }
   void zero(void* dst, size_t bytes) override {
-    pool_.parallel_for(int64_t(bytes), kCopyPiece,
-                       [&](int64_t begin, int64_t end) { memset(static_cast<char*>(dst) + begin, 0, size_t(end - begin)); });
+    pool_.parallel_for(int64_t(bytes), kCopyPiece, [&](int64_t begin, int64_t end) {
+      memset(static_cast<char*>(dst) + begin, 0, size_t(end - begin));
+    });
   }
   void host(std::function<void()> work) override { work(); }
 
@@ -117,7 +125,8 @@ class CpuStream : public Stream {
 // A stream with a thread of its own: every method puts work into the queue.
 class CpuQueueStream final : public Stream {
  public:
-  explicit CpuQueueStream(Device& device) : device_(device), now_(device, alone_), thread_([this] { run(); }) {}
+  explicit CpuQueueStream(Device& device)
+      : device_(device), now_(device, alone_), thread_([this] { run(); }) {}
   ~CpuQueueStream() override {
     push(nullptr);
     thread_.join();
@@ -137,7 +146,8 @@ class CpuQueueStream final : public Stream {
     push([this, mark] { mark->set(std::exchange(error_, nullptr)); }, true);
     mark->wait();
   }
-  void launch(const RowKernel& kernel, int64_t rows, const void* args, size_t args_bytes, int64_t row_cost) override {
+  void launch(const RowKernel& kernel, int64_t rows, const void* args, size_t args_bytes,
+      int64_t row_cost) override {
     const auto* p = static_cast<const std::byte*>(args);
     push([this, kernel, rows, row_cost, copied = std::vector<std::byte>(p, p + args_bytes)] {
       now_.launch(kernel, rows, copied.data(), copied.size(), row_cost);
@@ -149,10 +159,16 @@ class CpuQueueStream final : public Stream {
   }
   void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) override {
     device_.flops += gemm_flops(g, offsets);
-    push([this, g, copied = std::vector<int64_t>(offsets.begin(), offsets.end())] { gemm_cpu(g, copied, alone_); });
+    push([this, g, copied = std::vector<int64_t>(offsets.begin(), offsets.end())] {
+      gemm_cpu(g, copied, alone_);
+    });
   }
-  void copy(void* dst, const void* src, size_t bytes) override { push([=, this] { now_.copy(dst, src, bytes); }); }
-  void zero(void* dst, size_t bytes) override { push([=, this] { now_.zero(dst, bytes); }); }
+  void copy(void* dst, const void* src, size_t bytes) override {
+    push([=, this] { now_.copy(dst, src, bytes); });
+  }
+  void zero(void* dst, size_t bytes) override {
+    push([=, this] { now_.zero(dst, bytes); });
+  }
   void host(std::function<void()> work) override { push(std::move(work)); }
 
  private:
@@ -200,7 +216,8 @@ class CpuDevice final : public Device {
   ~CpuDevice() override { drain_pool(); }
   bool is_cuda() const override { return false; }
   std::string name() const override {
-    return cat("cpu, ", pool_.size(), pool_.size() == 1 ? " thread, " : " threads, ", cpu_instruction_set());
+    return cat("cpu, ", pool_.size(), pool_.size() == 1 ? " thread, " : " threads, ",
+        cpu_instruction_set());
   }
   double peak_flops(Dtype) const override { return 0; }
   int64_t attention_bytes() const override { return kAttentionBytes * pool_.size(); }
@@ -210,7 +227,9 @@ class CpuDevice final : public Device {
   std::unique_ptr<Event> make_event() override { return std::make_unique<CpuEvent>(); }
 
  protected:
-  void* allocate(int64_t bytes, bool) override { return ::operator new(size_t(bytes), std::align_val_t(256)); }
+  void* allocate(int64_t bytes, bool) override {
+    return ::operator new(size_t(bytes), std::align_val_t(256));
+  }
   void release(void* p, bool) override { ::operator delete(p, std::align_val_t(256)); }
 
  private:
@@ -220,6 +239,8 @@ class CpuDevice final : public Device {
 
 }  // namespace
 
-std::unique_ptr<Device> make_cpu_device(int threads) { return std::make_unique<CpuDevice>(threads); }
+std::unique_ptr<Device> make_cpu_device(int threads) {
+  return std::make_unique<CpuDevice>(threads);
+}
 
 }  // namespace duet

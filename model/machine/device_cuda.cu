@@ -1,8 +1,9 @@
-// The CUDA device: streams are CUDA streams, events CUDA events, host buffers pinned memory. Work is enqueued and goes on by
-// itself; whatever fails is found by CUDA_CHECK at a later call.
+// The CUDA device: streams are CUDA streams, events CUDA events, host buffers pinned memory. Work
+// is enqueued and goes on by itself; whatever fails is found by CUDA_CHECK at a later call.
 //
-// Not here: row kernels (rows/compile_cuda.cuh) and products (gemm_cuda.cu). Nothing of CUDA is touched before
-// cuda_device_count, so that the binary starts where there is no driver. The contract is in device.h. Read next: gemm_cuda.h.
+// Not here: row kernels (rows/compile_cuda.cuh) and products (gemm_cuda.cu). Nothing of CUDA is
+// touched before cuda_device_count, so that the binary starts where there is no driver. The
+// contract is in device.h. Read next: gemm_cuda.h.
 #include <cuda_bf16.h>
 
 #include <chrono>
@@ -17,14 +18,17 @@
 namespace duet {
 namespace {
 
-static_assert(sizeof(bf16) == sizeof(__nv_bfloat16) && alignof(bf16) == alignof(__nv_bfloat16), "cuBLAS reads duet's bf16");
+static_assert(sizeof(bf16) == sizeof(__nv_bfloat16) && alignof(bf16) == alignof(__nv_bfloat16),
+    "cuBLAS reads duet's bf16");
 
 constexpr int64_t kAttentionBytes = 256 << 20;
 constexpr double kEraSeconds = 4;
 
-double host_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double host_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
-// --- events ------------------------------------------------------------------------------------------------------------------
+// --- events --------------------------------------------------------------------------------------
 
 struct RawEvent {
   cudaEvent_t event;
@@ -39,8 +43,9 @@ double seconds_between(const RawEvent& first, const RawEvent& second) {
   return double(milliseconds) * 1e-3;
 }
 
-// From when an event's time is counted. CUDA gives times between two events, as a float that loses the microsecond after some
-// seconds; so the device begins a new era every few seconds, each counted from the one before.
+// From when an event's time is counted. CUDA gives times between two events, as a float that loses
+// the microsecond after some seconds; so the device begins a new era every few seconds, each
+// counted from the one before.
 struct Era {
   RawEvent begin;
   double seconds = 0;  // of begin, on the host's steady clock
@@ -56,7 +61,9 @@ struct CudaEvent final : Event {
     return true;
   }
   void synchronize() override { CUDA_CHECK(cudaEventSynchronize(raw.event)); }
-  double seconds() const override { return era ? era->seconds + seconds_between(era->begin, raw) : 0; }
+  double seconds() const override {
+    return era ? era->seconds + seconds_between(era->begin, raw) : 0;
+  }
 };
 
 class Clock {
@@ -64,9 +71,11 @@ class Clock {
   std::shared_ptr<const Era> era() {
     if (era_ && host_seconds() - era_->seconds < kEraSeconds) return era_;
     auto next = std::make_shared<Era>();
-    CUDA_CHECK(cudaEventRecord(next->begin.event));  // in the default stream, which the device's streams do not wait for
+    // in the default stream, which the device's streams do not wait for
+    CUDA_CHECK(cudaEventRecord(next->begin.event));
     CUDA_CHECK(cudaEventSynchronize(next->begin.event));
-    next->seconds = era_ ? era_->seconds + seconds_between(era_->begin, next->begin) : host_seconds();
+    next->seconds =
+        era_ ? era_->seconds + seconds_between(era_->begin, next->begin) : host_seconds();
     return era_ = next;
   }
 
@@ -74,9 +83,10 @@ class Clock {
   std::shared_ptr<const Era> era_;
 };
 
-// --- streams -----------------------------------------------------------------------------------------------------------------
+// --- streams -------------------------------------------------------------------------------------
 
-// What the first failing host function of a stream threw; shared by the stream and its host functions.
+// What the first failing host function of a stream threw; shared by the stream and its host
+// functions.
 struct Failure {
   std::mutex mutex;
   std::exception_ptr error;
@@ -115,7 +125,9 @@ class CudaStream final : public Stream {
     e.era = clock_.era();
     CUDA_CHECK(cudaEventRecord(e.raw.event, stream_));
   }
-  void wait(Event& event) override { CUDA_CHECK(cudaStreamWaitEvent(stream_, static_cast<CudaEvent&>(event).raw.event, 0)); }
+  void wait(Event& event) override {
+    CUDA_CHECK(cudaStreamWaitEvent(stream_, static_cast<CudaEvent&>(event).raw.event, 0));
+  }
   void synchronize() override {
     CUDA_CHECK(cudaStreamSynchronize(stream_));
     staged_.clear();
@@ -125,12 +137,13 @@ class CudaStream final : public Stream {
   }
 
   void launch(const RowKernel& kernel, int64_t rows, const void* args, size_t, int64_t) override {
-    DUET_CHECK(kernel.cuda != nullptr, kernel.name, ": this row operation is not built for CUDA and this dtype");
+    DUET_CHECK(kernel.cuda != nullptr, kernel.name,
+        ": this row operation is not built for CUDA and this dtype");
     if (rows == 0) return;
     kernel.cuda(stream_, rows, args);
     const cudaError_t status = cudaGetLastError();
-    DUET_CHECK(status == cudaSuccess, "launch of ", kernel.name, ": found ", cudaGetErrorName(status), ", ",
-               cudaGetErrorString(status));
+    DUET_CHECK(status == cudaSuccess, "launch of ", kernel.name, ": found ",
+        cudaGetErrorName(status), ", ", cudaGetErrorString(status));
   }
   void gemm(const Gemm& g) override {
     device_.flops += gemm_flops(g, {});
@@ -164,11 +177,12 @@ class CudaStream final : public Stream {
     std::unique_ptr<CudaEvent> copied;
   };
 
-  // The source is ordinary memory, which its owner may let go at once, and which CUDA would copy in its own time or wait for: a
-  // pinned copy of it is made now.
+  // The source is ordinary memory, which its owner may let go at once, and which CUDA would copy in
+  // its own time or wait for: a pinned copy of it is made now.
   void copy_staged(void* dst, const void* src, size_t bytes) {
     while (!staged_.empty() && staged_.front().copied->done()) staged_.pop_front();
-    Staged s{device_.host_buffer(1, int64_t(bytes + 3) / 4, Dtype::i32), std::make_unique<CudaEvent>()};
+    Staged s{
+        device_.host_buffer(1, int64_t(bytes + 3) / 4, Dtype::i32), std::make_unique<CudaEvent>()};
     memcpy(s.bytes->data, src, bytes);
     CUDA_CHECK(cudaMemcpyAsync(dst, s.bytes->data, bytes, cudaMemcpyDefault, stream_));
     keeps_host_ = true;
@@ -188,18 +202,26 @@ class CudaStream final : public Stream {
   std::unique_ptr<CudaGemm> gemm_;
   std::deque<Staged> staged_;  // whose copies may still be under way
   std::shared_ptr<Failure> failure_ = std::make_shared<Failure>();
-  bool keeps_host_ = false;    // staged copies or host functions may be under way: the destructor waits for them
+  // staged copies or host functions may be under way: the destructor waits for them
+  bool keeps_host_ = false;
 };
 
-// --- the device --------------------------------------------------------------------------------------------------------------
+// --- the device ----------------------------------------------------------------------------------
 
-// Dense peaks of NVIDIA's datasheets in TFLOP/s, fp64 as cuBLAS computes it, on tensor cores; the first name found counts.
+// Dense peaks of NVIDIA's datasheets in TFLOP/s, fp64 as cuBLAS computes it, on tensor cores; the
+// first name found counts.
 constexpr struct {
   const char* name;
   double bf16, f32, f64;
 } kPeaks[] = {
-    {"H100 PCIe", 756, 51, 51}, {"H100 NVL", 835, 60, 60}, {"H200 NVL", 835, 60, 60}, {"H800 PCIe", 756, 51, 0.8},
-    {"H100", 989, 67, 67},      {"H200", 989, 67, 67},     {"H800", 989, 67, 1},      {"A100", 312, 19.5, 19.5},
+    {"H100 PCIe", 756, 51, 51},
+    {"H100 NVL", 835, 60, 60},
+    {"H200 NVL", 835, 60, 60},
+    {"H800 PCIe", 756, 51, 0.8},
+    {"H100", 989, 67, 67},
+    {"H200", 989, 67, 67},
+    {"H800", 989, 67, 1},
+    {"A100", 312, 19.5, 19.5},
 };
 
 class CudaDevice final : public Device {
@@ -219,27 +241,33 @@ class CudaDevice final : public Device {
     const std::string name = properties_.name;
     if (name.find("MIG") != name.npos) return 0;  // a part of a GPU
     for (const auto& p : kPeaks)
-      if (name.find(p.name) != name.npos) return 1e12 * (dtype == Dtype::bf16 ? p.bf16 : dtype == Dtype::f64 ? p.f64 : p.f32);
+      if (name.find(p.name) != name.npos)
+        return 1e12 * (dtype == Dtype::bf16 ? p.bf16 : dtype == Dtype::f64 ? p.f64 : p.f32);
     return 0;
   }
   int64_t attention_bytes() const override { return kAttentionBytes; }
 
   Stream& compute() override { return *compute_; }
-  std::unique_ptr<Stream> make_stream() override { return std::make_unique<CudaStream>(*this, clock_); }
+  std::unique_ptr<Stream> make_stream() override {
+    return std::make_unique<CudaStream>(*this, clock_);
+  }
   std::unique_ptr<Event> make_event() override { return std::make_unique<CudaEvent>(); }
 
  protected:
   void* allocate(int64_t bytes, bool host) override {
     void* p = nullptr;
-    const cudaError_t status = host ? cudaMallocHost(&p, size_t(bytes)) : cudaMalloc(&p, size_t(bytes));
+    const cudaError_t status =
+        host ? cudaMallocHost(&p, size_t(bytes)) : cudaMalloc(&p, size_t(bytes));
     if (status == cudaSuccess) return p;
     cudaGetLastError();  // or the next row kernel would find it
     size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
-    throw Error(cat(name(), ": no memory: asked for ", bytes, " bytes ", host ? "of pinned host memory" : "on the GPU",
-                    ", found ", cudaGetErrorString(status), "; free on the GPU: ", free >> 20, " of ", total >> 20, " MiB"));
+    throw Error(cat(name(), ": no memory: asked for ", bytes, " bytes ",
+        host ? "of pinned host memory" : "on the GPU", ", found ", cudaGetErrorString(status),
+        "; free on the GPU: ", free >> 20, " of ", total >> 20, " MiB"));
   }
-  // Work that is still queued may use the memory. Nothing can be thrown here; a GPU that has failed says so at the next call.
+  // Work that is still queued may use the memory. Nothing can be thrown here; a GPU that has failed
+  // says so at the next call.
   void release(void* p, bool host) override {
     cudaDeviceSynchronize();
     host ? cudaFreeHost(p) : cudaFree(p);
@@ -266,8 +294,10 @@ int cuda_device_count() { return find_devices().first; }
 
 std::unique_ptr<Device> make_cuda_device(int index) {
   const auto [count, status] = find_devices();
-  require(count > 0, "--device cuda: expected a GPU, found none (", cudaGetErrorString(status), "); use --device cpu");
-  require(index >= 0 && index < count, "--device cuda: expected a GPU number in 0..", count - 1, ", found ", index);
+  require(count > 0, "--device cuda: expected a GPU, found none (", cudaGetErrorString(status),
+      "); use --device cpu");
+  require(index >= 0 && index < count, "--device cuda: expected a GPU number in 0..", count - 1,
+      ", found ", index);
   return std::make_unique<CudaDevice>(index);
 }
 

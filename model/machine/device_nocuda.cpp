@@ -6,7 +6,9 @@ namespace duet {
 int cuda_device_count() { return 0; }
 
 std::unique_ptr<Device> make_cuda_device(int) {
-  throw UsageError("--device cuda: this binary was built without CUDA; use --device cpu, or build where nvcc is found");
+  throw UsageError(
+      "--device cuda: this binary was built without CUDA; use --device cpu, or build where nvcc is "
+      "found");
 }
 
 }  // namespace duet

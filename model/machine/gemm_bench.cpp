@@ -1,6 +1,6 @@
-// The speed of the CPU's GEMM, part of `make bench`, on shapes of the `bench` preset: d_model 256, 8 heads, q.k 48 wide, v 32,
-// kv_lora 64, 16 experts of width 512, sequences of 256 tokens, 8 at a time. GFLOP/s counts useful work: half of a causal
-// product.
+// The speed of the CPU's GEMM, part of `make bench`, on shapes of the `bench` preset: d_model 256,
+// 8 heads, q.k 48 wide, v 32, kv_lora 64, 16 experts of width 512, sequences of 256 tokens, 8 at a
+// time. GFLOP/s counts useful work: half of a causal product.
 #include <algorithm>
 #include <chrono>
 #include <iomanip>
@@ -15,8 +15,9 @@ namespace {
 struct Shape {
   const char* what;
   Form form;
-  int64_t m, n, k;            // per head; grouped: over all groups
-  int heads = 0, groups = 0;  // a causal product for each head of a sequence; a product for each group of rows
+  int64_t m, n, k;  // per head; grouped: over all groups
+  // a causal product for each head of a sequence; a product for each group of rows
+  int heads = 0, groups = 0;
 };
 
 constexpr Shape kShapes[] = {
@@ -37,19 +38,22 @@ constexpr Shape kShapes[] = {
     {"tiny: dW", Form::TN, 64, 128, 512},
 };
 
-// Heads lie side by side in the rows of q, k, v and o; the [query, key] matrix of each head is contiguous.
+// Heads lie side by side in the rows of q, k, v and o; the [query, key] matrix of each head is
+// contiguous.
 Gemm place(Device& device, const Shape& s, std::vector<Buf>& keep) {
   const bool tn = s.form == Form::TN, nt = s.form == Form::NT, causal = s.heads > 0;
   const int64_t groups = std::max(s.groups, 1), batch = std::max(s.heads, 1);
   const auto matrix = [&](int64_t rows, int64_t cols, bool side_by_side, int64_t& stride) {
     stride = side_by_side ? cols : rows * cols;
     keep.push_back(device.buffer(rows * batch, cols, Dtype::f32, Use::scratch));
-    for (int64_t i = 0; i < keep.back()->size(); i++) keep.back()->row<float>(0)[i] = float(i % 17) - 8;
+    for (int64_t i = 0; i < keep.back()->size(); i++)
+      keep.back()->row<float>(0)[i] = float(i % 17) - 8;
     return Tensor{keep.back()->data, Dtype::f32, rows, cols, side_by_side ? cols * batch : cols};
   };
   Gemm g = {.form = s.form, .accumulate = tn && !causal, .batch = int(batch), .causal = causal};
   g.a = tn ? matrix(s.k, s.m, false, g.stride_a) : matrix(s.m, s.k, causal && nt, g.stride_a);
-  g.b = nt ? matrix(groups * s.n, s.k, causal, g.stride_b) : matrix(tn ? s.k : groups * s.k, s.n, causal, g.stride_b);
+  g.b = nt ? matrix(groups * s.n, s.k, causal, g.stride_b)
+           : matrix(tn ? s.k : groups * s.k, s.n, causal, g.stride_b);
   g.c = matrix(tn ? groups * s.m : s.m, s.n, causal && !nt, g.stride_c);
   (tn ? g.c : g.b).rows /= groups;
   (tn ? g.stride_c : g.stride_b) /= groups;
@@ -66,22 +70,26 @@ void bench_gemm(int threads, std::ostream& out) {
     std::vector<Buf> keep;
     const Gemm g = place(*device, s, keep);
     std::vector<int64_t> offsets;
-    for (int i = 0; s.groups && i <= s.groups; i++) offsets.push_back((s.form == Form::TN ? s.k : s.m) * i / s.groups);
+    for (int i = 0; s.groups && i <= s.groups; i++)
+      offsets.push_back((s.form == Form::TN ? s.k : s.m) * i / s.groups);
     double best = 1e30;
     const auto stop = Clock::now() + std::chrono::milliseconds(60);
     while (Clock::now() < stop) {
       const auto start = Clock::now();
       for (int i = 0; i < 4; i++) {
-        if (s.groups) device->compute().grouped_gemm(g, offsets);
-        else device->compute().gemm(g);
+        if (s.groups)
+          device->compute().grouped_gemm(g, offsets);
+        else
+          device->compute().gemm(g);
       }
       best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count() / 4);
     }
     const double flops = double(s.m * s.n * s.k) * (s.heads ? s.heads : 2);
     const char* form = s.form == Form::NN ? "NN" : s.form == Form::NT ? "NT" : "TN";
-    out << "  " << std::left << std::setw(30) << s.what << form << std::right << std::setw(6) << s.m << " x" << std::setw(5)
-        << s.n << " x" << std::setw(5) << s.k << std::setw(9) << std::setprecision(1) << best * 1e6 << " us" << std::setw(8)
-        << flops / best * 1e-9 << "\n";
+    out << "  " << std::left << std::setw(30) << s.what << form << std::right << std::setw(6) << s.m
+        << " x" << std::setw(5) << s.n << " x" << std::setw(5) << s.k << std::setw(9)
+        << std::setprecision(1) << best * 1e6 << " us" << std::setw(8) << flops / best * 1e-9
+        << "\n";
   }
 }
 

@@ -1,10 +1,12 @@
-// The blocked GEMM of the CPU (contract: gemm_cpu.h), after Goto and van de Geijn, "Anatomy of High-Performance Matrix
-// Multiplication" (2008), with less packing: a panel of B, [kBlock, 32 columns], is copied to the stack, where all row tiles of
-// A meet it; A is read where it lies, because a cache line of it is used for 16 steps of k or shared with the next tile.
+// The blocked GEMM of the CPU (contract: gemm_cpu.h), after Goto and van de Geijn, "Anatomy of
+// High-Performance Matrix Multiplication" (2008), with less packing: a panel of B, [kBlock, 32
+// columns], is copied to the stack, where all row tiles of A meet it; A is read where it lies,
+// because a cache line of it is used for 16 steps of k or shared with the next tile.
 //
 //   gemm_cpu     cuts C into blocks of at most kRows x kCols for the threads
 //   multiply     one block: over blocks of k, over panels of B, over row tiles
-//   tile         12 x 32 elements of C (with AVX-512) summed in registers over one block of k: gemm_tile.h, read next
+//   tile         12 x 32 elements of C (with AVX-512) summed in registers over one block of k:
+//                gemm_tile.h, read next
 #include "model/machine/gemm_cpu.h"
 
 #include "model/machine/gemm_tile.h"
@@ -12,15 +14,16 @@
 namespace duet {
 namespace {
 
-constexpr int64_t kRows = 516, kCols = 256;      // a block of C: A's part of it, [516, kBlock], stays in the L2 cache
-constexpr int64_t kParallelFlops = 500'000;      // below, about 5 us, a product is not worth waking anyone
+// a block of C: A's part of it, [516, kBlock], stays in the L2 cache
+constexpr int64_t kRows = 516, kCols = 256;
+// below, about 5 us, a product is not worth waking anyone
+constexpr int64_t kParallelFlops = 500'000;
 
 // One product of a batch or group, rows x depth times depth x cols.
-template <class T>
-struct Product {
-  const T* a;          // element (i, k): a[i * a_row + k * a_k]
-  const T* b;          // element (k, j): b[k * b_k + j * b_col]
-  T* c;                // element (i, j): c[i * ldc + j]
+template <class T> struct Product {
+  const T* a;  // element (i, k): a[i * a_row + k * a_k]
+  const T* b;  // element (k, j): b[k * b_k + j * b_col]
+  T* c;        // element (i, j): c[i * ldc + j]
   int64_t a_row, a_k, b_k, b_col, ldc;
   int64_t rows, cols, depth;
   const Gemm& g;
@@ -36,19 +39,30 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
     const int64_t depth = std::min<int64_t>(kBlock, p.depth - k0);
     for (int64_t j = j0; j < j1; j += kWidth) {
       const int cols = int(std::min<int64_t>(kWidth, j1 - j)), vecs = (cols + N - 1) / N;
-      const int64_t first = causal && nt ? std::max(i0, j) : i0;  // above lies nothing but what causal leaves out
+      // above lies nothing but what causal leaves out
+      const int64_t first = causal && nt ? std::max(i0, j) : i0;
       const T* b = p.b + k0 * p.b_k + j * p.b_col;
       const T* next = nullptr;  // panel
-      if (j + kWidth < j1) next = b + kWidth * p.b_col;
-      else if (k0 + kBlock < p.depth) next = b + kBlock * p.b_k - (j - j0) * p.b_col;
+      if (j + kWidth < j1)
+        next = b + kWidth * p.b_col;
+      else if (k0 + kBlock < p.depth)
+        next = b + kBlock * p.b_k - (j - j0) * p.b_col;
       int64_t b_k = p.b_k;
-      if (first < i1 && (nt || i1 - first > 2 * kTileRows)) {  // with fewer rows a copy does not pay
-        if (nt) pack_transposed(b, p.b_col, depth, cols, vecs * N, panel);
-        else pack(b, p.b_k, depth, cols, vecs * N, panel);
+      // with fewer rows a copy does not pay
+      if (first < i1 && (nt || i1 - first > 2 * kTileRows)) {
+        if (nt)
+          pack_transposed(b, p.b_col, depth, cols, vecs * N, panel);
+        else
+          pack(b, p.b_k, depth, cols, vecs * N, panel);
         b = panel, b_k = vecs * N;
       }
-      Tile<T> t = {.a_row = p.a_row, .a_k = p.a_k, .b_k = b_k, .ldc = p.ldc, .alpha = T(p.g.alpha),
-                   .add = p.g.accumulate || k0 > 0, .last = Vec<T>::mask(cols - (vecs - 1) * N)};
+      Tile<T> t = {.a_row = p.a_row,
+          .a_k = p.a_k,
+          .b_k = b_k,
+          .ldc = p.ldc,
+          .alpha = T(p.g.alpha),
+          .add = p.g.accumulate || k0 > 0,
+          .last = Vec<T>::mask(cols - (vecs - 1) * N)};
       for (int64_t i = first; i < i1; i += kTileRows) {
         const int rows = int(std::min<int64_t>(kTileRows, i1 - i));
         int64_t begin = 0, end = depth;  // what is not zero in this block of k
@@ -59,7 +73,8 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
         t.a = p.a + i * p.a_row + (k0 + begin) * p.a_k;
         t.b = b + begin * b_k;
         t.c = p.c + i * p.ldc + j;
-        // The first two tiles look ahead to the next panel of B; the others, during the first panel, to the next rows of A.
+        // The first two tiles look ahead to the next panel of B; the others, during the first
+        // panel, to the next rows of A.
         const int64_t nth = (i - first) / kTileRows;
         const T* next_a = t.a + kTileRows * p.a_row;
         t.ahead = {t.c};
@@ -67,7 +82,8 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
           t.ahead = nt ? Ahead<T>::across(next + nth * 16 * p.b_col, p.b_col)
                        : Ahead<T>::down(next + nth * Ahead<T>::kLine, p.b_k);
         } else if (j == j0 && i + 2 * kTileRows <= i1) {
-          t.ahead = tn ? Ahead<T>::down(next_a + kTileRows - 1, p.a_k) : Ahead<T>::across(next_a, p.a_row);
+          t.ahead = tn ? Ahead<T>::down(next_a + kTileRows - 1, p.a_k)
+                       : Ahead<T>::across(next_a, p.a_row);
         }
         kTiles<T>[rows - 1][vecs - 1](t);
       }
@@ -76,20 +92,27 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
 }
 
 // Product i of a batch, or group i.
-template <class T>
-Product<T> product(const Gemm& g, std::span<const int64_t> offsets, int64_t i) {
+template <class T> Product<T> product(const Gemm& g, std::span<const int64_t> offsets, int64_t i) {
   const bool tn = g.form == Form::TN, nt = g.form == Form::NT;
-  Product<T> p = {.a = g.a.row<T>(0) + i * g.stride_a, .b = g.b.row<T>(0) + i * g.stride_b,
-                  .c = g.c.row<T>(0) + i * g.stride_c,
-                  .a_row = tn ? 1 : g.a.ld, .a_k = tn ? g.a.ld : 1,
-                  .b_k = nt ? 1 : g.b.ld, .b_col = nt ? g.b.ld : 1, .ldc = g.c.ld,
-                  .rows = tn ? g.a.cols : g.a.rows, .cols = nt ? g.b.rows : g.b.cols, .depth = tn ? g.a.rows : g.a.cols,
-                  .g = g};
+  Product<T> p = {.a = g.a.row<T>(0) + i * g.stride_a,
+      .b = g.b.row<T>(0) + i * g.stride_b,
+      .c = g.c.row<T>(0) + i * g.stride_c,
+      .a_row = tn ? 1 : g.a.ld,
+      .a_k = tn ? g.a.ld : 1,
+      .b_k = nt ? 1 : g.b.ld,
+      .b_col = nt ? g.b.ld : 1,
+      .ldc = g.c.ld,
+      .rows = tn ? g.a.cols : g.a.rows,
+      .cols = nt ? g.b.rows : g.b.cols,
+      .depth = tn ? g.a.rows : g.a.cols,
+      .g = g};
   if (offsets.empty()) return p;
   const int64_t begin = offsets[i], n = offsets[i + 1] - begin;
   p.a = g.a.row<T>(begin);
-  if (tn) p.b = g.b.row<T>(begin);
-  else p.c = g.c.row<T>(begin);
+  if (tn)
+    p.b = g.b.row<T>(begin);
+  else
+    p.c = g.c.row<T>(begin);
   (tn ? p.depth : p.rows) = n;
   return p;
 }
@@ -105,19 +128,23 @@ void gemm_typed(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& poo
   }
   if (rows == 0 || cols == 0) return;
   const bool parallel = pool.size() > 1 && gemm_flops(g, offsets) >= kParallelFlops;
-  // Row blocks: even ones of whole tiles, and more of them until all threads get the same number, or many.
+  // Row blocks: even ones of whole tiles, and more of them until all threads get the same number,
+  // or many.
   const int64_t col_blocks = (cols + kCols - 1) / kCols, threads = pool.size();
   int64_t row_blocks = (rows + kRows - 1) / kRows;
   const auto even = [&](int64_t blocks) { return blocks % threads == 0 || blocks >= 8 * threads; };
-  while (parallel && !even(count * row_blocks * col_blocks) && rows > row_blocks * 4 * kTileRows) row_blocks++;
-  const int64_t row_step = (rows + row_blocks * kTileRows - 1) / (row_blocks * kTileRows) * kTileRows;
+  while (parallel && !even(count * row_blocks * col_blocks) && rows > row_blocks * 4 * kTileRows)
+    row_blocks++;
+  const int64_t row_step =
+      (rows + row_blocks * kTileRows - 1) / (row_blocks * kTileRows) * kTileRows;
   const int64_t blocks = count * row_blocks * col_blocks;
   const int64_t grain = parallel ? std::max<int64_t>(1, blocks / (8 * threads)) : blocks;
   pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; block++) {
       const Product<T> p = product<T>(g, offsets, block / (row_blocks * col_blocks));
       const int64_t i = block / col_blocks % row_blocks * row_step, j = block % col_blocks * kCols;
-      if (i < p.rows) multiply(p, i, std::min(i + row_step, p.rows), j, std::min(j + kCols, p.cols));
+      if (i < p.rows)
+        multiply(p, i, std::min(i + row_step, p.rows), j, std::min(j + kCols, p.cols));
     }
   });
 }
@@ -127,8 +154,9 @@ void gemm_typed(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& poo
 void gemm_cpu(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& pool) {
   check_gemm(g, offsets);
   const Dtype in = g.a.dtype, out = g.c.dtype;
-  DUET_CHECK(in == out && (in == Dtype::f32 || in == Dtype::f64), "GEMM on the CPU: expected all in fp32 or all in fp64, ",
-             "found ", dtype_name(in), " and C in ", dtype_name(out), " (bf16 needs a GPU; use --dtype fp32)");
+  DUET_CHECK(in == out && (in == Dtype::f32 || in == Dtype::f64),
+      "GEMM on the CPU: expected all in fp32 or all in fp64, ", "found ", dtype_name(in),
+      " and C in ", dtype_name(out), " (bf16 needs a GPU; use --dtype fp32)");
   in == Dtype::f32 ? gemm_typed<float>(g, offsets, pool) : gemm_typed<double>(g, offsets, pool);
 }
 

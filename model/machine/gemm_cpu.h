@@ -1,4 +1,5 @@
-// GEMM on the CPU: duet's own, because a correctness baseline needs what BLAS libraries do not promise.
+// GEMM on the CPU: duet's own, because a correctness baseline needs what BLAS libraries do not
+// promise.
 //
 // Contract. An element of C is
 //
@@ -7,12 +8,14 @@
 //     p = 0;  for k in the block, ascending:  p = fma(a, b, p)
 //     c = fma(alpha, p, c)
 //
-// Nothing else enters: its bits do not depend on the number of rows or columns around it, on the batch or group it came in, nor
-// on threads, which share out tiles of C and never k. Terms that `causal` skips are zeros, which change no bits. (Of finite
-// values: a skipped 0 * infinity would have been NaN. On machines without fused multiply-add, gemm_vec.h, each fma above is a
-// multiply and an add.)
+// Nothing else enters: its bits do not depend on the number of rows or columns around it, on the
+// batch or group it came in, nor on threads, which share out tiles of C and never k. Terms that
+// `causal` skips are zeros, which change no bits. (Of finite values: a skipped 0 * infinity would
+// have been NaN. On machines without fused multiply-add, gemm_vec.h, each fma above is a multiply
+// and an add.)
 //
-// f32 and f64; bf16 is for CUDA and refused. Gemm (device.h) states shapes and forms. Read next: gemm_vec.h, gemm_cpu.cpp.
+// f32 and f64; bf16 is for CUDA and refused. Gemm (device.h) states shapes and forms. Read next:
+// gemm_vec.h, gemm_cpu.cpp.
 #pragma once
 #include <iosfwd>
 #include <span>
@@ -24,11 +27,13 @@ namespace duet {
 
 inline constexpr int kBlock = 256;  // where the chain over k is cut
 
-// Works at once, on the pool's threads. `offsets` is empty for a plain or batched product, else as Stream::grouped_gemm says.
+// Works at once, on the pool's threads. `offsets` is empty for a plain or batched product, else as
+// Stream::grouped_gemm says.
 void gemm_cpu(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& pool);
 
 const char* cpu_instruction_set();
 
-void bench_gemm(int threads, std::ostream& out);  // how fast it is, one line a shape (gemm_bench.cpp)
+// how fast it is, one line a shape (gemm_bench.cpp)
+void bench_gemm(int threads, std::ostream& out);
 
 }  // namespace duet

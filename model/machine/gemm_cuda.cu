@@ -6,12 +6,17 @@
 namespace duet {
 namespace {
 
-constexpr int64_t kWorkspaceBytes = 32 << 20;  // what NVIDIA recommends for Hopper; more than it does for older GPUs
+// what NVIDIA recommends for Hopper; more than it does for older GPUs
+constexpr int64_t kWorkspaceBytes = 32 << 20;
 
-cudaDataType_t cuda_type(Dtype t) { return t == Dtype::f64 ? CUDA_R_64F : t == Dtype::bf16 ? CUDA_R_16BF : CUDA_R_32F; }
+cudaDataType_t cuda_type(Dtype t) {
+  return t == Dtype::f64 ? CUDA_R_64F : t == Dtype::bf16 ? CUDA_R_16BF : CUDA_R_32F;
+}
 
 // The address of a matrix that starts so many elements further.
-char* at(const Tensor& t, int64_t elements) { return static_cast<char*>(t.data) + elements * dtype_size(t.dtype); }
+char* at(const Tensor& t, int64_t elements) {
+  return static_cast<char*>(t.data) + elements * dtype_size(t.dtype);
+}
 
 }  // namespace
 
@@ -23,8 +28,9 @@ CudaGemm::CudaGemm(Device& device, cudaStream_t stream)
     CUDA_CHECK(cublasSetWorkspace(handle_, workspace_->data, size_t(kWorkspaceBytes)));
     CUDA_CHECK(cublasSetAtomicsMode(handle_, CUBLAS_ATOMICS_NOT_ALLOWED));
     CUDA_CHECK(cublasSetPointerMode(handle_, CUBLAS_POINTER_MODE_HOST));
-    CUDA_CHECK(cublasSetMathMode(
-        handle_, cublasMath_t(int(CUBLAS_DEFAULT_MATH) | int(CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION))));
+    CUDA_CHECK(cublasSetMathMode(handle_,
+        cublasMath_t(
+            int(CUBLAS_DEFAULT_MATH) | int(CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION))));
   } catch (...) {
     cublasDestroy(handle_);
     throw;
@@ -38,8 +44,8 @@ void CudaGemm::gemm(const Gemm& g) {
   check_gemm(g, {});
   const Dtype in = g.a.dtype, out = g.c.dtype;
   DUET_CHECK(in != Dtype::i32 && (out == in || (in == Dtype::bf16 && out == Dtype::f32)),
-             "GEMM on CUDA: expected C of the inputs' floating type, or fp32 from bf16; found inputs in ", dtype_name(in),
-             " and C in ", dtype_name(out));
+      "GEMM on CUDA: expected C of the inputs' floating type, or fp32 from bf16; found inputs in ",
+      dtype_name(in), " and C in ", dtype_name(out));
   if (g.c.rows == 0 || g.c.cols == 0 || g.batch == 0) return;
   const int64_t depth = g.form == Form::TN ? g.a.rows : g.a.cols;
   if (depth > 0) return multiply(g);
@@ -63,8 +69,9 @@ void CudaGemm::grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) {
   }
 }
 
-// cuBLAS reads matrices by columns. A row-major matrix read so is its own transpose, hence C^T = op(B)^T op(A)^T is asked for:
-// the operands change places, and a form's transposition stays with its operand.
+// cuBLAS reads matrices by columns. A row-major matrix read so is its own transpose, hence C^T =
+// op(B)^T op(A)^T is asked for: the operands change places, and a form's transposition stays with
+// its operand.
 void CudaGemm::multiply(const Gemm& g) {
   const cublasOperation_t op_b = g.form == Form::NT ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t op_a = g.form == Form::TN ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -79,18 +86,19 @@ void CudaGemm::multiply(const Gemm& g) {
   const void* beta = f64 ? static_cast<const void*>(&beta64) : &beta32;
 
   if (g.batch == 1)
-    CUDA_CHECK(cublasGemmEx_64(handle_, op_b, op_a, n, m, k, alpha, g.b.data, in, g.b.ld, g.a.data, in, g.a.ld, beta, g.c.data,
-                               out, g.c.ld, compute, CUBLAS_GEMM_DEFAULT));
+    CUDA_CHECK(cublasGemmEx_64(handle_, op_b, op_a, n, m, k, alpha, g.b.data, in, g.b.ld, g.a.data,
+        in, g.a.ld, beta, g.c.data, out, g.c.ld, compute, CUBLAS_GEMM_DEFAULT));
   else
-    CUDA_CHECK(cublasGemmStridedBatchedEx_64(handle_, op_b, op_a, n, m, k, alpha, g.b.data, in, g.b.ld, g.stride_b, g.a.data,
-                                             in, g.a.ld, g.stride_a, beta, g.c.data, out, g.c.ld, g.stride_c, g.batch, compute,
-                                             CUBLAS_GEMM_DEFAULT));
+    CUDA_CHECK(cublasGemmStridedBatchedEx_64(handle_, op_b, op_a, n, m, k, alpha, g.b.data, in,
+        g.b.ld, g.stride_b, g.a.data, in, g.a.ld, g.stride_a, beta, g.c.data, out, g.c.ld,
+        g.stride_c, g.batch, compute, CUBLAS_GEMM_DEFAULT));
 }
 
 void CudaGemm::zero(const Gemm& g) {
   const size_t size = size_t(dtype_size(g.c.dtype)), width = size_t(g.c.cols) * size;
   for (int64_t i = 0; i < g.batch; ++i)
-    CUDA_CHECK(cudaMemset2DAsync(at(g.c, i * g.stride_c), size_t(g.c.ld) * size, 0, width, size_t(g.c.rows), stream_));
+    CUDA_CHECK(cudaMemset2DAsync(
+        at(g.c, i * g.stride_c), size_t(g.c.ld) * size, 0, width, size_t(g.c.rows), stream_));
 }
 
 }  // namespace duet

@@ -1,7 +1,9 @@
-// The inner loops of the CPU's GEMM: a tile of C summed in registers, and the panels of B that tiles read.
+// The inner loops of the CPU's GEMM: a tile of C summed in registers, and the panels of B that
+// tiles read.
 //
-// The order of summation is all here: `tile` sums one block of k in ascending order and adds it to C. Which tiles there are,
-// gemm_cpu.cpp chooses; no choice there can change a bit. Read next: gemm_vec.h.
+// The order of summation is all here: `tile` sums one block of k in ascending order and adds it to
+// C. Which tiles there are, gemm_cpu.cpp chooses; no choice there can change a bit. Read next:
+// gemm_vec.h.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -17,20 +19,21 @@
 
 namespace duet {
 
-// Memory that a tile asks for while it computes: an address each step of k, `step` elements further each time, and `jump` more
-// after every 16th. Rows of a matrix are often a page or more apart, where no hardware looks ahead.
-template <class T>
-struct Ahead {
+// Memory that a tile asks for while it computes: an address each step of k, `step` elements further
+// each time, and `jump` more after every 16th. Rows of a matrix are often a page or more apart,
+// where no hardware looks ahead.
+template <class T> struct Ahead {
   const T* p;
   int64_t step = 0, jump = 0;
 
   static constexpr int64_t kLine = 64 / sizeof(T);  // elements of a cache line
-  static Ahead down(const T* p, int64_t ld) { return {p, ld, 0}; }                  // one line of each row
-  static Ahead across(const T* p, int64_t ld) { return {p, ld, kLine - 16 * ld}; }  // 16 rows, line by line
+  // one line of each row
+  static Ahead down(const T* p, int64_t ld) { return {p, ld, 0}; }
+  // 16 rows, line by line
+  static Ahead across(const T* p, int64_t ld) { return {p, ld, kLine - 16 * ld}; }
 };
 
-template <class T>
-struct Tile {
+template <class T> struct Tile {
   const T* a = nullptr;  // element (i, k): a[i * a_row + k * a_k]
   const T* b = nullptr;  // [depth, NV vectors], the last one masked
   T* c = nullptr;        // [R, NV vectors]
@@ -42,8 +45,7 @@ struct Tile {
   Ahead<T> ahead = {nullptr};
 };
 
-template <class T, int R, int NV>
-void tile(const Tile<T>& t) {
+template <class T, int R, int NV> void tile(const Tile<T>& t) {
   using V = Vec<T>;
   typename V::V acc[R][NV];
   UNROLL for (int i = 0; i < R; i++) {
@@ -73,15 +75,16 @@ void tile(const Tile<T>& t) {
   const typename V::V alpha = V::fill(t.alpha), zero = V::fill(0);
   UNROLL for (int i = 0; i < R; i++) {
     T* c = t.c + i * t.ldc;
-    UNROLL for (int v = 0; v < NV - 1; v++, c += V::N) V::store(c, V::madd(alpha, acc[i][v], t.add ? V::load(c) : zero));
+    UNROLL for (int v = 0; v < NV - 1; v++, c += V::N)
+        V::store(c, V::madd(alpha, acc[i][v], t.add ? V::load(c) : zero));
     V::store(c, V::madd(alpha, acc[i][NV - 1], t.add ? V::load(c, t.last) : zero), t.last);
   }
 }
 
 // kTiles<T>[R - 1][NV - 1]
-template <class T, int... R>
-constexpr auto make_tiles(std::integer_sequence<int, R...>) {
-  return std::array<std::array<void (*)(const Tile<T>&), kTileVecs>, kTileRows>{{{tile<T, R + 1, 1>, tile<T, R + 1, 2>}...}};
+template <class T, int... R> constexpr auto make_tiles(std::integer_sequence<int, R...>) {
+  return std::array<std::array<void (*)(const Tile<T>&), kTileVecs>, kTileRows>{
+      {{tile<T, R + 1, 1>, tile<T, R + 1, 2>}...}};
 }
 template <class T>
 inline constexpr auto kTiles = make_tiles<T>(std::make_integer_sequence<int, kTileRows>{});
@@ -99,13 +102,13 @@ void pack(const T* b, int64_t ldb, int64_t depth, int cols, int width, T* panel)
 }
 
 // The elements of the lower (or upper) halves of x and y, in turn.
-template <bool kUpper, class V, int... I>
-V zip(V x, V y, std::integer_sequence<int, I...>) {
+template <bool kUpper, class V, int... I> V zip(V x, V y, std::integer_sequence<int, I...>) {
   constexpr int N = sizeof...(I);
   return __builtin_shufflevector(x, y, (kUpper * N / 2 + I / 2 + I % 2 * N)...);
 }
 
-// panel[k][j] = b[j][k] for k < depth, j < cols, zeros up to width: by squares of N x N, each zipped log2(N) times.
+// panel[k][j] = b[j][k] for k < depth, j < cols, zeros up to width: by squares of N x N, each
+// zipped log2(N) times.
 template <class T>
 void pack_transposed(const T* b, int64_t ldb, int64_t depth, int cols, int width, T* panel) {
   using V = Vec<T>;
@@ -116,7 +119,8 @@ void pack_transposed(const T* b, int64_t ldb, int64_t depth, int cols, int width
     const auto mask = V::mask(rows);
     for (int j = 0; j < width; j += N) {
       typename V::V x[N], y[N];
-      UNROLL for (int i = 0; i < N; i++) x[i] = j + i < cols ? V::load(b + (j + i) * ldb + k, mask) : V::fill(0);
+      UNROLL for (int i = 0; i < N; i++) x[i] =
+          j + i < cols ? V::load(b + (j + i) * ldb + k, mask) : V::fill(0);
       UNROLL for (int n = 1; n < N; n *= 2) {
         UNROLL for (int i = 0; i < N / 2; i++) {
           y[2 * i] = zip<false>(x[i], x[i + N / 2], lanes);

@@ -3,16 +3,20 @@
 // A row operation is
 //
 //   struct RmsNormF {
-//     struct Args { Tensor x, gain, y, rstd; double eps; };      // `x` is there in every Args: its dtype is T
+//     struct Args { Tensor x, gain, y, rstd; double eps; };      // `x` is there in every Args: its
+//                                                                dtype is T
 //     template <class T, class Group>
-//     HD static void row(Group g, int64_t r, const Args& a) { for (int i = g.lane(); i < a.x.cols; i += Group::size) ... }
+//     HD static void row(Group g, int64_t r, const Args& a) { for (int i = g.lane(); i < a.x.cols;
+//       i += Group::size) ... }
 //   };
 //
-// and a caller says  launch<RmsNormF>(stream, rows, {.x = x, .gain = gain, .y = y, .rstd = rstd, .eps = eps}).
+// and a caller says  launch<RmsNormF>(stream, rows, {.x = x, .gain = gain, .y = y, .rstd = rstd,
+//                    .eps = eps}).
 //
-// Each folder lists its operations once (rows/list.h) and compiles the list once for each backend: rows_cpu.cpp, with the flags
-// that let g++ vectorize reductions, and rows_cuda.cu (in a build without nvcc, rows_nocuda.cpp);
-// comm/, whose sum must keep its order, compiles its few in comm.cpp instead of rows_cpu.cpp. Read next: rows/group.h.
+// Each folder lists its operations once (rows/list.h) and compiles the list once for each backend:
+// rows_cpu.cpp, with the flags that let g++ vectorize reductions, and rows_cuda.cu (in a build
+// without nvcc, rows_nocuda.cpp); comm/, whose sum must keep its order, compiles its few in
+// comm.cpp instead of rows_cpu.cpp. Read next: rows/group.h.
 #pragma once
 #include "model/machine/device.h"
 
@@ -20,14 +24,12 @@ namespace duet {
 
 using CudaRows = void (*)(void* cuda_stream, int64_t rows, const void* args);
 
-// The compiled kernel of Op for a dtype; null where the backend or the dtype is not built. Defined by the lists.
-template <class Op>
-RowKernel row_kernel_cpu(Dtype dtype);
-template <class Op>
-CudaRows row_kernel_cuda(Dtype dtype);
+// The compiled kernel of Op for a dtype; null where the backend or the dtype is not built. Defined
+// by the lists.
+template <class Op> RowKernel row_kernel_cpu(Dtype dtype);
+template <class Op> CudaRows row_kernel_cuda(Dtype dtype);
 
-template <class Op>
-void launch(Stream& stream, int64_t rows, const typename Op::Args& args) {
+template <class Op> void launch(Stream& stream, int64_t rows, const typename Op::Args& args) {
   if (rows == 0) return;
   RowKernel kernel = row_kernel_cpu<Op>(args.x.dtype);
   kernel.cuda = row_kernel_cuda<Op>(args.x.dtype);
@@ -36,8 +38,5 @@ void launch(Stream& stream, int64_t rows, const typename Op::Args& args) {
 
 }  // namespace duet
 
-#define DUET_NO_CUDA(Op)               \
-  template <>                          \
-  CudaRows row_kernel_cuda<Op>(Dtype) { \
-    return nullptr;                    \
-  }
+#define DUET_NO_CUDA(Op) \
+  template <> CudaRows row_kernel_cuda<Op>(Dtype) { return nullptr; }

@@ -1,11 +1,13 @@
-// Recorder: what happened when, on one rank. Whoever does something worth seeing wraps it in a Scope; without a recorder that
-// costs a test of a pointer.
+// Recorder: what happened when, on one rank. Whoever does something worth seeing wraps it in a
+// Scope; without a recorder that costs a test of a pointer.
 //
-//   Scope scope(context.recorder, context.stream(), {"experts F", "compute", stage, microbatch, layer});
+//   Scope scope(context.recorder, context.stream(), {"experts F", "compute", stage, microbatch,
+//     layer});
 //
-// A scope begins when the work enqueued on its stream so far is done, and ends when the work enqueued inside it is: on the
-// CPU's compute stream that is now; on other streams it is taken by events. Used by one thread, the rank's. The file, and what
-// is read from it, is made elsewhere (pipeline/insight/trace/trace.h).
+// A scope begins when the work enqueued on its stream so far is done, and ends when the work
+// enqueued inside it is: on the CPU's compute stream that is now; on other streams it is taken by
+// events. Used by one thread, the rank's. The file, and what is read from it, is made elsewhere
+// (pipeline/insight/trace/trace.h).
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -17,11 +19,13 @@
 namespace duet {
 
 struct Mark {
-  const char* name = "";   // "attention F", "dispatch F", "2F3", ...; lives as long as the program
-  const char* lane = "";   // "compute" or "comm": which stream of the rank; "actions" for what a schedule's list says; "wait"
+  const char* name = "";  // "attention F", "dispatch F", "2F3", ...; lives as long as the program
+  // "compute" or "comm": which stream of the rank; "actions" for what a schedule's list says;
+  // "wait"
+  const char* lane = "";
   int stage = -1, microbatch = -1;
   int64_t layer = -1;
-  int64_t bytes = 0;       // sent, where it is a message
+  int64_t bytes = 0;  // sent, where it is a message
 };
 
 class Recorder {
@@ -32,9 +36,11 @@ class Recorder {
     bool on_compute;  // on the compute stream: a message there keeps it from computing
   };
   explicit Recorder(Device& device) : device_(device) {}
-  // Marks a point in the stream's order: the beginning of an entry, whose number is returned; and its end.
+  // Marks a point in the stream's order: the beginning of an entry, whose number is returned; and
+  // its end.
   size_t begin(Stream& stream, const Mark& mark) {
-    entries_.push_back({mark, device_.make_event(), device_.make_event(), &stream == &device_.compute()});
+    entries_.push_back(
+        {mark, device_.make_event(), device_.make_event(), &stream == &device_.compute()});
     stream.record(*entries_.back().begin);
     return entries_.size() - 1;
   }
@@ -48,7 +54,8 @@ class Recorder {
 
 class Scope {
  public:
-  Scope(Recorder* recorder, Stream& stream, const Mark& mark) : recorder_(recorder), stream_(stream) {
+  Scope(Recorder* recorder, Stream& stream, const Mark& mark)
+      : recorder_(recorder), stream_(stream) {
     if (recorder_) entry_ = recorder_->begin(stream_, mark);
   }
   ~Scope() {

@@ -1,7 +1,9 @@
-// Tensor: a view of a matrix in a device's memory. It owns nothing (Buf in device.h does) and computes nothing.
+// Tensor: a view of a matrix in a device's memory. It owns nothing (Buf in device.h does) and
+// computes nothing.
 //
-// Everything in duet is a row-major matrix whose rows are tokens, parameters' input features or blocks; a third index (head,
-// expert, sequence) is a stride that the caller states. The same struct is passed by value into CUDA kernels.
+// Everything in duet is a row-major matrix whose rows are tokens, parameters' input features or
+// blocks; a third index (head, expert, sequence) is a stride that the caller states. The same
+// struct is passed by value into CUDA kernels.
 // Read next: device.h.
 #pragma once
 #include <cstdint>
@@ -41,7 +43,8 @@ template <> struct DtypeOf<double> { static constexpr Dtype value = Dtype::f64; 
 template <> struct DtypeOf<bf16> { static constexpr Dtype value = Dtype::bf16; };
 template <> struct DtypeOf<int32_t> { static constexpr Dtype value = Dtype::i32; };
 
-// The type in which sums are formed, and gradients, moments and master weights are kept: double for double, else float.
+// The type in which sums are formed, and gradients, moments and master weights are kept: double for
+// double, else float.
 template <class T> struct AccOf { using type = float; };
 template <> struct AccOf<double> { using type = double; };
 template <class T> using Acc = typename AccOf<T>::type;
@@ -61,10 +64,7 @@ struct Tensor {
   HD explicit operator bool() const { return data != nullptr; }
   HD int64_t size() const { return rows * cols; }
 
-  template <class T>
-  HD T* row(int64_t r) const {
-    return static_cast<T*>(data) + r * ld;
-  }
+  template <class T> HD T* row(int64_t r) const { return static_cast<T*>(data) + r * ld; }
   // Rows r .. r+n-1.
   Tensor row_slice(int64_t r, int64_t n) const {
     return {static_cast<char*>(data) + r * ld * dtype_size(dtype), dtype, n, cols, ld};
@@ -77,10 +77,14 @@ struct Tensor {
   Tensor reshape(int64_t r, int64_t c) const { return {data, dtype, r, c, c}; }
   int64_t bytes() const { return rows * cols * dtype_size(dtype); }
   // Element i of a contiguous fp32 or fp64 tensor that the host can read and write.
-  double get(int64_t i) const { return dtype == Dtype::f64 ? static_cast<double*>(data)[i] : static_cast<float*>(data)[i]; }
+  double get(int64_t i) const {
+    return dtype == Dtype::f64 ? static_cast<double*>(data)[i] : static_cast<float*>(data)[i];
+  }
   void set(int64_t i, double value) const {
-    if (dtype == Dtype::f64) static_cast<double*>(data)[i] = value;
-    else static_cast<float*>(data)[i] = float(value);
+    if (dtype == Dtype::f64)
+      static_cast<double*>(data)[i] = value;
+    else
+      static_cast<float*>(data)[i] = float(value);
   }
 };
 

@@ -1,6 +1,7 @@
-// ThreadPool's protocol. The loop and the caller's data are handed over by state_ alone: the owner writes the loop and opens it
-// (release); a worker joins by counting itself in (acquire), which succeeds only while the loop is open; the owner closes it
-// and waits until the last worker has counted itself out.
+// ThreadPool's protocol. The loop and the caller's data are handed over by state_ alone: the owner
+// writes the loop and opens it (release); a worker joins by counting itself in (acquire), which
+// succeeds only while the loop is open; the owner closes it and waits until the last worker has
+// counted itself out.
 #include "model/machine/thread_pool.h"
 
 #include <algorithm>
@@ -24,7 +25,8 @@ constexpr int kSpins = 3000;  // of a waiting worker before it sleeps: some 50 t
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) {
-  DUET_CHECK(threads >= 1 && threads < int(kCount), "threads: expected 1 to ", kCount - 1, ", found ", threads);
+  DUET_CHECK(threads >= 1 && threads < int(kCount), "threads: expected 1 to ", kCount - 1,
+      ", found ", threads);
   for (int i = 1; i < threads; i++) workers_.emplace_back([this] { worker(); });
 }
 
@@ -42,10 +44,13 @@ void ThreadPool::run(const Loop& loop) {
   state_.notify_all();
   work_on_pieces();
   state_.fetch_sub(kOpen);
-  // What is left is at most one piece per worker: wait awake, but let others have the core if it takes long.
+  // What is left is at most one piece per worker: wait awake, but let others have the core if it
+  // takes long.
   for (int i = 0; (state_.load(std::memory_order_acquire) & kCount) != 0; i++) {
-    if (i < kSpins) pause_core();
-    else std::this_thread::yield();
+    if (i < kSpins)
+      pause_core();
+    else
+      std::this_thread::yield();
   }
   if (failed_) {
     failed_ = false;
@@ -72,8 +77,10 @@ void ThreadPool::worker() {
   for (;;) {
     uint32_t s = state_.load(std::memory_order_acquire);
     for (int i = 0; s / kNumber == seen; i++) {
-      if (i < kSpins) pause_core();
-      else state_.wait(s);
+      if (i < kSpins)
+        pause_core();
+      else
+        state_.wait(s);
       s = state_.load(std::memory_order_acquire);
     }
     if (stop_) return;

@@ -1,8 +1,8 @@
-// Row operations of Multi-head Latent Attention (DeepSeek-V2, section 2.1): rotary positions, keys from their two parts, and
-// the causal softmax with its gradient.
+// Row operations of Multi-head Latent Attention (DeepSeek-V2, section 2.1): rotary positions, keys
+// from their two parts, and the causal softmax with its gradient.
 //
-// RoPE turns interleaved pairs (x[2j], x[2j+1]) by position * theta^(-2j/rope). Turning back is turning by the negative angle,
-// which is also the gradient.
+// RoPE turns interleaved pairs (x[2j], x[2j+1]) by position * theta^(-2j/rope). Turning back is
+// turning by the negative angle, which is also the gradient.
 #pragma once
 #include "model/rows/group.h"
 #include "model/rows/math.h"
@@ -11,9 +11,10 @@ namespace duet {
 
 // Sizes of a head, and the table of angles; shared by the operations below.
 struct HeadShape {
-  int heads, nope, rope, v;  // per head: dims without and with rotation in queries and keys, dims of values
-  int64_t seq_len;           // row t of a [tokens, ...] tensor is position t % seq_len
-  Tensor cos, sin;           // [seq_len, rope / 2], accumulation type
+  // per head: dims without and with rotation in queries and keys, dims of values
+  int heads, nope, rope, v;
+  int64_t seq_len;  // row t of a [tokens, ...] tensor is position t % seq_len
+  Tensor cos, sin;  // [seq_len, rope / 2], accumulation type
 };
 
 // Turns x[0..rope) by the angles of position t; sign -1 turns back.
@@ -36,12 +37,13 @@ struct RopeQuery {
     HeadShape shape;
     int sign;
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const HeadShape& s = a.shape;
     for (int h = 0; h < s.heads; ++h) {
       T* q = a.x.row<T>(r) + h * (s.nope + s.rope) + s.nope;
-      rotate<T>(g, s, r, a.sign, [=](int j) { return Acc<T>(q[j]); }, [=](int j, Acc<T> value) { q[j] = T(value); });
+      rotate<T>(
+          g, s, r, a.sign, [=](int j) { return Acc<T>(q[j]); },
+          [=](int j, Acc<T> value) { q[j] = T(value); });
     }
   }
 };
@@ -49,25 +51,28 @@ struct RopeQuery {
 // Every head's key = (its own part, the shared rotary part turned).
 struct KeyF {
   struct Args {
-    Tensor x;       // [tokens, heads * (nope + v)] the expanded latent: per head key part, then value
+    // [tokens, heads * (nope + v)] the expanded latent: per head key part, then value
+    Tensor x;
     Tensor rotary;  // [tokens, rope] before turning
     Tensor k;       // [tokens, heads * (nope + rope)] out
     HeadShape shape;
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const HeadShape& s = a.shape;
     const T* __restrict rotary = a.rotary.row<T>(r);
     for (int h = 0; h < s.heads; ++h) {
       const T* __restrict x = a.x.row<T>(r) + h * (s.nope + s.v);
       T* __restrict k = a.k.row<T>(r) + h * (s.nope + s.rope);
       for (int i = g.lane(); i < s.nope; i += Group::size) k[i] = x[i];
-      rotate<T>(g, s, r, 1, [=](int j) { return Acc<T>(rotary[j]); }, [=](int j, Acc<T> value) { k[s.nope + j] = T(value); });
+      rotate<T>(
+          g, s, r, 1, [=](int j) { return Acc<T>(rotary[j]); },
+          [=](int j, Acc<T> value) { k[s.nope + j] = T(value); });
     }
   }
 };
 
-// The gradient of KeyF: key parts go back to their heads, rotary parts are summed over heads (ascending) and turned back.
+// The gradient of KeyF: key parts go back to their heads, rotary parts are summed over heads
+// (ascending) and turned back.
 struct KeyB {
   struct Args {
     Tensor x;        // [tokens, heads * (nope + rope)] gradient of k
@@ -75,8 +80,7 @@ struct KeyB {
     Tensor drotary;  // [tokens, rope] out
     HeadShape shape;
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const HeadShape& s = a.shape;
     const T* __restrict dk = a.x.row<T>(r);
     T* __restrict drotary = a.drotary.row<T>(r);
@@ -98,8 +102,7 @@ struct CausalSoftmaxF {
   struct Args {
     Tensor x;  // [matrices * seq_len, seq_len] in and out
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     T* __restrict x = a.x.row<T>(r);
     const int keys = int(a.x.cols), n = int(r % keys) + 1;
@@ -120,8 +123,7 @@ struct CausalSoftmaxB {
     Tensor x;   // [matrices * seq_len, seq_len] P
     Tensor dp;  // the same shape; in dP, out dS
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     const T* __restrict p = a.x.row<T>(r);
     T* __restrict dp = a.dp.row<T>(r);

@@ -12,15 +12,15 @@ struct GatherRows {
     Tensor index;  // [rows, 1] i32
     Tensor y;      // [rows, d] out
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const T* __restrict x = a.x.row<T>(*a.index.row<int32_t>(r));
     T* __restrict y = a.y.row<T>(r);
     for (int i = g.lane(); i < a.x.cols; i += Group::size) y[i] = x[i];
   }
 };
 
-// A row is one token id that occurs: its gradient adds up its tokens in ascending order. The host sorts (ends.cpp).
+// A row is one token id that occurs: its gradient adds up its tokens in ascending order. The host
+// sorts (ends.cpp).
 struct EmbedW {
   struct Args {
     Tensor x;       // [tokens, d] gradient of the embedding's output
@@ -29,8 +29,7 @@ struct EmbedW {
     Tensor ids;     // [ids, 1] i32
     Tensor grad;    // [vocab, d] in and out, accumulation type
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     A* __restrict grad = a.grad.row<A>(*a.ids.row<int32_t>(r));
     const int begin = *a.begins.row<int32_t>(r), end = *a.begins.row<int32_t>(r + 1);
@@ -41,7 +40,8 @@ struct EmbedW {
   }
 };
 
-// loss = log(sum(exp(logits))) - logits[target]; the logits are overwritten by their gradient, scale * (softmax - onehot).
+// loss = log(sum(exp(logits))) - logits[target]; the logits are overwritten by their gradient,
+// scale * (softmax - onehot).
 struct CrossEntropy {
   struct Args {
     Tensor x;       // [tokens, vocab] in logits, out gradient
@@ -49,8 +49,7 @@ struct CrossEntropy {
     Tensor loss;    // [tokens, 1] out, accumulation type
     double scale;
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     T* __restrict x = a.x.row<T>(r);
     const int n = int(a.x.cols), target = *a.target.row<int32_t>(r);
@@ -64,7 +63,8 @@ struct CrossEntropy {
     g.sync();  // lane 0 has read at_target
     if (g.lane() == 0) *a.loss.row<A>(r) = log_(sum) + top - at_target;
     const A p = A(a.scale) / sum;
-    for (int i = g.lane(); i < n; i += Group::size) x[i] = T(exp_(A(x[i]) - top) * p - (i == target ? A(a.scale) : A(0)));
+    for (int i = g.lane(); i < n; i += Group::size)
+      x[i] = T(exp_(A(x[i]) - top) * p - (i == target ? A(a.scale) : A(0)));
   }
 };
 

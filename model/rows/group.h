@@ -1,23 +1,23 @@
-// Lane groups: who works on a row. The row operations of duet are written once over these four verbs; a warp runs them on CUDA,
-// a group of one on the CPU (where g++ vectorizes the loop over i), and 32 simulated lanes in the tests (test/sim_warp.h), so
-// that the code of the GPU kernel runs where there is no GPU.
+// Lane groups: who works on a row. The row operations of duet are written once over these four
+// verbs; a warp runs them on CUDA, a group of one on the CPU (where g++ vectorizes the loop over
+// i), and 32 simulated lanes in the tests (test/sim_warp.h), so that the code of the GPU kernel
+// runs where there is no GPU.
 //
-// Contract of a group: every lane of a row calls the same collectives in the same order. sum and max give every lane the same
-// bits. sync makes what lanes wrote to memory before it visible to the row's other lanes after it.
+// Contract of a group: every lane of a row calls the same collectives in the same order. sum and
+// max give every lane the same bits. sync makes what lanes wrote to memory before it visible to the
+// row's other lanes after it.
 // Read next: norm.h, then the other files of this folder.
 #pragma once
 #include "model/machine/tensor.h"
 
 namespace duet {
 
-template <class V>
-struct Best {  // a value and where it was found
+template <class V> struct Best {  // a value and where it was found
   V value;
   int index;
 };
 // The larger value, and of equal ones the smaller index.
-template <class V>
-HD Best<V> better(Best<V> a, Best<V> b) {
+template <class V> HD Best<V> better(Best<V> a, Best<V> b) {
   return (b.value > a.value || (b.value == a.value && b.index < a.index)) ? b : a;
 }
 

@@ -1,4 +1,5 @@
-// The row operations of model/, listed once; rows_cpu.cpp, rows_cuda.cu and rows_nocuda.cpp compile this list.
+// The row operations of model/, listed once; rows_cpu.cpp, rows_cuda.cu and rows_nocuda.cpp compile
+// this list.
 #pragma once
 #include "model/rows/attention.h"
 #include "model/rows/ends.h"
@@ -6,9 +7,11 @@
 #include "model/rows/optimizer.h"
 #include "model/rows/swiglu.h"
 
+// clang-format off
 #define DUET_MODEL_ROWS(X)                                         \
   X(RmsNormF) X(AddRmsNormF) X(RmsNormB) X(RmsNormW) X(SumRows)    \
   X(RopeQuery) X(KeyF) X(KeyB) X(CausalSoftmaxF) X(CausalSoftmaxB) \
   X(SwigluF) X(SwigluB) X(Add)                                     \
   X(GatherRows) X(EmbedW) X(CrossEntropy)                          \
   X(SumSquares) X(AdamW) X(CastRows)
+// clang-format on

@@ -9,14 +9,15 @@ namespace duet {
 
 HD float fused_multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-  return __builtin_fmaf(a, b, c);  // out of reach of -fassociative-math, which would merge the two halves of ln 2 below
+  // out of reach of -fassociative-math, which would merge the two halves of ln 2 below
+  return __builtin_fmaf(a, b, c);
 #else
   return a * b + c;
 #endif
 }
 
-// exp(x) to 3 ulp for -87 <= x <= 88, beyond that the value at the end. x = n ln2 + r, |r| <= ln2/2; exp(r) by its Taylor
-// polynomial of degree 6; 2^n by the exponent bits.
+// exp(x) to 3 ulp for -87 <= x <= 88, beyond that the value at the end. x = n ln2 + r, |r| <=
+// ln2/2; exp(r) by its Taylor polynomial of degree 6; 2^n by the exponent bits.
 HD float exp_(float x) {
   x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
   const float t = x * 1.44269504f;
@@ -42,9 +43,6 @@ HD double sqrt_(double x) { return ::sqrt(x); }
 HD float log_(float x) { return ::logf(x); }
 HD double log_(double x) { return ::log(x); }
 
-template <class A>
-HD A sigmoid_(A x) {
-  return A(1) / (A(1) + exp_(-x));
-}
+template <class A> HD A sigmoid_(A x) { return A(1) / (A(1) + exp_(-x)); }
 
 }  // namespace duet

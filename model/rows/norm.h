@@ -1,5 +1,6 @@
-// RMSNorm (Zhang and Sennrich 2019): y = x * rstd * gain with rstd = 1/sqrt(mean(x^2) + eps), a row a token.
-// Its three passes: F, I (gradient for x) and W (gradient for the gain, a sum over tokens in two fixed stages).
+// RMSNorm (Zhang and Sennrich 2019): y = x * rstd * gain with rstd = 1/sqrt(mean(x^2) + eps), a row
+// a token. Its three passes: F, I (gradient for x) and W (gradient for the gain, a sum over tokens
+// in two fixed stages).
 #pragma once
 #include "model/rows/group.h"
 #include "model/rows/math.h"
@@ -14,8 +15,7 @@ struct RmsNormF {
     Tensor rstd;  // [tokens, 1] out, in the accumulation type
     double eps;
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     const T* __restrict x = a.x.row<T>(r);
     const T* __restrict gain = a.gain.row<T>(0);
@@ -38,13 +38,14 @@ struct AddRmsNormF {
     Tensor rstd;      // [tokens, 1] out
     double eps;
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const T* __restrict x = a.x.row<T>(r);
     const T* __restrict delta = a.delta.row<T>(r);
     T* __restrict h = a.h.row<T>(r);
-    for (int i = g.lane(); i < a.x.cols; i += Group::size) h[i] = T(Acc<T>(x[i]) + Acc<T>(delta[i]));
-    RmsNormF::row<T>(g, r, {a.h, a.gain, a.y, a.rstd, a.eps});  // each lane reads back what it wrote itself
+    for (int i = g.lane(); i < a.x.cols; i += Group::size)
+      h[i] = T(Acc<T>(x[i]) + Acc<T>(delta[i]));
+    // each lane reads back what it wrote itself
+    RmsNormF::row<T>(g, r, {a.h, a.gain, a.y, a.rstd, a.eps});
   }
 };
 
@@ -58,8 +59,7 @@ struct RmsNormB {
     Tensor residual;  // [tokens, d] gradient that by-passes the norm, or null
     Tensor dx;        // [tokens, d] out
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     const T* __restrict x = a.x.row<T>(r);
     const T* __restrict gain = a.gain.row<T>(0);
@@ -75,12 +75,14 @@ struct RmsNormB {
       for (int i = g.lane(); i < n; i += Group::size)
         dx[i] = T(A(residual[i]) + rstd * (A(gain[i]) * A(dy[i]) - A(x[i]) * mean));
     } else {
-      for (int i = g.lane(); i < n; i += Group::size) dx[i] = T(rstd * (A(gain[i]) * A(dy[i]) - A(x[i]) * mean));
+      for (int i = g.lane(); i < n; i += Group::size)
+        dx[i] = T(rstd * (A(gain[i]) * A(dy[i]) - A(x[i]) * mean));
     }
   }
 };
 
-// Stage one of the gain's gradient: row r sums dy * xhat over tokens r*kTokensPerPartial ... in ascending order.
+// Stage one of the gain's gradient: row r sums dy * xhat over tokens r*kTokensPerPartial ... in
+// ascending order.
 inline constexpr int64_t kTokensPerPartial = 64;
 struct RmsNormW {
   struct Args {
@@ -89,8 +91,7 @@ struct RmsNormW {
     Tensor dy;       // [tokens, d]
     Tensor partial;  // [ceil(tokens / kTokensPerPartial), d] out, accumulation type
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     A* __restrict sum = a.partial.row<A>(r);
     const int64_t begin = r * kTokensPerPartial;
@@ -105,7 +106,8 @@ struct RmsNormW {
   }
 };
 
-// Stage two: y += the rows of x, added in ascending order. Row r of the launch owns columns r*64 ... r*64+63.
+// Stage two: y += the rows of x, added in ascending order. Row r of the launch owns columns r*64
+// ... r*64+63.
 inline constexpr int64_t kColumnsPerSum = 64;
 struct SumRows {
   static constexpr bool acc_only = true;
@@ -113,8 +115,7 @@ struct SumRows {
     Tensor x;  // [n, d]
     Tensor y;  // [1, d] in and out, the accumulation type
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const int begin = int(r * kColumnsPerSum);
     const int end = begin + kColumnsPerSum < a.x.cols ? begin + int(kColumnsPerSum) : int(a.x.cols);
     T* __restrict y = a.y.row<T>(0);

@@ -1,5 +1,5 @@
-// Row operations over the flat arena of a chunk's parameters (param.h), which is cut into blocks that never straddle two
-// parameters. A row is a block.
+// Row operations over the flat arena of a chunk's parameters (param.h), which is cut into blocks
+// that never straddle two parameters. A row is a block.
 #pragma once
 #include "model/rows/group.h"
 #include "model/rows/math.h"
@@ -7,7 +7,7 @@
 namespace duet {
 
 // Where each block lies.
-inline constexpr int64_t kBlockAlign = 128;    // every parameter begins at a multiple of it
+inline constexpr int64_t kBlockAlign = 128;  // every parameter begins at a multiple of it
 inline constexpr int64_t kBlockSize = 4096;
 struct Blocks {
   Tensor begin;  // [blocks, 1] i32, in units of kBlockAlign
@@ -23,17 +23,18 @@ struct SumSquares {
     Tensor sum;  // [blocks, 1] f64 out
     Blocks blocks;
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const T* __restrict x = a.x.row<T>(0) + int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;
     double sum = 0;
-    for (int i = g.lane(); i < *a.blocks.count.row<int32_t>(r); i += Group::size) sum += double(x[i]) * double(x[i]);
+    for (int i = g.lane(); i < *a.blocks.count.row<int32_t>(r); i += Group::size)
+      sum += double(x[i]) * double(x[i]);
     sum = g.sum(sum);
     if (g.lane() == 0) *a.sum.row<double>(r) = sum;
   }
 };
 
-// AdamW (Loshchilov and Hutter 2019), decoupled weight decay; writes the master weight and its copy in the compute type.
+// AdamW (Loshchilov and Hutter 2019), decoupled weight decay; writes the master weight and its copy
+// in the compute type.
 struct AdamW {
   struct Args {
     Tensor x;       // [1, arena] weights in the compute type, out
@@ -41,17 +42,17 @@ struct AdamW {
     Tensor grad;    // [1, arena] half 0, to which half 1 and the other ranks' were added
     Tensor m, v;    // [1, arena] in and out
     Blocks blocks;
-    double clip;    // factor of the gradient
+    double clip;  // factor of the gradient
     double lr, beta1, beta2, eps, decay;
     double correct1, correct2;  // 1 / (1 - beta^step)
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     const int64_t begin = int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;
     const int n = *a.blocks.count.row<int32_t>(r);
     const A shrink = A(1) - A(a.lr) * A(*a.blocks.decay.row<int32_t>(r) ? a.decay : 0.0);
-    const A clip = A(a.clip), b1 = A(a.beta1), b2 = A(a.beta2), c1 = A(a.lr * a.correct1), c2 = A(a.correct2), eps = A(a.eps);
+    const A clip = A(a.clip), b1 = A(a.beta1), b2 = A(a.beta2), c1 = A(a.lr * a.correct1),
+            c2 = A(a.correct2), eps = A(a.eps);
     T* x = a.x.row<T>(0) + begin;
     A* w = a.master.row<A>(0) + begin;
     const A* __restrict grad = a.grad.row<A>(0) + begin;
@@ -76,8 +77,7 @@ struct CastRows {
     Tensor x;     // [rows, cols] out
     Tensor from;  // [rows, cols] accumulation type
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const Acc<T>* __restrict from = a.from.row<Acc<T>>(r);
     T* __restrict x = a.x.row<T>(r);
     for (int i = g.lane(); i < a.x.cols; i += Group::size) x[i] = T(from[i]);

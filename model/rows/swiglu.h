@@ -10,8 +10,7 @@ struct SwigluF {
     Tensor x, up;  // [rows, width] the two projections; x is the gate
     Tensor act;    // [rows, width] out
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const T* __restrict gate = a.x.row<T>(r);
     const T* __restrict up = a.up.row<T>(r);
     T* __restrict act = a.act.row<T>(r);
@@ -20,15 +19,14 @@ struct SwigluF {
   }
 };
 
-// Everything in place: gate and up become their gradients, and the gradient of act becomes act itself, which F did not keep and
-// W needs.
+// Everything in place: gate and up become their gradients, and the gradient of act becomes act
+// itself, which F did not keep and W needs.
 struct SwigluB {
   struct Args {
     Tensor x, up;  // [rows, width] in gate and up, out their gradients
     Tensor act;    // [rows, width] in the gradient of act, out act
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     T* __restrict gate = a.x.row<T>(r);
     T* __restrict up = a.up.row<T>(r);
@@ -46,8 +44,7 @@ struct Add {
   struct Args {
     Tensor x, y;  // [rows, cols]; y += x
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const T* __restrict x = a.x.row<T>(r);
     T* __restrict y = a.y.row<T>(r);
     for (int i = g.lane(); i < a.x.cols; i += Group::size) y[i] = T(Acc<T>(x[i]) + Acc<T>(y[i]));

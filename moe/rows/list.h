@@ -1,7 +1,9 @@
-// The row operations of moe/, listed once; rows_cpu.cpp, rows_cuda.cu and rows_nocuda.cpp compile this list. The router's are
-// in the accumulation type, so that their bf16 form is never asked for.
+// The row operations of moe/, listed once; rows_cpu.cpp, rows_cuda.cu and rows_nocuda.cpp compile
+// this list. The router's are in the accumulation type, so that their bf16 form is never asked for.
 #pragma once
 #include "moe/rows/permute.h"
 #include "moe/rows/router.h"
 
+// clang-format off
 #define DUET_MOE_ROWS(X) X(RouterF) X(BalanceLossF) X(RouterB) X(CombineF) X(CombineB) X(DispatchB)
+// clang-format on

@@ -1,6 +1,6 @@
-// Moving rows from expert order back to token order, with the weighted sum over a token's experts and its gradient; the way
-// there is GatherRows (model/rows/ends.h). pos[t, j] says in which row of expert order the j-th expert of token t (ascending by
-// expert) found it.
+// Moving rows from expert order back to token order, with the weighted sum over a token's experts
+// and its gradient; the way there is GatherRows (model/rows/ends.h). pos[t, j] says in which row of
+// expert order the j-th expert of token t (ascending by expert) found it.
 #pragma once
 #include "model/rows/group.h"
 
@@ -15,8 +15,7 @@ struct CombineF {
     Tensor shared, residual;  // [tokens, d]; shared may be null
     Tensor y;                 // [tokens, d] out
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     const int topk = int(a.pos.cols);
     const int32_t* pos = a.pos.row<int32_t>(r);
@@ -36,7 +35,8 @@ struct CombineF {
         const T* __restrict shared = a.shared.row<T>(r) + begin;
         for (int i = g.lane(); i < n; i += Group::size) sum[i / Group::size] += A(shared[i]);
       }
-      for (int i = g.lane(); i < n; i += Group::size) y[begin + i] = T(sum[i / Group::size] + A(residual[begin + i]));
+      for (int i = g.lane(); i < n; i += Group::size)
+        y[begin + i] = T(sum[i / Group::size] + A(residual[begin + i]));
     }
   }
   static constexpr int kTile = 128;  // columns summed at a time, in registers
@@ -51,8 +51,7 @@ struct CombineB {
     Tensor w;    // [tokens, topk]
     Tensor dw;   // [tokens, topk] out
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     const T* __restrict dy = a.dy.row<T>(r);
     for (int j = 0; j < a.pos.cols; ++j) {
@@ -76,14 +75,14 @@ struct DispatchB {
     Tensor pos;  // [tokens, topk] i32
     Tensor dx;   // [tokens, d] in and out
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     T* __restrict dx = a.dx.row<T>(r);
     for (int j = 0; j < a.pos.cols; ++j) {
       const int32_t from = a.pos.row<int32_t>(r)[j];
       if (from < 0) continue;
       const T* __restrict x = a.x.row<T>(from);
-      for (int i = g.lane(); i < a.x.cols; i += Group::size) dx[i] = T(Acc<T>(dx[i]) + Acc<T>(x[i]));
+      for (int i = g.lane(); i < a.x.cols; i += Group::size)
+        dx[i] = T(Acc<T>(dx[i]) + Acc<T>(x[i]));
     }
   }
 };

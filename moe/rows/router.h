@@ -1,7 +1,9 @@
-// The router's row operations (DeepSeek-V3, section 2.1.2): sigmoid affinities, node-limited group routing, the top-k chosen
-// with the auxiliary-loss-free bias, weights from the affinities without it; and the sequence-wise balance loss.
+// The router's row operations (DeepSeek-V3, section 2.1.2): sigmoid affinities, node-limited group
+// routing, the top-k chosen with the auxiliary-loss-free bias, weights from the affinities without
+// it; and the sequence-wise balance loss.
 //
-// Router arithmetic is in the accumulation type (fp32; fp64 in gradient checks) whatever the compute type is.
+// Router arithmetic is in the accumulation type (fp32; fp64 in gradient checks) whatever the
+// compute type is.
 #pragma once
 #include "model/rows/group.h"
 #include "model/rows/math.h"
@@ -10,15 +12,16 @@ namespace duet {
 
 struct RouterShape {
   int experts, topk;
-  int groups, topk_groups;  // experts per group = experts / groups; a token's experts lie in topk_groups of the groups
-  double scaling;           // routed_scaling_factor
+  // experts per group = experts / groups; a token's experts lie in topk_groups of the groups
+  int groups, topk_groups;
+  double scaling;  // routed_scaling_factor
 };
 
 inline constexpr float kMasked = -1e30f;  // the paper's -inf, in a file compiled for finite math
 
-// Visits the k largest of values[0..n) in descending order (of equal ones the first), and masks them in `values` on the way.
-// Where nothing but NaN is left the choice is arbitrary, but one of 0..n-1: a diverged run ends at its loss, not in foreign
-// memory.
+// Visits the k largest of values[0..n) in descending order (of equal ones the first), and masks
+// them in `values` on the way. Where nothing but NaN is left the choice is arbitrary, but one of
+// 0..n-1: a diverged run ends at its loss, not in foreign memory.
 template <class A, class Group, class Visit>
 HD void select_top(Group g, A* values, int n, int k, Visit visit) {
   for (int j = 0; j < k; ++j) {
@@ -34,18 +37,18 @@ HD void select_top(Group g, A* values, int n, int k, Visit visit) {
 struct RouterF {
   static constexpr bool acc_only = true;
   struct Args {
-    Tensor x;          // [tokens, experts] in logits, out affinities
-    Tensor bias;       // [1, experts] e_score_correction_bias
-    Tensor topk_idx;   // [tokens, topk] i32 out, ascending
-    Tensor topk_w;     // [tokens, topk] out
-    Tensor plain_idx;  // [tokens, topk] i32 out: the top-k without bias and groups, which the balance loss counts
-    Tensor total;      // [tokens, 1] out: sum of the affinities
-    Tensor scratch;    // [tokens, experts + groups]
+    Tensor x;         // [tokens, experts] in logits, out affinities
+    Tensor bias;      // [1, experts] e_score_correction_bias
+    Tensor topk_idx;  // [tokens, topk] i32 out, ascending
+    Tensor topk_w;    // [tokens, topk] out
+    // [tokens, topk] i32 out: the top-k without bias and groups, which the balance loss counts
+    Tensor plain_idx;
+    Tensor total;    // [tokens, 1] out: sum of the affinities
+    Tensor scratch;  // [tokens, experts + groups]
     RouterShape shape;
     bool balanced = false;  // instead of the top-k: balanced_expert
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const RouterShape& s = a.shape;
     T* score = a.x.row<T>(r);
     T* choice = a.scratch.row<T>(r);
@@ -53,7 +56,8 @@ struct RouterF {
     int32_t* plain = a.plain_idx.row<int32_t>(r);
     int32_t* idx = a.topk_idx.row<int32_t>(r);
     T total = 0;
-    for (int i = g.lane(); i < s.experts; i += Group::size) total += choice[i] = score[i] = sigmoid_(score[i]);
+    for (int i = g.lane(); i < s.experts; i += Group::size)
+      total += choice[i] = score[i] = sigmoid_(score[i]);
     total = g.sum(total);
     if (g.lane() == 0) *a.total.row<T>(r) = total;
     select_top(g, choice, s.experts, s.topk, [&](int j, int i) {
@@ -71,7 +75,8 @@ struct RouterF {
       a.topk_w.row<T>(r)[j] = score[idx[j]] / (sum + T(1e-20)) * T(s.scaling);
   }
 
-  // Experts in turn, so that all get the same load; a token's are spread over topk_groups groups, and evenly within them.
+  // Experts in turn, so that all get the same load; a token's are spread over topk_groups groups,
+  // and evenly within them.
   HD static int balanced_expert(int64_t token, int j, const RouterShape& s) {
     const int size = s.experts / s.groups, in_group = (s.topk + s.topk_groups - 1) / s.topk_groups;
     const int64_t group = (token + j % s.topk_groups * (s.groups / s.topk_groups)) % s.groups;
@@ -110,8 +115,8 @@ struct RouterF {
   }
 };
 
-// Per sequence: f_i = experts / (topk * seq_len) * how often expert i is in plain_idx, P_i = mean affinity share, and the loss
-// sum_i f_i P_i (equations 17 to 20, without the factor alpha).
+// Per sequence: f_i = experts / (topk * seq_len) * how often expert i is in plain_idx, P_i = mean
+// affinity share, and the loss sum_i f_i P_i (equations 17 to 20, without the factor alpha).
 struct BalanceLossF {
   static constexpr bool acc_only = true;
   struct Args {
@@ -122,8 +127,7 @@ struct BalanceLossF {
     Tensor loss;       // [sequences, 1] out
     int64_t seq_len;
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const int experts = int(a.x.cols), topk = int(a.plain_idx.cols);
     T* f = a.f.row<T>(r);
     T* __restrict p = a.p.row<T>(r);
@@ -148,7 +152,8 @@ struct BalanceLossF {
   }
 };
 
-// Gradient for the logits, from the gradients of the weights and from the balance loss (f is a count: no gradient through it).
+// Gradient for the logits, from the gradients of the weights and from the balance loss (f is a
+// count: no gradient through it).
 struct RouterB {
   static constexpr bool acc_only = true;
   struct Args {
@@ -159,10 +164,9 @@ struct RouterB {
     Tensor f;         // [sequences, experts]
     RouterShape shape;
     int64_t seq_len;
-    double balance;   // factor of sum_i f_i P_i in the objective, for this sequence
+    double balance;  // factor of sum_i f_i P_i in the objective, for this sequence
   };
-  template <class T, class Group>
-  HD static void row(Group g, int64_t r, const Args& a) {
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const RouterShape& s = a.shape;
     T* score = a.x.row<T>(r);
     const int32_t* idx = a.topk_idx.row<int32_t>(r);

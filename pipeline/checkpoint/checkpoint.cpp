@@ -29,7 +29,8 @@ static std::vector<float> transposed(const std::vector<float>& from, int64_t row
   for (int64_t r0 = 0; r0 < rows; r0 += kTile)
     for (int64_t c0 = 0; c0 < cols; c0 += kTile)
       for (int64_t r = r0; r < std::min(rows, r0 + kTile); ++r)
-        for (int64_t c = c0; c < std::min(cols, c0 + kTile); ++c) to[size_t(c * rows + r)] = from[size_t(r * cols + c)];
+        for (int64_t c = c0; c < std::min(cols, c0 + kTile); ++c)
+          to[size_t(c * rows + r)] = from[size_t(r * cols + c)];
   return to;
 }
 
@@ -42,14 +43,17 @@ static std::string file_name(const LogicalTensor& t, State state) {
   return (state == State::weight ? "" : state == State::m ? "m." : "v.") + t.name;
 }
 
-static void write_tensors(FileWriter& file, const CheckpointContents& contents, std::initializer_list<State> states) {
+static void write_tensors(
+    FileWriter& file, const CheckpointContents& contents, std::initializer_list<State> states) {
   const auto for_each = [&](auto fn) {
     for (State state : states)
       for (const LogicalTensor& t : contents.tensors)
         if (state == State::weight || t.trained) fn(t, state);
   };
   std::vector<TensorSpec> specs;
-  for_each([&](const LogicalTensor& t, State state) { specs.push_back({file_name(t, state), t.dtype, t.shape}); });
+  for_each([&](const LogicalTensor& t, State state) {
+    specs.push_back({file_name(t, state), t.dtype, t.shape});
+  });
   SafetensorsWriter writer(file, specs);
   for_each([&](const LogicalTensor& t, State state) {  // by name, as the writer wants them
     const std::vector<float> values = contents.fetch(t, state);
@@ -69,7 +73,8 @@ void write_checkpoint(const std::string& dir, const CheckpointContents& contents
 
 ModelConfig checkpoint_config(const std::string& dir) {
   const std::string file = dir + "/config.json";
-  require(fs::exists(file), dir, ": found no config.json, allowed: a checkpoint of duet or a DeepseekV3ForCausalLM directory");
+  require(fs::exists(file), dir,
+      ": found no config.json, allowed: a checkpoint of duet or a DeepseekV3ForCausalLM directory");
   return ModelConfig::from_json(Json::load(file), file);
 }
 
@@ -111,7 +116,7 @@ void check_checkpoint(const std::string& dir, const ModelConfig& config) {
   require(!ours || is_complete(dir), dir, ": found no DONE file, allowed: a complete checkpoint");
   if (ours) verify(dir);
   require(checkpoint_config(dir) == config, "--resume: found a model of other sizes in ", dir,
-          ", allowed: the same --preset, --model and vocabulary");
+      ", allowed: the same --preset, --model and vocabulary");
 }
 
 void read_checkpoint(const std::string& dir, Stream& stream, Params& params) {
@@ -131,9 +136,11 @@ std::string newest_checkpoint(const std::string& out) {
   if (fs::exists(out + "/config.json")) return out;
   if (!fs::is_directory(out)) return "";
   const std::vector<std::string> dirs = complete_dirs(out);
-  const auto newest = std::max_element(dirs.begin(), dirs.end(), [](const std::string& a, const std::string& b) {
-    return a.size() != b.size() ? a.size() < b.size() : a < b;  // step-1000000 comes after step-999999
-  });
+  const auto newest =
+      std::max_element(dirs.begin(), dirs.end(), [](const std::string& a, const std::string& b) {
+        // step-1000000 comes after step-999999
+        return a.size() != b.size() ? a.size() < b.size() : a < b;
+      });
   return newest == dirs.end() ? "" : *newest;
 }
 

@@ -1,14 +1,16 @@
-// Checkpoints: a directory that Hugging Face transformers opens as DeepseekV3ForCausalLM, plus the training state.
+// Checkpoints: a directory that Hugging Face transformers opens as DeepseekV3ForCausalLM, plus the
+// training state.
 //
 //   config.json            the model's sizes (model/config.h)
 //   model.safetensors      master weights, fp32, under Hugging Face's names and shapes ([out, in])
 //   optimizer.safetensors  AdamW's moments: "m." and "v." + the weight's name
-//   trainer.json           step, seed, what the run was told, and the balancer's state (moe/load_monitor.h)
+//   trainer.json           step, seed, what the run was told, and the balancer's state
+//                          (moe/load_monitor.h)
 //   DONE                   sizes and checksums (durable.h), written last
 //
-// Tensors are in logical order: no trace of schedule, layout, device or expert placement. A directory without optimizer and
-// trainer state (someone else's model, also one in several files with a model.safetensors.index.json) can be started from, not
-// resumed.
+// Tensors are in logical order: no trace of schedule, layout, device or expert placement. A
+// directory without optimizer and trainer state (someone else's model, also one in several files
+// with a model.safetensors.index.json) can be started from, not resumed.
 #pragma once
 #include <functional>
 #include <string>
@@ -29,11 +31,12 @@ struct LogicalTensor : TensorSpec {
 };
 LogicalTensor logical_tensor(const Param& p);
 
-// Master, gradient, m or v of a parameter on the host, in the checkpoint's element order. Synchronizes.
+// Master, gradient, m or v of a parameter on the host, in the checkpoint's element order.
+// Synchronizes.
 std::vector<float> download(Stream& stream, const Param& p, const Tensor& values);
 
-// Writes a complete directory. fetch is called once for each tensor and state: first all weights, then all m, then all v, each
-// in order of name.
+// Writes a complete directory. fetch is called once for each tensor and state: first all weights,
+// then all m, then all v, each in order of name.
 struct CheckpointContents {
   Json config, trainer;
   std::vector<LogicalTensor> tensors;  // by name
@@ -41,12 +44,14 @@ struct CheckpointContents {
 };
 void write_checkpoint(const std::string& dir, const CheckpointContents& contents);
 
-// Fills the parameters from a directory: weights always, moments if it has a training state. Throws UsageError naming the
-// file where it does not fit. Whether the files are whole is for check_checkpoint, once for all ranks.
+// Fills the parameters from a directory: weights always, moments if it has a training state. Throws
+// UsageError naming the file where it does not fit. Whether the files are whole is for
+// check_checkpoint, once for all ranks.
 void check_checkpoint(const std::string& dir, const ModelConfig& config);
 void read_checkpoint(const std::string& dir, Stream& stream, Params& params);
 
-// The newest complete checkpoint of a run's folder, or empty; and of a folder that is a checkpoint itself, the folder.
+// The newest complete checkpoint of a run's folder, or empty; and of a folder that is a checkpoint
+// itself, the folder.
 std::string newest_checkpoint(const std::string& out);
 ModelConfig checkpoint_config(const std::string& dir);
 Json checkpoint_trainer(const std::string& dir);  // its trainer.json, or null

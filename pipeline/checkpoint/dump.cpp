@@ -7,8 +7,10 @@
 namespace duet {
 
 template <class T>
-void StepDump::add(const std::string& name, std::vector<int64_t> shape, const std::vector<T>& values) {
-  pieces_[name] = {std::move(shape), std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T))};
+void StepDump::add(
+    const std::string& name, std::vector<int64_t> shape, const std::vector<T>& values) {
+  pieces_[name] = {std::move(shape),
+      std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T))};
 }
 
 void StepDump::add(int64_t index, const Microbatch& batch, const Tensor& logits) {
@@ -21,7 +23,8 @@ void StepDump::add(int64_t index, const Microbatch& batch, const Tensor& logits)
 
 void StepDump::add(const Params& params) {
   for (const Param& p : params.all())
-    if (p.trained) add("grad." + p.name, logical_tensor(p).shape, download(context_.stream(), p, p.grad[0]));
+    if (p.trained)
+      add("grad." + p.name, logical_tensor(p).shape, download(context_.stream(), p, p.grad[0]));
 }
 
 // All ranks' pieces; of a piece that several have, the last one's.
@@ -29,7 +32,8 @@ StepDump::Pieces StepDump::gather(Comm& world) const {
   Json mine = Json::array();
   std::string bytes;
   for (const auto& [name, piece] : pieces_) {
-    mine.push(Json::object({{"name", name}, {"shape", Json(piece.shape)}, {"bytes", piece.bytes.size()}}));
+    mine.push(Json::object(
+        {{"name", name}, {"shape", Json(piece.shape)}, {"bytes", piece.bytes.size()}}));
     bytes += piece.bytes;
   }
   const std::vector<std::string> lists = world.gather(mine.dump()), all_bytes = world.gather(bytes);

@@ -1,12 +1,15 @@
-// StepDump: one step's batch, logits, loss and every gradient in a safetensors file, so that anyone's own trainer can be
-// compared with duet.
+// StepDump: one step's batch, logits, loss and every gradient in a safetensors file, so that
+// anyone's own trainer can be compared with duet.
 //
 //   input_ids, targets  I32 [sequences, seq_len]         in global sequence order
 //   logits              F32 [sequences, seq_len, vocab]
-//   loss                F32 [1]                          mean cross-entropy, nats; without the balance loss
-//   grad.NAME           F32 Hugging Face's shape         of the loss and the balance loss, before clipping
+//   loss                F32 [1]                          mean cross-entropy, nats; without the
+//                       balance loss
+//   grad.NAME           F32 Hugging Face's shape         of the loss and the balance loss, before
+//                       clipping
 //
-// Each rank adds what it has; rank 0 writes. Everything is held in host memory, on every rank: meant for small models.
+// Each rank adds what it has; rank 0 writes. Everything is held in host memory, on every rank:
+// meant for small models.
 #pragma once
 #include <map>
 #include <string>
@@ -19,9 +22,10 @@ namespace duet {
 class StepDump {
  public:
   explicit StepDump(const Context& context) : context_(context) {}
-  // Of a last stage. index: the microbatch's place in global sequence order, microbatch * dp + dp_rank.
+  // Of a last stage. index: the microbatch's place in global sequence order, microbatch * dp +
+  // dp_rank.
   void add(int64_t index, const Microbatch& batch, const Tensor& logits);
-  void add(const Params& params);  // with finished gradients
+  void add(const Params& params);                                       // with finished gradients
   void write(Comm& world, const std::string& path, double loss) const;  // collective
 
  private:
@@ -29,7 +33,8 @@ class StepDump {
     std::vector<int64_t> shape;
     std::string bytes;
   };
-  using Pieces = std::map<std::string, Piece>;  // by name; a part of a tensor is named "tensor@index", to be joined along dim 0
+  // by name; a part of a tensor is named "tensor@index", to be joined along dim 0
+  using Pieces = std::map<std::string, Piece>;
   template <class T>
   void add(const std::string& name, std::vector<int64_t> shape, const std::vector<T>& values);
   Pieces gather(Comm& world) const;

@@ -1,4 +1,5 @@
-// Durable files and directories on POSIX calls. What may fail is named; what fails leaves the older directories as they were.
+// Durable files and directories on POSIX calls. What may fail is named; what fails leaves the older
+// directories as they were.
 // Read next: durable.h has the contract, test/durable_test.cpp kills a writer at random moments.
 #include "pipeline/checkpoint/durable.h"
 
@@ -38,7 +39,9 @@ void fsync_dir(const std::string& dir) {
     throw Error(cat(dir, ": cannot be synced: ", std::strerror(error)));
 }
 
-std::string checksum_text(const MappedFile& file) { return format("%016llx", (unsigned long long)checksum(file.text())); }
+std::string checksum_text(const MappedFile& file) {
+  return format("%016llx", (unsigned long long)checksum(file.text()));
+}
 
 // The folders in `parent`, whose existence is not required.
 std::vector<std::string> folders(const std::string& parent) {
@@ -52,7 +55,8 @@ std::vector<std::string> folders(const std::string& parent) {
 
 }  // namespace
 
-// As FNV, xor and multiply, over words; multiplied before as well, and rotated, so that high bits spread too.
+// As FNV, xor and multiply, over words; multiplied before as well, and rotated, so that high bits
+// spread too.
 uint64_t checksum(std::string_view bytes) {
   constexpr uint64_t p = 0x9fb21c651e98df25u, q = 0xd6e8feb86659fd93u;
   uint64_t h = 0x9e3779b97f4a7c15u;
@@ -73,9 +77,10 @@ uint64_t checksum(std::string_view bytes) {
   return h ^ (h >> 32);
 }
 
-// --- FileWriter --------------------------------------------------------------------------------------------------------------
+// --- FileWriter ----------------------------------------------------------------------------------
 
-FileWriter::FileWriter(const std::string& path) : path_(path), file_(std::fopen(path.c_str(), "wbe")) {
+FileWriter::FileWriter(const std::string& path)
+    : path_(path), file_(std::fopen(path.c_str(), "wbe")) {
   if (!file_) fail("created");
 }
 
@@ -87,8 +92,9 @@ void FileWriter::fail(const char* verb) const {
   const int error = errno;
   struct statvfs disk;
   const bool known = statvfs(parent_of(path_).c_str(), &disk) == 0;
-  throw Error(cat(path_, ": cannot be ", verb, " (", bytes_, " bytes so far): ", std::strerror(error),
-                  known ? cat("; ", (uint64_t(disk.f_bavail) * disk.f_frsize) >> 20, " MiB free there") : ""));
+  throw Error(cat(path_, ": cannot be ", verb, " (", bytes_,
+      " bytes so far): ", std::strerror(error),
+      known ? cat("; ", (uint64_t(disk.f_bavail) * disk.f_frsize) >> 20, " MiB free there") : ""));
 }
 
 void FileWriter::write(const void* data, size_t bytes) {
@@ -104,10 +110,11 @@ void FileWriter::close() {
   if (std::fclose(std::exchange(file_, nullptr)) != 0) fail("closed");
 }
 
-// --- DurableDir --------------------------------------------------------------------------------------------------------------
+// --- DurableDir ----------------------------------------------------------------------------------
 
 DurableDir::DurableDir(const std::string& target) : target_(target), tmp_(cat(target, kWriting)) {
-  DUET_CHECK(!is_complete(target), target, ": expected no complete directory of this name, found one");
+  DUET_CHECK(
+      !is_complete(target), target, ": expected no complete directory of this name, found one");
   std::error_code error;
   fs::create_directories(parent_of(target), error);
   for (const std::string& path : folders(parent_of(target)))
@@ -133,9 +140,11 @@ void DurableDir::publish() {
   for (FileWriter& f : files_) {
     f.close();
     const MappedFile content = map_file(f.path());
-    DUET_CHECK(content.size == f.bytes(), f.path(), ": expected the ", f.bytes(), " bytes that were written, found ", content.size);
+    DUET_CHECK(content.size == f.bytes(), f.path(), ": expected the ", f.bytes(),
+        " bytes that were written, found ", content.size);
     const std::string name = fs::path(f.path()).filename().string();
-    list.push(Json::object({{"name", name}, {"bytes", content.size}, {"checksum", checksum_text(content)}}));
+    list.push(Json::object(
+        {{"name", name}, {"bytes", content.size}, {"checksum", checksum_text(content)}}));
   }
   FileWriter done(tmp_ + "/DONE");
   done.write(Json::object({{"files", list}}).dump(2) + "\n");
@@ -149,9 +158,11 @@ void DurableDir::publish() {
   fsync_dir(parent_of(target_));
 }
 
-// --- Readers -----------------------------------------------------------------------------------------------------------------
+// --- Readers -------------------------------------------------------------------------------------
 
-bool is_complete(const std::string& dir) { return !dir.ends_with(kWriting) && fs::exists(dir + "/DONE"); }
+bool is_complete(const std::string& dir) {
+  return !dir.ends_with(kWriting) && fs::exists(dir + "/DONE");
+}
 
 std::vector<std::string> complete_dirs(const std::string& parent) {
   std::vector<std::string> dirs = folders(parent);
@@ -166,10 +177,11 @@ void verify(const std::string& dir) {
     require(fs::exists(path), path, ": missing, but DONE lists it");
     const MappedFile content = map_file(path);
     const int64_t expected = entry.at("bytes").integer(0);
-    require(content.size >= expected, path, ": truncated: ", content.size, " bytes, DONE says ", expected);
+    require(content.size >= expected, path, ": truncated: ", content.size, " bytes, DONE says ",
+        expected);
     const std::string found = checksum_text(content), listed = entry.at("checksum").string();
-    require(content.size == expected && found == listed, path, ": altered: ", content.size, " bytes with checksum ", found,
-            ", DONE says ", expected, " with ", listed);
+    require(content.size == expected && found == listed, path, ": altered: ", content.size,
+        " bytes with checksum ", found, ", DONE says ", expected, " with ", listed);
   }
 }
 

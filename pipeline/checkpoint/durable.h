@@ -1,8 +1,9 @@
 // Files that survive a kill, a power cut and a full disk: how checkpoints are written.
 //
-// A directory appears complete or not at all. Its files are written into TARGET.duet-writing beside it and fsynced; last comes
-// DONE, with size and checksum of every file; then one rename makes the whole appear under its name. What an interrupted write
-// left is not there for any reader, and the next write beside it removes it. So the newest directory with DONE is whole.
+// A directory appears complete or not at all. Its files are written into TARGET.duet-writing beside
+// it and fsynced; last comes DONE, with size and checksum of every file; then one rename makes the
+// whole appear under its name. What an interrupted write left is not there for any reader, and the
+// next write beside it removes it. So the newest directory with DONE is whole.
 //
 //   DurableDir dir("out/step-000100");
 //   dir.file("config.json").write(text);
@@ -10,8 +11,9 @@
 //   ...
 //   dir.publish();
 //
-// One thread writes; one process writes into a parent folder at a time. Errors: UsageError if the directory cannot be made;
-// Error, naming the path, the reason and the free space, when a write fails.
+// One thread writes; one process writes into a parent folder at a time. Errors: UsageError if the
+// directory cannot be made; Error, naming the path, the reason and the free space, when a write
+// fails.
 // Read next: safetensors.h.
 #pragma once
 #include <cstdint>
@@ -25,15 +27,16 @@
 
 namespace duet {
 
-// A 64-bit checksum against accidents, not against intent: any change within one aligned 8-byte word changes it, other damage
-// almost surely.
+// A 64-bit checksum against accidents, not against intent: any change within one aligned 8-byte
+// word changes it, other damage almost surely.
 uint64_t checksum(std::string_view bytes);
 
 // Writes one file from its first byte to its last.
 class FileWriter {
  public:
   explicit FileWriter(const std::string& path);  // creates the file, or empties it
-  ~FileWriter();                                 // closes; a file that close() has not seen is not durable
+  // closes; a file that close() has not seen is not durable
+  ~FileWriter();
   FileWriter(const FileWriter&) = delete;
 
   void write(const void* data, size_t bytes);
@@ -52,13 +55,15 @@ class FileWriter {
 
 class DurableDir {
  public:
-  // Makes the folders above it; removes what interrupted writes left there. A complete directory is never replaced.
+  // Makes the folders above it; removes what interrupted writes left there. A complete directory is
+  // never replaced.
   explicit DurableDir(const std::string& target);
   ~DurableDir();  // unpublished: removes what was written
   DurableDir(const DurableDir&) = delete;
 
-  FileWriter& file(const std::string& name);  // a new file of the directory; closes the one before. Valid until publish().
-  void publish();                             // all at once
+  // a new file of the directory; closes the one before. Valid until publish().
+  FileWriter& file(const std::string& name);
+  void publish();  // all at once
 
  private:
   std::string target_, tmp_;
@@ -69,10 +74,12 @@ class DurableDir {
 // Whether `dir` has a DONE file.
 bool is_complete(const std::string& dir);
 
-// The complete directories in `parent`, as paths in ascending order of name (so zero-padded steps: the newest last).
+// The complete directories in `parent`, as paths in ascending order of name (so zero-padded steps:
+// the newest last).
 std::vector<std::string> complete_dirs(const std::string& parent);
 
-// Reads every file of a complete directory; throws UsageError naming the one that is missing, truncated or altered.
+// Reads every file of a complete directory; throws UsageError naming the one that is missing,
+// truncated or altered.
 void verify(const std::string& dir);
 
 }  // namespace duet

@@ -1,4 +1,5 @@
-// safetensors, written and read. Read next: safetensors.h has the format; test/safetensors_test.cpp damages files in every way.
+// safetensors, written and read. Read next: safetensors.h has the format; test/safetensors_test.cpp
+// damages files in every way.
 #include "pipeline/checkpoint/safetensors.h"
 
 #include <algorithm>
@@ -9,7 +10,8 @@
 
 namespace duet {
 
-static_assert(std::endian::native == std::endian::little, "safetensors holds little-endian numbers");
+static_assert(
+    std::endian::native == std::endian::little, "safetensors holds little-endian numbers");
 
 namespace {
 
@@ -40,21 +42,23 @@ int64_t TensorSpec::bytes() const { return elements() * element_size(dtype); }
 
 std::string TensorSpec::text() const { return dtype + " " + shape_text(shape); }
 
-// --- Writer ------------------------------------------------------------------------------------------------------------------
+// --- Writer --------------------------------------------------------------------------------------
 
 SafetensorsWriter::SafetensorsWriter(FileWriter& out, std::vector<TensorSpec> tensors)
     : out_(out), tensors_(std::move(tensors)) {
   std::sort(tensors_.begin(), tensors_.end(), [](const TensorSpec& a, const TensorSpec& b) {
     return std::pair(-element_size(a.dtype), a.name) < std::pair(-element_size(b.dtype), b.name);
   });
-  Json::Object header = {{"__metadata__", Json::object({{"format", "pt"}})}};  // transformers wants it
+  // transformers wants it
+  Json::Object header = {{"__metadata__", Json::object({{"format", "pt"}})}};
   int64_t end = 0;
   for (const TensorSpec& t : tensors_) {
     DUET_CHECK(element_size(t.dtype) > 0, t.name, ": no such dtype: ", t.dtype);
     const int64_t begin = end;
     end += t.bytes();
     const Json offsets(std::vector<int64_t>{begin, end});
-    header.emplace_back(t.name, Json::object({{"dtype", t.dtype}, {"shape", Json(t.shape)}, {"data_offsets", offsets}}));
+    header.emplace_back(t.name,
+        Json::object({{"dtype", t.dtype}, {"shape", Json(t.shape)}, {"data_offsets", offsets}}));
   }
   std::string text = Json::object(std::move(header)).dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data begins at a multiple of 8
@@ -64,23 +68,27 @@ SafetensorsWriter::SafetensorsWriter(FileWriter& out, std::vector<TensorSpec> te
 }
 
 void SafetensorsWriter::write(const std::string& name, const void* data, size_t bytes) {
-  const TensorSpec expected = written_ < tensors_.size() ? tensors_[written_] : TensorSpec{"no more"};
-  DUET_CHECK(expected.name == name && expected.bytes() == int64_t(bytes), out_.path(), ": expected tensor ", expected.name,
-             ", ", expected.text(), ", got ", name, " of ", bytes, " bytes");
+  const TensorSpec expected =
+      written_ < tensors_.size() ? tensors_[written_] : TensorSpec{"no more"};
+  DUET_CHECK(expected.name == name && expected.bytes() == int64_t(bytes), out_.path(),
+      ": expected tensor ", expected.name, ", ", expected.text(), ", got ", name, " of ", bytes,
+      " bytes");
   out_.write(data, bytes);
   ++written_;
 }
 
 void SafetensorsWriter::finish() {
-  DUET_CHECK(written_ == tensors_.size(), out_.path(), ": expected ", tensors_.size(), " tensors, got ", written_);
+  DUET_CHECK(written_ == tensors_.size(), out_.path(), ": expected ", tensors_.size(),
+      " tensors, got ", written_);
 }
 
-// --- Reader ------------------------------------------------------------------------------------------------------------------
+// --- Reader --------------------------------------------------------------------------------------
 
 namespace {
 
 // The tensor that a header's member describes, its bytes somewhere in `data`.
-SafetensorsReader::Entry parse_entry(const std::string& name, const Json& j, std::string_view data) {
+SafetensorsReader::Entry parse_entry(
+    const std::string& name, const Json& j, std::string_view data) {
   SafetensorsReader::Entry t;
   t.name = name;
   t.dtype = j.at("dtype").string();
@@ -95,9 +103,10 @@ SafetensorsReader::Entry parse_entry(const std::string& name, const Json& j, std
   const auto& offsets = j.at("data_offsets").items();
   require(offsets.size() == 2, j.where(), ": expected two data_offsets, found ", offsets.size());
   const int64_t begin = offsets[0].integer(0), end = offsets[1].integer(begin);
-  require(end - begin == bytes, j.where(), ": ", t.text(), " needs ", bytes, " bytes, data_offsets give ", end - begin);
-  require(end <= int64_t(data.size()), j.where(), ": the data ends at byte ", end, ", but the file has only ", data.size(),
-          " bytes of data: truncated?");
+  require(end - begin == bytes, j.where(), ": ", t.text(), " needs ", bytes,
+      " bytes, data_offsets give ", end - begin);
+  require(end <= int64_t(data.size()), j.where(), ": the data ends at byte ", end,
+      ", but the file has only ", data.size(), " bytes of data: truncated?");
   t.data = data.data() + begin;
   return t;
 }
@@ -105,12 +114,13 @@ SafetensorsReader::Entry parse_entry(const std::string& name, const Json& j, std
 }  // namespace
 
 SafetensorsReader::SafetensorsReader(const std::string& path) : path_(path), file_(map_file(path)) {
-  require(file_.size >= 8, path_, ": expected a safetensors file, found only ", file_.size, " bytes");
+  require(
+      file_.size >= 8, path_, ": expected a safetensors file, found only ", file_.size, " bytes");
   uint64_t length;
   std::memcpy(&length, file_.data.get(), 8);
   const int64_t most = std::min(file_.size - 8, kMaxHeader);
-  require(length <= uint64_t(most), path_, ": expected a header of at most ", most, " bytes, found ", length,
-          ": truncated, or not a safetensors file");
+  require(length <= uint64_t(most), path_, ": expected a header of at most ", most,
+      " bytes, found ", length, ": truncated, or not a safetensors file");
   const std::string_view data = file_.text().substr(8 + length);
   const Json header = Json::parse(file_.text().substr(8, length), path_);
   for (const auto& [name, member] : header.members())
@@ -118,11 +128,13 @@ SafetensorsReader::SafetensorsReader(const std::string& path) : path_(path), fil
 
   std::vector<const Entry*> in_order;
   for (const auto& [name, tensor] : tensors_) in_order.push_back(&tensor);
-  std::sort(in_order.begin(), in_order.end(),
-            [](const Entry* a, const Entry* b) { return std::pair(a->data, a->bytes()) < std::pair(b->data, b->bytes()); });
+  std::sort(in_order.begin(), in_order.end(), [](const Entry* a, const Entry* b) {
+    return std::pair(a->data, a->bytes()) < std::pair(b->data, b->bytes());
+  });
   const char* end = data.data();
   for (const Entry* t : in_order) {
-    require(t->data >= end, path_, ": ", t->name, ": overlaps the tensor before it by ", end - t->data, " bytes");
+    require(t->data >= end, path_, ": ", t->name, ": overlaps the tensor before it by ",
+        end - t->data, " bytes");
     require(t->data == end, path_, ": ", t->name, ": a gap of ", t->data - end, " bytes before it");
     end = t->data + t->bytes();
   }
@@ -135,10 +147,13 @@ const SafetensorsReader::Entry* SafetensorsReader::find(const std::string& name)
   return it == tensors_.end() ? nullptr : &it->second;
 }
 
-const SafetensorsReader::Entry& SafetensorsReader::at(const std::string& name, const std::vector<int64_t>& shape) const {
+const SafetensorsReader::Entry& SafetensorsReader::at(
+    const std::string& name, const std::vector<int64_t>& shape) const {
   const Entry* t = find(name);
-  require(t != nullptr, path_, ": tensor ", name, " is missing (the file has ", tensors_.size(), " tensors)");
-  require(t->shape == shape, path_, ": ", name, ": expected shape ", shape_text(shape), ", found ", shape_text(t->shape));
+  require(t != nullptr, path_, ": tensor ", name, " is missing (the file has ", tensors_.size(),
+      " tensors)");
+  require(t->shape == shape, path_, ": ", name, ": expected shape ", shape_text(shape), ", found ",
+      shape_text(t->shape));
   return *t;
 }
 
@@ -150,10 +165,15 @@ std::vector<float> SafetensorsReader::floats(const Entry& t) const {
       out[i] = float(x);
     }
   };
-  if (t.dtype == "F32") convert(float());
-  else if (t.dtype == "BF16") convert(bf16());
-  else if (t.dtype == "F64") convert(double());
-  else throw UsageError(cat(path_, ": ", t.name, ": expected dtype F32, BF16 or F64, found ", t.dtype));
+  if (t.dtype == "F32")
+    convert(float());
+  else if (t.dtype == "BF16")
+    convert(bf16());
+  else if (t.dtype == "F64")
+    convert(double());
+  else
+    throw UsageError(
+        cat(path_, ": ", t.name, ": expected dtype F32, BF16 or F64, found ", t.dtype));
   return out;
 }
 

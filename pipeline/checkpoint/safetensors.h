@@ -1,10 +1,12 @@
-// The safetensors file format: 8 bytes of little-endian header length, a JSON header, then the tensors' raw bytes without gaps.
+// The safetensors file format: 8 bytes of little-endian header length, a JSON header, then the
+// tensors' raw bytes without gaps.
 //
-// The header maps each name to {"dtype", "shape", "data_offsets": [begin, end]} and "__metadata__" to strings. Dtypes here:
-// F64, I64, F32, I32, BF16. The writer puts larger dtypes first and sorts by name within one, so that every tensor lies at a
-// multiple of its element size; it needs the shapes in advance and then takes tensor after tensor, so no copy of the model is
-// made. The reader maps the file and trusts nothing: whatever does not fit is a UsageError naming the file and the tensor.
-// Little-endian machines only. Read next: durable.h, where the bytes go.
+// The header maps each name to {"dtype", "shape", "data_offsets": [begin, end]} and "__metadata__"
+// to strings. Dtypes here: F64, I64, F32, I32, BF16. The writer puts larger dtypes first and sorts
+// by name within one, so that every tensor lies at a multiple of its element size; it needs the
+// shapes in advance and then takes tensor after tensor, so no copy of the model is made. The reader
+// maps the file and trusts nothing: whatever does not fit is a UsageError naming the file and the
+// tensor. Little-endian machines only. Read next: durable.h, where the bytes go.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -31,7 +33,8 @@ class SafetensorsWriter {
   // Writes the header. `out` is at its first byte, outlives the writer, and is closed by its owner.
   SafetensorsWriter(FileWriter& out, std::vector<TensorSpec> tensors);
 
-  const std::vector<TensorSpec>& tensors() const { return tensors_; }  // in the order in which write() wants them
+  // in the order in which write() wants them
+  const std::vector<TensorSpec>& tensors() const { return tensors_; }
   void write(const std::string& name, const void* data, size_t bytes);
   void finish();  // checks that every tensor was written
 
@@ -44,14 +47,17 @@ class SafetensorsWriter {
 class SafetensorsReader {
  public:
   struct Entry : TensorSpec {
-    const char* data = nullptr;  // bytes() of them; valid as long as the reader; aligned only as the file is
+    // bytes() of them; valid as long as the reader; aligned only as the file is
+    const char* data = nullptr;
   };
   explicit SafetensorsReader(const std::string& path);
 
   const std::map<std::string, Entry>& tensors() const { return tensors_; }
   const Entry* find(const std::string& name) const;
-  const Entry& at(const std::string& name, const std::vector<int64_t>& shape) const;  // which must exist with this shape
-  std::vector<float> floats(const Entry& tensor) const;                               // of an F32, BF16 or F64 tensor
+  // which must exist with this shape
+  const Entry& at(const std::string& name, const std::vector<int64_t>& shape) const;
+  // of an F32, BF16 or F64 tensor
+  std::vector<float> floats(const Entry& tensor) const;
 
  private:
   std::string path_;

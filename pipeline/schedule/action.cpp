@@ -50,7 +50,8 @@ const char* kind_name(Kind kind) { return kNames[size_t(kind)]; }
 std::string to_string(const Action& a) {
   std::string text = std::to_string(a.stage) + kind_name(a.kind) + std::to_string(a.microbatch);
   if (!a.overlapped()) return text;
-  return "(" + text + ";" + std::to_string(a.b_stage) + "B" + std::to_string(a.b_microbatch) + std::string(kOverlap);
+  return "(" + text + ";" + std::to_string(a.b_stage) + "B" + std::to_string(a.b_microbatch) +
+      std::string(kOverlap);
 }
 
 std::optional<Action> parse_action(std::string_view text) {

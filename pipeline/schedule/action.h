@@ -1,12 +1,14 @@
 // An action: one thing a rank does, and the text that names it.
 //
-// The text is that of torch.distributed.pipelining, so that schedules travel between the two programs:
+// The text is that of torch.distributed.pipelining, so that schedules travel between the two
+// programs:
 //   2F0   forward of stage 2 for microbatch 0             2B0   its full backward (I and W in one)
 //   2I0   backward for inputs                             2W0   backward for weights
 //   (0F3;15B10)OVERLAP_F_B   the forward 0F3 and the full backward 15B10, which overlap
 //   2SEND_F0  stage 2 sends its output on to stage 3      3RECV_F0  stage 3 receives it
 //   3SEND_B0  stage 3 sends its input gradient to stage 2 2RECV_B0  stage 2 receives it
-// Stages are virtual stages. A generator emits compute actions only; add_comms.h adds the sends and receives.
+// Stages are virtual stages. A generator emits compute actions only; add_comms.h adds the sends and
+// receives.
 //
 // Read next: schedule.h, the lists of actions.
 #pragma once
@@ -31,15 +33,16 @@ struct Action {
   bool operator==(const Action&) const = default;
 };
 
-// Calls part(Action) for the action itself or, where it is an overlapped pair, for its F and then for its B.
-template <class Part>
-void for_parts(const Action& a, Part part) {
+// Calls part(Action) for the action itself or, where it is an overlapped pair, for its F and then
+// for its B.
+template <class Part> void for_parts(const Action& a, Part part) {
   part(Action{a.kind, a.stage, a.microbatch});
   if (a.overlapped()) part(Action{Kind::B, a.b_stage, a.b_microbatch});
 }
 
-const char* kind_name(Kind kind);                      // "F", "SEND_F", ...
+const char* kind_name(Kind kind);  // "F", "SEND_F", ...
 std::string to_string(const Action& action);
-std::optional<Action> parse_action(std::string_view);  // spaces around it are ignored; nullopt where the text is no action
+// spaces around it are ignored; nullopt where the text is no action
+std::optional<Action> parse_action(std::string_view);
 
 }  // namespace duet

@@ -16,16 +16,18 @@ Action message_of(const Schedule& s, const Action& part) {
 }
 
 // Calls recv(Action) for each message the part waits for, as its RECV.
-template <class Recv>
-void for_messages_needed(const Schedule& s, const Action& part, Recv recv) {
+template <class Recv> void for_messages_needed(const Schedule& s, const Action& part, Recv recv) {
   for_needs(s, part, [&](Kind kind, int stage, int m) {
-    if (s.rank_of[stage] != s.rank_of[part.stage]) recv(Action{kind == Kind::F ? Kind::RECV_F : Kind::RECV_B, part.stage, m});
+    if (s.rank_of[stage] != s.rank_of[part.stage])
+      recv(Action{kind == Kind::F ? Kind::RECV_F : Kind::RECV_B, part.stage, m});
   });
 }
 
 bool is_forward(Kind kind) { return kind == Kind::SEND_F || kind == Kind::RECV_F; }
 bool is_send(Kind kind) { return kind == Kind::SEND_F || kind == Kind::SEND_B; }
-int other_stage(const Action& comm) { return comm.stage + (is_forward(comm.kind) == is_send(comm.kind) ? 1 : -1); }
+int other_stage(const Action& comm) {
+  return comm.stage + (is_forward(comm.kind) == is_send(comm.kind) ? 1 : -1);
+}
 
 // Numbers messages by their receiver's stage: 0 .. 2 S M - 1.
 size_t message_id(const Schedule& s, const Action& comm) {
@@ -33,7 +35,8 @@ size_t message_id(const Schedule& s, const Action& comm) {
   return product(s, is_forward(comm.kind) ? Kind::F : Kind::I, receiver, comm.microbatch);
 }
 
-// Queues of messages. A message is transferred when it is at the head of its sender's queue and of its receiver's.
+// Queues of messages. A message is transferred when it is at the head of its sender's queue and of
+// its receiver's.
 class Rendezvous {
  public:
   struct Half {
@@ -81,7 +84,8 @@ int peer_rank(const Schedule& s, const Action& comm) { return s.rank_of[other_st
 Schedule add_comms(const Schedule& s) {
   // What each channel carries, in the order its sender makes it.
   std::vector<std::vector<Action>> channel(size_t(s.pp) * s.pp);  // [from * pp + to], as RECVs
-  std::vector<int> place(size_t(2) * s.stages() * s.microbatches, 0);  // [messages]: place in its channel
+  // [messages]: place in its channel
+  std::vector<int> place(size_t(2) * s.stages() * s.microbatches, 0);
   for (int rank = 0; rank < s.pp; ++rank) {
     for (const Action& action : s.ranks[rank]) {
       for_parts(action, [&](const Action& part) {
@@ -106,7 +110,8 @@ Schedule add_comms(const Schedule& s) {
       for_parts(actions[i], [&](const Action& part) {
         for_messages_needed(s, part, [&](const Action& recv) {
           const size_t from = size_t(peer_rank(s, recv)) * s.pp + rank;
-          while (received[from] <= place[message_id(s, recv)]) list.push_back(channel[from][received[from]++]);
+          while (received[from] <= place[message_id(s, recv)])
+            list.push_back(channel[from][received[from]++]);
         });
       });
     };
@@ -117,7 +122,8 @@ Schedule add_comms(const Schedule& s) {
       for_parts(actions[i], [&](const Action& part) {
         const Action recv = message_of(s, part);
         if (recv.stage < 0) return;
-        list.push_back({part.kind == Kind::F ? Kind::SEND_F : Kind::SEND_B, part.stage, part.microbatch});
+        list.push_back(
+            {part.kind == Kind::F ? Kind::SEND_F : Kind::SEND_B, part.stage, part.microbatch});
       });
     }
   }
@@ -138,7 +144,8 @@ std::vector<Stuck> run_comms(const Schedule& s, Queues queues) {
       DUET_CHECK(s.rank_of[action.stage] == rank, to_string(action), " stands on rank ", rank);
       const int peer = peer_rank(s, action);
       const bool out = is_send(action.kind);
-      rendezvous.post(queue_of(rank, peer, out), {message_id(s, action), queue_of(peer, rank, !out), index});
+      rendezvous.post(
+          queue_of(rank, peer, out), {message_id(s, action), queue_of(peer, rank, !out), index});
       return missing;
     }
     for_parts(action, [&](const Action& part) {
@@ -150,7 +157,8 @@ std::vector<Stuck> run_comms(const Schedule& s, Queues queues) {
   });
   for (size_t queue = 0; stuck.empty() && queue < pp * pp * 2; ++queue) {
     const int rank = int(queue / (2 * pp));
-    if (const auto* left = rendezvous.head_of(queue)) stuck.push_back({rank, left->index, s.ranks[rank][left->index]});
+    if (const auto* left = rendezvous.head_of(queue))
+      stuck.push_back({rank, left->index, s.ranks[rank][left->index]});
   }
   return stuck;
 }

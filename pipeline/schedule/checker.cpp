@@ -1,4 +1,5 @@
-// The three rules, in their order (each relies on the ones before), and the two counts. Read next: simulator.h.
+// The three rules, in their order (each relies on the ones before), and the two counts. Read next:
+// simulator.h.
 #include "pipeline/schedule/checker.h"
 
 #include <algorithm>
@@ -14,7 +15,8 @@ struct Cell {
   int rank = -1, index = -1;
 };
 
-// The lists around the marked cells, one row a rank. With many ranks only those near the first mark are shown.
+// The lists around the marked cells, one row a rank. With many ranks only those near the first mark
+// are shown.
 std::string grid(const Schedule& s, const std::vector<Cell>& marks) {
   constexpr int kRanks = 16, kBefore = 4, kAfter = 5;
   const int first = std::clamp(marks.front().rank - kRanks / 2, 0, std::max(0, s.pp - kRanks));
@@ -25,7 +27,8 @@ std::string grid(const Schedule& s, const std::vector<Cell>& marks) {
       if (mark.rank == rank) marked = center = mark.index;
     }
     const auto& row = s.ranks[rank];
-    const int begin = std::clamp(center - kBefore, 0, std::max(0, int(row.size()) - kBefore - kAfter));
+    const int begin =
+        std::clamp(center - kBefore, 0, std::max(0, int(row.size()) - kBefore - kAfter));
     const int end = std::min(begin + kBefore + kAfter, int(row.size()));
     out += cat("\n  rank ", rank, begin > 0 ? cat("  .. from ", begin, ":") : ":");
     for (int i = begin; i < end; ++i) {
@@ -53,19 +56,23 @@ void check_set(const Schedule& s) {
         const std::string text = to_string(a);
         const std::vector<Cell> here = {{rank, i}};
         if (a.is_comm()) refuse(s, here, "expected compute actions only, found ", text);
-        if (a.stage < 0 || a.stage >= stages) refuse(s, here, "expected stages 0 to ", stages - 1, ", found ", text);
-        if (a.microbatch < 0 || a.microbatch >= M) refuse(s, here, "expected microbatches 0 to ", M - 1, ", found ", text);
+        if (a.stage < 0 || a.stage >= stages)
+          refuse(s, here, "expected stages 0 to ", stages - 1, ", found ", text);
+        if (a.microbatch < 0 || a.microbatch >= M)
+          refuse(s, here, "expected microbatches 0 to ", M - 1, ", found ", text);
         if (!s.visits(a.stage, a.microbatch)) {
-          refuse(s, here, text, ": microbatch ", a.microbatch, " does not visit stage ", a.stage, ", only stages ",
-                 s.first_stage(a.microbatch), " to ", s.last_stage(a.microbatch));
+          refuse(s, here, text, ": microbatch ", a.microbatch, " does not visit stage ", a.stage,
+              ", only stages ", s.first_stage(a.microbatch), " to ", s.last_stage(a.microbatch));
         }
-        if (s.rank_of[a.stage] != rank) refuse(s, here, text, " is on rank ", rank, ", but stage ", a.stage, " is on rank ",
-                                               s.rank_of[a.stage]);
+        if (s.rank_of[a.stage] != rank)
+          refuse(s, here, text, " is on rank ", rank, ", but stage ", a.stage, " is on rank ",
+              s.rank_of[a.stage]);
         Seen& all = seen[size_t(a.stage) * M + a.microbatch];
         const auto exclude = [&](Kind other) {
           const Cell there = all[size_t(other)];
           if (there.rank < 0) return;
-          const std::string what = a.kind == other ? " comes a second time" : cat(" beside a ", kind_name(other));
+          const std::string what =
+              a.kind == other ? " comes a second time" : cat(" beside a ", kind_name(other));
           refuse(s, here, text, what, ", the first is cell ", there.index, " of rank ", there.rank);
         };
         exclude(a.kind);
@@ -76,19 +83,21 @@ void check_set(const Schedule& s) {
     }
   }
   for (int stage = 0; stage < stages; ++stage) {
-    for (int m = s.two_directions && stage >= stages / 2 ? M / 2 : 0; m < M && s.visits(stage, m); ++m) {
+    for (int m = s.two_directions && stage >= stages / 2 ? M / 2 : 0; m < M && s.visits(stage, m);
+         ++m) {
       const Seen& all = seen[size_t(stage) * M + m];
       const auto has = [&](Kind kind) { return all[size_t(kind)].rank >= 0; };
-      const char* lacks = !has(Kind::F)                          ? "an F"
-                          : has(Kind::B)                         ? nullptr
-                          : !has(Kind::I) && !has(Kind::W)       ? "a B, or an I and a W"
-                          : !has(Kind::I)                        ? "an I"
-                          : !has(Kind::W)                        ? "a W"
-                                                                 : nullptr;
+      const char* lacks = !has(Kind::F)    ? "an F"
+          : has(Kind::B)                   ? nullptr
+          : !has(Kind::I) && !has(Kind::W) ? "a B, or an I and a W"
+          : !has(Kind::I)                  ? "an I"
+          : !has(Kind::W)                  ? "a W"
+                                           : nullptr;
       if (!lacks) continue;
       Cell near{s.rank_of[stage], 0};
       for (const Cell& cell : all) near.index = std::max(near.index, cell.index);
-      refuse(s, {near}, "microbatch ", m, " lacks ", lacks, " at stage ", stage, " on rank ", near.rank);
+      refuse(s, {near}, "microbatch ", m, " lacks ", lacks, " at stage ", stage, " on rank ",
+          near.rank);
     }
   }
 }
@@ -100,8 +109,8 @@ void refuse_stuck(const Schedule& s, const std::vector<Stuck>& stuck, const char
   for (const Stuck& rank : stuck) {
     marks.push_back({rank.rank, rank.index});
     if (marks.size() > 4) continue;
-    waits += cat("; rank ", rank.rank, " at ", to_string(s.ranks[rank.rank][rank.index]), " (cell ", rank.index, ") waits for ",
-                 to_string(rank.missing));
+    waits += cat("; rank ", rank.rank, " at ", to_string(s.ranks[rank.rank][rank.index]), " (cell ",
+        rank.index, ") waits for ", to_string(rank.missing));
   }
   if (marks.size() > 4) waits += cat("; and ", marks.size() - 4, " ranks more");
   refuse(s, marks, what, waits);
@@ -111,19 +120,22 @@ Usage count(const Schedule& s) {
   Usage usage{std::vector<int>(s.pp, 0), std::vector<int>(s.pp, 0)};
   const int half = s.microbatches / 2;
   std::vector<bool> done(size_t(s.stages()) * s.microbatches, false);
-  std::vector<std::array<int, 2>> next(s.stages(), {0, half});  // per stage and half: the microbatch whose W is due
+  // per stage and half: the microbatch whose W is due
+  std::vector<std::array<int, 2>> next(s.stages(), {0, half});
   for (int rank = 0; rank < s.pp; ++rank) {
     int live = 0;
     for (const Action& action : s.ranks[rank]) {
       for_parts(action, [&](const Action& a) {
         const auto is_done = [&](int m) { return done[size_t(a.stage) * s.microbatches + m]; };
-        if (a.kind == Kind::F) usage.peak_activations[rank] = std::max(usage.peak_activations[rank], ++live);
+        if (a.kind == Kind::F)
+          usage.peak_activations[rank] = std::max(usage.peak_activations[rank], ++live);
         if (a.kind != Kind::W && a.kind != Kind::B) return;
         const int which = s.second_half(a.microbatch);
         int& due = next[a.stage][which];
         if (a.microbatch != due) ++usage.held_w[rank];
         is_done(a.microbatch) = true;
-        for (const int end = which ? s.microbatches : half; due < end && is_done(due); ++due) --live;
+        for (const int end = which ? s.microbatches : half; due < end && is_done(due); ++due)
+          --live;
       });
     }
   }

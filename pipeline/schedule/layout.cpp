@@ -10,8 +10,7 @@
 
 namespace duet {
 
-template <class Rank>
-static std::vector<int> list(int n, Rank rank) {
+template <class Rank> static std::vector<int> list(int n, Rank rank) {
   std::vector<int> ranks;
   for (int i = 0; i < n; ++i) ranks.push_back(rank(i));
   return ranks;
@@ -37,20 +36,23 @@ static std::vector<int64_t> parse_split(const std::string& split, int64_t layers
     int64_t n = 0;
     const auto [stop, error] = std::from_chars(item.data(), item.data() + item.size(), n);
     require(error == std::errc() && stop == item.data() + item.size() && n >= 1 && n <= layers,
-            "--split: found '", item, "', allowed: whole numbers of layers, 1 to ", layers);
+        "--split: found '", item, "', allowed: whole numbers of layers, 1 to ", layers);
     bounds.push_back(bounds.back() + n);
   }
-  require(int(bounds.size()) == stages + 1 && bounds.back() == layers, "--split: found ", bounds.size() - 1, " parts of ",
-          bounds.back(), " layers in all, allowed: ", stages, " parts of ", layers, " layers");
+  require(int(bounds.size()) == stages + 1 && bounds.back() == layers, "--split: found ",
+      bounds.size() - 1, " parts of ", bounds.back(), " layers in all, allowed: ", stages,
+      " parts of ", layers, " layers");
   return bounds;
 }
 
-std::vector<int64_t> split_layers(const ModelConfig& c, int64_t seq_len, int stages, const std::string& split) {
-  require(stages <= c.n_layers, "--pp: found ", stages, " stages, allowed: at most one for each of the model's ", c.n_layers,
-          " layers");
+std::vector<int64_t> split_layers(
+    const ModelConfig& c, int64_t seq_len, int stages, const std::string& split) {
+  require(stages <= c.n_layers, "--pp: found ", stages,
+      " stages, allowed: at most one for each of the model's ", c.n_layers, " layers");
   if (!split.empty()) return parse_split(split, c.n_layers, stages);
   std::vector<double> up_to(size_t(c.n_layers) + 1);  // cost of the first l layers
-  for (int64_t l = 0; l < c.n_layers; ++l) up_to[size_t(l) + 1] = up_to[size_t(l)] + c.layer_flops_per_token(l, seq_len);
+  for (int64_t l = 0; l < c.n_layers; ++l)
+    up_to[size_t(l) + 1] = up_to[size_t(l)] + c.layer_flops_per_token(l, seq_len);
   up_to.back() += c.head_flops_per_token();
 
   // largest[s][l]: the smallest possible largest part when the first l layers are cut into s parts.

@@ -1,7 +1,8 @@
 // Layout: who is who among the ranks, and which layers a stage has.
 //
-// World size = dp x pp. Rank = pp_rank * dp + dp_rank: the ranks of one stage, which reduce gradients among themselves (and
-// exchange tokens, where experts are sharded), are neighbours. Read next: job.h.
+// World size = dp x pp. Rank = pp_rank * dp + dp_rank: the ranks of one stage, which reduce
+// gradients among themselves (and exchange tokens, where experts are sharded), are neighbours. Read
+// next: job.h.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -13,20 +14,25 @@ namespace duet {
 
 struct Layout {
   int dp = 1, pp = 1;
-  int ep = 1;  // divides dp: the experts are spread over ep neighbours among the data-parallel ranks
+  // divides dp: the experts are spread over ep neighbours among the data-parallel ranks
+  int ep = 1;
   int world() const { return dp * pp; }
   int dp_rank(int rank) const { return rank % dp; }
   int pp_rank(int rank) const { return rank / dp; }
   int rank(int pp_rank, int dp_rank) const { return pp_rank * dp + dp_rank; }
   std::vector<int> pipeline_of(int rank) const;  // the ranks with the same dp_rank, by pp_rank
   std::vector<int> replicas_of(int rank) const;  // the ranks with the same pp_rank, by dp_rank
-  std::vector<int> experts_of(int rank) const;   // of these, the ones that together have all experts
-  std::vector<int> expert_replicas_of(int rank) const;  // of these, the ones that have the same experts
+  // of these, the ones that together have all experts
+  std::vector<int> experts_of(int rank) const;
+  // of these, the ones that have the same experts
+  std::vector<int> expert_replicas_of(int rank) const;
 };
 
-// Cuts the layers into `stages` consecutive parts, at least one layer each: [stages + 1] boundaries. By the GEMM work of a
-// token, the head counted, so that the largest part is as small as possible (of equal ones the earlier parts are the larger);
-// or as `split` says, "3,4,4,3". Throws UsageError that names --split or --pp.
-std::vector<int64_t> split_layers(const ModelConfig& config, int64_t seq_len, int stages, const std::string& split);
+// Cuts the layers into `stages` consecutive parts, at least one layer each: [stages + 1]
+// boundaries. By the GEMM work of a token, the head counted, so that the largest part is as small
+// as possible (of equal ones the earlier parts are the larger); or as `split` says, "3,4,4,3".
+// Throws UsageError that names --split or --pp.
+std::vector<int64_t> split_layers(
+    const ModelConfig& config, int64_t seq_len, int stages, const std::string& split);
 
 }  // namespace duet

@@ -5,7 +5,8 @@
 
 namespace duet {
 
-std::vector<Stuck> sweep(const Schedule& s, const std::function<std::optional<Action>(int rank, int index)>& act) {
+std::vector<Stuck> sweep(
+    const Schedule& s, const std::function<std::optional<Action>(int rank, int index)>& act) {
   std::vector<int> position(size_t(s.pp), 0);
   std::vector<Stuck> stuck;
   const auto advance = [&](int rank) {
@@ -26,7 +27,8 @@ std::vector<Stuck> sweep(const Schedule& s, const std::function<std::optional<Ac
   return stuck;
 }
 
-std::vector<Stuck> run_list(const Schedule& s, const std::function<void(int rank, int index)>& visit) {
+std::vector<Stuck> run_list(
+    const Schedule& s, const std::function<void(int rank, int index)>& visit) {
   std::vector<bool> made(size_t(2) * s.stages() * s.microbatches, false);  // [products]
   return sweep(s, [&](int rank, int index) {
     const Action& action = s.ranks[rank][index];

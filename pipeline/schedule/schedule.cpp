@@ -12,7 +12,8 @@
 namespace duet {
 namespace {
 
-constexpr int kLargest = 1 << 20;  // of a stage or microbatch number in a file: a typing error, not a schedule
+// of a stage or microbatch number in a file: a typing error, not a schedule
+constexpr int kLargest = 1 << 20;
 
 std::vector<Action> read_row(const std::string& line, const std::string& where) {
   std::vector<Action> row;
@@ -22,19 +23,24 @@ std::vector<Action> read_row(const std::string& line, const std::string& where) 
     ++column;
     if (cell.find_first_not_of(" \t\r") == cell.npos) continue;
     const auto action = parse_action(cell);
-    require(action.has_value(), where, ", cell ", column, ": expected an action such as 0F1, 2I0, 2W0, 2B0 or ",
-            "(0F1;7B0)OVERLAP_F_B, found ", cell);
-    require(!action->is_comm(), where, ", cell ", column, ": found ", cell, "; leave sends and receives out, duet adds them");
-    const int largest = std::max({action->stage, action->microbatch, action->b_stage, action->b_microbatch});
-    require(largest < kLargest, where, ", cell ", column, ": expected numbers below ", kLargest, ", found ", cell);
+    require(action.has_value(), where, ", cell ", column,
+        ": expected an action such as 0F1, 2I0, 2W0, 2B0 or ", "(0F1;7B0)OVERLAP_F_B, found ",
+        cell);
+    require(!action->is_comm(), where, ", cell ", column, ": found ", cell,
+        "; leave sends and receives out, duet adds them");
+    const int largest =
+        std::max({action->stage, action->microbatch, action->b_stage, action->b_microbatch});
+    require(largest < kLargest, where, ", cell ", column, ": expected numbers below ", kLargest,
+        ", found ", cell);
     row.push_back(*action);
   }
   return row;
 }
 
-// Stages are where their actions stand. In a schedule of two directions every microbatch of the second half visits the second
-// half of the stages and none of the first; in one direction half of all actions do. A few wrong cells must not change how
-// the rest is read (the checker is to name them), hence three quarters.
+// Stages are where their actions stand. In a schedule of two directions every microbatch of the
+// second half visits the second half of the stages and none of the first; in one direction half of
+// all actions do. A few wrong cells must not change how the rest is read (the checker is to name
+// them), hence three quarters.
 void infer_placement(Schedule& s) {
   for (int rank = 0; rank < s.pp; ++rank) {
     for (const Action& action : s.ranks[rank]) {
@@ -59,10 +65,9 @@ void infer_placement(Schedule& s) {
 }  // namespace
 
 const std::vector<ScheduleKind>& schedule_kinds() {
-  static const std::vector<ScheduleKind> kinds = {
-      {"gpipe", "GPipe", gpipe}, {"1f1b", "1F1B", one_f_one_b},
-      {"interleaved", "Interleaved 1F1B", interleaved}, {"zb1p", "ZB1P", zb1p},
-      {"zbv", "ZBV", zbv}, {"dualpipe", "DualPipe", dualpipe},
+  static const std::vector<ScheduleKind> kinds = {{"gpipe", "GPipe", gpipe},
+      {"1f1b", "1F1B", one_f_one_b}, {"interleaved", "Interleaved 1F1B", interleaved},
+      {"zb1p", "ZB1P", zb1p}, {"zbv", "ZBV", zbv}, {"dualpipe", "DualPipe", dualpipe},
       {"dualpipev", "DualPipeV", dualpipev}};
   return kinds;
 }
@@ -72,20 +77,22 @@ Schedule make_schedule(const std::string& name, const ScheduleSize& size) {
     std::ifstream file(name);
     require(file.good(), "--schedule: cannot open ", name);
     Schedule s = read_csv(file, name);
-    require(size.pp == 0 || size.pp == s.pp, "--pp: ", name, " has ", s.pp, " ranks, found ", size.pp);
-    require(size.microbatches == 0 || size.microbatches == s.microbatches, "--microbatches: ", name, " has ", s.microbatches,
-            ", found ", size.microbatches);
+    require(
+        size.pp == 0 || size.pp == s.pp, "--pp: ", name, " has ", s.pp, " ranks, found ", size.pp);
+    require(size.microbatches == 0 || size.microbatches == s.microbatches, "--microbatches: ", name,
+        " has ", s.microbatches, ", found ", size.microbatches);
     return s;
   }
   require(size.pp >= 1 && size.pp <= 4096, "--pp: expected 1 to 4096 ranks, found ", size.pp);
-  require(size.microbatches >= 1 && size.microbatches <= kLargest, "--microbatches: expected 1 to ", kLargest, ", found ",
-          size.microbatches);
+  require(size.microbatches >= 1 && size.microbatches <= kLargest, "--microbatches: expected 1 to ",
+      kLargest, ", found ", size.microbatches);
   std::string names;
   for (const ScheduleKind& kind : schedule_kinds()) {
     if (name == kind.name) return kind.make(size);
     names += cat(kind.name, ", ");
   }
-  throw UsageError(cat("--schedule: expected ", names, "or a file that ends in .csv, found ", name));
+  throw UsageError(
+      cat("--schedule: expected ", names, "or a file that ends in .csv, found ", name));
 }
 
 Schedule read_csv(std::istream& in, const std::string& name) {
@@ -95,16 +102,19 @@ Schedule read_csv(std::istream& in, const std::string& name) {
   for (std::string line; std::getline(in, line);) {
     const std::string where = cat(name, ":", ++line_number);
     if (!line.empty() && line.back() == '\r') line.pop_back();
-    if (!line.starts_with("#") && line.find_first_not_of(" \t") != line.npos) s.ranks.push_back(read_row(line, where));
+    if (!line.starts_with("#") && line.find_first_not_of(" \t") != line.npos)
+      s.ranks.push_back(read_row(line, where));
   }
   s.pp = int(s.ranks.size());
   for (const auto& row : s.ranks) {
-    for (const Action& a : row) s.microbatches = std::max({s.microbatches, a.microbatch + 1, a.b_microbatch + 1});
+    for (const Action& a : row)
+      s.microbatches = std::max({s.microbatches, a.microbatch + 1, a.b_microbatch + 1});
   }
   require(s.microbatches > 0, name, ": expected one row of actions for each rank, found none");
   infer_placement(s);
   for (int stage = 0; stage < s.stages(); ++stage)
-    require(s.rank_of[stage] >= 0, name, ": stage ", stage, " is missing: no row has an action of it");
+    require(
+        s.rank_of[stage] >= 0, name, ": stage ", stage, " is missing: no row has an action of it");
   return s;
 }
 

@@ -1,16 +1,20 @@
 // A schedule is plain data: for every rank, the list of what it does, in order.
 //
-// The same list is read by the checker (checker.h), the simulator (simulator.h), the painters (insight/paint.h) and the
-// executor. It holds no time: an action starts when the one before it on its rank and the data it needs are done.
+// The same list is read by the checker (checker.h), the simulator (simulator.h), the painters
+// (insight/paint.h) and the executor. It holds no time: an action starts when the one before it on
+// its rank and the data it needs are done.
 //
-// Stages are *virtual stages*, numbered in the order in which a microbatch visits them; rank_of[stage] says who runs each.
-//   one direction    every microbatch visits stages 0 .. S-1; stage s computes the s-th of S parts of the model
-//   two directions   (DualPipe) microbatches 0 .. M/2-1 visit stages 0 .. S/2-1, microbatches M/2 .. M-1 visit S/2 .. S-1;
-//                    stages s and S/2+s compute the same s-th of S/2 parts: two copies of its weights, on mirrored ranks
+// Stages are *virtual stages*, numbered in the order in which a microbatch visits them;
+// rank_of[stage] says who runs each.
+//   one direction    every microbatch visits stages 0 .. S-1; stage s computes the s-th of S parts
+//                    of the model
+//   two directions   (DualPipe) microbatches 0 .. M/2-1 visit stages 0 .. S/2-1, microbatches M/2
+//                    .. M-1 visit S/2 .. S-1; stages s and S/2+s compute the same s-th of S/2
+//                    parts: two copies of its weights, on mirrored ranks
 //
-// Files are PyTorch's pipelining CSV: one row a rank, one cell an action, empty cells skipped. Who runs a stage is seen from
-// the rows, and the directions from the (stage, microbatch) set: DualPipe and a V share their stage numbers and differ in
-// that.
+// Files are PyTorch's pipelining CSV: one row a rank, one cell an action, empty cells skipped. Who
+// runs a stage is seen from the rows, and the directions from the (stage, microbatch) set: DualPipe
+// and a V share their stage numbers and differ in that.
 //
 // Read next: schedules/dualpipe.cpp, the one to know; checker.h.
 #pragma once
@@ -32,12 +36,18 @@ struct Schedule {
   std::vector<std::vector<Action>> ranks;  // [pp], each any length
 
   int stages() const { return int(rank_of.size()); }
-  int model_stages() const { return two_directions ? stages() / 2 : stages(); }  // parts the model is cut into
-  int model_stage(int stage) const { return stage % model_stages(); }            // which of them `stage` computes
+  // parts the model is cut into
+  int model_stages() const { return two_directions ? stages() / 2 : stages(); }
+  // which of them `stage` computes
+  int model_stage(int stage) const { return stage % model_stages(); }
   int weight_copies() const { return two_directions ? 2 : 1; }
-  double stage_share() const { return double(pp) / model_stages(); }  // a stage as a part of a pp-th of the model
-  int second_half(int microbatch) const { return microbatch >= microbatches / 2; }  // 0 or 1: gradients are summed in halves
-  int first_stage(int microbatch) const { return two_directions && second_half(microbatch) ? stages() / 2 : 0; }
+  // a stage as a part of a pp-th of the model
+  double stage_share() const { return double(pp) / model_stages(); }
+  // 0 or 1: gradients are summed in halves
+  int second_half(int microbatch) const { return microbatch >= microbatches / 2; }
+  int first_stage(int microbatch) const {
+    return two_directions && second_half(microbatch) ? stages() / 2 : 0;
+  }
   int last_stage(int microbatch) const { return first_stage(microbatch) + model_stages() - 1; }
   bool visits(int stage, int microbatch) const {
     return stage >= first_stage(microbatch) && stage <= last_stage(microbatch);
@@ -57,8 +67,9 @@ struct ScheduleKind {
 };
 const std::vector<ScheduleKind>& schedule_kinds();  // in the order of their publication
 
-// From a generator's name or from a file (whatever ends in .csv). For a file, sizes that are not 0 must be the file's. Throws
-// UsageError for an unknown name and for sizes the schedule does not exist for. What comes from a file is not checked yet.
+// From a generator's name or from a file (whatever ends in .csv). For a file, sizes that are not 0
+// must be the file's. Throws UsageError for an unknown name and for sizes the schedule does not
+// exist for. What comes from a file is not checked yet.
 Schedule make_schedule(const std::string& name, const ScheduleSize& size);
 
 Schedule read_csv(std::istream& in, const std::string& name);

@@ -29,14 +29,17 @@ Costs parse_costs(const std::string& text) {
     const size_t equal = std::min(item.find('='), item.size());
     const std::string name = item.substr(0, equal);
     double value = 0;
-    const char *stop = item.data() + item.size(), *start = std::min<const char*>(item.data() + equal + 1, stop);
+    const char *stop = item.data() + item.size(),
+               *start = std::min<const char*>(item.data() + equal + 1, stop);
     const auto [read, error] = std::from_chars(start, stop, value);
     const bool known = name == "F" || name == "I" || name == "W" || name == "FB";
     const bool good = error == std::errc{} && read == stop && std::isfinite(value) && value > 0;
     require(known && good && given.emplace(name, value).second,
-            "--cost: expected positive costs such as F=1,I=1,W=1,FB=2.4, each once, found ", item);
+        "--cost: expected positive costs such as F=1,I=1,W=1,FB=2.4, each once, found ", item);
   }
-  const auto cost = [&](const char* name, double otherwise) { return given.contains(name) ? given[name] : otherwise; };
+  const auto cost = [&](const char* name, double otherwise) {
+    return given.contains(name) ? given[name] : otherwise;
+  };
   Costs costs{cost("F", 1), cost("I", 1), cost("W", 1)};
   costs.FB = cost("FB", costs.F + costs.B());
   return costs;
@@ -53,7 +56,9 @@ Timing simulate(const Schedule& s, const Costs& costs) {
     const Action& action = s.ranks[rank][index];
     double start = free_at[rank];
     for_parts(action, [&](const Action& part) {
-      for_needs(s, part, [&](Kind kind, int stage, int m) { start = std::max(start, made_at[product(s, kind, stage, m)]); });
+      for_needs(s, part, [&](Kind kind, int stage, int m) {
+        start = std::max(start, made_at[product(s, kind, stage, m)]);
+      });
     });
     const double cost = costs.of(action), end = start + cost;
     for_parts(action, [&](const Action& part) {
@@ -65,7 +70,8 @@ Timing simulate(const Schedule& s, const Costs& costs) {
     timing.makespan = std::max(timing.makespan, end);
   });
   DUET_CHECK(stuck.empty(), "simulate: ", s.name, " deadlocks; the checker comes first");
-  for (int rank = 0; rank < s.pp; ++rank) timing.bubble_fraction.push_back(std::max(0.0, 1 - busy[rank] / timing.makespan));
+  for (int rank = 0; rank < s.pp; ++rank)
+    timing.bubble_fraction.push_back(std::max(0.0, 1 - busy[rank] / timing.makespan));
   return timing;
 }
 

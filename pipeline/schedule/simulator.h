@@ -1,8 +1,9 @@
 // The simulator: runs a schedule against costs and says when everything happens.
 //
-// Each action takes a fixed time, messages take none, a rank does one action at a time, in its list's order, as early as it
-// can. That is the model in which papers state their bubbles; what a real run adds (latency, uneven stages) is seen in its
-// trace. Units: any; the text speaks of F = 1.
+// Each action takes a fixed time, messages take none, a rank does one action at a time, in its
+// list's order, as early as it can. That is the model in which papers state their bubbles; what a
+// real run adds (latency, uneven stages) is seen in its trace. Units: any; the text speaks of F =
+// 1.
 //
 // Read next: schedule_command.h, where it meets the user.
 #pragma once
@@ -25,7 +26,8 @@ struct Costs {
   Costs scaled(double factor) const { return {F * factor, I * factor, W * factor, FB * factor}; }
 };
 
-// "F=1,I=1,W=1,FB=2.4", any of them in any order; the rest are 1, and FB is F + I + W. Throws UsageError.
+// "F=1,I=1,W=1,FB=2.4", any of them in any order; the rest are 1, and FB is F + I + W. Throws
+// UsageError.
 Costs parse_costs(const std::string& text);
 
 struct Span {
@@ -33,12 +35,13 @@ struct Span {
 };
 
 struct Timing {
-  double makespan = 0;                    // from 0 to the last end
-  std::vector<std::vector<Span>> spans;   // [pp], as schedule.ranks
-  std::vector<double> bubble_fraction;    // [pp]: the part of the makespan in which the rank idles
+  double makespan = 0;                   // from 0 to the last end
+  std::vector<std::vector<Span>> spans;  // [pp], as schedule.ranks
+  std::vector<double> bubble_fraction;   // [pp]: the part of the makespan in which the rank idles
   double idle(int rank) const { return makespan * bubble_fraction[rank]; }
   double bubble() const {  // mean over ranks
-    return std::accumulate(bubble_fraction.begin(), bubble_fraction.end(), 0.0) / bubble_fraction.size();
+    return std::accumulate(bubble_fraction.begin(), bubble_fraction.end(), 0.0) /
+        bubble_fraction.size();
   }
 };
 

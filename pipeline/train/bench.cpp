@@ -34,9 +34,12 @@ void bench_command(const BenchOptions& b, std::ostream& out) {
   });
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
-  out << Json::object({{"trainer", "duet"}, {"preset", b.preset}, {"device", device_name}, {"threads", b.threads},
-                       {"parameters", job.config.parameters()}, {"tokens", last.tokens}, {"step_ms", median * 1e3},
-                       {"tokens_per_s", double(last.tokens) / median}, {"gflops", double(last.flops) / median * 1e-9}}).dump()
+  out << Json::object({{"trainer", "duet"}, {"preset", b.preset}, {"device", device_name},
+                          {"threads", b.threads}, {"parameters", job.config.parameters()},
+                          {"tokens", last.tokens}, {"step_ms", median * 1e3},
+                          {"tokens_per_s", double(last.tokens) / median},
+                          {"gflops", double(last.flops) / median * 1e-9}})
+             .dump()
       << std::endl;
 }
 

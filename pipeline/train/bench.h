@@ -1,4 +1,5 @@
-// `duet bench`: how fast this machine trains. One JSON line a measurement; scripts/bench.sh puts PyTorch's beside it.
+// `duet bench`: how fast this machine trains. One JSON line a measurement; scripts/bench.sh puts
+// PyTorch's beside it.
 #pragma once
 #include <cstdint>
 #include <iosfwd>

@@ -17,11 +17,12 @@ struct Outcome {
   std::vector<double> loss, norm;  // [steps]
   uint64_t fingerprint = 0;
   double bubble = 0, measured = 0;
-  double activations = 0;           // parts of 1/pp of the model
-  int64_t activation_bytes = 0;     // of the rank with the most
+  double activations = 0;        // parts of 1/pp of the model
+  int64_t activation_bytes = 0;  // of the rank with the most
   int copies = 1;
 
-  // The first step whose bits differ from the reference's; 0 where none does, steps + 1 where only the final state does.
+  // The first step whose bits differ from the reference's; 0 where none does, steps + 1 where only
+  // the final state does.
   int64_t differs(const Outcome& reference) const {
     for (size_t i = 0; i < loss.size(); ++i)
       if (loss[i] != reference.loss[i] || norm[i] != reference.norm[i]) return int64_t(i) + 1;
@@ -51,38 +52,44 @@ Outcome train(const Job& job, Comm& world) {
     o.measured += r.idle / double(job.options.steps);
   }
   o.fingerprint = trainer.fingerprint();
-  DUET_CHECK(trainer.copies_agree(), job.compute.name, ": expected all copies of a parameter to hold the same bits");
+  DUET_CHECK(trainer.copies_agree(), job.compute.name,
+      ": expected all copies of a parameter to hold the same bits");
   for (int64_t bytes : world.gather_values(device->memory(Use::activations).peak))
     o.activation_bytes = std::max(o.activation_bytes, bytes);
   return o;
 }
 
-void print_text(const std::vector<Outcome>& outcomes, const std::string& why_not_timed, std::ostream& out) {
-  out << "schedule       final loss   bits                    bubble  measured  activations      MiB  copies\n";
+void print_text(
+    const std::vector<Outcome>& outcomes, const std::string& why_not_timed, std::ostream& out) {
+  out << "schedule       final loss   bits                    bubble  measured  activations      "
+         "MiB  copies\n";
   for (const Outcome& o : outcomes) {
     const int64_t step = o.differs(outcomes[0]);
     const std::string bits = &o == &outcomes[0] ? "the reference"
-                             : step == 0        ? "identical"
-                             : step > int64_t(o.loss.size()) ? "state differs at the end"
+        : step == 0                             ? "identical"
+        : step > int64_t(o.loss.size())         ? "state differs at the end"
                                                 : cat("differ from step ", step);
     const std::string measured = why_not_timed.empty() ? format("%.1f%%", 100 * o.measured) : "-";
-    out << format("%-14s %-12.8f %-22s %6.1f%% %9s %12.1f %8.1f %7d\n", o.schedule.c_str(), o.loss.back(), bits.c_str(),
-                  100 * o.bubble, measured.c_str(), o.activations, double(o.activation_bytes) / (1 << 20), o.copies);
+    out << format("%-14s %-12.8f %-22s %6.1f%% %9s %12.1f %8.1f %7d\n", o.schedule.c_str(),
+        o.loss.back(), bits.c_str(), 100 * o.bubble, measured.c_str(), o.activations,
+        double(o.activation_bytes) / (1 << 20), o.copies);
   }
   if (!why_not_timed.empty()) out << "measured: - because " << why_not_timed << "\n";
 }
 
-void print_json(const std::vector<Outcome>& outcomes, const std::string& why_not_timed, std::ostream& out) {
+void print_json(
+    const std::vector<Outcome>& outcomes, const std::string& why_not_timed, std::ostream& out) {
   Json rows = Json::array();
   for (const Outcome& o : outcomes) {
     const int64_t step = o.differs(outcomes[0]);
     rows.push(Json::object({{"schedule", o.schedule}, {"final_loss", o.loss.back()},
-                            {"final_loss_hex", format("%a", o.loss.back())},
-                            {"fingerprint", format("%016llx", (unsigned long long)o.fingerprint)}, {"identical", step == 0},
-                            {"first_step_that_differs", step ? Json(step) : Json()}, {"ideal_bubble", o.bubble},
-                            {"measured_bubble", why_not_timed.empty() ? Json(o.measured) : Json()},
-                            {"peak_activations", o.activations}, {"peak_activation_bytes", o.activation_bytes},
-                            {"parameter_copies", o.copies}}));
+        {"final_loss_hex", format("%a", o.loss.back())},
+        {"fingerprint", format("%016llx", (unsigned long long)o.fingerprint)},
+        {"identical", step == 0}, {"first_step_that_differs", step ? Json(step) : Json()},
+        {"ideal_bubble", o.bubble},
+        {"measured_bubble", why_not_timed.empty() ? Json(o.measured) : Json()},
+        {"peak_activations", o.activations}, {"peak_activation_bytes", o.activation_bytes},
+        {"parameter_copies", o.copies}}));
   }
   out << Json::object({{"schedules", rows}, {"why_not_measured", why_not_timed}}).dump(2) << "\n";
 }
@@ -90,7 +97,8 @@ void print_json(const std::vector<Outcome>& outcomes, const std::string& why_not
 }  // namespace
 
 bool compare_command(const CompareOptions& options, std::ostream& out) {
-  require(options.train.steps >= 1, "--steps: found ", options.train.steps, ", allowed: at least 1");
+  require(
+      options.train.steps >= 1, "--steps: found ", options.train.steps, ", allowed: at least 1");
   std::vector<Job> jobs;
   TrainOptions o = options.train;
   o.out.clear();
@@ -102,7 +110,8 @@ bool compare_command(const CompareOptions& options, std::ostream& out) {
     o.schedule = name;
     jobs.push_back(make_job(o));
   }
-  require(!jobs.empty(), "--schedules: found none, allowed: names or CSV files with commas between");
+  require(
+      !jobs.empty(), "--schedules: found none, allowed: names or CSV files with commas between");
 
   std::vector<Outcome> outcomes;
   if (jobs[0].run.transport != Wire::mpi && find_launch().ranks == 1) {
@@ -123,7 +132,8 @@ bool compare_command(const CompareOptions& options, std::ostream& out) {
   });
   if (outcomes.empty()) return true;  // of another MPI process than rank 0, which decides
   (options.train.format == "json" ? print_json : print_text)(outcomes, why_not_timed(jobs[0]), out);
-  return std::all_of(outcomes.begin(), outcomes.end(), [&](const Outcome& x) { return x.differs(outcomes[0]) == 0; });
+  return std::all_of(outcomes.begin(), outcomes.end(),
+      [&](const Outcome& x) { return x.differs(outcomes[0]) == 0; });
 }
 
 }  // namespace duet

@@ -1,12 +1,16 @@
-// The command `duet compare`: trains the same model on the same batches under each schedule, and says whether a bit differs.
+// The command `duet compare`: trains the same model on the same batches under each schedule, and
+// says whether a bit differs.
 //
 //   schedule   final loss  bits       bubble  measured  activations  MiB  copies
 //
-// bits          identical to the first row's in loss, gradient norm and, at the end, every weight and moment; or the first step
-//               at which they differ
-// bubble        of the checker's list with F = I = W = 1 and nothing gained by overlap, mean over ranks
-// measured      time that ranks stood still for messages; `-` where ranks share cores or a GPU, which makes it meaningless
-// activations   the most microbatches that a rank held, in parts of the model of 1/pp, as the checker counts; measured in MiB
+// bits          identical to the first row's in loss, gradient norm and, at the end, every weight
+//               and moment; or the first step at which they differ
+// bubble        of the checker's list with F = I = W = 1 and nothing gained by overlap, mean over
+//               ranks
+// measured      time that ranks stood still for messages; `-` where ranks share cores or a GPU,
+//               which makes it meaningless
+// activations   the most microbatches that a rank held, in parts of the model of 1/pp, as the
+//               checker counts; measured in MiB
 // copies        of the parameters
 //
 // On threads the first row is one rank without a pipeline. Read next: trainer.h.
@@ -19,8 +23,10 @@
 namespace duet {
 
 struct CompareOptions {
-  std::string schedules = "gpipe,1f1b,interleaved,zb1p,zbv,dualpipe,dualpipev";  // names or CSV files
-  TrainOptions train{.preset = "tiny", .steps = 5, .pp = 4};                      // schedule, out and the like are not used
+  // names or CSV files
+  std::string schedules = "gpipe,1f1b,interleaved,zb1p,zbv,dualpipe,dualpipev";
+  // schedule, out and the like are not used
+  TrainOptions train{.preset = "tiny", .steps = 5, .pp = 4};
 };
 
 // Returns whether all bits agree: the command's exit status is 1 otherwise.

@@ -8,10 +8,13 @@
 
 namespace duet {
 
-Executor::Executor(const Schedule& schedule, Comm& pipeline, const Context& context, Stages& stages, bool overlap)
-    : schedule_(schedule), pipeline_(pipeline), context_(context), stages_(stages), overlap_(overlap) {}
+Executor::Executor(
+    const Schedule& schedule, Comm& pipeline, const Context& context, Stages& stages, bool overlap)
+    : schedule_(schedule), pipeline_(pipeline), context_(context), stages_(stages),
+      overlap_(overlap) {}
 
-void Executor::run(std::span<const Action> actions, const std::function<Microbatch(int m)>& tokens) {
+void Executor::run(
+    std::span<const Action> actions, const std::function<Microbatch(int m)>& tokens) {
   waited_ = 0;
   for (const Action& a : actions) {
     act(a, tokens);
@@ -19,22 +22,23 @@ void Executor::run(std::span<const Action> actions, const std::function<Microbat
   }
   for (const Message& m : sending_) m.request.wait();
   sending_.clear();
-  DUET_CHECK(made_.empty() && received_.empty(), "end of a schedule: expected every result used, found ",
-             made_.size() + received_.size(), " left over");
+  DUET_CHECK(made_.empty() && received_.empty(),
+      "end of a schedule: expected every result used, found ", made_.size() + received_.size(),
+      " left over");
 }
 
 void Executor::act(const Action& a, const std::function<Microbatch(int m)>& tokens) {
   const Scope scope(context_.recorder, context_.stream(),
-                    {.name = a.overlapped() ? "pair" : kind_name(a.kind), .lane = "actions", .stage = a.stage,
-                     .microbatch = a.microbatch});
+      {.name = a.overlapped() ? "pair" : kind_name(a.kind),
+          .lane = "actions",
+          .stage = a.stage,
+          .microbatch = a.microbatch});
   if (a.overlapped()) return pair(a, tokens);
   switch (a.kind) {
     case Kind::F: return forward(a, tokens);
     case Kind::I: return backward(a);
     case Kind::W: return stages_.at(a.stage)->backward_weight(a.microbatch);
-    case Kind::B:
-      backward(a);
-      return stages_.at(a.stage)->backward_weight(a.microbatch);
+    case Kind::B: backward(a); return stages_.at(a.stage)->backward_weight(a.microbatch);
     case Kind::SEND_F:
     case Kind::SEND_B: return send(a);
     case Kind::RECV_F:
@@ -44,7 +48,8 @@ void Executor::act(const Action& a, const std::function<Microbatch(int m)>& toke
 
 void Executor::forward(const Action& a, const std::function<Microbatch(int m)>& tokens) {
   Buf x = first(a) ? Buf() : take(Kind::F, a.stage, a.microbatch, a.stage - 1);
-  Buf y = stages_.at(a.stage)->forward(a.microbatch, std::move(x), first(a) || last(a) ? tokens(a.microbatch) : Microbatch());
+  Buf y = stages_.at(a.stage)->forward(
+      a.microbatch, std::move(x), first(a) || last(a) ? tokens(a.microbatch) : Microbatch());
   if (!last(a)) made_[{Kind::F, a.stage, a.microbatch}] = std::move(y);
 }
 
@@ -65,7 +70,7 @@ void Executor::pair(const Action& both, const std::function<Microbatch(int m)>& 
   Buf dy = last(b) ? Buf() : take(Kind::B, b.stage, b.microbatch, b.stage + 1);
   const Microbatch batch = first(f) || last(f) ? tokens(f.microbatch) : Microbatch();
   PairResult result = overlapped_pair({*stages_.at(f.stage), f.microbatch, std::move(x), batch},
-                                      {*stages_.at(b.stage), b.microbatch, std::move(dy)});
+      {*stages_.at(b.stage), b.microbatch, std::move(dy)});
   if (!last(f)) made_[{Kind::F, f.stage, f.microbatch}] = std::move(result.y);
   if (!first(b)) made_[{Kind::B, b.stage, b.microbatch}] = std::move(result.dx);
 }
@@ -75,11 +80,13 @@ Buf Executor::take(Kind kind, int stage, int microbatch, int from_stage) {
   const Key key{kind, from_stage, microbatch};
   if (auto made = made_.extract(key)) return std::move(made.mapped());
   auto message = received_.extract(key);
-  DUET_CHECK(message, "stage ", stage, ", microbatch ", microbatch, ": expected the result of stage ", from_stage,
-             ", found none");
+  DUET_CHECK(message, "stage ", stage, ", microbatch ", microbatch,
+      ": expected the result of stage ", from_stage, ", found none");
   const Scope scope(context_.recorder, context_.stream(),
-                    {.name = kind_name(kind == Kind::F ? Kind::RECV_F : Kind::RECV_B), .lane = "wait", .stage = stage,
-                     .microbatch = microbatch});
+      {.name = kind_name(kind == Kind::F ? Kind::RECV_F : Kind::RECV_B),
+          .lane = "wait",
+          .stage = stage,
+          .microbatch = microbatch});
   const auto begin = std::chrono::steady_clock::now();
   pipeline_.wait(context_.stream(), message.mapped().request);
   waited_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -92,16 +99,18 @@ void Executor::send(const Action& a) {
   DUET_CHECK(made, to_string(a), ": expected its result, found none");
   Message message{std::move(made.mapped()), {}};
   message.request = pipeline_.isend(context_.stream(), message.data, peer_rank(schedule_, a),
-                                    {kind == Kind::F ? Tag::F : Tag::B, a.stage, a.microbatch});
+      {kind == Kind::F ? Tag::F : Tag::B, a.stage, a.microbatch});
   sending_.push_back(std::move(message));
 }
 
 void Executor::receive(const Action& a) {
   const Kind kind = a.kind == Kind::RECV_F ? Kind::F : Kind::B;
   const int from = kind == Kind::F ? a.stage - 1 : a.stage + 1;
-  Message message{context_.device.buffer(context_.tokens(), context_.config.d_model, context_.dtype, Use::messages), {}};
+  Message message{context_.device.buffer(
+                      context_.tokens(), context_.config.d_model, context_.dtype, Use::messages),
+      {}};
   message.request = pipeline_.irecv(context_.stream(), message.data, peer_rank(schedule_, a),
-                                    {kind == Kind::F ? Tag::F : Tag::B, from, a.microbatch});
+      {kind == Kind::F ? Tag::F : Tag::B, from, a.microbatch});
   received_[{kind, from, a.microbatch}] = std::move(message);
 }
 

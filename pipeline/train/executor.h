@@ -1,8 +1,9 @@
 // Executor: carries out one rank's list of a schedule on the rank's stages.
 //
-// It knows no schedule by name: it reads actions, keeps what they make until it is needed, posts the messages where the list
-// says and waits for one only when an action needs it. Messages are asynchronous and tagged with (kind, sender's stage,
-// microbatch), so none queues behind another. Used by one thread, the rank's. Read next: trainer.h.
+// It knows no schedule by name: it reads actions, keeps what they make until it is needed, posts
+// the messages where the list says and waits for one only when an action needs it. Messages are
+// asynchronous and tagged with (kind, sender's stage, microbatch), so none queues behind another.
+// Used by one thread, the rank's. Read next: trainer.h.
 #pragma once
 #include <functional>
 #include <list>
@@ -20,18 +21,22 @@ class Executor {
  public:
   using Stages = std::map<int, std::unique_ptr<Stage>>;  // by virtual stage, those of this rank
 
-  // schedule: only its placement is read here. pipeline: the group of the pp ranks, numbered by pp rank.
-  // overlap: whether the chunks of a pair are interleaved (overlap.h), or run one after the other.
-  Executor(const Schedule& schedule, Comm& pipeline, const Context& context, Stages& stages, bool overlap);
+  // schedule: only its placement is read here. pipeline: the group of the pp ranks, numbered by pp
+  // rank. overlap: whether the chunks of a pair are interleaved (overlap.h), or run one after the
+  // other.
+  Executor(const Schedule& schedule, Comm& pipeline, const Context& context, Stages& stages,
+      bool overlap);
 
-  // Runs a list with its sends and receives (add_comms.h). tokens(m): the microbatch's tokens, asked by first and last stages.
-  // A list without backwards leaves activations: the caller drops them.
+  // Runs a list with its sends and receives (add_comms.h). tokens(m): the microbatch's tokens,
+  // asked by first and last stages. A list without backwards leaves activations: the caller drops
+  // them.
   void run(std::span<const Action> actions, const std::function<Microbatch(int m)>& tokens);
 
   double waited() const { return waited_; }  // seconds the last run stood still for messages
 
  private:
-  using Key = std::tuple<Kind, int, int>;  // what an action made or needs: F or B, stage, microbatch
+  // what an action made or needs: F or B, stage, microbatch
+  using Key = std::tuple<Kind, int, int>;
   struct Message {
     Buf data;  // [tokens, d_model]
     Request request;

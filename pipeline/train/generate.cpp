@@ -15,7 +15,9 @@ namespace duet {
 int32_t sample_token(std::span<const float> logits, const SampleOptions& o, double draw) {
   std::vector<int32_t> ids(logits.size());
   std::iota(ids.begin(), ids.end(), 0);
-  const auto likelier = [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
+  const auto likelier = [&](int32_t a, int32_t b) {
+    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
+  };
   const size_t kept = o.top_k > 0 ? std::min(size_t(o.top_k), ids.size()) : ids.size();
   std::partial_sort(ids.begin(), ids.begin() + ptrdiff_t(kept), ids.end(), likelier);
   if (o.temperature == 0) return ids[0];
@@ -27,13 +29,15 @@ int32_t sample_token(std::span<const float> logits, const SampleOptions& o, doub
   return ids[std::min(i, kept - 1)];
 }
 
-void generate(Trainer& trainer, const Tokenizer& tokenizer, const SampleOptions& o, std::ostream& out) {
+void generate(
+    Trainer& trainer, const Tokenizer& tokenizer, const SampleOptions& o, std::ostream& out) {
   std::vector<int32_t> ids = tokenizer.encode(o.prompt);
   std::mt19937_64 random(o.seed);
   out << o.prompt << std::flush;
   for (int64_t i = 0; i < o.tokens; ++i) {
     const std::vector<float> logits = trainer.next_token_logits(ids);
-    const size_t known = std::min(logits.size(), size_t(tokenizer.vocab_size()));  // a model's vocabulary may be padded
+    // a model's vocabulary may be padded
+    const size_t known = std::min(logits.size(), size_t(tokenizer.vocab_size()));
     const double draw = double(random() >> 11) * 0x1p-53;
     ids.push_back(sample_token(std::span(logits).first(known), o, draw));
     out << tokenizer.decode(std::span(ids).last(1)) << std::flush;
@@ -45,7 +49,8 @@ void generate_command(const GenerateOptions& g, std::ostream& out) {
   const SampleOptions& s = g.sample;
   require(!s.prompt.empty(), "--prompt: found nothing, allowed: at least one character");
   require(s.tokens >= 0, "--tokens: found ", s.tokens, ", allowed: at least 0");
-  require(s.temperature >= 0 && std::isfinite(s.temperature), "--temperature: found ", s.temperature, ", allowed: at least 0");
+  require(s.temperature >= 0 && std::isfinite(s.temperature), "--temperature: found ",
+      s.temperature, ", allowed: at least 0");
   require(s.top_k >= 0, "--top-k: found ", s.top_k, ", allowed: at least 0 (0: all)");
   TrainOptions o;
   o.device = g.device;
@@ -59,7 +64,7 @@ void generate_command(const GenerateOptions& g, std::ostream& out) {
   }
   const std::string dir = newest_checkpoint(g.from);
   require(g.from.empty() || !dir.empty(), "--from: found no checkpoint in ", g.from,
-          ", allowed: a run's folder or a checkpoint");
+      ", allowed: a run's folder or a checkpoint");
   if (!dir.empty()) {
     o.init = dir;
     o.seq_len = Json::load(dir + "/config.json").at("max_position_embeddings").integer(1);
@@ -67,8 +72,8 @@ void generate_command(const GenerateOptions& g, std::ostream& out) {
   }
   const Job job = make_job(o);
   const Tokenizer tokenizer = g.tokenizer.empty() ? Tokenizer() : Tokenizer(g.tokenizer);
-  require(tokenizer.vocab_size() <= job.config.vocab_size, "--tokenizer: found ", tokenizer.vocab_size(),
-          " tokens, allowed: at most the model's ", job.config.vocab_size);
+  require(tokenizer.vocab_size() <= job.config.vocab_size, "--tokenizer: found ",
+      tokenizer.vocab_size(), " tokens, allowed: at most the model's ", job.config.vocab_size);
   if (!dir.empty()) check_checkpoint(dir, job.config);
   run_ranks(job.run, [&](Comm& world) {
     const std::unique_ptr<Device> device = make_device(job, world.rank());

@@ -1,5 +1,5 @@
-// `duet generate`: prompt in, text out. There is no key-value cache: duet is a trainer, and every token is a forward of the
-// whole context. Read next: trainer.h.
+// `duet generate`: prompt in, text out. There is no key-value cache: duet is a trainer, and every
+// token is a forward of the whole context. Read next: trainer.h.
 #pragma once
 #include <iosfwd>
 #include <string>
@@ -18,14 +18,17 @@ struct SampleOptions {
   uint64_t seed = 0;
 };
 
-// The token to follow, given the logits of the last one; `draw` in [0, 1). Of equal logits the lower id comes first.
+// The token to follow, given the logits of the last one; `draw` in [0, 1). Of equal logits the
+// lower id comes first.
 int32_t sample_token(std::span<const float> logits, const SampleOptions& options, double draw);
 
 // Writes the prompt and then token after token as it comes.
-void generate(Trainer& trainer, const Tokenizer& tokenizer, const SampleOptions& options, std::ostream& out);
+void generate(
+    Trainer& trainer, const Tokenizer& tokenizer, const SampleOptions& options, std::ostream& out);
 
 struct GenerateOptions {
-  std::string from;       // a run's folder or a checkpoint; empty: a small model trained on the spot
+  // a run's folder or a checkpoint; empty: a small model trained on the spot
+  std::string from;
   std::string tokenizer;  // llm.c's tokenizer .bin; empty: bytes
   std::string device;
   int64_t threads = 0;

@@ -5,56 +5,70 @@
 #include <filesystem>
 #include <thread>
 
-#include "pipeline/schedule/add_comms.h"
 #include "pipeline/checkpoint/checkpoint.h"
+#include "pipeline/schedule/add_comms.h"
 
 namespace duet {
 
-int64_t Job::global_sequences() const { return layout.dp * options.microbatches * options.micro_batch_size; }
+int64_t Job::global_sequences() const {
+  return layout.dp * options.microbatches * options.micro_batch_size;
+}
 
 // dp follows from the number of MPI processes where there are some.
 static void find_ranks(Job& job) {
   const TrainOptions& o = job.options;
   const Launch launch = find_launch();
-  const bool nccl = o.transport == "nccl", mpi = o.transport == "mpi" || (o.transport != "local" && launch.ranks > 1);
-  require(o.transport != "local" || launch.ranks == 1, "--transport: found local under ", launch.by, ", allowed: mpi");
+  const bool nccl = o.transport == "nccl",
+             mpi = o.transport == "mpi" || (o.transport != "local" && launch.ranks > 1);
+  require(o.transport != "local" || launch.ranks == 1, "--transport: found local under ", launch.by,
+      ", allowed: mpi");
   job.layout.pp = int(o.pp);
   job.layout.dp = int(o.dp ? o.dp : mpi ? std::max<int64_t>(1, launch.ranks / o.pp) : 1);
-  require(!mpi || job.layout.world() == launch.ranks, "--dp, --pp: found ", job.layout.dp, " x ", job.layout.pp,
-          ", allowed: products of ", launch.ranks, ", the number of MPI processes");
+  require(!mpi || job.layout.world() == launch.ranks, "--dp, --pp: found ", job.layout.dp, " x ",
+      job.layout.pp, ", allowed: products of ", launch.ranks, ", the number of MPI processes");
   job.layout.ep = int(o.ep);
-  require(job.layout.dp % job.layout.ep == 0, "--ep: found ", o.ep, ", allowed: divisors of dp = ", job.layout.dp);
+  require(job.layout.dp % job.layout.ep == 0, "--ep: found ", o.ep,
+      ", allowed: divisors of dp = ", job.layout.dp);
   const Wire wire = nccl ? Wire::nccl : mpi ? Wire::mpi : Wire::local;
-  job.run = {.transport = wire, .ranks = job.layout.world(), .timeout = o.comm_timeout,
-             .link = parse_link(o.link, int(o.ranks_per_node))};
+  job.run = {.transport = wire,
+      .ranks = job.layout.world(),
+      .timeout = o.comm_timeout,
+      .link = parse_link(o.link, int(o.ranks_per_node))};
   if (!nccl) return;
-  require(have_nccl(), "--transport: found nccl, allowed: local, mpi (this duet was built without NCCL)");
-  require(o.device == "cuda", "--transport: found nccl with --device cpu, allowed: local, mpi (NCCL moves GPU memory)");
-  require(mpi || job.run.ranks <= cuda_device_count(), "--transport: found nccl with ", job.run.ranks, " ranks and ",
-          cuda_device_count(), " GPUs, allowed: nccl with a GPU for each rank; local, whose ranks share GPUs");
+  require(have_nccl(),
+      "--transport: found nccl, allowed: local, mpi (this duet was built without NCCL)");
+  require(o.device == "cuda",
+      "--transport: found nccl with --device cpu, allowed: local, mpi (NCCL moves GPU memory)");
+  require(mpi || job.run.ranks <= cuda_device_count(), "--transport: found nccl with ",
+      job.run.ranks, " ranks and ", cuda_device_count(),
+      " GPUs, allowed: nccl with a GPU for each rank; local, whose ranks share GPUs");
 }
 
-// Which experts may lie where: slots for experts and replicas, equally many on each expert-parallel rank.
+// Which experts may lie where: slots for experts and replicas, equally many on each expert-parallel
+// rank.
 static void find_balancer(Job& job) {
   const TrainOptions& o = job.options;
   const int64_t experts = job.config.n_routed, slots = experts + o.redundant_experts;
   require(slots % o.ep == 0, o.redundant_experts ? "--redundant-experts: found " : "--ep: found ",
-          o.redundant_experts ? o.redundant_experts : o.ep, ", allowed: --ep dividing ", slots, " = ", experts,
-          " routed experts + ", o.redundant_experts, " redundant");
-  require(slots <= kMaxReplicas, "--redundant-experts: found ", slots, " experts with replicas, allowed: at most ",
-          kMaxReplicas);
-  require(!o.ranks_per_node || o.ep % o.ranks_per_node == 0 || o.ranks_per_node % o.ep == 0, "--ranks-per-node: found ",
-          o.ranks_per_node, ", allowed: divisors and multiples of --ep ", o.ep);
+      o.redundant_experts ? o.redundant_experts : o.ep, ", allowed: --ep dividing ", slots, " = ",
+      experts, " routed experts + ", o.redundant_experts, " redundant");
+  require(slots <= kMaxReplicas, "--redundant-experts: found ", slots,
+      " experts with replicas, allowed: at most ", kMaxReplicas);
+  require(!o.ranks_per_node || o.ep % o.ranks_per_node == 0 || o.ranks_per_node % o.ep == 0,
+      "--ranks-per-node: found ", o.ranks_per_node, ", allowed: divisors and multiples of --ep ",
+      o.ep);
   require(!o.replicas_may_leave_node || o.eplb_policy == "balanced",
-          "--replicas-may-leave-node: found --eplb-policy ", o.eplb_policy, ", allowed: balanced");
+      "--replicas-may-leave-node: found --eplb-policy ", o.eplb_policy, ", allowed: balanced");
   const int64_t nodes = o.ranks_per_node ? std::max<int64_t>(1, o.ep / o.ranks_per_node) : 1;
   job.balancer.shape = {int(experts), int(slots), int(job.config.n_group), int(nodes), int(o.ep)};
-  job.balancer.plan = {o.eplb_policy == "balanced" ? EplbPolicy::balanced : EplbPolicy::deepseek, o.replicas_may_leave_node};
+  job.balancer.plan = {o.eplb_policy == "balanced" ? EplbPolicy::balanced : EplbPolicy::deepseek,
+      o.replicas_may_leave_node};
   job.balancer.interval = int(o.eplb_interval);
   job.balancer.threshold = o.eplb_threshold;
 }
 
-// Each rank goes through its forwards in order of microbatch, then stage: an order in which no rank can wait for ever.
+// Each rank goes through its forwards in order of microbatch, then stage: an order in which no rank
+// can wait for ever.
 static Schedule forwards(const Schedule& s, int microbatches) {
   Schedule f = s;
   f.ranks.assign(s.ranks.size(), {});
@@ -76,13 +90,16 @@ Job make_job(TrainOptions options) {
   job.compute = make_schedule(o.schedule, {int(o.pp), int(o.microbatches), int(o.virtual_stages)});
   job.usage = check(job.compute);
   job.schedule = add_comms(job.compute);
-  job.forward_microbatches = job.compute.two_directions ? int(o.microbatches) / 2 : int(o.microbatches);
+  job.forward_microbatches =
+      job.compute.two_directions ? int(o.microbatches) / 2 : int(o.microbatches);
   job.forward_only = forwards(job.compute, job.forward_microbatches);
   job.layer_bounds = split_layers(job.config, o.seq_len, job.compute.model_stages(), o.split);
 
   job.dataset = load_dataset(o.data, o.seq_len);
-  if (o.init.empty()) job.config.vocab_size = std::max(job.config.vocab_size, job.dataset.vocab_size);
-  job.batches = std::make_unique<BatchSource>(job.dataset, o.seq_len, job.global_sequences(), job.config.vocab_size);
+  if (o.init.empty())
+    job.config.vocab_size = std::max(job.config.vocab_size, job.dataset.vocab_size);
+  job.batches = std::make_unique<BatchSource>(
+      job.dataset, o.seq_len, job.global_sequences(), job.config.vocab_size);
   return job;
 }
 
@@ -90,14 +107,16 @@ std::vector<std::pair<int, int>> message_pairs(const Job& job) {
   const Schedule& s = job.schedule;
   std::vector<std::pair<int, int>> pairs;
   const auto add = [&](int a, int b) {
-    for (int d = 0; d < job.layout.dp && a != b; ++d) pairs.push_back({job.layout.rank(a, d), job.layout.rank(b, d)});
+    for (int d = 0; d < job.layout.dp && a != b; ++d)
+      pairs.push_back({job.layout.rank(a, d), job.layout.rank(b, d)});
   };
   for (int stage = 0; stage < s.stages(); ++stage) {
     const int rank = s.rank_of[size_t(stage)];
     if (stage + 1 < s.stages()) add(rank, s.rank_of[size_t(stage) + 1]);
     if (s.two_directions) add(rank, s.rank_of[size_t((stage + s.stages() / 2) % s.stages())]);
   }
-  if (job.options.redundant_experts || job.options.eplb_interval)  // experts and the gradients of their replicas travel
+  // experts and the gradients of their replicas travel
+  if (job.options.redundant_experts || job.options.eplb_interval)
     for (int r = 0; r < job.layout.world(); ++r)
       for (int other : job.layout.experts_of(r))
         if (r < other) pairs.push_back({r, other});

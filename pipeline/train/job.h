@@ -1,16 +1,17 @@
-// Job: a training job prepared from its options: what every rank of it reads, checked before the first rank starts.
+// Job: a training job prepared from its options: what every rank of it reads, checked before the
+// first rank starts.
 // Read next: trainer.h.
 #pragma once
+#include <thread>
 #include "comm/comm.h"
 #include "data/batch.h"
 #include "data/dataset.h"
 #include "moe/load_monitor.h"
 #include "pipeline/schedule/checker.h"
 #include "pipeline/schedule/layout.h"
-#include <thread>
 
-#include "pipeline/train/options.h"
 #include "pipeline/schedule/schedule.h"
+#include "pipeline/train/options.h"
 
 namespace duet {
 
@@ -19,13 +20,15 @@ struct Job {
   ModelConfig config;
   Layout layout;
   BalancerOptions balancer;
-  RunOptions run;        // transport, ranks, timeout
-  Schedule compute;      // as generated or read
-  Schedule schedule;     // with sends and receives
-  Usage usage;           // what the checker counted
-  Schedule forward_only; // for validation and sampling: microbatches 0 .. forward_microbatches-1, with sends and receives
+  RunOptions run;     // transport, ranks, timeout
+  Schedule compute;   // as generated or read
+  Schedule schedule;  // with sends and receives
+  Usage usage;        // what the checker counted
+  // for validation and sampling: microbatches 0 .. forward_microbatches-1, with sends and receives
+  Schedule forward_only;
   int forward_microbatches = 1;
-  int cores = int(std::thread::hardware_concurrency());  // of this node, before any rank keeps to a few
+  // of this node, before any rank keeps to a few
+  int cores = int(std::thread::hardware_concurrency());
   std::vector<int64_t> layer_bounds;  // [model stages + 1]
   Dataset dataset;
   std::unique_ptr<BatchSource> batches;
@@ -36,13 +39,15 @@ struct Job {
 // Throws UsageError that names the option for whatever does not fit together.
 Job make_job(TrainOptions options);
 
-// The ranks that exchange messages: those with neighbouring stages, and those with two copies of a stage.
+// The ranks that exchange messages: those with neighbouring stages, and those with two copies of a
+// stage.
 std::vector<std::pair<int, int>> message_pairs(const Job& job);
 
 // The rank's device as the options say.
 std::unique_ptr<Device> make_device(const Job& job, int rank);
 int threads_per_rank(const Job& job);
-// Why times of this job's ranks say nothing about a real cluster ("4 ranks share 2 cores"); empty where each has its own cores.
+// Why times of this job's ranks say nothing about a real cluster ("4 ranks share 2 cores"); empty
+// where each has its own cores.
 std::string why_not_timed(const Job& job);
 
 }  // namespace duet

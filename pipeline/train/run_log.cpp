@@ -21,8 +21,8 @@ static void truncate_metrics(const std::string& path, int64_t first_step) {
 }
 
 RunLog::RunLog(const Job& job, Device& device, std::ostream& out, int64_t first_step)
-    : job_(job), options_(job.options), device_(device), out_(out), terminal_(&out == &std::cout && isatty(STDOUT_FILENO)),
-      first_step_(first_step) {
+    : job_(job), options_(job.options), device_(device), out_(out),
+      terminal_(&out == &std::cout && isatty(STDOUT_FILENO)), first_step_(first_step) {
   if (options_.out.empty()) return;
   const std::string path = options_.out + "/metrics.jsonl";
   truncate_metrics(path, first_step);
@@ -32,21 +32,25 @@ RunLog::RunLog(const Job& job, Device& device, std::ostream& out, int64_t first_
 
 RunLog::~RunLog() { clear_progress(); }
 
-static Json metrics_of(const ModelConfig& config, const StepResult& r, std::optional<double> val_loss) {
-  Json j = Json::object({{"step", r.step}, {"loss", r.loss}, {"loss_hex", format("%a", r.loss)}, {"grad_norm", r.grad_norm},
-                         {"grad_norm_hex", format("%a", r.grad_norm)}, {"lr", r.lr}, {"step_ms", r.seconds * 1e3},
-                         {"tokens_per_s", double(r.tokens) / r.seconds}, {"balance_loss", r.balance_loss},
-                         {"bytes_intra", r.traffic.intra}, {"bytes_inter", r.traffic.inter}});
+static Json metrics_of(
+    const ModelConfig& config, const StepResult& r, std::optional<double> val_loss) {
+  Json j = Json::object({{"step", r.step}, {"loss", r.loss}, {"loss_hex", format("%a", r.loss)},
+      {"grad_norm", r.grad_norm}, {"grad_norm_hex", format("%a", r.grad_norm)}, {"lr", r.lr},
+      {"step_ms", r.seconds * 1e3}, {"tokens_per_s", double(r.tokens) / r.seconds},
+      {"balance_loss", r.balance_loss}, {"bytes_intra", r.traffic.intra},
+      {"bytes_inter", r.traffic.inter}});
   if (val_loss) j.set("val_loss", *val_loss);
   if (r.overlap) j.set("overlap", *r.overlap);
   Json layers = Json::array();
   for (const LayerLoad& l : r.loads) {
-    Json layer = Json::object({{"layer", l.layer}, {"tokens_per_expert", Json(l.tokens_per_expert)}});
+    Json layer =
+        Json::object({{"layer", l.layer}, {"tokens_per_expert", Json(l.tokens_per_expert)}});
     if (!l.tokens_per_rank.empty()) layer.set("tokens_per_rank", Json(l.tokens_per_rank));
     layer.set("balancedness", l.balancedness);
     if (const std::optional<Replan>& p = l.replan)
-      layer.set("replan", Json::object({{"before", p->before}, {"predicted", p->predicted}, {"moves", p->moves},
-                                        {"bytes_moved", p->moves * expert_bytes(config)}, {"skipped", p->skipped}}));
+      layer.set("replan",
+          Json::object({{"before", p->before}, {"predicted", p->predicted}, {"moves", p->moves},
+              {"bytes_moved", p->moves * expert_bytes(config)}, {"skipped", p->skipped}}));
     layers.push(std::move(layer));
   }
   return j.set("moe", layers);
@@ -61,15 +65,20 @@ void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
   last_ = metrics_of(job_.config, r, val_loss);
   if (metrics_.is_open()) {
     metrics_ << last_.dump() << std::endl;
-    DUET_CHECK(metrics_.good(), options_.out, "/metrics.jsonl: expected to write a line, found the disk full or the file gone");
+    DUET_CHECK(metrics_.good(), options_.out,
+        "/metrics.jsonl: expected to write a line, found the disk full or the file gone");
   }
-  if (r.step % options_.log_every == 0 || r.step == first_step_ || r.step == options_.steps || val_loss) {
+  if (r.step % options_.log_every == 0 || r.step == first_step_ || r.step == options_.steps ||
+      val_loss) {
     const int width = int(std::to_string(options_.steps).size()) + 1;
-    std::string line = format("step %*lld/%lld | loss %.6f | norm %.4f | lr %.2e | %.2f ms | %.0f tok/s", width,
-                              (long long)r.step, (long long)options_.steps, r.loss, r.grad_norm, r.lr, r.seconds * 1e3, rate);
+    std::string line =
+        format("step %*lld/%lld | loss %.6f | norm %.4f | lr %.2e | %.2f ms | %.0f tok/s", width,
+            (long long)r.step, (long long)options_.steps, r.loss, r.grad_norm, r.lr,
+            r.seconds * 1e3, rate);
     const double peak = device_.peak_flops(options_.dtype == "bf16" ? Dtype::bf16 : Dtype::f32);
     if (peak > 0) line += format(" | mfu %.1f%%", 100 * double(r.flops) / r.seconds / peak);
-    if (job_.layout.world() > 1 && why_not_timed(job_).empty()) line += format(" | idle %.1f%%", 100 * r.idle);
+    if (job_.layout.world() > 1 && why_not_timed(job_).empty())
+      line += format(" | idle %.1f%%", 100 * r.idle);
     if (r.overlap) line += format(" | overlap %.1f%%", 100 * *r.overlap);
     if (job_.layout.ep > 1) line += format(" | balance %.2f", r.balancedness);
     if (val_loss) line += format(" | val %.6f", *val_loss);
@@ -86,21 +95,25 @@ void RunLog::memory_table() {
     if (m.peak == 0) continue;
     std::string line = format("  %-12s %10.1f", use_name(u), double(m.peak) / (1 << 20));
     if (Use(u) == Use::activations)
-      line += cat("  of at most ", job_.usage.peak_activations[size_t(rank)], " microbatches in a stage, the checker says");
+      line += cat("  of at most ", job_.usage.peak_activations[size_t(rank)],
+          " microbatches in a stage, the checker says");
     say(line);
   }
-  say(format("  %-12s %10.1f  taken from the system", "all", double(device_.pool_bytes()) / (1 << 20)));
+  say(format(
+      "  %-12s %10.1f  taken from the system", "all", double(device_.pool_bytes()) / (1 << 20)));
 }
 
 void RunLog::traffic_line() {
   if (job_.layout.world() == 1 || steps_ == 0) return;
   say(format("sent   %.3f MB a step within nodes, %.3f MB between them, all ranks together",
-             1e-6 * double(traffic_.intra) / double(steps_), 1e-6 * double(traffic_.inter) / double(steps_)));
+      1e-6 * double(traffic_.intra) / double(steps_),
+      1e-6 * double(traffic_.inter) / double(steps_)));
 }
 
 void RunLog::json_document(const std::string& checkpoint) {
   if (options_.format != "json") return;
-  out_ << last_.set("checkpoint", checkpoint.empty() ? Json() : Json(checkpoint)).dump(2) << std::endl;
+  out_ << last_.set("checkpoint", checkpoint.empty() ? Json() : Json(checkpoint)).dump(2)
+       << std::endl;
 }
 
 void RunLog::say(const std::string& line) {
@@ -115,7 +128,8 @@ void RunLog::progress(const StepResult& r) {
   const double left = seconds_ / double(r.step - first_step_ + 1) * double(options_.steps - r.step);
   const int filled = int(30 * r.step / options_.steps);
   out_ << '[' << std::string(size_t(filled), '#') << std::string(size_t(30 - filled), '.')
-       << format("] %lld%%, %d:%02d left", (long long)(100 * r.step / options_.steps), int(left) / 60, int(left) % 60)
+       << format("] %lld%%, %d:%02d left", (long long)(100 * r.step / options_.steps),
+              int(left) / 60, int(left) % 60)
        << std::flush;
   progress_shown_ = true;
 }

@@ -4,40 +4,47 @@
 namespace duet {
 
 Stage::Stage(const Context& context, const StageOptions& o)
-    : context_(context), options_(o), moe_(size_t(o.layer_end - o.layer_begin)), saved_(size_t(o.microbatches)) {
+    : context_(context), options_(o), moe_(size_t(o.layer_end - o.layer_begin)),
+      saved_(size_t(o.microbatches)) {
   if (o.embedding) embedding_.emplace(context, params_);
   layers_.reserve(moe_.size());
   for (int64_t l = o.layer_begin; l < o.layer_end; ++l)
-    layers_.emplace_back(context, params_, l, [&](Params& params, const std::string& prefix) -> std::unique_ptr<FeedForward> {
-      if (context.config.dense(l)) return make_dense(context, params, prefix);
-      Moe::Options of_layer = o.moe;
-      of_layer.microbatches = o.microbatches;
-      of_layer.layer = l;
-      if (o.placement) of_layer.placement = o.placement(l);
-      auto moe = std::make_unique<Moe>(context, params, experts_, prefix, of_layer);
-      moe_[size_t(l - o.layer_begin)] = moe.get();
-      return moe;
-    });
+    layers_.emplace_back(context, params_, l,
+        [&](Params& params, const std::string& prefix) -> std::unique_ptr<FeedForward> {
+          if (context.config.dense(l)) return make_dense(context, params, prefix);
+          Moe::Options of_layer = o.moe;
+          of_layer.microbatches = o.microbatches;
+          of_layer.layer = l;
+          if (o.placement) of_layer.placement = o.placement(l);
+          auto moe = std::make_unique<Moe>(context, params, experts_, prefix, of_layer);
+          moe_[size_t(l - o.layer_begin)] = moe.get();
+          return moe;
+        });
   if (o.head) {
     head_.emplace(context, params_);
-    loss_host_ = context.device.host_buffer(o.microbatches, context.tokens(), acc_dtype(context.dtype));
+    loss_host_ =
+        context.device.host_buffer(o.microbatches, context.tokens(), acc_dtype(context.dtype));
   }
   for (Params* set : param_sets()) set->allocate(context.device, context.dtype, o.seed);
 }
 
 Scope Stage::scope(const char* name, int microbatch, int64_t layer) const {
   return Scope(context_.recorder, context_.stream(),
-               {.name = name, .lane = "compute", .stage = options_.index, .microbatch = microbatch,
-                .layer = layer < 0 ? -1 : options_.layer_begin + layer});
+      {.name = name,
+          .lane = "compute",
+          .stage = options_.index,
+          .microbatch = microbatch,
+          .layer = layer < 0 ? -1 : options_.layer_begin + layer});
 }
 
 Stage::Saved& Stage::saved(int microbatch) {
   auto& saved = saved_[size_t(microbatch)];
-  DUET_CHECK(saved, "backward of microbatch ", microbatch, ": expected activations of it, found none");
+  DUET_CHECK(
+      saved, "backward of microbatch ", microbatch, ": expected activations of it, found none");
   return *saved;
 }
 
-// --- forward -----------------------------------------------------------------------------------------------------------------
+// --- forward -------------------------------------------------------------------------------------
 
 Buf Stage::forward(int microbatch, Buf x, const Microbatch& tokens) {
   ForwardPass pass(*this, microbatch, std::move(x), tokens);
@@ -53,7 +60,8 @@ Buf Stage::forward(int microbatch, Buf x, const Microbatch& tokens) {
 Stage::ForwardPass::ForwardPass(Stage& stage, int microbatch, Buf x, const Microbatch& tokens)
     : stage_(stage), microbatch_(microbatch), tokens_(tokens), x_(std::move(x)) {
   auto& saved = stage.saved_[size_t(microbatch)];
-  DUET_CHECK(!saved, "forward of microbatch ", microbatch, ": expected no activations of it, found some");
+  DUET_CHECK(
+      !saved, "forward of microbatch ", microbatch, ": expected no activations of it, found some");
   saved = std::make_unique<Saved>();
   saved->layers.resize(stage.layers());
   if (!stage.embedding_) return;
@@ -105,7 +113,7 @@ Buf Stage::ForwardPass::finish() {
   return Buf();
 }
 
-// --- backward ----------------------------------------------------------------------------------------------------------------
+// --- backward ------------------------------------------------------------------------------------
 
 Buf Stage::backward_input(int microbatch, Buf dy) {
   BackwardPass pass(*this, microbatch, std::move(dy), false);
@@ -119,8 +127,8 @@ Buf Stage::backward_input(int microbatch, Buf dy) {
 }
 
 Stage::BackwardPass::BackwardPass(Stage& stage, int microbatch, Buf dy, bool weights)
-    : stage_(stage), microbatch_(microbatch), weights_(weights && stage.weight_is_due(microbatch)), dy_(std::move(dy)),
-      layer_(stage.layers()) {
+    : stage_(stage), microbatch_(microbatch), weights_(weights && stage.weight_is_due(microbatch)),
+      dy_(std::move(dy)), layer_(stage.layers()) {
   if (!stage.head_) return;
   const Scope scope = stage.scope("head I", microbatch);
   dy_ = stage.head_->backward_input(stage.saved(microbatch).head);
@@ -169,7 +177,8 @@ Buf Stage::BackwardPass::finish() {
   if (weights_) {
     const Scope scope = stage_.scope("ends W", microbatch_);
     if (stage_.head_) stage_.head_->backward_weight(saved.head, stage_.half(microbatch_));
-    if (stage_.embedding_) stage_.embedding_->backward_weight(saved.embedding, stage_.half(microbatch_));
+    if (stage_.embedding_)
+      stage_.embedding_->backward_weight(saved.embedding, stage_.half(microbatch_));
     stage_.saved_[size_t(microbatch_)].reset();
     ++stage_.next_weight_[stage_.half(microbatch_)];
     stage_.weights_due(stage_.half(microbatch_));
@@ -177,7 +186,7 @@ Buf Stage::BackwardPass::finish() {
   return std::move(dy_);
 }
 
-// --- weights -----------------------------------------------------------------------------------------------------------------
+// --- weights -------------------------------------------------------------------------------------
 
 void Stage::backward_weight(int microbatch) {
   if (!saved_[size_t(microbatch)]) return;  // done by a BackwardPass with weights
@@ -191,7 +200,8 @@ void Stage::backward_weight(int microbatch) {
 // Does the W of a half that are ready, as far as they come in ascending order.
 void Stage::weights_due(int half) {
   const int end = half == 0 ? options_.microbatches / 2 : options_.microbatches;
-  for (int& m = next_weight_[half]; m < end && saved_[size_t(m)] && saved_[size_t(m)]->weight_ready; ++m) {
+  for (int& m = next_weight_[half]; m < end && saved_[size_t(m)] && saved_[size_t(m)]->weight_ready;
+       ++m) {
     const Scope of_head = scope("W", m);
     auto& saved = saved_[size_t(m)];
     if (head_) head_->backward_weight(saved->head, half);

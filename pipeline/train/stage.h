@@ -1,12 +1,16 @@
-// Stage: a chunk of consecutive layers, perhaps with the embedding before and the head behind, as one unit of a pipeline.
+// Stage: a chunk of consecutive layers, perhaps with the embedding before and the head behind, as
+// one unit of a pipeline.
 //
 // A schedule's actions are its methods, each for one microbatch:
 //   F  forward           x in, y out (the first chunk takes tokens, the last one gives losses)
 //   I  backward_input    dy in, dx out
-//   W  backward_weight   adds to the gradient's half; microbatches of a half are added in ascending order, so a W that comes
-//                        before its predecessors is held until they are done: any legal order of W gives the same bits
-// Tensors are [tokens of a microbatch, d_model]. What is computed is enqueued on the device's compute stream, what travels
-// between experts on Moe's comm stream; the host waits in dispatch alone (moe.h). Used by one thread.
+//   W  backward_weight   adds to the gradient's half; microbatches of a half are added in ascending
+//      order, so a W that comes
+//                        before its predecessors is held until they are done: any legal order of W
+//                          gives the same bits
+// Tensors are [tokens of a microbatch, d_model]. What is computed is enqueued on the device's
+// compute stream, what travels between experts on Moe's comm stream; the host waits in dispatch
+// alone (moe.h). Used by one thread.
 // Read next: trainer.h.
 #pragma once
 #include <array>
@@ -31,10 +35,12 @@ struct StageOptions {
   int index = 0;                           // the virtual stage, for the recorder
   int64_t layer_begin = 0, layer_end = 0;  // layers layer_begin .. layer_end-1
   bool embedding = true, head = true;
-  int microbatches = 1;     // of a step
-  uint64_t seed = 0;        // of the initial values
-  Moe::Options moe;         // of every layer, but for what the stage knows: microbatches, layer and placement
-  std::function<ExpertPlacement(int64_t layer)> placement;  // of its experts; empty: each once, in order
+  int microbatches = 1;  // of a step
+  uint64_t seed = 0;     // of the initial values
+  // of every layer, but for what the stage knows: microbatches, layer and placement
+  Moe::Options moe;
+  // of its experts; empty: each once, in order
+  std::function<ExpertPlacement(int64_t layer)> placement;
 };
 
 class Stage {
@@ -47,24 +53,28 @@ class Stage {
   // After a forward without backward (validation, sampling): frees what it kept.
   void drop(int microbatch) { saved_[size_t(microbatch)].reset(); }
 
-  // The same forward and backward a layer at a time, for whoever interleaves two of them (overlap.h). Their methods are called
-  // in the order in which they are declared, all but finish once a layer.
+  // The same forward and backward a layer at a time, for whoever interleaves two of them
+  // (overlap.h). Their methods are called in the order in which they are declared, all but finish
+  // once a layer.
   class ForwardPass;
   class BackwardPass;
   size_t layers() const { return layers_.size(); }
 
-  // Of the last chunk, valid once the stream is synchronized: a microbatch's cross-entropies, summed over each sequence's
-  // tokens in ascending order. [sequences], nats
+  // Of the last chunk, valid once the stream is synchronized: a microbatch's cross-entropies,
+  // summed over each sequence's tokens in ascending order. [sequences], nats
   std::vector<double> losses(int microbatch) const;
-  // Of the last chunk: called in forward with the microbatch's logits [tokens, vocab], before the loss turns them into their
-  // gradient.
-  void on_logits(std::function<void(int microbatch, const Tensor& logits)> fn) { on_logits_ = std::move(fn); }
+  // Of the last chunk: called in forward with the microbatch's logits [tokens, vocab], before the
+  // loss turns them into their gradient.
+  void on_logits(std::function<void(int microbatch, const Tensor& logits)> fn) {
+    on_logits_ = std::move(fn);
+  }
 
   // A new step: gradients and loads to zero.
   void begin_step();
   int held_weights() const { return held_; }  // the most W held at a time in this step
 
-  // Two sets: what every data-parallel rank has, and the routed experts, which are spread over expert-parallel ranks.
+  // Two sets: what every data-parallel rank has, and the routed experts, which are spread over
+  // expert-parallel ranks.
   Params& params() { return params_; }
   Params& experts() { return experts_; }
   std::array<Params*, 2> param_sets() { return {&params_, &experts_}; }
@@ -103,11 +113,12 @@ class Stage {
 class Stage::ForwardPass {
  public:
   ForwardPass(Stage& stage, int microbatch, Buf x, const Microbatch& tokens);
-  void attention();  // the layer before receives its experts' results; attention; the router, whose choices leave
-  void dispatch();   // the host waits for everyone's choices; tokens leave for their experts
-  void shared();     // the experts that all tokens visit; before or behind dispatch
-  void experts();    // tokens arrive; experts; results leave
-  Buf finish();      // y, or nothing where the stage has the head
+  // the layer before receives its experts' results; attention; the router, whose choices leave
+  void attention();
+  void dispatch();  // the host waits for everyone's choices; tokens leave for their experts
+  void shared();    // the experts that all tokens visit; before or behind dispatch
+  void experts();   // tokens arrive; experts; results leave
+  Buf finish();     // y, or nothing where the stage has the head
 
  private:
   Stage& stage_;
@@ -120,7 +131,8 @@ class Stage::ForwardPass {
 // One microbatch on its way back.
 class Stage::BackwardPass {
  public:
-  // weights: W too, where it is due: each layer's right behind its I. Otherwise backward_weight remains to be called.
+  // weights: W too, where it is due: each layer's right behind its I. Otherwise backward_weight
+  // remains to be called.
   BackwardPass(Stage& stage, int microbatch, Buf dy, bool weights);
   void combine();    // gradients leave for the experts
   void shared();     // the experts that all tokens visit

@@ -18,10 +18,13 @@ StepReport::StepReport(Comm& world, const std::vector<std::string>& keys) : worl
   std::sort(entries_.begin(), entries_.end());
 }
 
-void StepReport::exchange(const std::vector<double>& values) { values_ = world_.gather_vectors(values); }
+void StepReport::exchange(const std::vector<double>& values) {
+  values_ = world_.gather_vectors(values);
+}
 
 double StepReport::value(const Entry& e) const {
-  DUET_CHECK(e.index < values_[e.rank].size(), "rank ", e.rank, ": expected a value of ", e.key, ", found none");
+  DUET_CHECK(e.index < values_[e.rank].size(), "rank ", e.rank, ": expected a value of ", e.key,
+      ", found none");
   return values_[e.rank][e.index];
 }
 

@@ -1,9 +1,9 @@
 // StepReport: the numbers of a step that all ranks must agree on, exchanged once a step.
 //
-// Every rank contributes values under keys that it names once, at the start. A key may come from several ranks: copies of one
-// thing (a replicated parameter's sum of squares: any of them counts) or parts of one (an expert's tokens: they add up). Each
-// rank then walks through all keys in ascending order, so that sums over them have the same bits on every rank and for every
-// layout.
+// Every rank contributes values under keys that it names once, at the start. A key may come from
+// several ranks: copies of one thing (a replicated parameter's sum of squares: any of them counts)
+// or parts of one (an expert's tokens: they add up). Each rank then walks through all keys in
+// ascending order, so that sums over them have the same bits on every rank and for every layout.
 #pragma once
 #include <string>
 #include <vector>
@@ -15,12 +15,12 @@ namespace duet {
 class StepReport {
  public:
   StepReport(Comm& world, const std::vector<std::string>& keys);  // collective
-  void exchange(const std::vector<double>& values);               // collective; in the order of the keys
+  // collective; in the order of the keys
+  void exchange(const std::vector<double>& values);
 
-  // Calls fn(key, first, sum) for each distinct key that begins with `prefix`, ascending: the value of the lowest rank that has
-  // it, and the sum of all ranks' values in rank order.
-  template <class Fn>
-  void for_each(const std::string& prefix, Fn fn) const {
+  // Calls fn(key, first, sum) for each distinct key that begins with `prefix`, ascending: the value
+  // of the lowest rank that has it, and the sum of all ranks' values in rank order.
+  template <class Fn> void for_each(const std::string& prefix, Fn fn) const {
     for (size_t i = 0; i < entries_.size();) {
       const std::string& key = entries_[i].key;
       const double first = value(entries_[i]);

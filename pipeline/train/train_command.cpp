@@ -9,8 +9,8 @@
 #include <sstream>
 
 #include "pipeline/checkpoint/durable.h"
-#include "pipeline/train/generate.h"
 #include "pipeline/insight/trace/trace.h"
+#include "pipeline/train/generate.h"
 #include "pipeline/train/run_log.h"
 
 namespace duet {
@@ -19,19 +19,22 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// The one thing a signal handler touches: an atomic without a lock may be, and ranks read it from their threads.
+// The one thing a signal handler touches: an atomic without a lock may be, and ranks read it from
+// their threads.
 std::atomic<int> stop_signal = 0;
 static_assert(std::atomic<int>::is_always_lock_free);
 
-// While it lives, SIGINT and SIGTERM ask for a stop instead of ending the process; a second one ends it.
+// While it lives, SIGINT and SIGTERM ask for a stop instead of ending the process; a second one
+// ends it.
 class StopOnSignal {
  public:
   StopOnSignal() {
     stop_signal = 0;
-    for (int i : {0, 1}) before_[i] = std::signal(kSignals[i], [](int signal) {
-      if (stop_signal) std::signal(signal, SIG_DFL), std::raise(signal);
-      stop_signal = signal;
-    });
+    for (int i : {0, 1})
+      before_[i] = std::signal(kSignals[i], [](int signal) {
+        if (stop_signal) std::signal(signal, SIG_DFL), std::raise(signal);
+        stop_signal = signal;
+      });
   }
   ~StopOnSignal() {
     for (int i : {0, 1}) std::signal(kSignals[i], before_[i]);
@@ -52,10 +55,11 @@ void open_out(const TrainOptions& o) {
   if (o.out.empty()) return;
   const bool holds_run = fs::exists(o.out + "/metrics.jsonl") || !newest_checkpoint(o.out).empty();
   require(!holds_run || o.resume || o.overwrite, "--out: found a run in ", o.out,
-          ", allowed: another folder, --resume or --overwrite");
+      ", allowed: another folder, --resume or --overwrite");
   std::error_code error;
   fs::create_directories(o.out, error);
-  require(!error && fs::is_directory(o.out), "--out: cannot make the folder ", o.out, ": ", error.message());
+  require(!error && fs::is_directory(o.out), "--out: cannot make the folder ", o.out, ": ",
+      error.message());
   if (!o.overwrite || o.resume) return;
   for (const std::string& dir : complete_dirs(o.out)) fs::remove_all(dir);
   fs::remove(o.out + "/metrics.jsonl");
@@ -64,11 +68,15 @@ void open_out(const TrainOptions& o) {
 // Refuses a file that cannot be written. Its folder may be the --out that is made later.
 void check_trace(const TrainOptions& o) {
   if (o.trace.empty()) return;
-  const auto folder_of = [](const fs::path& file) { return fs::absolute(file).lexically_normal().parent_path(); };
-  if (!o.out.empty() && folder_of(o.trace) == folder_of(fs::path(o.out) / "trace") && !fs::exists(o.out)) return;
+  const auto folder_of = [](const fs::path& file) {
+    return fs::absolute(file).lexically_normal().parent_path();
+  };
+  if (!o.out.empty() && folder_of(o.trace) == folder_of(fs::path(o.out) / "trace") &&
+      !fs::exists(o.out))
+    return;
   const bool existed = fs::exists(o.trace);
   require(std::ofstream(o.trace, std::ios::app).good(), "--trace: found ", o.trace,
-          ", which cannot be written, allowed: a file in a folder that exists");
+      ", which cannot be written, allowed: a file in a folder that exists");
   if (!existed) fs::remove(o.trace);
 }
 
@@ -78,15 +86,16 @@ void say_first_lines(const Job& job, Device& device, RunLog& log) {
   const ModelConfig& c = job.config;
   const double peak = device.peak_flops(o.dtype == "bf16" ? Dtype::bf16 : Dtype::f32);
   const Layout& l = job.layout;
-  log.say(cat("model  ", o.init.empty() ? o.preset : o.init, o.model.empty() ? "" : " with " + o.model, ": ", c.n_layers,
-              " layers, d_model ", c.d_model, ", ", c.n_routed, " routed experts (top ", c.topk, ") + ", c.n_shared,
-              " shared; ", c.parameters() / 1000, "K parameters, ", c.active_parameters() / 1000, "K active"));
-  log.say(cat("batch  ", l.dp > 1 ? cat(l.dp, " x ") : "", o.microbatches, " microbatches of ", o.micro_batch_size,
-              " sequences of ", o.seq_len, " tokens; seed ", o.seed));
+  log.say(cat("model  ", o.init.empty() ? o.preset : o.init,
+      o.model.empty() ? "" : " with " + o.model, ": ", c.n_layers, " layers, d_model ", c.d_model,
+      ", ", c.n_routed, " routed experts (top ", c.topk, ") + ", c.n_shared, " shared; ",
+      c.parameters() / 1000, "K parameters, ", c.active_parameters() / 1000, "K active"));
+  log.say(cat("batch  ", l.dp > 1 ? cat(l.dp, " x ") : "", o.microbatches, " microbatches of ",
+      o.micro_batch_size, " sequences of ", o.seq_len, " tokens; seed ", o.seed));
   const std::string how = cat(" (dp ", l.dp, " x pp ", l.pp, "), schedule ", job.compute.name, ", ",
-                              kMeans[int(job.run.transport)]);
-  log.say(cat("ranks  ", job.run.ranks, job.run.ranks > 1 ? how : "", "; device ", device.name(), ", ", o.dtype,
-              peak > 0 ? cat(", peak ", peak * 1e-12, " TFLOP/s by the datasheet") : ""));
+      kMeans[int(job.run.transport)]);
+  log.say(cat("ranks  ", job.run.ranks, job.run.ranks > 1 ? how : "", "; device ", device.name(),
+      ", ", o.dtype, peak > 0 ? cat(", peak ", peak * 1e-12, " TFLOP/s by the datasheet") : ""));
   if (job.run.link.emulated()) log.say("links  emulated: " + job.run.link.text());
   log.say("data   " + describe(job.dataset));
 }
@@ -113,7 +122,8 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
   const int64_t done = resume_from.empty() ? 0 : trainer.load(resume_from);
 
   const auto [first_traced, last_traced] = o.traced_steps(done);
-  Trace trace(world, job.layout, {o.trace, first_traced, last_traced, job.run.transport == Wire::local});
+  Trace trace(
+      world, job.layout, {o.trace, first_traced, last_traced, job.run.transport == Wire::local});
 
   std::optional<RunLog> log;
   if (world.rank() == 0) log.emplace(job, *device, out, done + 1);
@@ -132,17 +142,20 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
   bool stopped = false;
   while (step < o.steps && !stopped) {
     ++step;
-    const std::string dump = step == o.dump_step ? cat(o.out, "/dump-step-", step, ".safetensors") : "";
+    const std::string dump =
+        step == o.dump_step ? cat(o.out, "/dump-step-", step, ".safetensors") : "";
     std::optional<Recorder> recorder;
     if (trace.records(step)) recorder.emplace(*device);
-    StepResult result = trainer.step(step, {dump, [&] { return stop.asked(); }, recorder ? &*recorder : nullptr});
+    StepResult result =
+        trainer.step(step, {dump, [&] { return stop.asked(); }, recorder ? &*recorder : nullptr});
     if (recorder) {
       const Overlap overlap = trace.add(step, *recorder).steps;
       if (overlap.comm > 0) result.overlap = overlap.fraction();
     }
     stopped = result.stop;
     const bool validate = step == o.steps || (o.val_every && step % o.val_every == 0);
-    const std::optional<double> val_loss = validate ? std::optional(trainer.validate()) : std::nullopt;
+    const std::optional<double> val_loss =
+        validate ? std::optional(trainer.validate()) : std::nullopt;
     if (log) log->step(result, val_loss);
     if (log && step == done + 1) log->memory_table();
     if (o.checkpoint_every && step % o.checkpoint_every == 0) save();
@@ -152,13 +165,16 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
   if (!o.out.empty()) say("saved  " + checkpoint_dir(o, step));
   for (const std::string& line : trace.finish()) say(line);
   if (step < o.steps) {
-    return say(cat("stopped by a signal after step ", step, "; go on with the same command and --resume",
-                   o.out.empty() ? " (nothing was kept: give it an --out)" : ""));
+    return say(
+        cat("stopped by a signal after step ", step, "; go on with the same command and --resume",
+            o.out.empty() ? " (nothing was kept: give it an --out)" : ""));
   }
   if (log) log->json_document(o.out.empty() ? "" : checkpoint_dir(o, step));
   if (o.sample == 0 || o.format == "json") return;
-  const Tokenizer tokenizer = job.dataset.tokenizer_path.empty() ? Tokenizer() : Tokenizer(job.dataset.tokenizer_path);
-  if (tokenizer.vocab_size() < job.dataset.vocab_size) return say("no sample: the shards' folder has no tokenizer .bin");
+  const Tokenizer tokenizer =
+      job.dataset.tokenizer_path.empty() ? Tokenizer() : Tokenizer(job.dataset.tokenizer_path);
+  if (tokenizer.vocab_size() < job.dataset.vocab_size)
+    return say("no sample: the shards' folder has no tokenizer .bin");
   say("sample:");
   std::ostringstream unheard;
   generate(trainer, tokenizer, {.tokens = o.sample, .seed = o.seed}, log ? out : unheard);

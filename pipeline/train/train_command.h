@@ -1,9 +1,11 @@
 // `duet train`: a run from its first line to its last.
 //
-//   job (data, schedule, ranks) -> on every rank: weights (initial, --init or --resume) -> steps, checkpoints -> a sample
+//   job (data, schedule, ranks) -> on every rank: weights (initial, --init or --resume) -> steps,
+//     checkpoints -> a sample
 //
-// A run with --out keeps OUT/metrics.jsonl and OUT/step-NNNNNN/ (checkpoint.h). SIGINT and SIGTERM let the step finish, write a
-// checkpoint and say how to go on. Read next: trainer.h, then generate.h.
+// A run with --out keeps OUT/metrics.jsonl and OUT/step-NNNNNN/ (checkpoint.h). SIGINT and SIGTERM
+// let the step finish, write a checkpoint and say how to go on. Read next: trainer.h, then
+// generate.h.
 #pragma once
 #include <iosfwd>
 #include <string>
@@ -12,7 +14,8 @@
 
 namespace duet {
 
-// Lines go to `out`. Throws UsageError for wrong input (nothing is written then), Error where the run fails.
+// Lines go to `out`. Throws UsageError for wrong input (nothing is written then), Error where the
+// run fails.
 void train_command(const TrainOptions& options, std::ostream& out);
 
 }  // namespace duet

@@ -9,16 +9,21 @@
 
 namespace duet {
 
-static double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+static double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 Trainer::Trainer(const Job& job, Comm& world, Device& device)
-    : job_(job), o_(job.options), world_(world), device_(device), channels_(world, device, message_pairs(job)),
+    : job_(job), o_(job.options), world_(world), device_(device),
+      channels_(world, device, message_pairs(job)),
       pipeline_(world.group(job.layout.pipeline_of(world.rank()))),
       replicas_(world.group(job.layout.replicas_of(world.rank()))),
       experts_(world.group(job.layout.experts_of(world.rank()))),
       expert_replicas_(world.group(job.layout.expert_replicas_of(world.rank()))),
-      dp_rank_(job.layout.dp_rank(world.rank())), pp_rank_(job.layout.pp_rank(world.rank())),
-      context_{device, job.config, o_.dtype == "bf16" ? Dtype::bf16 : Dtype::f32, o_.seq_len, o_.micro_batch_size} {
+      dp_rank_(job.layout.dp_rank(world.rank())),
+      pp_rank_(job.layout.pp_rank(world.rank())), context_{device, job.config,
+                                                      o_.dtype == "bf16" ? Dtype::bf16 : Dtype::f32,
+                                                      o_.seq_len, o_.micro_batch_size} {
   context_.loss_scale = 1 / double(job.global_sequences() * o_.seq_len);
   context_.balance_scale = o_.balance_loss / double(job.global_sequences());
   const bool overlap = o_.overlap == "on";
@@ -37,22 +42,26 @@ void Trainer::make_stages() {
   for (int stage = 0; stage < s.stages(); ++stage) {
     if (s.rank_of[size_t(stage)] != pp_rank_) continue;
     const int part = s.model_stage(stage);
-    stages_[stage] = std::make_unique<Stage>(
-        context_,
+    stages_[stage] = std::make_unique<Stage>(context_,
         StageOptions{.index = stage,
-                     .layer_begin = job_.layer_bounds[size_t(part)], .layer_end = job_.layer_bounds[size_t(part) + 1],
-                     .embedding = part == 0, .head = part == s.model_stages() - 1, .microbatches = int(o_.microbatches),
-                     .seed = o_.seed,
-                     .moe = {.group = experts_.size() > 1 ? &experts_ : nullptr,
-                             .comm = comm_ ? &static_cast<Stream&>(*comm_) : nullptr,
-                             .ranks_per_node = job_.balancer.ranks_per_node(), .balanced = o_.force_balanced_routing},
-                     .placement = [this](int64_t l) { return monitor_->placement(l); }});
+            .layer_begin = job_.layer_bounds[size_t(part)],
+            .layer_end = job_.layer_bounds[size_t(part) + 1],
+            .embedding = part == 0,
+            .head = part == s.model_stages() - 1,
+            .microbatches = int(o_.microbatches),
+            .seed = o_.seed,
+            .moe = {.group = experts_.size() > 1 ? &experts_ : nullptr,
+                .comm = comm_ ? &static_cast<Stream&>(*comm_) : nullptr,
+                .ranks_per_node = job_.balancer.ranks_per_node(),
+                .balanced = o_.force_balanced_routing},
+            .placement = [this](int64_t l) { return monitor_->placement(l); }});
   }
 }
 
-// --- the global batch -------------------------------------------------------------------------------------------------------
+// --- the global batch ----------------------------------------------------------------------------
 
-Microbatch Trainer::pack(std::span<const int32_t> tokens) const {  // sequences of seq_len + 1 tokens
+// sequences of seq_len + 1 tokens
+Microbatch Trainer::pack(std::span<const int32_t> tokens) const {
   Microbatch batch;
   for (size_t at = 0; at < tokens.size(); at += size_t(o_.seq_len) + 1) {
     const auto one = tokens.subspan(at, size_t(o_.seq_len) + 1);
@@ -66,8 +75,9 @@ Microbatch Trainer::microbatch(int64_t step, int64_t m) const {
   const size_t length = size_t(o_.seq_len) + 1;
   std::vector<int32_t> tokens(length * size_t(o_.micro_batch_size));
   for (int64_t j = 0; j < o_.micro_batch_size; ++j)
-    job_.batches->sequence(o_.seed, step - 1, sequence_index(m, dp_rank_, job_.layout.dp, o_.micro_batch_size, j),
-                           std::span(tokens).subspan(size_t(j) * length, length));
+    job_.batches->sequence(o_.seed, step - 1,
+        sequence_index(m, dp_rank_, job_.layout.dp, o_.micro_batch_size, j),
+        std::span(tokens).subspan(size_t(j) * length, length));
   return pack(tokens);
 }
 
@@ -77,14 +87,15 @@ Stage* Trainer::head_stage(int microbatch) {
   return found == stages_.end() ? nullptr : found->second.get();
 }
 
-// --- a step -----------------------------------------------------------------------------------------------------------------
+// --- a step --------------------------------------------------------------------------------------
 
 StepResult Trainer::step(int64_t step, const StepHooks& hooks) {
   const double begin = now();
   device_.flops = 0;
   world_.take_traffic();  // what was sent between steps is no step's
   context_.recorder = hooks.recorder;
-  StepResult result{.step = step, .lr = o_.lr_at(step), .tokens = job_.global_sequences() * o_.seq_len};
+  StepResult result{
+      .step = step, .lr = o_.lr_at(step), .tokens = job_.global_sequences() * o_.seq_len};
   std::unique_ptr<StepDump> dump;
   if (!hooks.dump.empty()) dump = std::make_unique<StepDump>(context_);
   std::optional<Scope> whole;
@@ -120,20 +131,24 @@ StepResult Trainer::step(int64_t step, const StepHooks& hooks) {
   return result;
 }
 
-// DualPipe's two copies of a part of the model each have one half of the microbatches: they swap, so that both have both. All
-// messages are posted before the first is waited for: the two ranks of a pair list their stages in different orders.
+// DualPipe's two copies of a part of the model each have one half of the microbatches: they swap,
+// so that both have both. All messages are posted before the first is waited for: the two ranks of
+// a pair list their stages in different orders.
 void Trainer::swap_mirrored_halves() {
   const Schedule& s = job_.schedule;
   Stream& stream = context_.stream();
   Scope scope(context_.recorder, stream, {"swap halves", "comm"});
   std::vector<Request> in, out;
   for (auto& [virtual_stage, stage] : stages_) {
-    const int other = (virtual_stage + s.stages() / 2) % s.stages(), mine = virtual_stage >= s.stages() / 2;
+    const int other = (virtual_stage + s.stages() / 2) % s.stages(),
+              mine = virtual_stage >= s.stages() / 2;
     const int peer = s.rank_of[size_t(other)], part = s.model_stage(virtual_stage);
     for (int set : {0, 1}) {
       const Params& params = *stage->param_sets()[size_t(set)];
-      in.push_back(pipeline_.irecv(stream, params.grad_arena(1 - mine), peer, {Tag::W, 2 * part + set, 1 - mine}));
-      out.push_back(pipeline_.isend(stream, params.grad_arena(mine), peer, {Tag::W, 2 * part + set, mine}));
+      in.push_back(pipeline_.irecv(
+          stream, params.grad_arena(1 - mine), peer, {Tag::W, 2 * part + set, 1 - mine}));
+      out.push_back(
+          pipeline_.isend(stream, params.grad_arena(mine), peer, {Tag::W, 2 * part + set, mine}));
     }
   }
   for (const Request& request : in) pipeline_.wait(stream, request);
@@ -141,10 +156,12 @@ void Trainer::swap_mirrored_halves() {
 }
 
 void Trainer::reduce_gradients() {
-  constexpr int64_t kBucket = 4 << 20;  // elements reduced at a time, so that scratch memory stays small
+  // elements reduced at a time, so that scratch memory stays small
+  constexpr int64_t kBucket = 4 << 20;
   if (job_.schedule.two_directions) swap_mirrored_halves();
   for (auto& [s, stage] : stages_)
-    for (auto [set, ranks] : {std::pair(&stage->params(), &replicas_), std::pair(&stage->experts(), &expert_replicas_)}) {
+    for (auto [set, ranks] : {std::pair(&stage->params(), &replicas_),
+             std::pair(&stage->experts(), &expert_replicas_)}) {
       {
         Scope scope(context_.recorder, context_.stream(), {"add halves", "compute", s});
         set->add_halves(context_.stream());
@@ -154,8 +171,10 @@ void Trainer::reduce_gradients() {
           if (moe) sum_replicas(experts_, device_, *moe);
       if (ranks->size() == 1) continue;
       const Tensor grad = set->grad_arena(0);
-      Scope scope(context_.recorder, context_.stream(), {"reduce gradients", "comm", s, -1, -1, grad.bytes()});
-      Buf scratch = device_.buffer(1, ranks->scratch_size(std::min(kBucket, grad.cols)), grad.dtype, Use::messages);
+      Scope scope(context_.recorder, context_.stream(),
+          {"reduce gradients", "comm", s, -1, -1, grad.bytes()});
+      Buf scratch = device_.buffer(
+          1, ranks->scratch_size(std::min(kBucket, grad.cols)), grad.dtype, Use::messages);
       for (int64_t at = 0; at < grad.cols; at += kBucket) {
         const int64_t n = std::min(kBucket, grad.cols - at);
         ranks->all_reduce(context_.stream(), grad.col_slice(at, n).reshape(1, n), scratch);
@@ -163,8 +182,9 @@ void Trainer::reduce_gradients() {
     }
 }
 
-// The keys of the report, in the order in which finish_step collects their values. A number in a key is padded, so that the
-// order of keys is the order of sums: losses by global sequence, squares by name.
+// The keys of the report, in the order in which finish_step collects their values. A number in a
+// key is padded, so that the order of keys is the order of sums: losses by global sequence, squares
+// by name.
 static std::string key(const char* kind, int64_t a, int64_t b = 0) {
   return format("%s%012lld/%06lld", kind, (long long)a, (long long)b);
 }
@@ -179,15 +199,18 @@ void Trainer::make_report() {
       if (!stage->moe()[l]) continue;
       const int64_t layer = stage->options().layer_begin + int64_t(l);
       for (int64_t e = 0; e < job_.config.n_routed; ++e) keys.push_back(key("load ", layer, e));
-      for (size_t i = 0; i < stage->moe()[l]->work().size(); ++i) keys.push_back(key("work ", layer, int64_t(i)));
+      for (size_t i = 0; i < stage->moe()[l]->work().size(); ++i)
+        keys.push_back(key("work ", layer, int64_t(i)));
       for (int m = 0; m < o_.microbatches; ++m)
-        if (job_.schedule.visits(s, m)) keys.push_back(key("balance ", layer, m * job_.layout.dp + dp_rank_));
+        if (job_.schedule.visits(s, m))
+          keys.push_back(key("balance ", layer, m * job_.layout.dp + dp_rank_));
     }
   }
   for (int m = 0; m < o_.microbatches; ++m)
     if (head_stage(m))
       for (int64_t j = 0; j < o_.micro_batch_size; ++j)
-        keys.push_back(key("loss ", sequence_index(m, dp_rank_, job_.layout.dp, o_.micro_batch_size, j)));
+        keys.push_back(
+            key("loss ", sequence_index(m, dp_rank_, job_.layout.dp, o_.micro_batch_size, j)));
   keys.push_back("stop");
   keys.push_back("idle");
   keys.push_back("bytes_intra");
@@ -195,12 +218,14 @@ void Trainer::make_report() {
   report_ = std::make_unique<StepReport>(world_, keys);
 }
 
-void Trainer::finish_step(StepResult& r, const std::function<bool()>& asked_to_stop, double schedule_seconds) {
+void Trainer::finish_step(
+    StepResult& r, const std::function<bool()>& asked_to_stop, double schedule_seconds) {
   std::vector<double> values;
   for (auto& [s, stage] : stages_) {
     Scope scope(context_.recorder, context_.stream(), {"gradient norm", "compute", s});
     for (Params* set : stage->param_sets())
-      for (double square : set->squares(context_.stream())) values.push_back(square);  // synchronizes
+      // synchronizes
+      for (double square : set->squares(context_.stream())) values.push_back(square);
     for (Moe* moe : stage->moe()) {
       if (!moe) continue;
       values.insert(values.end(), moe->load().begin(), moe->load().end());
@@ -226,18 +251,24 @@ void Trainer::finish_step(StepResult& r, const std::function<bool()>& asked_to_s
   double squares = 0;
   report_->for_each("square ", [&](const std::string&, double first, double) { squares += first; });
   report_->for_each("loss ", [&](const std::string&, double first, double) { r.loss += first; });
-  report_->for_each("balance ", [&](const std::string&, double first, double) { r.balance_loss += first; });
+  report_->for_each(
+      "balance ", [&](const std::string&, double first, double) { r.balance_loss += first; });
   report_->for_each("stop", [&](const std::string&, double, double sum) { r.stop = sum > 0; });
-  report_->for_each("idle", [&](const std::string&, double, double sum) { r.idle = sum / world_.size(); });
-  report_->for_each("bytes_intra", [&](const std::string&, double, double sum) { r.traffic.intra = int64_t(sum); });
-  report_->for_each("bytes_inter", [&](const std::string&, double, double sum) { r.traffic.inter = int64_t(sum); });
+  report_->for_each(
+      "idle", [&](const std::string&, double, double sum) { r.idle = sum / world_.size(); });
+  report_->for_each("bytes_intra",
+      [&](const std::string&, double, double sum) { r.traffic.intra = int64_t(sum); });
+  report_->for_each("bytes_inter",
+      [&](const std::string&, double, double sum) { r.traffic.inter = int64_t(sum); });
   report_->for_each("load ", [&](const std::string& k, double, double sum) {
     const int64_t layer = std::stoll(k.substr(5));
     if (r.loads.empty() || r.loads.back().layer != layer) r.loads.push_back({layer, {}});
     r.loads.back().tokens_per_expert.push_back(int64_t(sum));
   });
-  std::vector<double> work;  // of each layer: tokens of its ranks, and of the busiest; each rank of a group reports for all
-  report_->for_each("work ", [&](const std::string&, double, double sum) { work.push_back(sum / job_.layout.ep); });
+  // of each layer: tokens of its ranks, and of the busiest; each rank of a group reports for all
+  std::vector<double> work;
+  report_->for_each("work ",
+      [&](const std::string&, double, double sum) { work.push_back(sum / job_.layout.ep); });
   double done = 0, possible = 0;
   for (size_t l = 0, at = 0; at < work.size(); ++l, ++at) {
     double sum = 0;
@@ -255,8 +286,8 @@ void Trainer::finish_step(StepResult& r, const std::function<bool()>& asked_to_s
   r.balance_loss /= double(job_.global_sequences());
   r.grad_norm = std::sqrt(squares);
   if (!std::isfinite(r.loss) || !std::isfinite(r.grad_norm))
-    throw Error(cat("step ", r.step, ": the loss is ", r.loss, " and the gradient norm ", r.grad_norm,
-                    ", expected finite numbers; no weight was changed"));
+    throw Error(cat("step ", r.step, ": the loss is ", r.loss, " and the gradient norm ",
+        r.grad_norm, ", expected finite numbers; no weight was changed"));
 }
 
 void Trainer::update(StepResult& r) {
@@ -265,7 +296,8 @@ void Trainer::update(StepResult& r) {
   const bool clip = o_.clip > 0 && r.grad_norm > o_.clip;
   for (auto& [s, stage] : stages_) {
     Scope scope(context_.recorder, context_.stream(), {"AdamW", "compute", s});
-    for (Params* set : stage->param_sets()) set->adamw(context_.stream(), adamw, clip ? o_.clip / r.grad_norm : 1.0, r.step);
+    for (Params* set : stage->param_sets())
+      set->adamw(context_.stream(), adamw, clip ? o_.clip / r.grad_norm : 1.0, r.step);
     if (o_.bias_update_speed == 0) continue;
     for (const LayerLoad& load : r.loads) {
       const int64_t l = load.layer - stage->options().layer_begin;

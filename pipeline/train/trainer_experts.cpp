@@ -1,5 +1,5 @@
-// Experts on the move: what a trainer does when the loads of experts have changed. See trainer.h; planning is in
-// moe/load_monitor.h, moving in moe/migration.h.
+// Experts on the move: what a trainer does when the loads of experts have changed. See trainer.h;
+// planning is in moe/load_monitor.h, moving in moe/migration.h.
 #include "moe/migration.h"
 #include "pipeline/train/trainer.h"
 
@@ -24,7 +24,8 @@ void Trainer::place_experts(const std::map<int64_t, ExpertPlacement>& placements
   for (auto& [s, stage] : stages_) {
     for (size_t l = 0; l < stage->moe().size(); ++l) {
       const auto found = placements.find(stage->options().layer_begin + int64_t(l));
-      if (found != placements.end() && stage->moe()[l]) migrate(experts_, device_, *stage->moe()[l], found->second);
+      if (found != placements.end() && stage->moe()[l])
+        migrate(experts_, device_, *stage->moe()[l], found->second);
     }
     stage->experts().masters_changed(context_.stream());
   }

@@ -1,4 +1,5 @@
-// What a trainer does between steps: validation, sampling, checkpoints, fingerprints. See trainer.h.
+// What a trainer does between steps: validation, sampling, checkpoints, fingerprints. See
+// trainer.h.
 #include <algorithm>
 #include <sstream>
 
@@ -7,7 +8,7 @@
 
 namespace duet {
 
-// --- forward only -----------------------------------------------------------------------------------------------------------
+// --- forward only --------------------------------------------------------------------------------
 
 double Trainer::validate() {
   const int64_t n = std::min(o_.val_sequences, job_.batches->val_sequences());
@@ -21,16 +22,20 @@ double Trainer::validate() {
     };
     executor_->run(job_.forward_only.ranks[size_t(pp_rank_)], [&](int m) {
       std::vector<int32_t> tokens(length * size_t(o_.micro_batch_size));
-      for (int64_t j = 0; j < o_.micro_batch_size; ++j)  // the last round is filled up with sequences that do not count
-        job_.batches->val_sequence(index(m, j) % n, std::span(tokens).subspan(size_t(j) * length, length));
+      // the last round is filled up with sequences that do not count
+      for (int64_t j = 0; j < o_.micro_batch_size; ++j)
+        job_.batches->val_sequence(
+            index(m, j) % n, std::span(tokens).subspan(size_t(j) * length, length));
       return pack(tokens);
     });
     context_.stream().synchronize();
-    std::vector<double> losses(size_t(at_once), 0.0);  // by sequence of this round; those of other ranks zero
+    // by sequence of this round; those of other ranks zero
+    std::vector<double> losses(size_t(at_once), 0.0);
     for (int m = 0; m < job_.forward_microbatches; ++m) {
       if (Stage* head = head_stage(m)) {
         const std::vector<double> of_microbatch = head->losses(m);
-        for (int64_t j = 0; j < o_.micro_batch_size; ++j) losses[size_t(index(m, j) - begin)] = of_microbatch[size_t(j)];
+        for (int64_t j = 0; j < o_.micro_batch_size; ++j)
+          losses[size_t(index(m, j) - begin)] = of_microbatch[size_t(j)];
       }
       for (auto& [s, stage] : stages_) stage->drop(m);
     }
@@ -45,12 +50,15 @@ std::vector<float> Trainer::next_token_logits(std::span<const int32_t> context) 
   const size_t used = std::min(context.size(), size_t(o_.seq_len));
   DUET_CHECK(used > 0, "expected at least one token of context, found none");
   Microbatch batch;
-  batch.inputs.assign(size_t(context_.tokens()), 0);  // what follows the context does not reach back: attention is causal
+  // what follows the context does not reach back: attention is causal
+  batch.inputs.assign(size_t(context_.tokens()), 0);
   batch.targets = batch.inputs;
   std::copy(context.end() - ptrdiff_t(used), context.end(), batch.inputs.begin());
   std::vector<float> mine;
   for (auto& [s, stage] : stages_)
-    stage->on_logits([&](int, const Tensor& all) { mine = to_host(context_.stream(), all.row_slice(int64_t(used) - 1, 1)); });
+    stage->on_logits([&](int, const Tensor& all) {
+      mine = to_host(context_.stream(), all.row_slice(int64_t(used) - 1, 1));
+    });
   std::vector<Action> one;  // microbatch 0 alone
   for (const Action& a : job_.forward_only.ranks[size_t(pp_rank_)])
     if (a.microbatch == 0) one.push_back(a);
@@ -62,12 +70,12 @@ std::vector<float> Trainer::next_token_logits(std::span<const int32_t> context) 
   throw Error("sampling: expected a rank with logits, found none");
 }
 
-// --- checkpoints ------------------------------------------------------------------------------------------------------------
+// --- checkpoints ---------------------------------------------------------------------------------
 
 // Which rank hands out each logical tensor: the lowest that has it.
 struct Trainer::Owned {
-  std::vector<LogicalTensor> tensors;      // by name
-  std::map<std::string, int> rank;         // by name
+  std::vector<LogicalTensor> tensors;  // by name
+  std::map<std::string, int> rank;     // by name
   std::map<std::string, const Param*> mine;
 
   Owned(Comm& world, const Executor::Stages& stages) {
@@ -77,7 +85,8 @@ struct Trainer::Owned {
         for (const Param& p : set->all()) {
           mine[p.name] = &p;
           const LogicalTensor t = logical_tensor(p);
-          list.push(Json::object({{"name", t.name}, {"shape", Json(t.shape)}, {"trained", t.trained}}));
+          list.push(
+              Json::object({{"name", t.name}, {"shape", Json(t.shape)}, {"trained", t.trained}}));
         }
     const std::vector<std::string> all = world.gather(list.dump());
     for (size_t r = 0; r < all.size(); ++r)
@@ -86,7 +95,8 @@ struct Trainer::Owned {
         for (const Json& n : j.at("shape").items()) t.shape.push_back(n.integer(0));
         if (rank.emplace(t.name, int(r)).second) tensors.push_back(t);
       }
-    std::sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+    std::sort(tensors.begin(), tensors.end(),
+        [](const auto& a, const auto& b) { return a.name < b.name; });
   }
 };
 
@@ -97,7 +107,8 @@ void Trainer::save(const std::string& dir, int64_t step) {
   if (world_.rank() != 0) {  // in the order in which rank 0 asks
     for (State state : {State::weight, State::m, State::v})
       for (const LogicalTensor& t : owned.tensors) {
-        if (owned.rank.at(t.name) != world_.rank() || (state != State::weight && !t.trained)) continue;
+        if (owned.rank.at(t.name) != world_.rank() || (state != State::weight && !t.trained))
+          continue;
         const Param& p = *owned.mine.at(t.name);
         const std::vector<float> values = download(stream, p, state_of(p, state));
         world_.send(std::as_bytes(std::span(values)), 0, tag);
@@ -108,9 +119,9 @@ void Trainer::save(const std::string& dir, int64_t step) {
   contents.tensors = owned.tensors;
   contents.config = job_.config.to_json(o_.seq_len, "float32");
   contents.trainer = Json::object({{"step", step}, {"seed", int64_t(o_.seed)}, {"data", o_.data},
-                                   {"tokenizer", job_.dataset.tokenizer_path}, {"seq_len", o_.seq_len},
-                                   {"global_sequences", job_.global_sequences()}, {"dtype", o_.dtype},
-                                   {"balancer", monitor_->state()}});
+      {"tokenizer", job_.dataset.tokenizer_path}, {"seq_len", o_.seq_len},
+      {"global_sequences", job_.global_sequences()}, {"dtype", o_.dtype},
+      {"balancer", monitor_->state()}});
   contents.fetch = [&](const LogicalTensor& t, State state) {
     if (owned.rank.at(t.name) == 0) {
       const Param& p = *owned.mine.at(t.name);
@@ -126,10 +137,12 @@ void Trainer::save(const std::string& dir, int64_t step) {
 
 int64_t Trainer::load(const std::string& dir) {
   const Json trainer = checkpoint_trainer(dir);
-  if (const Json* balancer = trainer.is_null() ? nullptr : trainer.find("balancer"); balancer && monitor_->restore(*balancer)) {
+  if (const Json* balancer = trainer.is_null() ? nullptr : trainer.find("balancer");
+      balancer && monitor_->restore(*balancer)) {
     for (auto& [s, stage] : stages_)
       for (size_t l = 0; l < stage->moe().size(); ++l)
-        if (Moe* moe = stage->moe()[l]) moe->set_placement(monitor_->placement(stage->options().layer_begin + int64_t(l)));
+        if (Moe* moe = stage->moe()[l])
+          moe->set_placement(monitor_->placement(stage->options().layer_begin + int64_t(l)));
   }
   const int64_t step = trainer.is_null() ? 0 : trainer.at("step").integer(0);
   check_same_plans(world_, step, monitor_->hash());  // each rank has read for itself
@@ -140,7 +153,7 @@ int64_t Trainer::load(const std::string& dir) {
   return step;
 }
 
-// --- bits -------------------------------------------------------------------------------------------------------------------
+// --- bits ----------------------------------------------------------------------------------------
 
 std::vector<std::pair<std::string, uint64_t>> Trainer::tensor_hashes() {
   std::ostringstream text;
@@ -175,7 +188,8 @@ uint64_t Trainer::fingerprint() {
 bool Trainer::copies_agree() {
   const auto hashes = tensor_hashes();
   for (size_t i = 1; i < hashes.size(); ++i)
-    if (hashes[i].first == hashes[i - 1].first && hashes[i].second != hashes[i - 1].second) return false;
+    if (hashes[i].first == hashes[i - 1].first && hashes[i].second != hashes[i - 1].second)
+      return false;
   return true;
 }
 

@@ -20,7 +20,7 @@ using Loads = std::vector<std::vector<float>>;  // [layers][experts]
 
 // The example of EPLB's README: two layers of twelve experts.
 const Loads kExample = {{90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86},
-                        {20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27}};
+    {20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27}};
 
 float checked_load(double x, const std::string& where) {
   require(x >= 0 && x <= FLT_MAX, where, ": expected a load, a finite number >= 0, found ", x);
@@ -52,7 +52,8 @@ Loads parse_csv(std::istream& file, const std::string& path) {
       while (first < last && (last[-1] == ' ' || last[-1] == '\t' || last[-1] == '\r')) --last;
       double x = 0;
       const auto [stop, error] = std::from_chars(first, last, x);
-      require(error == std::errc() && stop == last, where, ": expected a number, found '", std::string(first, last), "'");
+      require(error == std::errc() && stop == last, where, ": expected a number, found '",
+          std::string(first, last), "'");
       row.push_back(checked_load(x, where));
       begin = end + 1;
     }
@@ -85,26 +86,33 @@ Loads read_loads(const std::string& path) {
     file.seekg(0);
     loads = parse_csv(file, path);
   }
-  require(!loads.empty() && !loads[0].empty(), path, ": expected at least one layer of at least one expert, found none");
+  require(!loads.empty() && !loads[0].empty(), path,
+      ": expected at least one layer of at least one expert, found none");
   for (size_t i = 0; i < loads.size(); ++i)
-    require(loads[i].size() == loads[0].size(), path, ": layer ", i, ": expected ", loads[0].size(), " experts like layer 0, ",
-            "found ", loads[i].size());
+    require(loads[i].size() == loads[0].size(), path, ": layer ", i, ": expected ", loads[0].size(),
+        " experts like layer 0, ", "found ", loads[i].size());
   return loads;
 }
 
 EplbOptions policy_of(const EplbCommandOptions& o) {
-  require(o.policy == "deepseek" || o.policy == "balanced", "--policy ", o.policy, ": expected deepseek or balanced");
-  require(o.policy == "balanced" || !o.replicas_may_leave_node, "--replicas-may-leave-node: expected with --policy ",
-          "balanced, found ", o.policy);
-  return {o.policy == "balanced" ? EplbPolicy::balanced : EplbPolicy::deepseek, o.replicas_may_leave_node};
+  require(o.policy == "deepseek" || o.policy == "balanced", "--policy ", o.policy,
+      ": expected deepseek or balanced");
+  require(o.policy == "balanced" || !o.replicas_may_leave_node,
+      "--replicas-may-leave-node: expected with --policy ", "balanced, found ", o.policy);
+  return {o.policy == "balanced" ? EplbPolicy::balanced : EplbPolicy::deepseek,
+      o.replicas_may_leave_node};
 }
 
 EplbShape shape_of(const EplbCommandOptions& o, size_t experts) {
-  for (const auto& [name, value] :
-       {std::pair("--replicas", o.replicas), {"--groups", o.groups}, {"--nodes", o.nodes}, {"--gpus", o.gpus}})
-    require(value >= 1 && value <= kMaxReplicas, name, " ", value, ": expected 1 to ", kMaxReplicas);
-  EplbShape shape{.experts = int(std::min(experts, size_t(kMaxReplicas) + 1)), .replicas = int(o.replicas),
-                  .groups = int(o.groups), .nodes = int(o.nodes), .gpus = int(o.gpus)};
+  for (const auto& [name, value] : {std::pair("--replicas", o.replicas), {"--groups", o.groups},
+           {"--nodes", o.nodes}, {"--gpus", o.gpus}})
+    require(
+        value >= 1 && value <= kMaxReplicas, name, " ", value, ": expected 1 to ", kMaxReplicas);
+  EplbShape shape{.experts = int(std::min(experts, size_t(kMaxReplicas) + 1)),
+      .replicas = int(o.replicas),
+      .groups = int(o.groups),
+      .nodes = int(o.nodes),
+      .gpus = int(o.gpus)};
   shape.checked();
   return shape;
 }
@@ -112,7 +120,8 @@ EplbShape shape_of(const EplbCommandOptions& o, size_t experts) {
 Json to_json(const std::vector<ExpertPlacement>& plan, const Loads& loads) {
   int max_count = 0;
   for (const ExpertPlacement& p : plan) max_count = std::max(max_count, p.max_count);
-  Json phy2log = Json::array(), log2phy = Json::array(), logcnt = Json::array(), gpu = Json::array(), balance = Json::array();
+  Json phy2log = Json::array(), log2phy = Json::array(), logcnt = Json::array(),
+       gpu = Json::array(), balance = Json::array();
   for (size_t layer = 0; layer < plan.size(); ++layer) {
     const ExpertPlacement& p = plan[layer];
     phy2log.push(Json(p.phy2log));
@@ -127,32 +136,37 @@ Json to_json(const std::vector<ExpertPlacement>& plan, const Loads& loads) {
     gpu.push(Json(load));
     balance.push(balancedness(load));
   }
-  return Json::object({{"phy2log", phy2log}, {"log2phy", log2phy}, {"logcnt", logcnt}, {"gpu_load", gpu},
-                       {"balancedness", balance}});
+  return Json::object({{"phy2log", phy2log}, {"log2phy", log2phy}, {"logcnt", logcnt},
+      {"gpu_load", gpu}, {"balancedness", balance}});
 }
 
-// --- text --------------------------------------------------------------------------------------------------------------------
+// --- text ----------------------------------------------------------------------------------------
 
 // A bar of `width` columns for a fraction of 1, drawn to an eighth of a column.
 std::string bar(double fraction, int width) {
   static const char* const eighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
-  const int length = int(std::min(1., fraction) * width * 8 + 0.5), full = length / 8, part = length % 8;
+  const int length = int(std::min(1., fraction) * width * 8 + 0.5), full = length / 8,
+            part = length % 8;
   std::string s;
   for (int i = 0; i < full; ++i) s += "█";
   return s + eighths[part] + std::string(size_t(width - full - (part > 0)), ' ');
 }
 
 void print_layer(const ExpertPlacement& plan, std::span<const float> load, std::ostream& out) {
-  const std::vector<double> before = loads_in_order({std::vector<double>(load.begin(), load.end())}, size_t(plan.gpus))[0];
+  const std::vector<double> before =
+      loads_in_order({std::vector<double>(load.begin(), load.end())}, size_t(plan.gpus))[0];
   const std::vector<double> after = gpu_load(plan, load);
   const double scale = std::max({max_of(before), max_of(after), 1e-30});
-  out << format("balancedness %.3f -> %.3f, max load %.6g -> %.6g, plan %016llx\n", balancedness(before),
-                balancedness(after), max_of(before), max_of(after), static_cast<unsigned long long>(plan.hash()))
+  out << format("balancedness %.3f -> %.3f, max load %.6g -> %.6g, plan %016llx\n",
+             balancedness(before), balancedness(after), max_of(before), max_of(after),
+             static_cast<unsigned long long>(plan.hash()))
       << "  GPU  experts in order                   planned                            experts\n";
   for (int g = 0; g < plan.gpus; ++g) {
     const double x = before[size_t(g)], y = after[size_t(g)];
-    out << format("%5d  %s %-9.6g %s %-9.6g", g, bar(x / scale, 24).c_str(), x, bar(y / scale, 24).c_str(), y);
-    for (int i = 0; i < plan.slots_per_gpu(); ++i) out << ' ' << plan.phy2log[size_t(g * plan.slots_per_gpu() + i)];
+    out << format("%5d  %s %-9.6g %s %-9.6g", g, bar(x / scale, 24).c_str(), x,
+        bar(y / scale, 24).c_str(), y);
+    for (int i = 0; i < plan.slots_per_gpu(); ++i)
+      out << ' ' << plan.phy2log[size_t(g * plan.slots_per_gpu() + i)];
     out << '\n';
   }
 }
@@ -160,11 +174,13 @@ void print_layer(const ExpertPlacement& plan, std::span<const float> load, std::
 }  // namespace
 
 void eplb_command(const EplbCommandOptions& o, std::ostream& out) {
-  require(o.format == "text" || o.format == "json" || o.format == "svg", "--format ", o.format, ": expected text, json or svg");
+  require(o.format == "text" || o.format == "json" || o.format == "svg", "--format ", o.format,
+      ": expected text, json or svg");
   const EplbOptions policy = policy_of(o);
   if (o.format == "svg") {
-    require(is_metrics(o.loads), "--format svg: expected --loads OUT/metrics.jsonl of a training run, found ",
-            o.loads.empty() ? "none" : o.loads);
+    require(is_metrics(o.loads),
+        "--format svg: expected --loads OUT/metrics.jsonl of a training run, found ",
+        o.loads.empty() ? "none" : o.loads);
     return paint_load_map(out, read_metrics(o.loads));
   }
   const Loads loads = o.loads.empty() ? kExample : read_loads(o.loads);
@@ -175,12 +191,15 @@ void eplb_command(const EplbCommandOptions& o, std::ostream& out) {
     out << to_json(plan, loads).dump() << '\n';
     return;
   }
-  out << "loads: " << (o.loads.empty() ? "the example of EPLB's README (--loads FILE plans for yours)" : o.loads) << "\n"
-      << loads.size() << " layers of " << shape.experts << " experts -> " << shape.replicas << " replicas on " << shape.gpus
-      << " GPUs of " << shape.nodes << " nodes, policy " << o.policy
-      << (o.replicas_may_leave_node ? ", replicas may leave their node" : "") << '\n';
+  out << "loads: "
+      << (o.loads.empty() ? "the example of EPLB's README (--loads FILE plans for yours)" : o.loads)
+      << "\n"
+      << loads.size() << " layers of " << shape.experts << " experts -> " << shape.replicas
+      << " replicas on " << shape.gpus << " GPUs of " << shape.nodes << " nodes, policy "
+      << o.policy << (o.replicas_may_leave_node ? ", replicas may leave their node" : "") << '\n';
   if (shape.checked().nodes != shape.nodes)
-    out << "--nodes " << o.nodes << " does not divide --groups " << o.groups << ": planned without groups and nodes\n";
+    out << "--nodes " << o.nodes << " does not divide --groups " << o.groups
+        << ": planned without groups and nodes\n";
   for (size_t layer = 0; layer < plan.size(); ++layer) {
     out << "\nlayer " << layer << ": ";
     print_layer(plan[layer], loads[layer], out);

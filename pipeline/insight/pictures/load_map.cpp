@@ -1,5 +1,5 @@
-// See load_map.h. Steps become columns of whole pixels, ratios become a few colours, and neighbours of one colour one line of a
-// path: so the picture of a long run stays small.
+// See load_map.h. Steps become columns of whole pixels, ratios become a few colours, and neighbours
+// of one colour one line of a path: so the picture of a long run stays small.
 #include "pipeline/insight/pictures/load_map.h"
 
 #include <algorithm>
@@ -27,13 +27,15 @@ static void add_step(const Json& tokens, Tokens& steps) {
   std::vector<double>& row = steps.emplace_back();
   for (const Json& x : tokens.items()) row.push_back(double(x.integer(0)));
   const size_t allowed = std::max<size_t>(steps[0].size(), 1);
-  require(row.size() == allowed, tokens.where(), ": found ", row.size(), " loads, allowed: ", allowed);
+  require(
+      row.size() == allowed, tokens.where(), ": found ", row.size(), " loads, allowed: ", allowed);
 }
 
 RunLoads read_metrics(const std::string& path) {
   RunLoads run;
   std::ifstream file(path);
-  for (std::string line; std::getline(file, line) && !file.eof(); ++run.steps) {  // a killed run's last line may be half of one
+  // a killed run's last line may be half of one
+  for (std::string line; std::getline(file, line) && !file.eof(); ++run.steps) {
     const std::string where = cat(path, ": line ", run.steps + 1);
     const Json json = Json::parse(line, where);
     const int64_t step = json.at("step").integer();
@@ -45,14 +47,15 @@ RunLoads read_metrics(const std::string& path) {
     }
     const int64_t allowed = run.first_step + run.steps;
     require(step == allowed, where, ": step: found ", step, ", allowed: ", allowed);
-    require(layers.size() == run.layers.size(), where, ": moe: found ", layers.size(), " layers, allowed: ", run.layers.size());
+    require(layers.size() == run.layers.size(), where, ": moe: found ", layers.size(),
+        " layers, allowed: ", run.layers.size());
     for (size_t i = 0; i < layers.size(); ++i) {
       LayerHistory& layer = run.layers[i];
       layers[i].at("layer").integer(layer.layer, layer.layer);
       add_step(layers[i].at("tokens_per_expert"), layer.experts);
       const Json* ranks = layers[i].find("tokens_per_rank");
-      require(run.steps == 0 || !ranks == layer.ranks.empty(), where, ": tokens_per_rank: found ", ranks ? "it" : "none",
-              ", allowed: in all lines or in none");
+      require(run.steps == 0 || !ranks == layer.ranks.empty(), where, ": tokens_per_rank: found ",
+          ranks ? "it" : "none", ", allowed: in all lines or in none");
       if (ranks) add_step(*ranks, layer.ranks);
       const Json* replan = layers[i].find("replan");
       if (replan && replan->at("moves").integer() > 0) layer.moved.push_back(step);
@@ -64,32 +67,39 @@ RunLoads read_metrics(const std::string& path) {
 Tokens loads_in_order(const Tokens& experts, size_t ranks) {
   Tokens loads(experts.size(), std::vector<double>(ranks, 0));
   for (size_t step = 0; step < experts.size(); ++step)
-    for (size_t e = 0, n = experts[step].size(); e < n; ++e) loads[step][e * ranks / n] += experts[step][e];
+    for (size_t e = 0, n = experts[step].size(); e < n; ++e)
+      loads[step][e * ranks / n] += experts[step][e];
   return loads;
 }
 
 std::vector<std::vector<double>> heat(const Tokens& loads, int64_t per_column) {
   const size_t rows = loads[0].size(), per = size_t(per_column);
-  std::vector<std::vector<double>> cells(rows, std::vector<double>((loads.size() + per - 1) / per, 0));
+  std::vector<std::vector<double>> cells(
+      rows, std::vector<double>((loads.size() + per - 1) / per, 0));
   for (size_t step = 0; step < loads.size(); ++step) {
     const double mean = std::accumulate(loads[step].begin(), loads[step].end(), 0.) / double(rows);
     const size_t column = step / per, steps = std::min(per, loads.size() - column * per);
-    for (size_t row = 0; row < rows; ++row) cells[row][column] += (mean > 0 ? loads[step][row] / mean : 1) / double(steps);
+    for (size_t row = 0; row < rows; ++row)
+      cells[row][column] += (mean > 0 ? loads[step][row] / mean : 1) / double(steps);
   }
   return cells;
 }
 
 namespace {
 
-constexpr int kLeft = 138, kWidth = 800, kRight = 114, kTop = 62;  // pixels; kWidth at most, for the columns
-constexpr int kLevels = 12, kOctave = 6;  // colours on either side of the mean, and how many for a factor of two
-constexpr size_t kLayers = 4;             // are drawn at most
+// pixels; kWidth at most, for the columns
+constexpr int kLeft = 138, kWidth = 800, kRight = 114, kTop = 62;
+// colours on either side of the mean, and how many for a factor of two
+constexpr int kLevels = 12, kOctave = 6;
+constexpr size_t kLayers = 4;  // are drawn at most
 
 int level_of(double ratio) {
-  return ratio <= 0 ? -kLevels : std::clamp(int(std::lround(kOctave * std::log2(ratio))), -kLevels, kLevels);
+  return ratio <= 0 ? -kLevels
+                    : std::clamp(int(std::lround(kOctave * std::log2(ratio))), -kLevels, kLevels);
 }
 
-// White at the mean; blue below and orange to red above, darker with distance, which the colour-blind tell apart too.
+// White at the mean; blue below and orange to red above, darker with distance, which the
+// colour-blind tell apart too.
 std::string color_of(int level) {
   static constexpr int kBlue[3][3] = {{255, 255, 255}, {146, 192, 222}, {58, 108, 170}};
   static constexpr int kRed[3][3] = {{255, 255, 255}, {244, 140, 90}, {150, 16, 38}};
@@ -98,7 +108,8 @@ std::string color_of(int level) {
   const int from = std::min(int(at), 1);
   std::string hex = "#";
   for (int i = 0; i < 3; ++i) {
-    const int value = int(std::lround(stops[from][i] + (at - from) * (stops[from + 1][i] - stops[from][i])));
+    const int value =
+        int(std::lround(stops[from][i] + (at - from) * (stops[from + 1][i] - stops[from][i])));
     hex += {"0123456789abcdef"[value / 16], "0123456789abcdef"[value % 16]};
   }
   return hex;
@@ -114,8 +125,8 @@ struct Drawer {
     out << "<text x='" << x << "' y='" << y << "' class='" << style << "'>" << words << "</text>\n";
   }
   void frame(int64_t width, int height) {
-    out << "<rect class='f' x='" << kLeft - .5 << "' y='" << y - .5 << "' width='" << width + 1 << "' height='" << height + 1
-        << "'/>\n";
+    out << "<rect class='f' x='" << kLeft - .5 << "' y='" << y - .5 << "' width='" << width + 1
+        << "' height='" << height + 1 << "'/>\n";
   }
   void strip(const std::string& label, const Tokens& loads) {
     const auto cells = heat(loads, per_column);
@@ -128,9 +139,11 @@ struct Drawer {
         paths[level + kLevels] += cat('M', x, ' ', row, 'h', end - x);
       }
     paths[kLevels].clear();  // white
-    out << "<g transform='translate(" << kLeft << ' ' << y + height / 2. << ")scale(" << column << ' ' << height << ")'>\n";
+    out << "<g transform='translate(" << kLeft << ' ' << y + height / 2. << ")scale(" << column
+        << ' ' << height << ")'>\n";
     for (int i = 0; i <= 2 * kLevels; ++i)
-      if (!paths[i].empty()) out << "<path stroke='" << color_of(i - kLevels) << "' d='" << paths[i] << "'/>\n";
+      if (!paths[i].empty())
+        out << "<path stroke='" << color_of(i - kLevels) << "' d='" << paths[i] << "'/>\n";
     out << "</g>";
     frame(columns * column, all);
     text(kLeft - 8, y + all / 2 + 4, "e", label);
@@ -141,7 +154,8 @@ struct Drawer {
     strip(cat(loads[0].size(), " ranks, ", when), loads);
     double sum = 0;
     for (const std::vector<double>& step : loads) sum += balancedness(step);
-    text(kLeft + int(columns) * column + 12, (top + y) / 2 + 2, "b", format("%.3f", sum / double(loads.size())));
+    text(kLeft + int(columns) * column + 12, (top + y) / 2 + 2, "b",
+        format("%.3f", sum / double(loads.size())));
   }
   void band(const LayerHistory& layer, int64_t first_step) {
     text(14, y + 12, "l", cat("layer ", layer.layer));
@@ -151,13 +165,15 @@ struct Drawer {
       strip_of_ranks("after", layer.ranks);
     }
     for (int64_t step : layer.moved)
-      out << "<path class='m' d='M" << kLeft + (step + 1 - first_step) * column / per_column << ' ' << y - 3 << "l3 5h-6z'/>\n";
+      out << "<path class='m' d='M" << kLeft + (step + 1 - first_step) * column / per_column << ' '
+          << y - 3 << "l3 5h-6z'/>\n";
     y += 24;
   }
   void axis(const RunLoads& run) {
     int64_t every = 1;
     for (bool five = true; every * 12 < run.steps; five = !five) every *= five ? 5 : 2;
-    for (int64_t step = (run.first_step + every - 1) / every * every; step < run.first_step + run.steps; step += every) {
+    for (int64_t step = (run.first_step + every - 1) / every * every;
+         step < run.first_step + run.steps; step += every) {
       const int x = kLeft + int((step - run.first_step) / per_column * column) + column / 2;
       out << "<path class='f' d='M" << x + .5 << ' ' << y - 22 << "v4'/>";
       text(x, y - 6, "x", std::to_string(step));
@@ -168,7 +184,8 @@ struct Drawer {
     y += 14;
     text(kLeft - 8, y + 11, "e", "load / mean");
     for (int level = -kLevels, x = kLeft; level <= kLevels; ++level, x += 14)
-      out << "<rect x='" << x << "' y='" << y << "' width='14' height='14' fill='" << color_of(level) << "'/>\n";
+      out << "<rect x='" << x << "' y='" << y << "' width='14' height='14' fill='"
+          << color_of(level) << "'/>\n";
     frame(14 * (2 * kLevels + 1), 14);
     int x = kLeft + 7;
     for (const char* words : {"≤ 1/4", "1/2", "1", "2", "≥ 4"}) {
@@ -186,26 +203,32 @@ struct Drawer {
 }  // namespace
 
 void paint_load_map(std::ostream& out, const RunLoads& run) {
-  const int64_t per_column = (run.steps + kWidth / 2 - 1) / (kWidth / 2), columns = (run.steps + per_column - 1) / per_column;
+  const int64_t per_column = (run.steps + kWidth / 2 - 1) / (kWidth / 2),
+                columns = (run.steps + per_column - 1) / per_column;
   std::ostringstream body;  // first, since it decides the height
   Drawer draw{body, per_column, columns, int(kWidth / columns)};
   const size_t drawn = std::min(kLayers, run.layers.size());
   draw.text(14, 26, "t", cat("Expert load over ", run.steps, " steps"));
   const bool ranks = !run.layers[0].ranks.empty();
-  draw.text(14, 46, "c", cat(drawn, " of ", run.layers.size(), " layers with experts; a row is an expert",
-                             ranks ? " or a rank; before: experts in order, each once; after: as computed" : "",
-                             per_column > 1 ? cat("; a column is ", per_column, " steps") : ""));
+  draw.text(14, 46, "c",
+      cat(drawn, " of ", run.layers.size(), " layers with experts; a row is an expert",
+          ranks ? " or a rank; before: experts in order, each once; after: as computed" : "",
+          per_column > 1 ? cat("; a column is ", per_column, " steps") : ""));
   if (ranks) draw.text(kLeft + int(columns) * draw.column + 12, 46, "c", "balancedness");
   for (size_t i = 0; i < drawn; ++i)
-    draw.band(run.layers[drawn > 1 ? i * (run.layers.size() - 1) / (drawn - 1) : 0], run.first_step);
+    draw.band(
+        run.layers[drawn > 1 ? i * (run.layers.size() - 1) / (drawn - 1) : 0], run.first_step);
   draw.axis(run);
   draw.legend(ranks);
   const std::string size = cat("width='", kLeft + kWidth + kRight, "' height='", draw.y, "'");
-  out << "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 " << kLeft + kWidth + kRight << ' ' << draw.y << "' " << size
-      << " font-family='Helvetica, Arial, sans-serif'>\n"
-      << "<style>.f{fill:none;stroke:#8c959f}.m{fill:#22272e}.c,.e,.x{font-size:12px;fill:#57606a}.e{text-anchor:end}"
-         ".x{text-anchor:middle}.t,.l,.b{font-size:13px;font-weight:bold;fill:#22272e}.t{font-size:17px}</style>\n"
-      << "<rect " << size << " rx='8' fill='#fff'/>\n" << body.str() << "</svg>\n";
+  out << "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 " << kLeft + kWidth + kRight << ' '
+      << draw.y << "' " << size << " font-family='Helvetica, Arial, sans-serif'>\n"
+      << "<style>.f{fill:none;stroke:#8c959f}.m{fill:#22272e}.c,.e,.x{font-size:12px;fill:#57606a}."
+         "e{text-anchor:end}"
+         ".x{text-anchor:middle}.t,.l,.b{font-size:13px;font-weight:bold;fill:#22272e}.t{font-size:"
+         "17px}</style>\n"
+      << "<rect " << size << " rx='8' fill='#fff'/>\n"
+      << body.str() << "</svg>\n";
 }
 
 }  // namespace duet

@@ -1,8 +1,10 @@
-// The heat map of a training run: which experts its tokens went to, step by step, and what that made of the ranks that hold
-// them, with experts in order ("before") and where the balancer had put them ("after"). Drawn from OUT/metrics.jsonl by
-// `duet eplb --loads OUT/metrics.jsonl --format svg`. It draws what was measured and plans nothing (eplb.h does).
+// The heat map of a training run: which experts its tokens went to, step by step, and what that
+// made of the ranks that hold them, with experts in order ("before") and where the balancer had put
+// them ("after"). Drawn from OUT/metrics.jsonl by `duet eplb --loads OUT/metrics.jsonl --format
+// svg`. It draws what was measured and plans nothing (eplb.h does).
 //
-// A layer is a band of three strips; x is the step, a row is an expert or a rank, the colour is load / mean load of the step.
+// A layer is a band of three strips; x is the step, a row is an expert or a rank, the colour is
+// load / mean load of the step.
 #pragma once
 #include <cstdint>
 #include <iosfwd>
@@ -14,8 +16,9 @@ namespace duet {
 struct LayerHistory {
   using Tokens = std::vector<std::vector<double>>;
   int64_t layer = 0;
-  Tokens experts;              // [steps, experts] that chose each logical expert
-  Tokens ranks;                // [steps, ranks] that each expert-parallel rank computed; empty if ep is 1
+  Tokens experts;  // [steps, experts] that chose each logical expert
+  // [steps, ranks] that each expert-parallel rank computed; empty if ep is 1
+  Tokens ranks;
   std::vector<int64_t> moved;  // steps after which experts moved
 };
 struct RunLoads {
@@ -25,12 +28,14 @@ struct RunLoads {
 };
 
 bool is_metrics(const std::string& path);  // by its first line
-// Throws UsageError that names the file, the line and the member where it is not what duet train writes.
+// Throws UsageError that names the file, the line and the member where it is not what duet train
+// writes.
 RunLoads read_metrics(const std::string& path);
 
 // Loads of ranks if every expert lay on one, the experts in order. [steps, ranks]
 LayerHistory::Tokens loads_in_order(const LayerHistory::Tokens& experts, size_t ranks);
-// The colours' values: load / mean load of its step, averaged over each `per_column` steps. [rows, columns]
+// The colours' values: load / mean load of its step, averaged over each `per_column` steps. [rows,
+// columns]
 std::vector<std::vector<double>> heat(const LayerHistory::Tokens& loads, int64_t per_column);
 
 void paint_load_map(std::ostream& out, const RunLoads& run);

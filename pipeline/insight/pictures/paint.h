@@ -1,8 +1,10 @@
-// Pictures of schedules: a grid for the terminal and an SVG in the manner of the papers' figures, both to scale in time.
+// Pictures of schedules: a grid for the terminal and an SVG in the manner of the papers' figures,
+// both to scale in time.
 //
-// Painters read a schedule and when its actions happened: simulated here, measured in a trace. They decide nothing.
-// Colours: F amber, B green, I blue, W violet; a rank's second chunk (DualPipe: the second direction) is the darker shade. An
-// overlapped pair is framed, its F and its B side by side. What is left blank is the bubble.
+// Painters read a schedule and when its actions happened: simulated here, measured in a trace. They
+// decide nothing. Colours: F amber, B green, I blue, W violet; a rank's second chunk (DualPipe: the
+// second direction) is the darker shade. An overlapped pair is framed, its F and its B side by
+// side. What is left blank is the bubble.
 //
 // Read next: paint_svg.cpp.
 #pragma once
@@ -22,7 +24,8 @@ struct Terminal {
 Terminal terminal_of_stdout();  // colour only where stdout is a terminal and NO_COLOR is not set
 
 // Without colour the second chunk's letters are small: f3, b3. Dots are idle time.
-void paint_text(std::ostream& out, const Schedule& schedule, const Timing& timing, const Terminal& terminal);
+void paint_text(
+    std::ostream& out, const Schedule& schedule, const Timing& timing, const Terminal& terminal);
 
 struct Panel {
   const Schedule& schedule;
@@ -33,7 +36,8 @@ struct Panel {
 // The panels below each other to one scale in time, with one legend.
 void paint_svg(std::ostream& out, std::span<const Panel> panels);
 
-// For both: each stage's place among the stages of its rank, 0 for the first; of a schedule of two directions, the direction.
+// For both: each stage's place among the stages of its rank, 0 for the first; of a schedule of two
+// directions, the direction.
 std::vector<int> chunk_of_stage(const Schedule& schedule);
 
 // The title of a schedule: "DualPipe" of "dualpipe"; of a file its name.

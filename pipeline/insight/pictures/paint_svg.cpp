@@ -1,5 +1,6 @@
-// The SVG: one row of boxes a rank, hatched where it idles. Plain rectangles and text, so that browsers, GitHub and
-// converters all draw the same; the white ground is there for dark pages. Read next: ../schedule_command.cpp.
+// The SVG: one row of boxes a rank, hatched where it idles. Plain rectangles and text, so that
+// browsers, GitHub and converters all draw the same; the white ground is there for dark pages. Read
+// next: ../schedule_command.cpp.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -10,7 +11,8 @@
 namespace duet {
 namespace {
 
-constexpr double kLabel = 66, kMargin = 14, kTitle = 34, kRow = 20, kRowGap = 3, kPanelGap = 16, kLegend = 40;
+constexpr double kLabel = 66, kMargin = 14, kTitle = 34, kRow = 20, kRowGap = 3, kPanelGap = 16,
+                 kLegend = 40;
 constexpr double kDigit = 5.6;  // width of a digit of the boxes' text
 
 struct Paint {
@@ -18,22 +20,24 @@ struct Paint {
   std::array<int, 3> light, dark;
 };
 constexpr std::array<Paint, 4> kPaints = {{{"forward", {255, 220, 130}, {244, 167, 80}},  // by Kind
-                                           {"backward for inputs", {176, 217, 245}, {99, 168, 222}},
-                                           {"backward for weights", {219, 203, 241}, {173, 145, 217}},
-                                           {"full backward", {174, 224, 186}, {100, 184, 133}}}};
+    {"backward for inputs", {176, 217, 245}, {99, 168, 222}},
+    {"backward for weights", {219, 203, 241}, {173, 145, 217}},
+    {"full backward", {174, 224, 186}, {100, 184, 133}}}};
 
 std::string color_of(Kind kind, int chunk, int chunks) {
   const Paint& paint = kPaints[size_t(kind)];
   const double dark = chunks > 1 ? double(chunk) / (chunks - 1) : 0;
   std::string hex = "#";
   for (int i = 0; i < 3; ++i)
-    hex += format("%02x", int(std::lround(paint.light[i] + dark * (paint.dark[i] - paint.light[i]))));
+    hex +=
+        format("%02x", int(std::lround(paint.light[i] + dark * (paint.dark[i] - paint.light[i]))));
   return hex;
 }
 
 std::string escaped(const std::string& text) {
   std::string out;
-  for (char c : text) out += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : std::string(1, c);
+  for (char c : text)
+    out += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : std::string(1, c);
   return out;
 }
 
@@ -45,11 +49,12 @@ struct Drawer {
   double scale = 1;  // pixels for one unit of time
 
   void box(double x, double y, double width, double height, const std::string& attributes) {
-    out << "<rect x='" << px(x) << "' y='" << px(y) << "' width='" << px(width) << "' height='" << px(height) << "' "
-        << attributes << "/>\n";
+    out << "<rect x='" << px(x) << "' y='" << px(y) << "' width='" << px(width) << "' height='"
+        << px(height) << "' " << attributes << "/>\n";
   }
   void text(double x, double y, const char* style, const std::string& words) {
-    out << "<text x='" << px(x) << "' y='" << px(y) << "' class='" << style << "'>" << escaped(words) << "</text>\n";
+    out << "<text x='" << px(x) << "' y='" << px(y) << "' class='" << style << "'>"
+        << escaped(words) << "</text>\n";
   }
   void action(double x, double y, double width, const Action& a, const std::string& color) {
     box(x, y, width, kRow, "class='a' fill='" + color + "'");
@@ -77,7 +82,8 @@ void draw_rank(Drawer& draw, const Panel& panel, int rank, double y) {
     for_parts(action, [&](const Action& part) {
       const bool is_B = action.overlapped() && part.kind == Kind::B;
       const double share = !action.overlapped() ? 1 : is_B ? B_of_pair : 1 - B_of_pair;
-      draw.action(is_B ? x + width * (1 - share) : x, y, width * share, part, color_of(part.kind, chunk[part.stage], chunks));
+      draw.action(is_B ? x + width * (1 - share) : x, y, width * share, part,
+          color_of(part.kind, chunk[part.stage], chunks));
     });
     if (action.overlapped()) draw.box(x + 0.7, y + 0.7, width - 1.4, kRow - 1.4, "class='p'");
   }
@@ -92,7 +98,9 @@ void draw_legend(Drawer& draw, std::span<const Panel> panels, double y) {
     for (const auto& row : panel.schedule.ranks)
       for (const Action& action : row) {
         pairs |= action.overlapped();
-        for_parts(action, [&](const Action& a) { shades[size_t(a.kind)] = std::max(shades[size_t(a.kind)], chunks); });
+        for_parts(action, [&](const Action& a) {
+          shades[size_t(a.kind)] = std::max(shades[size_t(a.kind)], chunks);
+        });
       }
   }
   double x = kLabel;
@@ -101,18 +109,22 @@ void draw_legend(Drawer& draw, std::span<const Panel> panels, double y) {
     draw.text(x + 5, y + 10, "k", words);
     x += 5 + 5.7 * words.size() + 16;
   };
-  const auto square = [&](const std::string& attributes) { draw.box(x, y, 13, 13, attributes), x += 13; };
+  const auto square = [&](const std::string& attributes) {
+    draw.box(x, y, 13, 13, attributes), x += 13;
+  };
   for (const Kind kind : {Kind::F, Kind::B, Kind::I, Kind::W}) {
     const int chunks = shades[size_t(kind)];
     if (chunks == 0) continue;
     entry(kPaints[size_t(kind)].what, [&] {
-      for (int chunk = 0; chunk < chunks; ++chunk) square("class='a' fill='" + color_of(kind, chunk, chunks) + "'");
+      for (int chunk = 0; chunk < chunks; ++chunk)
+        square("class='a' fill='" + color_of(kind, chunk, chunks) + "'");
     });
   }
   if (pairs) entry("overlapped pair", [&] { square("class='p'"); });
   entry("idle", [&] { square("fill='url(#idle)'"); });
   if (*std::max_element(shades.begin(), shades.end()) > 1)
-    draw.text(x, y + 10, "k", directions ? "darker: the second direction" : "darker: a rank's later chunk");
+    draw.text(x, y + 10, "k",
+        directions ? "darker: the second direction" : "darker: a rank's later chunk");
 }
 
 // So wide that the narrowest action shows its number, unless the whole became too wide to look at.
@@ -140,13 +152,18 @@ void paint_svg(std::ostream& out, std::span<const Panel> panels) {
   }
   const double width = std::max(kLabel + longest * draw.scale + kMargin, 960.0);
   height += kLegend;
-  out << "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 " << px(width) << " " << px(height) << "' width='" << px(width)
-      << "' height='" << px(height) << "' font-family='Helvetica, Arial, sans-serif'>\n"
-      << "<style>.a{stroke:#fff;stroke-width:.8}.p{fill:none;stroke:#22272e;stroke-width:1.4}.n{font-size:9px;"
-         "text-anchor:middle;fill:#22272e}.r{font-size:12px;fill:#57606a}.k{font-size:11px;fill:#424a53}.t{font-size:17px;"
+  out << "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 " << px(width) << " " << px(height)
+      << "' width='" << px(width) << "' height='" << px(height)
+      << "' font-family='Helvetica, Arial, sans-serif'>\n"
+      << "<style>.a{stroke:#fff;stroke-width:.8}.p{fill:none;stroke:#22272e;stroke-width:1.4}.n{"
+         "font-size:9px;"
+         "text-anchor:middle;fill:#22272e}.r{font-size:12px;fill:#57606a}.k{font-size:11px;fill:#"
+         "424a53}.t{font-size:17px;"
          "font-weight:bold;fill:#22272e}.c{font-size:12.5px;fill:#57606a}</style>\n"
-      << "<defs><pattern id='idle' width='6' height='6' patternUnits='userSpaceOnUse'><rect width='6' height='6' "
-         "fill='#eff1f4'/><path d='M-1,1 l2,-2 M0,6 l6,-6 M5,7 l2,-2' stroke='#cfd5dc' stroke-width='.8'/></pattern></defs>\n";
+      << "<defs><pattern id='idle' width='6' height='6' patternUnits='userSpaceOnUse'><rect "
+         "width='6' height='6' "
+         "fill='#eff1f4'/><path d='M-1,1 l2,-2 M0,6 l6,-6 M5,7 l2,-2' stroke='#cfd5dc' "
+         "stroke-width='.8'/></pattern></defs>\n";
   draw.box(0, 0, width, height, "rx='8' fill='#fff'");
   double y = kMargin;
   for (const Panel& panel : panels) {
@@ -154,7 +171,8 @@ void paint_svg(std::ostream& out, std::span<const Panel> panels) {
     draw.text(kLabel, y + 16, "t", title);
     draw.text(kLabel + 10.2 * title.size() + 14, y + 16, "c", panel.caption);
     y += kTitle - 6;
-    for (int rank = 0; rank < panel.schedule.pp; ++rank, y += kRow + kRowGap) draw_rank(draw, panel, rank, y);
+    for (int rank = 0; rank < panel.schedule.pp; ++rank, y += kRow + kRowGap)
+      draw_rank(draw, panel, rank, y);
     y += kPanelGap + 6;
   }
   draw_legend(draw, panels, y + 4);

@@ -31,14 +31,16 @@ std::string label_of(const Action& part, int chunk) {
   return char(chunk > 0 ? letter - 'A' + 'a' : letter) + std::to_string(part.microbatch);
 }
 
-// Columns for one unit of time: so many that every action's label fits, unless that made the average one much too wide.
+// Columns for one unit of time: so many that every action's label fits, unless that made the
+// average one much too wide.
 double columns_per_unit(const Schedule& s, const Timing& timing) {
   const double digits = std::to_string(s.microbatches - 1).size();
   double needed = 0, longest = 0;
   for (int rank = 0; rank < s.pp; ++rank) {
     for (size_t i = 0; i < s.ranks[rank].size(); ++i) {
       const double cost = timing.spans[rank][i].end - timing.spans[rank][i].start;
-      const double width = s.ranks[rank][i].overlapped() ? 2 * (1 + digits) + 2 : std::max(3.0, 1 + digits);
+      const double width =
+          s.ranks[rank][i].overlapped() ? 2 * (1 + digits) + 2 : std::max(3.0, 1 + digits);
       needed = std::max(needed, width / cost);
       longest = std::max(longest, cost);
     }
@@ -46,7 +48,8 @@ double columns_per_unit(const Schedule& s, const Timing& timing) {
   return std::min(needed, 24 / longest);
 }
 
-void paint_action(std::vector<Glyph>& row, const Action& action, const std::vector<int>& chunks, int begin, int end) {
+void paint_action(std::vector<Glyph>& row, const Action& action, const std::vector<int>& chunks,
+    int begin, int end) {
   std::string text = action.overlapped() ? "[" : "";
   std::vector<int> colors(text.size(), color_of(Kind::F, chunks[action.stage] > 0));
   for_parts(action, [&](const Action& part) {
@@ -97,7 +100,8 @@ std::string title_of(const Schedule& s) {
   return s.name;
 }
 
-void paint_text(std::ostream& out, const Schedule& s, const Timing& timing, const Terminal& terminal) {
+void paint_text(
+    std::ostream& out, const Schedule& s, const Timing& timing, const Terminal& terminal) {
   const double scale = columns_per_unit(s, timing);
   const auto column = [&](double time) { return int(std::lround(time * scale)); };
   const size_t columns = column(timing.makespan);
@@ -110,7 +114,8 @@ void paint_text(std::ostream& out, const Schedule& s, const Timing& timing, cons
     }
   }
   const size_t label = 6 + std::to_string(s.pp - 1).size();  // "rank 0 "
-  const size_t band = terminal.columns > int(label) + 20 ? terminal.columns - label : std::max<size_t>(columns, 1);
+  const size_t band =
+      terminal.columns > int(label) + 20 ? terminal.columns - label : std::max<size_t>(columns, 1);
   for (size_t begin = 0; begin < columns; begin += band) {
     if (begin > 0) out << "\n";
     for (int rank = 0; rank < s.pp; ++rank) {

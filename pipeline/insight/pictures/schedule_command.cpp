@@ -1,4 +1,5 @@
-// What `duet schedule` prints. Read next: README.md, the chapter; then the executor, which runs the same lists.
+// What `duet schedule` prints. Read next: README.md, the chapter; then the executor, which runs the
+// same lists.
 #include "pipeline/insight/pictures/schedule_command.h"
 
 #include <algorithm>
@@ -22,7 +23,8 @@ struct Entry {
   Timing timing;
 };
 
-Entry make_entry(const std::string& name, const ScheduleSize& size, const Costs& costs, bool equal_work) {
+Entry make_entry(
+    const std::string& name, const ScheduleSize& size, const Costs& costs, bool equal_work) {
   Entry entry{make_schedule(name, size), costs, {}, {}};
   entry.usage = check(entry.schedule);
   if (equal_work) entry.costs = costs.scaled(entry.schedule.stage_share());
@@ -36,35 +38,45 @@ std::string percent(double fraction) { return format("%.1f%%", 100 * fraction); 
 std::string rounded(double value) { return format("%.12g", std::round(value * 100) / 100); }
 
 std::string describe(const Costs& c) {
-  return cat("F=", rounded(c.F), " I=", rounded(c.I), " W=", rounded(c.W), " B=", rounded(c.B()), " FB=", rounded(c.FB));
+  return cat("F=", rounded(c.F), " I=", rounded(c.I), " W=", rounded(c.W), " B=", rounded(c.B()),
+      " FB=", rounded(c.FB));
 }
 
 std::string describe_overlap(const Costs& c) {
   const double hidden = 1 - c.FB / (c.F + c.B());
-  return std::abs(hidden) < 1e-9 ? "FB = F + B: a pair hides nothing" : cat("a pair saves ", percent(hidden), " of F + B");
+  return std::abs(hidden) < 1e-9 ? "FB = F + B: a pair hides nothing"
+                                 : cat("a pair saves ", percent(hidden), " of F + B");
 }
 
 std::string caption_of(const Entry& e) {
-  return cat(e.schedule.pp, " ranks, ", e.schedule.microbatches, " microbatches  ·  time ", rounded(e.timing.makespan),
-             "  ·  bubble ", percent(e.timing.bubble()));
+  return cat(e.schedule.pp, " ranks, ", e.schedule.microbatches, " microbatches  ·  time ",
+      rounded(e.timing.makespan), "  ·  bubble ", percent(e.timing.bubble()));
 }
 
 void print_text(std::ostream& out, const Entry& e, const Terminal& terminal) {
   const Schedule& s = e.schedule;
-  out << title_of(s) << ": " << s.pp << " ranks, " << s.microbatches << " microbatches, " << s.stages() << " stages"
-      << (s.two_directions ? cat(" in two directions (", s.model_stages(), " parts of the model, each held twice)") : "")
+  out << title_of(s) << ": " << s.pp << " ranks, " << s.microbatches << " microbatches, "
+      << s.stages() << " stages"
+      << (s.two_directions ? cat(" in two directions (", s.model_stages(),
+                                 " parts of the model, each held twice)")
+                           : "")
       << "\n\n";
   paint_text(out, s, e.timing, terminal);
-  out << "\n F forward  B full backward  I backward for inputs  W backward for weights  [F B] overlapped pair"
-      << (terminal.color ? "\n" : "  . idle\n") << " Second " << (s.two_directions ? "direction" : "and later chunks") << ": "
-      << (terminal.color ? "darker, and " : "") << "small letters.\n\n rank    bubble   peak activations\n";
+  out << "\n F forward  B full backward  I backward for inputs  W backward for weights  [F B] "
+         "overlapped pair"
+      << (terminal.color ? "\n" : "  . idle\n") << " Second "
+      << (s.two_directions ? "direction" : "and later chunks") << ": "
+      << (terminal.color ? "darker, and " : "")
+      << "small letters.\n\n rank    bubble   peak activations\n";
   for (int rank = 0; rank < s.pp; ++rank) {
-    out << format("%5d%10s%19d", rank, percent(e.timing.bubble_fraction[rank]).c_str(), e.usage.peak_activations[rank]);
-    if (e.usage.held_w[rank] > 0) out << "   " << e.usage.held_w[rank] << " Ws held for their predecessors";
+    out << format("%5d%10s%19d", rank, percent(e.timing.bubble_fraction[rank]).c_str(),
+        e.usage.peak_activations[rank]);
+    if (e.usage.held_w[rank] > 0)
+      out << "   " << e.usage.held_w[rank] << " Ws held for their predecessors";
     out << "\n";
   }
-  out << "\n makespan " << rounded(e.timing.makespan) << ", bubble " << percent(e.timing.bubble()) << ", with "
-      << describe(e.costs) << " (" << describe_overlap(e.costs) << ")\n";
+  out << "\n makespan " << rounded(e.timing.makespan) << ", bubble " << percent(e.timing.bubble())
+      << ", with " << describe(e.costs) << " (" << describe_overlap(e.costs) << ")\n";
 }
 
 void print_json(std::ostream& out, const Entry& e) {
@@ -75,12 +87,16 @@ void print_json(std::ostream& out, const Entry& e) {
     for (const Action& action : actions) row.push(to_string(action));
     ranks.push(std::move(row));
   }
-  out << Json::object({{"schedule", s.name}, {"pp", s.pp}, {"microbatches", s.microbatches}, {"ranks", ranks},
-                       {"makespan", e.timing.makespan}, {"bubble_fraction", Json(e.timing.bubble_fraction)},
-                       {"peak_activations", Json(e.usage.peak_activations)}, {"held_w", Json(e.usage.held_w)}}).dump(2) << "\n";
+  out << Json::object({{"schedule", s.name}, {"pp", s.pp}, {"microbatches", s.microbatches},
+                          {"ranks", ranks}, {"makespan", e.timing.makespan},
+                          {"bubble_fraction", Json(e.timing.bubble_fraction)},
+                          {"peak_activations", Json(e.usage.peak_activations)},
+                          {"held_w", Json(e.usage.held_w)}})
+             .dump(2)
+      << "\n";
 }
 
-// --- --compare -------------------------------------------------------------------------------------------------------------
+// --- --compare -----------------------------------------------------------------------------------
 
 struct Comparison {
   std::vector<Entry> entries;
@@ -107,7 +123,8 @@ Comparison compare(const ScheduleOptions& options, const ScheduleSize& size, con
   return result;
 }
 
-// What part of F + B a pair must save for the schedule to be `gain` faster than 1F1B; nothing if no FB >= max(F, B) does it.
+// What part of F + B a pair must save for the schedule to be `gain` faster than 1F1B; nothing if no
+// FB >= max(F, B) does it.
 std::optional<double> saving_for(double gain, const Entry& e, double baseline) {
   const double none = e.costs.F + e.costs.B(), most = std::max(e.costs.F, e.costs.B());
   const auto reaches = [&](double FB) {
@@ -123,42 +140,53 @@ std::optional<double> saving_for(double gain, const Entry& e, double baseline) {
 }
 
 bool has_pairs(const Schedule& s) {
-  return std::any_of(s.ranks[0].begin(), s.ranks[0].end(), [](const Action& a) { return a.overlapped(); });
+  return std::any_of(
+      s.ranks[0].begin(), s.ranks[0].end(), [](const Action& a) { return a.overlapped(); });
 }
 
-void print_comparison(std::ostream& out, const Comparison& c, const ScheduleSize& size, const Costs& costs) {
-  out << size.pp << " ranks, " << size.microbatches << " microbatches, the same model under each\n\n"
-      << " schedule          stages  makespan   bubble  activations  weight copies  speed over 1F1B\n";
+void print_comparison(
+    std::ostream& out, const Comparison& c, const ScheduleSize& size, const Costs& costs) {
+  out << size.pp << " ranks, " << size.microbatches
+      << " microbatches, the same model under each\n\n"
+      << " schedule          stages  makespan   bubble  activations  weight copies  speed over "
+         "1F1B\n";
   for (const Entry& e : c.entries) {
     const Schedule& s = e.schedule;
     const double gain = std::round(1000 * c.gain(e)) / 10 + 0.0;  // percent; + 0.0: never -0
-    out << format(" %-18s%6d%10.2f%9s%13.1f%15d%+16.1f%%\n", title_of(s).c_str(), s.stages(), e.timing.makespan,
-                  percent(e.timing.bubble()).c_str(), e.usage.peak() * s.stage_share(), s.weight_copies(), gain);
+    out << format(" %-18s%6d%10.2f%9s%13.1f%15d%+16.1f%%\n", title_of(s).c_str(), s.stages(),
+        e.timing.makespan, percent(e.timing.bubble()).c_str(), e.usage.peak() * s.stage_share(),
+        s.weight_copies(), gain);
   }
   for (const std::string& why : c.left_out) out << " left out: " << why << "\n";
-  out << "\n Assumed: one " << size.pp << "-th of the model costs " << describe(costs) << ";\n " << describe_overlap(costs)
-      << ". Messages take no time, all stages cost the same.\n"
-      << " bubble: mean over ranks. activations: the largest rank's, one = a microbatch in one " << size.pp
-      << "-th of the model.\n";
+  out << "\n Assumed: one " << size.pp << "-th of the model costs " << describe(costs) << ";\n "
+      << describe_overlap(costs) << ". Messages take no time, all stages cost the same.\n"
+      << " bubble: mean over ranks. activations: the largest rank's, one = a microbatch in one "
+      << size.pp << "-th of the model.\n";
   for (const Entry& e : c.entries) {
     if (!has_pairs(e.schedule)) continue;
     const auto saving = saving_for(0.30, e, c.baseline);
     out << " For +30% over 1F1B a pair of " << title_of(e.schedule) << " must "
-        << (saving ? "save " + percent(*saving) : "cost less than its longer part: out of reach") << ".\n";
+        << (saving ? "save " + percent(*saving) : "cost less than its longer part: out of reach")
+        << ".\n";
   }
 }
 
-void print_comparison_json(std::ostream& out, const Comparison& c, const ScheduleSize& size, const Costs& costs) {
+void print_comparison_json(
+    std::ostream& out, const Comparison& c, const ScheduleSize& size, const Costs& costs) {
   Json rows = Json::array();
   for (const Entry& e : c.entries) {
     const Schedule& s = e.schedule;
-    rows.push(Json::object({{"schedule", s.name}, {"stages", s.stages()}, {"makespan", e.timing.makespan},
-                            {"bubble_fraction", e.timing.bubble()}, {"peak_activations", e.usage.peak() * s.stage_share()},
-                            {"weight_copies", s.weight_copies()}, {"gain_over_1f1b", c.gain(e)}}));
+    rows.push(Json::object({{"schedule", s.name}, {"stages", s.stages()},
+        {"makespan", e.timing.makespan}, {"bubble_fraction", e.timing.bubble()},
+        {"peak_activations", e.usage.peak() * s.stage_share()},
+        {"weight_copies", s.weight_copies()}, {"gain_over_1f1b", c.gain(e)}}));
   }
-  const Json cost = Json::object({{"F", costs.F}, {"I", costs.I}, {"W", costs.W}, {"FB", costs.FB}});
-  out << Json::object({{"pp", size.pp}, {"microbatches", size.microbatches}, {"cost", cost}, {"schedules", rows},
-                       {"left_out", Json(c.left_out)}}).dump(2) << "\n";
+  const Json cost =
+      Json::object({{"F", costs.F}, {"I", costs.I}, {"W", costs.W}, {"FB", costs.FB}});
+  out << Json::object({{"pp", size.pp}, {"microbatches", size.microbatches}, {"cost", cost},
+                          {"schedules", rows}, {"left_out", Json(c.left_out)}})
+             .dump(2)
+      << "\n";
 }
 
 void paint_entries(std::ostream& out, std::span<const Entry> entries) {
@@ -167,7 +195,8 @@ void paint_entries(std::ostream& out, std::span<const Entry> entries) {
   paint_svg(out, panels);
 }
 
-void run_compare(const ScheduleOptions& options, const ScheduleSize& size, const Costs& costs, std::ostream& out) {
+void run_compare(const ScheduleOptions& options, const ScheduleSize& size, const Costs& costs,
+    std::ostream& out) {
   const Comparison result = compare(options, size, costs);
   if (options.format == "svg") return paint_entries(out, result.entries);
   (options.format == "json" ? print_comparison_json : print_comparison)(out, result, size, costs);
@@ -177,10 +206,13 @@ void run_compare(const ScheduleOptions& options, const ScheduleSize& size, const
 
 void schedule_command(const ScheduleOptions& options, std::ostream& out, const Terminal& terminal) {
   const std::string& format = options.format;
-  const bool known = format == "text" || format == "json" || format == "svg" || (format == "csv" && !options.compare);
-  require(known, "--format: expected text, ", options.compare ? "" : "csv, ", "json or svg, found ", format);
+  const bool known = format == "text" || format == "json" || format == "svg" ||
+      (format == "csv" && !options.compare);
+  require(known, "--format: expected text, ", options.compare ? "" : "csv, ", "json or svg, found ",
+      format);
   require(options.pp >= 0, "--pp: expected 1 or more, found ", options.pp);
-  require(options.microbatches >= 0, "--microbatches: expected 1 or more, found ", options.microbatches);
+  require(options.microbatches >= 0, "--microbatches: expected 1 or more, found ",
+      options.microbatches);
   const Costs costs = parse_costs(options.cost);
   const std::string name = options.schedule.empty() ? "dualpipe" : options.schedule;
   ScheduleSize size{options.pp, options.microbatches, options.virtual_stages};

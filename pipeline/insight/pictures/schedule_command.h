@@ -1,14 +1,18 @@
-// The command `duet schedule`: checks a schedule, times it and draws it; with `compare`, sets all of them side by side.
+// The command `duet schedule`: checks a schedule, times it and draws it; with `compare`, sets all
+// of them side by side.
 //
 // Without options it is a demonstration: DualPipe on 8 ranks with 20 microbatches, in the terminal.
-//   text  the grid, then each rank's bubble and activations       csv   PyTorch's pipelining CSV, which reads back
-//   json  {"schedule","pp","microbatches","ranks":[["0F0",...],...],"makespan","bubble_fraction","peak_activations",
+//   text  the grid, then each rank's bubble and activations       csv   PyTorch's pipelining CSV,
+//         which reads back
+//   json
+//   {"schedule","pp","microbatches","ranks":[["0F0",...],...],"makespan","bubble_fraction","peak_activations",
 //         "held_w"}
 //   svg   the picture
 //
-// With `compare` every schedule does the same work: the same microbatches through the same model on the same ranks. The costs
-// are then those of one pp-th of the model, and a stage that is 1/k of the model costs pp/k times that. One activation counts
-// as one microbatch in one pp-th of the model.
+// With `compare` every schedule does the same work: the same microbatches through the same model on
+// the same ranks. The costs are then those of one pp-th of the model, and a stage that is 1/k of
+// the model costs pp/k times that. One activation counts as one microbatch in one pp-th of the
+// model.
 //
 // Read next: schedule_command.cpp.
 #pragma once
@@ -20,7 +24,8 @@
 namespace duet {
 
 struct ScheduleOptions {
-  std::string schedule = "";    // a name or FILE.csv; with compare, names with commas between. "": dualpipe; with compare, all
+  // a name or FILE.csv; with compare, names with commas between. "": dualpipe; with compare, all
+  std::string schedule = "";
   int pp = 0;                   // 0: 8, or what the file says
   int microbatches = 0;         // 0: 20 or, from 11 ranks on, 2 a rank; or what the file says
   int virtual_stages = 2;       // interleaved: stages per rank
@@ -29,7 +34,8 @@ struct ScheduleOptions {
   bool compare = false;
 };
 
-// Throws UsageError for wrong options and for a schedule that the checker refuses; nothing is written then.
+// Throws UsageError for wrong options and for a schedule that the checker refuses; nothing is
+// written then.
 void schedule_command(const ScheduleOptions& options, std::ostream& out, const Terminal& terminal);
 
 }  // namespace duet

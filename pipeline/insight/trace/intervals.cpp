@@ -6,7 +6,8 @@
 namespace duet {
 
 Times merged(std::vector<Interval> intervals) {
-  std::sort(intervals.begin(), intervals.end(), [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
+  std::sort(intervals.begin(), intervals.end(),
+      [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
   Times times;
   for (const Interval& i : intervals) {
     if (i.begin >= i.end) continue;
@@ -54,8 +55,12 @@ Overlap& Overlap::operator+=(const Overlap& other) {
 }
 
 Overlap overlap_within(const Times& window, const Activity& activity) {
-  const Times compute = without(common(window, activity.compute), activity.wait), comm = common(window, activity.comm);
-  return {.span = length(window), .compute = length(compute), .comm = length(comm), .covered = length(common(compute, comm))};
+  const Times compute = without(common(window, activity.compute), activity.wait),
+              comm = common(window, activity.comm);
+  return {.span = length(window),
+      .compute = length(compute),
+      .comm = length(comm),
+      .covered = length(common(compute, comm))};
 }
 
 }  // namespace duet

@@ -1,11 +1,15 @@
-// Overlap: how much of the communication is hidden behind computation. Plain arithmetic on intervals of time.
+// Overlap: how much of the communication is hidden behind computation. Plain arithmetic on
+// intervals of time.
 //
 //   span       of the window that is looked at: the recorded steps, or the overlapped pairs in them
-//   compute    time in which the rank computes: in a phase of lane "compute" and not standing in a wait
-//   comm       time in which its comm stream is in a message (lane "comm"): all-to-alls, reductions of gradients
+//   compute    time in which the rank computes: in a phase of lane "compute" and not standing in a
+//              wait
+//   comm       time in which its comm stream is in a message (lane "comm"): all-to-alls, reductions
+//              of gradients
 //   covered    time in which it does both; exposed = comm - covered
 //
-// Times are whole nanoseconds of one rank's clock, so that sums are exact. Not here: where the times come from (trace.h).
+// Times are whole nanoseconds of one rank's clock, so that sums are exact. Not here: where the
+// times come from (trace.h).
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -28,8 +32,10 @@ int64_t length(const Times& times);
 struct Overlap {
   int64_t span = 0, compute = 0, comm = 0, covered = 0;  // nanoseconds
   int64_t exposed() const { return comm - covered; }
-  double fraction() const { return comm ? double(covered) / double(comm) : 1; }  // of the communication, covered
-  Overlap& operator+=(const Overlap& other);                                     // of several ranks: their times added up
+  // of the communication, covered
+  double fraction() const { return comm ? double(covered) / double(comm) : 1; }
+  // of several ranks: their times added up
+  Overlap& operator+=(const Overlap& other);
 };
 
 struct Activity {  // of one rank

@@ -22,7 +22,9 @@ constexpr const char* kLanes[] = {"step", "actions", "compute", "comm", "wait"};
 double ms(int64_t ns) { return double(ns) * 1e-6; }
 
 int64_t host_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+      std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 int thread_of(const char* lane) {
@@ -31,11 +33,16 @@ int thread_of(const char* lane) {
   throw Error(cat("trace: expected a known lane, found '", lane, "'"));
 }
 
-bool is_pair(const Mark& mark) { return !std::strcmp(mark.lane, "actions") && !std::strcmp(mark.name, "pair"); }
+bool is_pair(const Mark& mark) {
+  return !std::strcmp(mark.lane, "actions") && !std::strcmp(mark.name, "pair");
+}
 
-bool receives(const Mark& mark) { return !std::strcmp(mark.name, "RECV_F") || !std::strcmp(mark.name, "RECV_B"); }
+bool receives(const Mark& mark) {
+  return !std::strcmp(mark.name, "RECV_F") || !std::strcmp(mark.name, "RECV_B");
+}
 
-// Which message a SEND or RECV is about, one number on both sides: (step, pipeline, direction, sender's stage, microbatch).
+// Which message a SEND or RECV is about, one number on both sides: (step, pipeline, direction,
+// sender's stage, microbatch).
 int64_t message_of(const Mark& m, int64_t step, int pipeline) {
   const bool forward = m.name[5] == 'F';
   const int sender = receives(m) ? m.stage + (forward ? -1 : 1) : m.stage;
@@ -43,14 +50,17 @@ int64_t message_of(const Mark& m, int64_t step, int pipeline) {
 }
 
 Json to_json(const Overlap& o) {
-  return Json::object({{"span_ms", ms(o.span)}, {"compute_ms", ms(o.compute)}, {"communication_ms", ms(o.comm)},
-                       {"covered_ms", ms(o.covered)}, {"exposed_ms", ms(o.exposed())}});
+  return Json::object(
+      {{"span_ms", ms(o.span)}, {"compute_ms", ms(o.compute)}, {"communication_ms", ms(o.comm)},
+          {"covered_ms", ms(o.covered)}, {"exposed_ms", ms(o.exposed())}});
 }
 
 std::string to_text(const Overlap& sum, int ranks) {
   const double n = ranks;
-  return format("span %.2f ms, compute %.2f, communication %.2f, covered %.2f (%.1f%%), exposed %.2f", ms(sum.span) / n,
-                ms(sum.compute) / n, ms(sum.comm) / n, ms(sum.covered) / n, 100 * sum.fraction(), ms(sum.exposed()) / n);
+  return format(
+      "span %.2f ms, compute %.2f, communication %.2f, covered %.2f (%.1f%%), exposed %.2f",
+      ms(sum.span) / n, ms(sum.compute) / n, ms(sum.comm) / n, ms(sum.covered) / n,
+      100 * sum.fraction(), ms(sum.exposed()) / n);
 }
 
 }  // namespace
@@ -66,17 +76,20 @@ ClockOffset clock_offset(Comm& world, const std::function<int64_t()>& now) {
     mine.sent = now();
     const Stamp zero = world.gather_values(mine)[0];
     mine.received = now();
-    most = std::min(most, mine.received - zero.sent);                           // rank 0's stamp was sent before it was here
-    if (round > 0) least = std::max(least, sent_before - zero.received);        // and so was this rank's
+    // rank 0's stamp was sent before it was here
+    most = std::min(most, mine.received - zero.sent);
+    // and so was this rank's
+    if (round > 0) least = std::max(least, sent_before - zero.received);
   }
   if (world.rank() == 0) return {};
   if (least <= 0 && most >= 0) return {0, std::max(-least, most)};
   return {least + (most - least) / 2, (most - least + 1) / 2};
 }
 
-// --- collecting --------------------------------------------------------------------------------------------------------------
+// --- collecting ----------------------------------------------------------------------------------
 
-Trace::Trace(Comm& world, const Layout& layout, const Options& options) : world_(world), layout_(layout), options_(options) {}
+Trace::Trace(Comm& world, const Layout& layout, const Options& options)
+    : world_(world), layout_(layout), options_(options) {}
 
 bool Trace::records(int64_t step) const {
   return !options_.file.empty() && step >= options_.first_step && step <= options_.last_step;
@@ -87,7 +100,8 @@ Measured Trace::add(int64_t step, const Recorder& recorder) {
   std::vector<Interval> pairs;
   for (const Recorder::Entry& e : recorder.entries()) {
     e.end->synchronize();
-    const Interval time{std::llround(e.begin->seconds() * 1e9), std::llround(e.end->seconds() * 1e9)};
+    const Interval time{
+        std::llround(e.begin->seconds() * 1e9), std::llround(e.end->seconds() * 1e9)};
     const bool blocks = e.on_compute && !std::strcmp(e.mark.lane, "comm");
     entries_.push_back({e.mark, step, blocks, time});
     lanes[e.mark.lane].push_back(time);
@@ -95,7 +109,8 @@ Measured Trace::add(int64_t step, const Recorder& recorder) {
     if (is_pair(e.mark)) pairs.push_back(time);
   }
   const Activity activity{merged(lanes["compute"]), merged(lanes["comm"]), merged(lanes["wait"])};
-  const Measured mine{overlap_within(merged(lanes["step"]), activity), overlap_within(merged(pairs), activity)};
+  const Measured mine{
+      overlap_within(merged(lanes["step"]), activity), overlap_within(merged(pairs), activity)};
   measured_.steps += mine.steps;
   measured_.pairs += mine.pairs;
   steps_.push_back(step);
@@ -109,23 +124,30 @@ Measured Trace::add(int64_t step, const Recorder& recorder) {
   return sum;
 }
 
-// --- the file ----------------------------------------------------------------------------------------------------------------
+// --- the file ------------------------------------------------------------------------------------
 
 void Trace::add_arrow(std::string& out, const Entry& e, int thread, int64_t ns) const {
   const bool end = receives(e.mark);
-  out += format(",\n{\"ph\":\"%s\",\"pid\":%d,\"tid\":%d,\"ts\":%lld.%03d,\"name\":\"message\",\"cat\":\"message\","
-                "\"id\":%lld}",
-                end ? "f\",\"bp\":\"e" : "s", world_.rank(), thread, (long long)(ns / 1000), int(ns % 1000),
-                (long long)message_of(e.mark, e.step, layout_.dp_rank(world_.rank())));
+  out += format(
+      ",\n{\"ph\":\"%s\",\"pid\":%d,\"tid\":%d,\"ts\":%lld.%03d,\"name\":\"message\",\"cat\":"
+      "\"message\","
+      "\"id\":%lld}",
+      end ? "f\",\"bp\":\"e" : "s", world_.rank(), thread, (long long)(ns / 1000), int(ns % 1000),
+      (long long)message_of(e.mark, e.step, layout_.dp_rank(world_.rank())));
 }
 
-// This rank's part of the file, each event after a comma. Times are microseconds from `origin` on this rank's clock.
+// This rank's part of the file, each event after a comma. Times are microseconds from `origin` on
+// this rank's clock.
 std::string Trace::events(int64_t origin) const {
   const int rank = world_.rank();
   std::string out;
-  out += format(",\n{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_name\",\"args\":{\"name\":\"rank %d (dp %d, pp %d)\"}}", rank,
-                rank, layout_.dp_rank(rank), layout_.pp_rank(rank));
-  out += format(",\n{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_sort_index\",\"args\":{\"sort_index\":%d}}", rank, rank);
+  out += format(
+      ",\n{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_name\",\"args\":{\"name\":\"rank %d (dp %d, "
+      "pp %d)\"}}",
+      rank, rank, layout_.dp_rank(rank), layout_.pp_rank(rank));
+  out += format(
+      ",\n{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_sort_index\",\"args\":{\"sort_index\":%d}}",
+      rank, rank);
   for (int i = 0; i < int(std::size(kLanes)); ++i) {
     const std::string head = cat(",\n{\"ph\":\"M\",\"pid\":", rank, ",\"tid\":", i, ",\"name\":");
     out += cat(head, "\"thread_name\",\"args\":{\"name\":\"", kLanes[i], "\"}}");
@@ -133,15 +155,18 @@ std::string Trace::events(int64_t origin) const {
   }
   std::set<int64_t> waited;  // messages
   for (const Entry& e : entries_)
-    if (receives(e.mark) && !std::strcmp(e.mark.lane, "wait")) waited.insert(message_of(e.mark, e.step, layout_.dp_rank(rank)));
+    if (receives(e.mark) && !std::strcmp(e.mark.lane, "wait"))
+      waited.insert(message_of(e.mark, e.step, layout_.dp_rank(rank)));
 
   for (const Entry& e : entries_) {
     const Mark& m = e.mark;
     const int thread = thread_of(m.lane);
     const int64_t begin = e.time.begin - origin, ns = e.time.end - e.time.begin;
-    out += format(",\n{\"ph\":\"X\",\"pid\":%d,\"tid\":%d,\"ts\":%lld.%03d,\"dur\":%lld.%03d,\"name\":\"%s\",\"cat\":\"%s\"",
-                  rank, thread, (long long)(begin / 1000), int(begin % 1000), (long long)(ns / 1000), int(ns % 1000), m.name,
-                  m.lane);
+    out += format(
+        ",\n{\"ph\":\"X\",\"pid\":%d,\"tid\":%d,\"ts\":%lld.%03d,\"dur\":%lld.%03d,\"name\":\"%s\","
+        "\"cat\":\"%s\"",
+        rank, thread, (long long)(begin / 1000), int(begin % 1000), (long long)(ns / 1000),
+        int(ns % 1000), m.name, m.lane);
     out += format(",\"args\":{\"step\":%lld", (long long)e.step);
     if (m.stage >= 0) out += format(",\"stage\":%d", m.stage);
     if (m.microbatch >= 0) out += format(",\"microbatch\":%d", m.microbatch);
@@ -151,7 +176,8 @@ std::string Trace::events(int64_t origin) const {
     const bool action = !std::strcmp(m.lane, "actions");
     if (action && !std::strncmp(m.name, "SEND_", 5)) add_arrow(out, e, thread, begin);
     if (receives(m) && (!action || !waited.contains(message_of(m, e.step, layout_.dp_rank(rank)))))
-      add_arrow(out, e, thread, begin + std::max<int64_t>(0, ns - 1));  // the last nanosecond that is still in it
+      // the last nanosecond that is still in it
+      add_arrow(out, e, thread, begin + std::max<int64_t>(0, ns - 1));
   }
   return out;
 }
@@ -160,21 +186,27 @@ void Trace::write() {
   const ClockOffset clock = options_.one_clock ? ClockOffset() : clock_offset(world_, host_ns);
   int64_t begin = INT64_MAX;
   for (const Entry& e : entries_) begin = std::min(begin, e.time.begin);
-  heads_ = world_.gather_values(Head{begin - clock.ahead, int64_t(entries_.size()), clock, measured_});
+  heads_ =
+      world_.gather_values(Head{begin - clock.ahead, int64_t(entries_.size()), clock, measured_});
   int64_t origin = INT64_MAX, error = 0;
   Json ranks = Json::array();
   for (const Head& h : heads_) {
     origin = std::min(origin, h.begin);
     error = std::max(error, h.clock.error);
-    ranks.push(Json::object({{"steps", to_json(h.measured.steps)}, {"pairs", to_json(h.measured.pairs)}}));
+    ranks.push(
+        Json::object({{"steps", to_json(h.measured.steps)}, {"pairs", to_json(h.measured.pairs)}}));
   }
   const std::vector<std::string> texts = world_.gather(events(origin + clock.ahead));
   if (world_.rank() != 0) return;
   FileWriter file(options_.file);
   file.write("{\"displayTimeUnit\":\"ms\",\"otherData\":" +
-             Json::object({{"program", "duet"}, {"first_step", steps_.front()}, {"last_step", steps_.back()},
-                           {"clock_error_us", double(error) * 1e-3}, {"ranks", ranks}}).dump() + ",\n\"traceEvents\":[");
-  for (size_t r = 0; r < texts.size(); ++r) file.write(std::string_view(texts[r]).substr(r == 0));  // no comma before the first
+      Json::object(
+          {{"program", "duet"}, {"first_step", steps_.front()}, {"last_step", steps_.back()},
+              {"clock_error_us", double(error) * 1e-3}, {"ranks", ranks}})
+          .dump() +
+      ",\n\"traceEvents\":[");
+  // no comma before the first
+  for (size_t r = 0; r < texts.size(); ++r) file.write(std::string_view(texts[r]).substr(r == 0));
   file.write("\n]}\n");
   file.close();
 }
@@ -182,7 +214,8 @@ void Trace::write() {
 std::vector<std::string> Trace::finish() {
   if (options_.file.empty()) return {};
   if (heads_.empty() && !steps_.empty()) write();
-  if (heads_.empty()) return {cat("trace  nothing was recorded: the run did not reach step ", options_.first_step)};
+  if (heads_.empty())
+    return {cat("trace  nothing was recorded: the run did not reach step ", options_.first_step)};
   Measured sum;
   int64_t events = 0, error = 0;
   for (const Head& h : heads_) {
@@ -193,9 +226,10 @@ std::vector<std::string> Trace::finish() {
   }
   const int n = world_.size();
   std::vector<std::string> lines;
-  lines.push_back(cat("trace  ", options_.file, ": steps ", steps_.front(), " to ", steps_.back(), ", ", events, " events of ",
-                      n, " ranks", options_.one_clock ? "" : cat(", clocks within ", (error + 999) / 1000, " us"),
-                      "; open it at ui.perfetto.dev"));
+  lines.push_back(cat("trace  ", options_.file, ": steps ", steps_.front(), " to ", steps_.back(),
+      ", ", events, " events of ", n, " ranks",
+      options_.one_clock ? "" : cat(", clocks within ", (error + 999) / 1000, " us"),
+      "; open it at ui.perfetto.dev"));
   if (sum.pairs.span > 0) lines.push_back("pairs  mean of ranks: " + to_text(sum.pairs, n));
   lines.push_back("steps  mean of ranks: " + to_text(sum.steps, n));
   return lines;

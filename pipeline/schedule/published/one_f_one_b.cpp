@@ -1,6 +1,8 @@
-// 1F1B (PipeDream-Flush: Narayanan et al., 2021, "Memory-Efficient Pipeline-Parallel DNN Training", section 3.2).
+// 1F1B (PipeDream-Flush: Narayanan et al., 2021, "Memory-Efficient Pipeline-Parallel DNN Training",
+// section 3.2).
 //
-// A backward runs as soon as it can: idle time (P-1)(F+B) as in GPipe, but rank r holds only P-r activations instead of M.
+// A backward runs as soon as it can: idle time (P-1)(F+B) as in GPipe, but rank r holds only P-r
+// activations instead of M.
 // Read next: interleaved.cpp.
 #include <algorithm>
 

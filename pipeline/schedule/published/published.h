@@ -1,9 +1,9 @@
 // The published schedules, one generator each, and the small tool they are written with.
 //
-// A generator emits one list per rank, of compute actions only. Each is a transcription of its paper's steps and knows
-// nothing of costs, messages or memory. A rank's list is built from *chunks*: a chunk is one of the rank's stages with the
-// microbatches that visit it, and it counts its own forwards and backwards, so a step reads as in the paper: list.F(a),
-// list.B(b).
+// A generator emits one list per rank, of compute actions only. Each is a transcription of its
+// paper's steps and knows nothing of costs, messages or memory. A rank's list is built from
+// *chunks*: a chunk is one of the rank's stages with the microbatches that visit it, and it counts
+// its own forwards and backwards, so a step reads as in the paper: list.F(a), list.B(b).
 //
 // Not here: whether a list is right (checker.h) and how long it takes (simulator.h).
 // Read next: one_f_one_b.cpp, then dualpipe.cpp.
@@ -25,7 +25,8 @@ Schedule dualpipev(const ScheduleSize& size);
 
 struct Chunk {
   int stage;
-  int first, end;  // its microbatches are first .. end-1, in this order; beyond `end` nothing is emitted
+  // its microbatches are first .. end-1, in this order; beyond `end` nothing is emitted
+  int first, end;
   int f = 0, b = 0, w = 0;  // how many forwards, backwards (I or B), weight backwards (W) so far
 };
 
@@ -38,7 +39,8 @@ class RankList {
     queue_.push_back({Kind::W, c.stage, c.first + c.b});
     emit(Kind::I, c, c.b++);
   }
-  // The W of the earliest I, of whichever chunk, whose W was not run yet: one first-in-first-out queue a rank.
+  // The W of the earliest I, of whichever chunk, whose W was not run yet: one first-in-first-out
+  // queue a rank.
   void W() { list_.push_back(queue_.at(queue_head_++)); }
   void overlap(Chunk& f, Chunk& b) {
     list_.push_back({Kind::F, f.stage, f.first + f.f++, b.stage, b.first + b.b++});
@@ -54,15 +56,16 @@ class RankList {
   size_t queue_head_ = 0;
 };
 
-template <class Step>
-void repeat(int times, Step step) {
+template <class Step> void repeat(int times, Step step) {
   for (int i = 0; i < times; ++i) step();
 }
 
 // A schedule without actions. Stage s is on rank s mod pp ...
 inline Schedule looped(const char* name, const ScheduleSize& size, int stages_per_rank) {
-  Schedule s{name, size.pp, size.microbatches, false, {}, std::vector<std::vector<Action>>(size.pp)};
-  for (int stage = 0; stage < size.pp * stages_per_rank; ++stage) s.rank_of.push_back(stage % size.pp);
+  Schedule s{
+      name, size.pp, size.microbatches, false, {}, std::vector<std::vector<Action>>(size.pp)};
+  for (int stage = 0; stage < size.pp * stages_per_rank; ++stage)
+    s.rank_of.push_back(stage % size.pp);
   return s;
 }
 // ... or two stages a rank, r and 2 pp - 1 - r: down the ranks and up again.
@@ -72,8 +75,8 @@ inline Schedule v_shaped(const char* name, const ScheduleSize& size) {
   return s;
 }
 
-// The eight steps of DualPipe on one rank, h ranks away from the nearer end of a pipeline folded to `half` ranks; each chunk
-// sees m microbatches. See dualpipe.cpp.
+// The eight steps of DualPipe on one rank, h ranks away from the nearer end of a pipeline folded to
+// `half` ranks; each chunk sees m microbatches. See dualpipe.cpp.
 std::vector<Action> dualpipe_steps(int half, int h, int m, Chunk a, Chunk b);
 
 }  // namespace duet
