@@ -19,10 +19,16 @@
 #pragma once
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "data/dataset.h"
 
 namespace duet {
+
+// One microbatch's tokens and the tokens to predict. [tokens] each, on the host
+struct Microbatch {
+  std::vector<int32_t> inputs, targets;
+};
 
 // The place, within a step's global batch of dp * microbatches * micro_batch_size sequences, of
 // sequence j of microbatch `microbatch` of data-parallel rank dp_rank. Microbatches are outermost:

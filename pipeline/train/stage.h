@@ -20,16 +20,12 @@
 #include <optional>
 #include <vector>
 
+#include "data/batch.h"
 #include "model/ends.h"
 #include "model/layer.h"
 #include "moe/moe.h"
 
 namespace duet {
-
-// One microbatch's tokens and the tokens to predict. [tokens] each, on the host
-struct Microbatch {
-  std::vector<int32_t> inputs, targets;
-};
 
 struct StageOptions {
   int index = 0;                           // the virtual stage, for the recorder
