@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <ostream>
+#include <span>
 #include <sstream>
 
 #include "pipeline/schedule/simulator.h"
@@ -30,19 +31,14 @@ struct Outcome {
   }
 };
 
-Outcome describe(const Job& job) {
-  Outcome o;
+// One rank's part in running a job; what rank 0 returns counts.
+Outcome train(const Job& job, Comm& world) {
   const Schedule& s = job.compute;
+  Outcome o;
   o.schedule = job.layout.world() == 1 ? "one rank" : s.name;
   o.bubble = simulate(s, Costs()).bubble();
   o.activations = job.usage.peak() * s.stage_share();
   o.copies = s.weight_copies();
-  return o;
-}
-
-// One rank's part in running a job; what rank 0 returns counts.
-Outcome train(const Job& job, Comm& world) {
-  Outcome o = describe(job);
   const std::unique_ptr<Device> device = make_device(job, world.rank());
   Trainer trainer(job, world, *device);
   for (int64_t step = 1; step <= job.options.steps; ++step) {
@@ -114,22 +110,22 @@ bool compare_command(const CompareOptions& options, std::ostream& out) {
       !jobs.empty(), "--schedules: found none, allowed: names or CSV files with commas between");
 
   std::vector<Outcome> outcomes;
+  const auto run = [&](std::span<const Job> some) {
+    run_ranks(some[0].run, [&](Comm& world) {
+      for (const Job& job : some) {
+        const Outcome outcome = train(job, world);
+        if (world.rank() == 0) outcomes.push_back(outcome);
+      }
+    });
+  };
   if (jobs[0].run.transport != Wire::mpi && find_launch().ranks == 1) {
     o.pp = 1;
     o.schedule = "1f1b";
     o.split.clear();
     const Job one = make_job(o);
-    run_ranks(one.run, [&](Comm& world) {
-      Outcome outcome = train(one, world);
-      if (world.rank() == 0) outcomes.push_back(outcome);
-    });
+    run({&one, 1});
   }
-  run_ranks(jobs[0].run, [&](Comm& world) {
-    for (const Job& job : jobs) {
-      Outcome outcome = train(job, world);
-      if (world.rank() == 0) outcomes.push_back(outcome);
-    }
-  });
+  run(jobs);
   if (outcomes.empty()) return true;  // of another MPI process than rank 0, which decides
   (options.train.format == "json" ? print_json : print_text)(outcomes, why_not_timed(jobs[0]), out);
   return std::all_of(outcomes.begin(), outcomes.end(),
