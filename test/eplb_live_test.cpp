@@ -42,7 +42,7 @@ struct History {
 };
 
 void one_step(Trainer& trainer, int64_t step, History& run) {
-  const StepResult r = trainer.step(step);
+  const StepResult r = train_step(trainer, step);
   run.loss.push_back(r.loss);
   run.norm.push_back(r.grad_norm);
   run.balance.push_back(r.balancedness);
@@ -51,14 +51,14 @@ void one_step(Trainer& trainer, int64_t step, History& run) {
     run.load.back().push_back(l.tokens_per_expert);
     run.moves += l.replan ? l.replan->moves : 0;
   }
-  EXPECT_TRUE(trainer.copies_agree()) << "after step " << step;
+  EXPECT_TRUE(copies_agree(trainer)) << "after step " << step;
 }
 
 void shuffle_experts(Trainer& trainer, const Job& job, uint64_t seed) {
   std::map<int64_t, ExpertPlacement> placements;
   for (int64_t l = job.config.first_k_dense; l < job.config.n_layers; ++l)
     placements[l] = any_placement(job.balancer.shape, seed * 100 + uint64_t(l));
-  trainer.place_experts(placements);
+  place_experts(trainer, placements);
 }
 
 // As rank 0 saw it. shuffle: experts go elsewhere every 2 steps, whatever the loads.
@@ -72,12 +72,12 @@ History train(const TrainOptions& o, int64_t steps, bool shuffle = false) {
     for (int64_t step = 1; step <= steps; ++step) {
       one_step(trainer, step, run);
       if (!shuffle || step % 2) continue;
-      const uint64_t before = trainer.fingerprint();
+      const uint64_t before = fingerprint(trainer);
       shuffle_experts(trainer, job, uint64_t(step));
-      EXPECT_EQ(trainer.fingerprint(), before) << "migration changed a value after step " << step;
-      EXPECT_TRUE(trainer.copies_agree());
+      EXPECT_EQ(fingerprint(trainer), before) << "migration changed a value after step " << step;
+      EXPECT_TRUE(copies_agree(trainer));
     }
-    run.fingerprint = trainer.fingerprint();
+    run.fingerprint = fingerprint(trainer);
     if (world.rank() == 0) out = run;
   });
   return out;
@@ -146,10 +146,10 @@ class EplbLive : public RunTest {
       const std::unique_ptr<Device> device = make_device(job, world.rank());
       Trainer trainer(job, world, *device);
       History run;
-      const int64_t done = from.empty() ? 0 : trainer.load(folder_ + "/" + from);
+      const int64_t done = from.empty() ? 0 : load_checkpoint(trainer, folder_ + "/" + from);
       for (int64_t step = done + 1; step <= last; ++step) one_step(trainer, step, run);
-      if (!to.empty()) trainer.save(folder_ + "/" + to, last);
-      run.fingerprint = trainer.fingerprint();
+      if (!to.empty()) save_checkpoint(trainer, folder_ + "/" + to, last);
+      run.fingerprint = fingerprint(trainer);
       if (world.rank() == 0) out = run;
     });
     return out;
@@ -268,7 +268,7 @@ TEST_F(EplbLive, AFailureWhileExpertsMoveLeavesTheCheckpoint) {
       Trainer trainer(job, world, *device);
       History run;
       for (int64_t step = 1; step <= 2; ++step) one_step(trainer, step, run);
-      trainer.save(folder_ + "/at2", 2);
+      save_checkpoint(trainer, folder_ + "/at2", 2);
       // the others are in the middle of sending
       if (world.rank() == 2) throw Error("out of power");
       shuffle_experts(trainer, job, 1);
@@ -315,7 +315,7 @@ TEST_F(EplbChild, DISABLED_TrainsOnGpus) {
     History run;
     for (int64_t step = 1; step <= 3; ++step) one_step(trainer, step, run);
     EXPECT_GT(run.moves, 0);
-    trainer.save(folder_ + "/at3", 3);
+    save_checkpoint(trainer, folder_ + "/at3", 3);
   });
 }
 TEST_F(EplbLiveMpi, GpusHaveTheBitsOfThreads) {
@@ -332,7 +332,7 @@ TEST_F(EplbChild, DISABLED_IsKilledWhileExpertsMove) {
     Trainer trainer(job, world, *device);
     History run;
     for (int64_t step = 1; step <= 2; ++step) one_step(trainer, step, run);
-    trainer.save(folder_ + "/at2", 2);
+    save_checkpoint(trainer, folder_ + "/at2", 2);
     if (world.rank() == 2)
       std::thread([] {
         std::this_thread::sleep_for(std::chrono::milliseconds(50));

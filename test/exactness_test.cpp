@@ -46,14 +46,14 @@ Trace train(const TrainOptions& options) {
     Trainer trainer(job, world, *device);
     Trace t{.clipped = true, .usage = job.usage};
     for (int64_t step = 1; step <= options.steps; ++step) {
-      const StepResult r = trainer.step(step);
+      const StepResult r = train_step(trainer, step);
       t.steps.push_back(hex(r.loss) + " " + hex(r.grad_norm));
       t.clipped &= r.grad_norm > options.clip;
     }
     t.activation_bytes = world.gather_values(device->memory(Use::activations).peak);
-    t.validation = hex(trainer.validate());
-    t.state = trainer.fingerprint();
-    t.copies_agree = trainer.copies_agree();
+    t.validation = hex(validation_loss(trainer));
+    t.state = fingerprint(trainer);
+    t.copies_agree = copies_agree(trainer);
     if (world.rank() == 0) of_rank_0 = t;
   });
   return of_rank_0;
@@ -171,10 +171,11 @@ TEST_F(Exactness, CopiesThatDifferAreSeen) {
       Trainer trainer(job, world, *device);
       const std::string a = newest_checkpoint(folder_ + "/a"),
                         b = newest_checkpoint(folder_ + "/b");
-      trainer.load(a);
-      EXPECT_TRUE(trainer.copies_agree());
-      trainer.load(world.rank() == 1 ? b : a);  // of dp 1 a mirrored rank, of dp 2 a replica
-      EXPECT_FALSE(trainer.copies_agree());
+      load_checkpoint(trainer, a);
+      EXPECT_TRUE(copies_agree(trainer));
+      load_checkpoint(
+          trainer, world.rank() == 1 ? b : a);  // of dp 1 a mirrored rank, of dp 2 a replica
+      EXPECT_FALSE(copies_agree(trainer));
     });
   }
 }
@@ -201,6 +202,26 @@ TEST_F(Exactness, ResumingUnderAnotherScheduleGoesOnWithTheSameBits) {
   }
   EXPECT_EQ(bits("whole"), bits("parts"));
   EXPECT_EQ(bits("parts").size(), std::size(parts) + 2);
+}
+
+// A start from another run's weights takes no moments and no step along.
+TEST_F(Exactness, WeightsAloneCanBeLoaded) {
+  TrainOptions o = options("1f1b", 2, 8, 2);
+  o.out = folder_ + "/run";
+  run(o);
+  const Job job = make_job(o);
+  run_ranks(job.run, [&](Comm& world) {
+    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    const std::string dir = newest_checkpoint(o.out);
+    Trainer weights(job, world, *device), everything(job, world, *device);
+    const double untrained = validation_loss(weights);
+    EXPECT_EQ(load_checkpoint(weights, dir, Restore::weights), 0);
+    EXPECT_EQ(load_checkpoint(everything, dir), 2);
+    const double loss = validation_loss(everything);
+    EXPECT_EQ(validation_loss(weights), loss);
+    EXPECT_NE(untrained, loss);
+    EXPECT_NE(fingerprint(weights), fingerprint(everything));  // moments are zero
+  });
 }
 
 // --- schedules from files ------------------------------------------------------------------------

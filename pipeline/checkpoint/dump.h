@@ -15,7 +15,8 @@
 #include <string>
 
 #include "comm/comm.h"
-#include "pipeline/train/stage.h"
+#include "data/batch.h"
+#include "model/context.h"
 
 namespace duet {
 
@@ -25,22 +26,17 @@ class StepDump {
   // Of a last stage. index: the microbatch's place in global sequence order, microbatch * dp +
   // dp_rank.
   void add(int64_t index, const Microbatch& batch, const Tensor& logits);
-  void add(const Params& params);                                       // with finished gradients
-  void write(Comm& world, const std::string& path, double loss) const;  // collective
+  void add(const Params& params);                                 // with finished gradients
+  void write(Comm& world, const std::string& path, double loss);  // collective
 
  private:
-  struct Piece {
-    std::vector<int64_t> shape;
-    std::string bytes;
-  };
-  // by name; a part of a tensor is named "tensor@index", to be joined along dim 0
-  using Pieces = std::map<std::string, Piece>;
   template <class T>
   void add(const std::string& name, std::vector<int64_t> shape, const std::vector<T>& values);
-  Pieces gather(Comm& world) const;
 
   const Context& context_;
-  Pieces pieces_;
+  // by name; a part of a tensor is named "tensor@index", to be joined along dim 0
+  std::map<std::string, std::vector<int64_t>> shapes_;
+  std::map<std::string, std::string> bytes_;
 };
 
 }  // namespace duet

@@ -42,13 +42,13 @@ Outcome train(const Job& job, Comm& world) {
   const std::unique_ptr<Device> device = make_device(job, world.rank());
   Trainer trainer(job, world, *device);
   for (int64_t step = 1; step <= job.options.steps; ++step) {
-    const StepResult r = trainer.step(step);
+    const StepResult r = train_step(trainer, step);
     o.loss.push_back(r.loss);
     o.norm.push_back(r.grad_norm);
     o.measured += r.idle / double(job.options.steps);
   }
-  o.fingerprint = trainer.fingerprint();
-  DUET_CHECK(trainer.copies_agree(), job.compute.name,
+  o.fingerprint = fingerprint(trainer);
+  DUET_CHECK(copies_agree(trainer), job.compute.name,
       ": expected all copies of a parameter to hold the same bits");
   for (int64_t bytes : world.gather_values(device->memory(Use::activations).peak))
     o.activation_bytes = std::max(o.activation_bytes, bytes);

@@ -35,7 +35,7 @@ void generate(
   std::mt19937_64 random(o.seed);
   out << o.prompt << std::flush;
   for (int64_t i = 0; i < o.tokens; ++i) {
-    const std::vector<float> logits = trainer.next_token_logits(ids);
+    const std::vector<float> logits = next_token_logits(trainer, ids);
     // a model's vocabulary may be padded
     const size_t known = std::min(logits.size(), size_t(tokenizer.vocab_size()));
     const double draw = double(random() >> 11) * 0x1p-53;
@@ -78,8 +78,8 @@ void generate_command(const GenerateOptions& g, std::ostream& out) {
   run_ranks(job.run, [&](Comm& world) {
     const std::unique_ptr<Device> device = make_device(job, world.rank());
     Trainer trainer(job, world, *device);
-    if (!dir.empty()) trainer.load(dir);
-    for (int64_t step = 1; dir.empty() && step <= o.steps; ++step) trainer.step(step);
+    if (!dir.empty()) load_checkpoint(trainer, dir);
+    for (int64_t step = 1; dir.empty() && step <= o.steps; ++step) train_step(trainer, step);
     generate(trainer, tokenizer, s, out);
   });
 }

@@ -118,8 +118,8 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
   world.barrier();
   const std::unique_ptr<Device> device = make_device(job, world.rank());
   Trainer trainer(job, world, *device);
-  if (!o.init.empty()) trainer.load(o.init);
-  const int64_t done = resume_from.empty() ? 0 : trainer.load(resume_from);
+  if (!o.init.empty()) load_checkpoint(trainer, o.init);
+  const int64_t done = resume_from.empty() ? 0 : load_checkpoint(trainer, resume_from);
 
   const auto [first_traced, last_traced] = o.traced_steps(done);
   Trace trace(
@@ -136,7 +136,7 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
   int64_t step = done, saved = done;
   const auto save = [&] {
     if (o.out.empty() || saved == step) return;
-    trainer.save(checkpoint_dir(o, step), step);
+    save_checkpoint(trainer, checkpoint_dir(o, step), step);
     saved = step;
   };
   bool stopped = false;
@@ -146,8 +146,8 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
         step == o.dump_step ? cat(o.out, "/dump-step-", step, ".safetensors") : "";
     std::optional<Recorder> recorder;
     if (trace.records(step)) recorder.emplace(*device);
-    StepResult result =
-        trainer.step(step, {dump, [&] { return stop.asked(); }, recorder ? &*recorder : nullptr});
+    StepResult result = train_step(
+        trainer, step, {dump, [&] { return stop.asked(); }, recorder ? &*recorder : nullptr});
     if (recorder) {
       const Overlap overlap = trace.add(step, *recorder).steps;
       if (overlap.comm > 0) result.overlap = overlap.fraction();
@@ -155,7 +155,7 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
     stopped = result.stop;
     const bool validate = step == o.steps || (o.val_every && step % o.val_every == 0);
     const std::optional<double> val_loss =
-        validate ? std::optional(trainer.validate()) : std::nullopt;
+        validate ? std::optional(validation_loss(trainer)) : std::nullopt;
     if (log) log->step(result, val_loss);
     if (log && step == done + 1) log->memory_table();
     if (o.checkpoint_every && step % o.checkpoint_every == 0) save();
