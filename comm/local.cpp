@@ -6,10 +6,8 @@
 // Over an emulated link (link.h) a message is met and copied as ever, and done when it arrives.
 //
 // Read next: link.h.
-#include <algorithm>
-#include <deque>
+#include <map>
 #include <thread>
-#include <unordered_map>
 
 #include "comm/link_times.h"
 #include "comm/transport.h"
@@ -59,34 +57,31 @@ class Process {
   // The other side of m if it has been posted, else m is left here and null returned.
   LocalMessage* match(LocalMessage& m) {
     std::lock_guard lock(mutex_);
-    std::deque<LocalMessage*>& waiting = waiting_[m.key()];
-    if (waiting.empty() || waiting.front()->side.send == m.side.send) {
-      waiting.push_back(&m);
+    const auto first = waiting_.lower_bound(m.key());
+    if (first == waiting_.end() || first->first != m.key() ||
+        first->second->side.send == m.side.send) {
+      waiting_.emplace(m.key(), &m);
       return nullptr;
     }
-    LocalMessage* other = waiting.front();
+    LocalMessage* other = first->second;
     const size_t mine = m.side.memory.size(), theirs = other->side.memory.size();
     DUET_CHECK(
         mine == theirs, m.side.text(), ": this side expects ", mine, " bytes, the other ", theirs);
     DUET_CHECK(
         !other->gpu == !m.gpu, m.side.text(), ": one side is in a GPU's memory, the other is not");
-    waiting.pop_front();
-    if (waiting.empty()) waiting_.erase(m.key());
+    waiting_.erase(first);
     return other;
   }
 
   bool remove(LocalMessage& m) {  // takes m back; false if it has been matched
     std::lock_guard lock(mutex_);
-    const auto entry = waiting_.find(m.key());
-    if (entry == waiting_.end() || std::erase(entry->second, &m) == 0) return false;
-    if (entry->second.empty()) waiting_.erase(entry);
-    return true;
+    return std::erase_if(waiting_, [&](const auto& entry) { return entry.second == &m; }) > 0;
   }
 
  private:
   std::mutex mutex_;
-  // all of one entry are sends, or all are receives
-  std::unordered_map<uint64_t, std::deque<LocalMessage*>> waiting_;
+  // by key, in the order of posting; all of one key are sends, or all are receives
+  std::multimap<uint64_t, LocalMessage*> waiting_;
 };
 
 class LocalTransport final : public Transport {

@@ -270,9 +270,9 @@ class NcclTransport final : public Transport {
       state->fail(std::current_exception());
     }
     state->progress = nullptr;
+    communicators_.reset();  // aborts those that are left: lanes may wait for them
     edges_.clear();
     groups_.clear();
-    communicators_.reset();
   }
 
   const std::unique_ptr<Transport> under_;
