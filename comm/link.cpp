@@ -1,10 +1,10 @@
-// See link.h.
+// A link in words and in nanoseconds.
+// Read next: link_times.h.
 #include "comm/link.h"
 
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <iterator>
 #include <sstream>
 
 #include "model/base/check.h"
@@ -78,67 +78,6 @@ LinkModel parse_link(const std::string& text, int ranks_per_node) {
     (key == "intra" ? model.intra : key == "inter" ? model.inter : model.latency) = x;
   }
   return model;
-}
-
-// --- the times at which a direction is taken -----------------------------------------------------
-
-namespace {
-
-using Taken = std::map<Time, Time>;
-
-// The end of what has the direction at `t`; `t` itself where nothing has.
-Time free_from(const Taken& taken, Time t) {
-  const auto next = taken.upper_bound(t);
-  return next == taken.begin() ? t : std::max(t, std::prev(next)->second);
-}
-
-// Where the free time around `t` ends.
-Time free_until(const Taken& taken, Time t) {
-  const auto next = taken.upper_bound(t);
-  return next == taken.end() ? Time::max() : next->first;
-}
-
-// Takes the free time [begin, end), joined to its neighbours.
-void take(Taken& taken, Time begin, Time end) {
-  auto next = taken.upper_bound(begin);
-  if (next != taken.end() && next->first == end) {
-    end = next->second;
-    next = taken.erase(next);
-  }
-  if (next != taken.begin() && std::prev(next)->second == begin)
-    std::prev(next)->second = end;
-  else
-    taken.emplace(begin, end);
-}
-
-void forget_before(Taken& taken, Time now) {
-  while (!taken.empty() && taken.begin()->second <= now) taken.erase(taken.begin());
-}
-
-}  // namespace
-
-Time Links::send(int from, int to, int64_t bytes, Time now) {
-  std::lock_guard lock(mutex_);
-  now_ = std::max(now_, now);
-  Taken &out = out_[size_t(from)], &in = in_[size_t(to)];
-  forget_before(out, now_);
-  forget_before(in, now_);
-
-  auto left = model_.duration(from, to, bytes);
-  Time t = now_;
-  while (left.count() > 0) {
-    const Time free = free_from(in, free_from(out, t));
-    if (free > t) {  // one of them; the other may be taken there
-      t = free;
-      continue;
-    }
-    const Time end = std::min({t + left, free_until(out, t), free_until(in, t)});
-    take(out, t, end);
-    take(in, t, end);
-    left -= end - t;
-    t = end;
-  }
-  return t + model_.delay();
 }
 
 }  // namespace duet

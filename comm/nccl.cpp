@@ -1,351 +1,293 @@
-// Messages and collectives over NCCL. See nccl.h.
+// The transport over NCCL: edges, where messages flow in the order of their announcements, and
+// groups. See nccl.h.
+// Read next: nccl_nccl.cpp.
 #include "comm/nccl.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 
-namespace duet {
+#include "comm/communicators.h"
 
-constexpr auto kPause = std::chrono::microseconds(20);  // between looks of the rank's thread
-constexpr auto kLook = std::chrono::milliseconds(20);   // between those of the thread that watches
+namespace duet {
+namespace {
+
 // all edges of a rank must fit on its GPU at once, beside computation
 constexpr int kEdgeBlocks = 4, kGroupBlocks = 16;
 
-// One NCCL group: all of a collective, or one message.
-struct NcclLink::Operation {
-  NcclLink& link;
-  ncclComm* comm;
-  std::span<const Leg> sends, recvs;
-  std::string text;
+template <class T> Bytes bytes_of(T& value) { return std::as_writable_bytes(std::span(&value, 1)); }
+
+struct Edge;
+
+struct NcclMessage : Message {
+  NcclMessage(Transport& transport, const Side& side, Stream* after, Edge& edge)
+      : Message(transport, side, after), edge(edge) {}
+  bool done() override;
+  void wait() override {
+    meet();
+    state.wait([&] { return gpu->copied->done(); }, [&] { return side.text(); });
+    state.check();  // an aborted message is done, too
+  }
+  void meet() override;
+  Edge& edge;
 };
 
-// --- communicators -------------------------------------------------------------------------------
+struct Header {
+  uint32_t tag = 0;
+  int64_t bytes = 0;
+};
 
-NcclLink::NcclLink(Transport& transport, const NcclApi& api, Device& device)
-    : transport_(transport), api_(api), device_(device), gpu_(api.gpu()),
-      exceptions_(std::uncaught_exceptions()), watcher_([this] { watch(); }) {}
+struct Announced {
+  Header header;
+  std::shared_ptr<Message> message;  // of the header, on the transport underneath
+};
 
-void NcclLink::open(Transport& transport, Comm& world, Device& device,
-    const std::vector<std::pair<int, int>>& pairs) {
-  std::unique_ptr<NcclLink> link(new NcclLink(transport, *transport.nccl, device));
-  link->refuse_shared_gpus(world);
-  link->connect(world, pairs);
-  link->add_group(world, 0);
-  transport.link = std::move(link);
+struct Edge {  // one direction between this rank and another
+  bool send;
+  int peer;
+  ncclComm* comm;
+  std::unique_ptr<Stream> lane;
+  // sending: headers that the peer has not taken yet; receiving: the header of the next message,
+  // being received while any are expected
+  std::list<Announced> announced = {};
+  std::list<NcclMessage*> expected = {};  // receives for which NCCL has not been called
+
+  const Header* next() const {  // receiving: what was announced, if anything
+    const bool known = !announced.empty() && announced.front().message->met;
+    return known ? &announced.front().header : nullptr;
+  }
+  NcclMessage* claimant() const {  // the receive that it names, if any
+    const Header* header = next();
+    for (NcclMessage* m : expected)
+      if (header && m->side.tag == header->tag) return m;
+    return nullptr;
+  }
+};
+
+void NcclMessage::meet() {
+  const auto ended = [&] {
+    const Header* next = edge.send || met ? nullptr : edge.next();
+    DUET_CHECK(!next || edge.claimant(), side.text(), ": the next message from there is ",
+        action_text(next->tag),
+        ", which this rank has not asked for; they come in the order they are sent");
+    return met.load();
+  };
+  state.wait(ended, [&] { return side.text(); });
 }
 
-void NcclLink::refuse_shared_gpus(Comm& world) {
-  const std::vector<std::string> gpus = world.gather(api_.gpu_name(gpu_));
-  for (size_t r = 0; r < gpus.size(); r++)
-    for (size_t s = 0; s < r; s++)
-      require(gpus[r] != gpus[s], "--transport: found nccl with ranks ", s, " and ", r,
-          " on one GPU (", gpus[r],
-          "), allowed: nccl with at most one rank on each GPU; local, whose ranks share GPUs");
+bool NcclMessage::done() {
+  state.check();
+  if (state.progress) state.progress();
+  return Message::done();
 }
 
-// All ranks walk through the directions in one order and each takes part in its own, so no two can
-// wait for one another.
-void NcclLink::connect(Comm& world, const std::vector<std::pair<int, int>>& pairs) {
-  std::set<std::pair<int, int>> directions;  // source, target
-  for (const auto& [a, b] : pairs) {
-    DUET_CHECK(a != b && std::min(a, b) >= 0 && std::max(a, b) < world.size(),
-        "channels: expected pairs of ranks, found ", a, " and ", b);
-    directions.insert({a, b});
-    directions.insert({b, a});
-  }
-  std::string mine;  // a source makes the id
-  for (const auto& [source, target] : directions) {
-    if (source != world.rank()) continue;
-    NcclId id;
-    check(api_.get_id(&id), "an id");
-    mine.append(id.bytes, sizeof id.bytes);
-  }
-  std::vector<std::string> ids = world.gather(mine);
-  for (const auto& [source, target] : directions) {
-    NcclId id;
+class NcclTransport final : public Transport {
+ public:
+  NcclTransport(std::unique_ptr<Transport> under, const NcclApi& api)
+      : Transport(under->state), under_(std::move(under)), api_(api) {}
+
+  std::unique_ptr<Message> make(const Side& side, Stream* after) override {
+    if (!after) return under_->make(side, nullptr);
+    check_open();
+    const auto found = edges_.find({side.send, side.peer});
     DUET_CHECK(
-        ids[size_t(source)].size() >= sizeof id, "channels: expected the same pairs on all ranks");
-    memcpy(&id, ids[size_t(source)].data(), sizeof id);
-    ids[size_t(source)].erase(0, sizeof id);
-    const bool send = source == world.rank();
-    if (!send && target != world.rank()) continue;
-    Edge& edge = send ? out_[target] : in_[source];
-    edge.peer = send ? target : source;
-    edge.lane = device_.make_stream();
-    edge.comm = make(2, id, send ? 0 : 1, kEdgeBlocks);
-    send ? greet(*edge.lane, edge.comm, {1}, {}) : greet(*edge.lane, edge.comm, {}, {0});
+        found != edges_.end(), side.text(), ": expected its pair of ranks among those of Channels");
+    return std::make_unique<NcclMessage>(*this, side, after, found->second);
   }
-}
 
-void NcclLink::add_group(Comm& group, uint32_t id) {
-  if (group.size() == 1) return;
-  NcclId made = {};
-  if (group.rank() == 0) check(api_.get_id(&made), "an id");
-  groups_[id] = make(group.size(), group.gather_values(made)[0], group.rank(), kGroupBlocks);
-  std::vector<int> others;
-  for (int r = 0; r < group.size(); r++)
-    if (r != group.rank()) others.push_back(r);
-  greet(device_.compute(), groups_[id], others, others);
-}
-
-ncclComm* NcclLink::make(int ranks, const NcclId& id, int rank, int max_blocks) {
-  std::unique_lock lock(mutex_);
-  ncclComm* comm = nullptr;
-  const int code = api_.init(&comm, ranks, id, rank, max_blocks);
-  if (comm) comms_.push_back(comm);
-  check(code, "a communicator");
-  settle(lock, comm, "the other ranks of an NCCL communicator");
-  return comm;
-}
-
-// NCCL makes the connection between two ranks at their first message, for which both must be there:
-// now.
-void NcclLink::greet(
-    Stream& stream, ncclComm* comm, const std::vector<int>& to, const std::vector<int>& from) {
-  const Buf words = device_.buffer(1, int64_t(to.size() + from.size()), Dtype::i32, Use::messages);
-  std::vector<Leg> sends, recvs;
-  for (int peer : to)
-    sends.push_back({peer, words->row<int32_t>(0) + sends.size(), sizeof(int32_t)});
-  for (int peer : from)
-    recvs.push_back({peer, words->row<int32_t>(0) + to.size() + recvs.size(), sizeof(int32_t)});
-  const std::string text = "the first message of an NCCL communicator";
-  const auto landed = launch(stream, {*this, comm, sends, recvs, text});
-  wait_until([&] { return landed->done(); }, text);
-  transport_.check();
-}
-
-void NcclLink::check(int code, const std::string& text) const {
-  DUET_CHECK(code == kNcclSuccess || code == kNcclInProgress, text,
-      ": NCCL says: ", api_.error_text(code));
-}
-
-bool NcclLink::late(Clock::time_point since) const {
-  return Clock::now() - since > std::chrono::duration<double>(transport_.timeout());
-}
-
-// Until what was asked of a communicator has been done on the host.
-void NcclLink::settle(std::unique_lock<std::mutex>& lock, ncclComm* comm, const std::string& text) {
-  const auto begin = Clock::now();
-  for (;;) {
-    transport_.check();  // from then on the communicator may be gone
-    const int code = api_.async_error(comm);
-    check(code, text);
-    if (code == kNcclSuccess) return;
-    if (late(begin)) transport_.time_out(text);
-    lock.unlock();
-    std::this_thread::sleep_for(kPause);
-    lock.lock();
-  }
-}
-
-// --- calling NCCL --------------------------------------------------------------------------------
-
-// The stream hands its CUDA stream to whatever it launches, and so to NCCL.
-std::shared_ptr<Event> NcclLink::launch(Stream& stream, const Operation& op) {
-  stream.launch({"NCCL", nullptr, &NcclLink::enqueue}, 1, &op, sizeof op, 0);
-  std::shared_ptr<Event> landed = device_.make_event();
-  stream.record(*landed);
-  std::lock_guard lock(mutex_);
-  flights_.push_back({landed, op.text, Clock::now()});
-  return landed;
-}
-
-void NcclLink::enqueue(void* cuda_stream, int64_t, const void* p) {
-  const Operation& op = *static_cast<const Operation*>(p);
-  const NcclApi& api = op.link.api_;
-  std::unique_lock lock(op.link.mutex_);
-  op.link.transport_.check();
-  int failure = kNcclSuccess;  // a group that was begun is ended in any case
-  const auto note = [&](int code) {
-    failure = code == kNcclInProgress || failure ? failure : code;
-  };
-  note(api.group_start());
-  for (const Leg& leg : op.sends)
-    if (leg.bytes > 0) note(api.send(leg.data, size_t(leg.bytes), leg.peer, op.comm, cuda_stream));
-  for (const Leg& leg : op.recvs)
-    if (leg.bytes > 0) note(api.recv(leg.data, size_t(leg.bytes), leg.peer, op.comm, cuda_stream));
-  note(api.group_end());
-  op.link.check(failure, op.text);
-  op.link.settle(lock, op.comm, op.text);
-}
-
-void NcclLink::collective(Stream& stream, uint32_t group, std::span<const Leg> sends,
-    std::span<const Leg> recvs, const std::string& text) {
-  const auto found = groups_.find(group);
-  DUET_CHECK(found != groups_.end(), text, ": expected a group made after its Channels");
-  launch(stream, {*this, found->second, sends, recvs, text});
-}
-
-// --- messages ------------------------------------------------------------------------------------
-
-NcclLink::Edge& NcclLink::edge_of(const Post& p) {
-  auto& edges = p.send ? out_ : in_;
-  const auto found = edges.find(p.peer);
-  DUET_CHECK(
-      found != edges.end(), p.text(), ": expected its pair of ranks among those of Channels");
-  return found->second;
-}
-
-void NcclLink::exchange_header(Announced& a, bool send, int peer, const Header& header) {
-  a.header = header;
-  a.post = std::make_unique<Post>(transport_, send, peer, kHeaderTag);
-  a.post->data = &a.header;
-  a.post->bytes = sizeof a.header;
-  transport_.post(*a.post);
-}
-
-void NcclLink::post(Post& p) {
-  Edge& edge = edge_of(p);
-  p.link = this;
-  p.posted = true;
-  if (!p.send) {
-    edge.expected.push_back(&p);
-    advance();
-    return;
-  }
-  exchange_header(edge.announced.emplace_back(), true, p.peer, {p.tag, p.bytes});
-  const Leg leg{1, p.data, p.bytes};
-  edge.lane->wait(*p.ready);
-  p.copied = launch(*edge.lane, {*this, edge.comm, {&leg, 1}, {}, p.text()});
-  p.done = true;
-  advance();
-}
-
-// The receive that the next header names; null while there is no header, or no such receive.
-Post* NcclLink::claimant(const Edge& edge) const {
-  if (!edge.next || !transport_.done(*edge.next->post)) return nullptr;
-  const auto same = [&](const Post* p) { return p->tag == edge.next->header.tag; };
-  const auto found = std::find_if(edge.expected.begin(), edge.expected.end(), same);
-  return found == edge.expected.end() ? nullptr : *found;
-}
-
-// Calls NCCL for the next message of an incoming edge; false if it cannot be yet.
-bool NcclLink::advance(Edge& edge) {
-  if (edge.expected.empty()) return false;
-  if (!edge.next) {
-    edge.next = std::make_unique<Announced>();
-    exchange_header(*edge.next, false, edge.peer, {});
-  }
-  Post* p = claimant(edge);
-  if (!p) return false;
-  DUET_CHECK(p->bytes == edge.next->header.bytes, p->text(), ": this side expects ", p->bytes,
-      " bytes, the other ", edge.next->header.bytes);
-  edge.expected.remove(p);
-  edge.next.reset();
-  const Leg leg{0, p->data, p->bytes};
-  edge.lane->wait(*p->ready);
-  p->copied = launch(*edge.lane, {*this, edge.comm, {}, {&leg, 1}, p->text()});
-  p->done = true;
-  return true;
-}
-
-bool NcclLink::advance() {
-  bool moved = false;
-  for (auto& [peer, edge] : in_)
-    while (advance(edge)) moved = true;
-  for (auto& [peer, edge] : out_)
-    edge.announced.remove_if([&](const Announced& a) { return transport_.done(*a.post); });
-  return moved;
-}
-
-void NcclLink::wait_until(const std::function<bool()>& ended, const std::string& text) {
-  const auto begin = Clock::now();
-  while (!ended()) {
-    transport_.check();
-    if (advance()) continue;
-    if (late(begin)) transport_.time_out(text);
-    std::this_thread::sleep_for(kPause);
-  }
-}
-
-void NcclLink::wait(Post& p) {
-  wait_until(
-      [&] {
-        if (transport_.done(p)) return true;
-        if (!p.link) return false;
-        const Edge& edge = edge_of(p);
-        DUET_CHECK(!edge.next || !transport_.done(*edge.next->post) || claimant(edge), p.text(),
-            ": the next message from there is ", action_text(edge.next->header.tag),
-            ", which this rank has not asked for; they come in the order they are sent");
-        return false;
-      },
-      p.text());
-}
-
-bool NcclLink::finished(Post& p) {
-  transport_.check();
-  advance();
-  return p.done && p.copied->done();
-}
-
-void NcclLink::finish(Post& p) {
-  wait(p);
-  wait_until([&] { return p.copied->done(); }, p.text());
-  transport_.check();  // an aborted message is done, too
-}
-
-void NcclLink::cancel(Post& p) { edge_of(p).expected.remove(&p); }
-
-// --- failing, and the end ------------------------------------------------------------------------
-
-void NcclLink::watch() {
-  api_.use_gpu(gpu_);
-  std::unique_lock lock(mutex_);
-  while (!wake_.wait_for(lock, kLook, [&] { return ending_; })) {
-    try {
-      look();
-    } catch (...) {
-      transport_.fail(std::current_exception());
+  void post(Message& posted) override {
+    auto& m = static_cast<NcclMessage&>(posted);
+    m.posted = true;
+    if (m.side.send) {
+      announce(m.edge, {m.side.tag, int64_t(m.side.memory.size())});
+      launch(m);
+    } else {
+      m.edge.expected.push_back(&m);
     }
-    if (transport_.failed()) abort_all();
+    advance();
   }
-}
 
-// Throws if a communicator has failed, or an operation takes too long.
-void NcclLink::look() {
-  for (ncclComm* comm : comms_) check(api_.async_error(comm), "a communicator");
-  flights_.remove_if([](const Flight& f) { return f.landed->done(); });
-  for (const Flight& f : flights_)
-    if (late(f.since)) transport_.time_out(f.text);
-}
-
-void NcclLink::abort_all() {
-  for (ncclComm* comm : std::exchange(comms_, {})) api_.abort(comm);
-}
-
-void NcclLink::close() {
-  const auto quiet = [&] {
-    std::lock_guard lock(mutex_);
-    return std::all_of(flights_.begin(), flights_.end(),
-               [](const Flight& f) { return f.landed->done(); }) &&
-        std::all_of(out_.begin(), out_.end(),
-            [](const auto& edge) { return edge.second.announced.empty(); });
-  };
-  wait_until(quiet, "the last messages");
-  std::unique_lock lock(mutex_);
-  while (!comms_.empty()) {
-    check(api_.finalize(comms_.front()), "the end of a communicator");
-    settle(lock, comms_.front(), "the other ranks of an NCCL communicator to end");
-    check(api_.destroy(comms_.front()), "the end of a communicator");
-    comms_.erase(comms_.begin());
+  void cancel(Message& m) override {
+    static_cast<NcclMessage&>(m).edge.expected.remove(static_cast<NcclMessage*>(&m));
   }
-}
 
-NcclLink::~NcclLink() {
-  if (std::uncaught_exceptions() > exceptions_)
-    transport_.fail(std::make_exception_ptr(Stopped("stopped: the rank failed")));
-  try {
-    if (!transport_.failed()) close();
-  } catch (...) {
-    transport_.fail(std::current_exception());
+  void exchange(const Collective& c, Stream* stream) override {
+    if (!stream || !stream->device().is_cuda()) return Transport::exchange(c, stream);
+    if (c.sends.empty()) return;
+    check_open();
+    const auto group = groups_.find(c.group);
+    DUET_CHECK(group != groups_.end(), c.text(), ": expected a group made after its Channels");
+    compare(c);
+    communicators_->launch(*stream, group->second, c.sends, c.recvs, c.text());
   }
-  {
-    std::lock_guard lock(mutex_);
-    ending_ = true;
+
+  std::shared_ptr<void> open(Comm& world, Device& device, const Pairs& pairs) override {
+    DUET_CHECK(!communicators_, "expected one Channels at a time");
+    if (!device.is_cuda() || world.size() == 1) return nullptr;
+    communicators_ = std::make_unique<Communicators>(*state, api_, device);
+    std::shared_ptr<void> opened(nullptr, [this](void*) { close(); });
+    const Unwinding unwinding(*this);
+    refuse_shared_gpus(world);
+    state->progress = [this, mine = std::this_thread::get_id()] {
+      return std::this_thread::get_id() == mine && advance();
+    };
+    connect(world, device, pairs);
+    add_group(world, 0);
+    return opened;
   }
-  wake_.notify_all();
-  watcher_.join();
-  abort_all();
+
+  void add_group(Comm& group, uint32_t id) override {
+    if (!communicators_ || group.size() == 1) return;
+    const NcclId made = group.rank() == 0 ? communicators_->make_id() : NcclId{};
+    std::vector<int> others;
+    for (int r = 0; r < group.size(); r++)
+      if (r != group.rank()) others.push_back(r);
+    groups_[id] = communicators_->make(
+        group.gather_values(made)[0], {group.size(), group.rank(), others, others, kGroupBlocks});
+  }
+
+ private:
+  void check_open() const {
+    DUET_CHECK(communicators_,
+        "a message in GPU memory under --transport nccl: expected Channels, made before");
+  }
+
+  void refuse_shared_gpus(Comm& world) {
+    const std::vector<std::string> gpus = world.gather(communicators_->gpu_name());
+    for (size_t r = 0; r < gpus.size(); r++)
+      for (size_t s = 0; s < r; s++)
+        require(gpus[r] != gpus[s], "--transport: found nccl with ranks ", s, " and ", r,
+            " on one GPU (", gpus[r],
+            "), allowed: nccl with at most one rank on each GPU; local, whose ranks share GPUs");
+  }
+
+  // All ranks walk through the directions in one order and each takes part in its own, so no two
+  // can wait for one another.
+  void connect(Comm& world, Device& device, const Pairs& pairs) {
+    std::set<std::pair<int, int>> directions;  // source, target
+    for (const auto& [a, b] : pairs) {
+      DUET_CHECK(a != b && std::min(a, b) >= 0 && std::max(a, b) < world.size(),
+          "channels: expected pairs of ranks, found ", a, " and ", b);
+      directions.insert({a, b});
+      directions.insert({b, a});
+    }
+    std::vector<NcclId> made;  // a source makes the id
+    for (const auto& [source, target] : directions)
+      if (source == world.rank()) made.push_back(communicators_->make_id());
+    const std::vector<std::vector<NcclId>> ids = world.gather_vectors(made);
+    std::vector<size_t> used(ids.size());
+    for (const auto& [source, target] : directions) {
+      const size_t next = used[size_t(source)]++;
+      DUET_CHECK(
+          next < ids[size_t(source)].size(), "channels: expected the same pairs on all ranks");
+      const bool send = source == world.rank();
+      if (!send && target != world.rank()) continue;
+      const int peer = send ? target : source;
+      const Communicators::Member sender{2, 0, {1}, {}, kEdgeBlocks},
+          receiver{2, 1, {}, {0}, kEdgeBlocks};
+      ncclComm* comm = communicators_->make(ids[size_t(source)][next], send ? sender : receiver);
+      edges_.emplace(std::pair(send, peer), Edge{send, peer, comm, device.make_stream()});
+    }
+  }
+
+  void announce(Edge& edge, const Header& header) {
+    Announced& a = edge.announced.emplace_back(Announced{header, nullptr});
+    a.message = under_->begin({edge.send, edge.peer, kHeaderTag, bytes_of(a.header)}, nullptr);
+  }
+
+  void launch(NcclMessage& m) {
+    const Edge& edge = m.edge;
+    const std::vector<Leg> one = {{edge.send ? 1 : 0, m.side.memory}}, none;
+    edge.lane->wait(*m.gpu->ready);
+    m.gpu->copied = communicators_->launch(
+        *edge.lane, edge.comm, edge.send ? one : none, edge.send ? none : one, m.side.text());
+    state->set(m.met);
+  }
+
+  // For the next message of a receiving edge; false if it cannot be yet.
+  bool advance(Edge& edge) {
+    if (edge.expected.empty()) return false;
+    if (edge.announced.empty()) announce(edge, {});
+    NcclMessage* m = edge.claimant();
+    if (!m) return false;
+    const int64_t mine = int64_t(m->side.memory.size()), theirs = edge.next()->bytes;
+    DUET_CHECK(
+        mine == theirs, m->side.text(), ": this side expects ", mine, " bytes, the other ", theirs);
+    edge.expected.remove(m);
+    edge.announced.clear();
+    launch(*m);
+    return true;
+  }
+
+  bool advance() {  // calls NCCL for what it can be called for by now
+    bool moved = false;
+    for (auto& [key, edge] : edges_) {
+      if (edge.send) edge.announced.remove_if([](const auto& a) { return a.message->met.load(); });
+      while (!edge.send && advance(edge)) moved = true;
+    }
+    return moved;
+  }
+
+  // Each rank tells the others on the host what it is about to do.
+  void compare(const Collective& c) {
+    struct Claim {
+      char name[24];
+      int64_t bytes;
+    };
+    const size_t n = c.sends.size();
+    std::vector<Claim> mine(n), theirs(n);
+    Collective claims = c;
+    for (size_t i = 0; i < n; i++) {
+      snprintf(mine[i].name, sizeof mine[i].name, "%s", c.name);
+      mine[i].bytes = int64_t(c.sends[i].memory.size());
+      claims.sends[i].memory = bytes_of(mine[i]);
+      claims.recvs[i].memory = bytes_of(theirs[i]);
+      state->count(c.ranks[size_t(c.sends[i].peer)], sizeof(Claim));
+    }
+    const auto messages = begin_all(claims, nullptr);
+    for (size_t i = 0; i < n; i++) messages[i]->wait();  // receives
+    for (size_t i = 0; i < n; i++) {
+      const int64_t expected = int64_t(c.recvs[i].memory.size());
+      DUET_CHECK(strcmp(theirs[i].name, c.name) == 0 && theirs[i].bytes == expected, c.text(),
+          ": this side expects ", expected, " bytes from rank ", c.ranks[size_t(c.recvs[i].peer)],
+          ", which sends ", theirs[i].bytes, " in its ", theirs[i].name);
+    }
+    for (const auto& message : messages) message->wait();  // until they are taken
+  }
+
+  // Waits until all messages are done, unless the rank has failed.
+  void close() {
+    const auto taken = [&] {
+      return std::all_of(edges_.begin(), edges_.end(),
+          [](const auto& e) { return !e.second.send || e.second.announced.empty(); });
+    };
+    try {
+      if (!state->failed()) {
+        state->wait(taken, [] { return "the last messages"; });
+        communicators_->finish();
+      }
+    } catch (...) {
+      state->fail(std::current_exception());
+    }
+    state->progress = nullptr;
+    communicators_.reset();  // aborts those that are left: lanes may wait for them
+    edges_.clear();
+    groups_.clear();
+  }
+
+  const std::unique_ptr<Transport> under_;
+  const NcclApi& api_;
+  // While there are Channels:
+  std::unique_ptr<Communicators> communicators_;
+  std::map<std::pair<bool, int>, Edge> edges_;  // by send, peer
+  std::map<uint32_t, ncclComm*> groups_;        // by id
+};
+
+}  // namespace
+
+std::unique_ptr<Transport> with_nccl(std::unique_ptr<Transport> under, const RunOptions& options) {
+  if (!options.nccl) return under;
+  return std::make_unique<NcclTransport>(std::move(under), *options.nccl);
 }
 
 }  // namespace duet

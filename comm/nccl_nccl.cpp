@@ -1,4 +1,5 @@
 // The NCCL that duet is linked with. See nccl.h.
+// Read next: nccl_nonccl.cpp.
 #include <nccl.h>
 #include <unistd.h>
 

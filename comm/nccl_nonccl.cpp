@@ -1,4 +1,5 @@
 // A build without NCCL.
+// Read next: ranks.cpp.
 #include "comm/nccl.h"
 
 namespace duet {

@@ -1,6 +1,6 @@
 // run_ranks: starting ranks, and stopping all when one fails. And what a rank can know before it
-// has spoken to another: who started it, and which build on which processor it is. Read next:
-// local.cpp, mpi_mpi.cpp.
+// has spoken to another: who started it, and which build on which processor it is.
+// Read next: rows_cuda.cu.
 #include <sched.h>
 
 #include <algorithm>
@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "comm/nccl.h"
+#include "comm/transport.h"
 #include "model/machine/gemm_cpu.h"
 
 namespace duet {
@@ -49,7 +50,7 @@ void run_one(int r, const std::vector<std::unique_ptr<Transport>>& transports, O
   try {
     Comm world(*transports[size_t(r)]);
     rank(world);
-    transports[size_t(r)]->check();
+    transports[size_t(r)]->state->check();
   } catch (...) {
     why = std::current_exception();
   }
@@ -59,7 +60,7 @@ void run_one(int r, const std::vector<std::unique_ptr<Transport>>& transports, O
     outcome.failed_rank = r;
     outcome.why = why;
     for (const auto& t : transports)
-      t->fail(std::make_exception_ptr(Stopped(cat("stopped: rank ", r, " failed"))));
+      t->state->fail(std::make_exception_ptr(Stopped(cat("stopped: rank ", r, " failed"))));
   }
   outcome.changed.notify_all();
 }
@@ -76,7 +77,6 @@ void run_one(int r, const std::vector<std::unique_ptr<Transport>>& transports, O
 
 void run_local(const RunOptions& options, const std::function<void(Comm&)>& rank) {
   const auto transports = make_local_ranks(options);
-  for (const auto& t : transports) t->nccl = options.nccl;
   Outcome outcome;
   outcome.running = options.ranks;
   std::vector<std::thread> threads;

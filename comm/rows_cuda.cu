@@ -1,5 +1,6 @@
 // The row operations of comm/ on CUDA.
-#include "comm/gpu_link.h"
+// Read next: rows_nocuda.cpp.
+#include "comm/link_times.h"
 #include "comm/sum.h"
 #include "model/machine/compile_cuda.cuh"
 

@@ -1,5 +1,6 @@
 // In a build without nvcc the row operations of comm/ have no CUDA kernels.
-#include "comm/gpu_link.h"
+// Read next: README.md, for why it is so.
+#include "comm/link_times.h"
 #include "comm/sum.h"
 
 namespace duet {

@@ -2,7 +2,10 @@
 #include "test/fake_nccl.h"
 
 #include <atomic>
+#include <condition_variable>
 #include <deque>
+#include <map>
+#include <mutex>
 
 struct ncclComm {
   int rank, size;

@@ -1,7 +1,7 @@
 // The emulated link of ranks whose messages lie in GPU memory, on devices that stand in for GPUs:
 // what its two kernels compute, messages that come when they should and not before, and training
 // whose bits do not notice. Parsing, traffic and the CPU's model are in link_test.cpp.
-#include "comm/gpu_link.h"
+#include "comm/link_times.h"
 
 #include <algorithm>
 

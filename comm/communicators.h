@@ -1,0 +1,191 @@
+// A rank's NCCL communicators: made, called, watched, and aborted when the rank fails. nccl.cpp's
+// own; what flows over them and why is there. A call returns when NCCL has taken it on the host;
+// while it has not, and while the GPU is at it, the thread that watches counts its time.
+// Read next: nccl.cpp.
+#pragma once
+#include <algorithm>
+#include <list>
+#include <thread>
+
+#include "comm/nccl.h"
+#include "comm/transport.h"
+
+namespace duet {
+
+class Communicators {
+ public:
+  Communicators(RankState& state, const NcclApi& api, Device& device)
+      : state_(state), api_(api), device_(device), gpu_(api.gpu()), watcher_([this] { watch(); }) {}
+  ~Communicators() {
+    {
+      std::lock_guard lock(mutex_);
+      ending_ = true;
+    }
+    wake_.notify_all();
+    watcher_.join();
+    abort_all();
+  }
+
+  std::string gpu_name() const { return api_.gpu_name(gpu_); }
+
+  NcclId make_id() const {
+    NcclId id;
+    check(api_.get_id(&id), "an id");
+    return id;
+  }
+
+  // Called by all its ranks. NCCL connects two ranks at their first message, for which both must be
+  // there: now, by a word to each of `to` and from each of `from`, ranks of the communicator.
+  struct Member {
+    int ranks, rank;
+    std::vector<int> to, from;
+    int max_blocks;
+  };
+  ncclComm* make(const NcclId& id, const Member& me) {
+    ncclComm* comm = init(id, me);
+    const Buf words =
+        device_.buffer(1, int64_t(me.to.size() + me.from.size()), Dtype::i32, Use::messages);
+    std::vector<Leg> sends, recvs;
+    Bytes free(static_cast<std::byte*>(words->data), size_t(words->bytes()));
+    for (auto* legs : {&sends, &recvs})
+      for (int peer : legs == &sends ? me.to : me.from) {
+        legs->push_back({peer, free.first(4)});
+        free = free.subspan(4);
+      }
+    const std::string text = "the first message of an NCCL communicator";
+    const auto landed = launch(device_.compute(), comm, sends, recvs, text);
+    state_.wait([&] { return landed->done(); }, [&] { return text; });
+    state_.check();
+    return comm;
+  }
+
+  // One NCCL group in the stream's order; peers are ranks of the communicator. text: what it is,
+  // for people. The stream hands its CUDA stream to whatever it launches, and so to NCCL.
+  std::shared_ptr<Event> launch(Stream& stream, ncclComm* comm, std::span<const Leg> sends,
+      std::span<const Leg> recvs, const std::string& text) {
+    const std::function<void(void*)> call = [&](void* cuda_stream) {
+      std::unique_lock lock(mutex_);
+      state_.check();
+      int failure = kNcclSuccess;  // a group that was begun is ended in any case
+      const auto note = [&](int code) {
+        failure = code == kNcclInProgress || failure ? failure : code;
+      };
+      note(api_.group_start());
+      for (const auto& [peer, m] : sends)
+        if (!m.empty()) note(api_.send(m.data(), m.size(), peer, comm, cuda_stream));
+      for (const auto& [peer, m] : recvs)
+        if (!m.empty()) note(api_.recv(m.data(), m.size(), peer, comm, cuda_stream));
+      note(api_.group_end());
+      check(failure, text);
+      settle(lock, text, comm);
+    };
+    const auto run = [](void* cuda_stream, int64_t, const void* p) {
+      (*static_cast<const std::function<void(void*)>*>(p))(cuda_stream);
+    };
+    stream.launch({"NCCL", nullptr, run}, 1, &call, sizeof call, 0);
+    std::shared_ptr<Event> landed = record(stream);
+    std::lock_guard lock(mutex_);
+    flights_.push_back({landed, text, Clock::now()});
+    return landed;
+  }
+
+  // When all that was launched is done, all ranks end their communicators, in the order in which
+  // they were made.
+  void finish() {
+    std::unique_lock lock(mutex_);
+    settle(lock, "the last messages", [&] {
+      flights_.remove_if([](const Flight& f) { return f.landed->done(); });
+      return flights_.empty();
+    });
+    while (!all_.empty()) {
+      check(api_.finalize(all_.front()), "the end of a communicator");
+      settle(lock, "the other ranks of an NCCL communicator to end", all_.front());
+      check(api_.destroy(all_.front()), "the end of a communicator");
+      all_.erase(all_.begin());
+    }
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct Flight {  // given to NCCL
+    std::shared_ptr<Event> landed;
+    std::string text;
+    Clock::time_point since;
+  };
+
+  void check(int code, const std::string& text) const {
+    DUET_CHECK(code == kNcclSuccess || code == kNcclInProgress, text,
+        ": NCCL says: ", api_.error_text(code));
+  }
+
+  bool late(Clock::time_point since) const {
+    return Clock::now() - since > std::chrono::duration<double>(state_.timeout);
+  }
+
+  ncclComm* init(const NcclId& id, const Member& me) {
+    std::unique_lock lock(mutex_);
+    ncclComm* comm = nullptr;
+    const int code = api_.init(&comm, me.ranks, id, me.rank, me.max_blocks);
+    if (comm) all_.push_back(comm);
+    check(code, "a communicator");
+    settle(lock, "the other ranks of an NCCL communicator", comm);
+    return comm;
+  }
+
+  // Until something is so; asked with the mutex held.
+  void settle(std::unique_lock<std::mutex>& lock, const std::string& text,
+      const std::function<bool()>& settled) {
+    for (const auto begin = Clock::now();;) {
+      state_.check();  // from then on the communicators may be gone
+      if (settled()) return;
+      if (late(begin)) state_.time_out(text);
+      lock.unlock();
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+      lock.lock();
+    }
+  }
+
+  // Until what was asked of a communicator has been done on the host.
+  void settle(std::unique_lock<std::mutex>& lock, const std::string& text, ncclComm* comm) {
+    settle(lock, text, [&] {
+      const int code = api_.async_error(comm);
+      check(code, text);
+      return code == kNcclSuccess;
+    });
+  }
+
+  // The thread: fails the rank if a communicator has failed or an operation takes too long.
+  void watch() {
+    api_.use_gpu(gpu_);
+    std::unique_lock lock(mutex_);
+    while (!wake_.wait_for(lock, std::chrono::milliseconds(20), [&] { return ending_; })) {
+      try {
+        for (ncclComm* comm : all_) check(api_.async_error(comm), "a communicator");
+        flights_.remove_if([](const Flight& f) { return f.landed->done(); });
+        for (const Flight& f : flights_)
+          if (late(f.since)) state_.time_out(f.text);
+      } catch (...) {
+        state_.fail(std::current_exception());
+      }
+      if (state_.failed()) abort_all();
+    }
+  }
+
+  void abort_all() {
+    for (ncclComm* comm : std::exchange(all_, {})) api_.abort(comm);
+  }
+
+  RankState& state_;
+  const NcclApi& api_;
+  Device& device_;
+  const int gpu_;
+  // guards NCCL's communicators against the thread that may abort them, and what follows
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<ncclComm*> all_;  // in the order in which they were made; empty once aborted
+  std::list<Flight> flights_;
+  bool ending_ = false;
+  std::thread watcher_;
+};
+
+}  // namespace duet
