@@ -43,6 +43,16 @@ TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
     std::vector<ExchangePlan> plans;
     for (int r = 0; r < ranks; ++r) plans.emplace_back(choices, topk, slots, r);
 
+    if (ranks == 1) {  // what leaves, either way, is in order: nothing need be moved
+      for (const std::vector<int32_t>& index :
+          {plans[0].leave.token, plans[0].back.token, plans[0].back.pos}) {
+        std::vector<int32_t> in_order(index.size());
+        std::iota(in_order.begin(), in_order.end(), 0);
+        EXPECT_EQ(index, in_order);
+      }
+      EXPECT_EQ(plans[0].pos, plans[0].local.pos);
+    }
+
     std::vector<std::vector<std::pair<int, int>>> received(plans.size());        // tokens
     std::vector<std::vector<std::tuple<int, int, int>>> returned(plans.size());  // results
     for (int to = 0; to < ranks; ++to)
