@@ -21,12 +21,13 @@ class Attention {
  public:
   // What F leaves for I, and I for W, of one microbatch.
   struct Saved {
-    Buf qa, qa_normed, qa_rstd;  // [tokens, q_lora] twice, [tokens, 1]; only with q_lora_rank
-    Buf q, k;                    // [tokens, heads * (nope + rope)] turned
-    Buf kva;                     // [tokens, kv_lora + rope] latent and rotary key before turning
-    Buf latent, latent_rstd;     // [tokens, kv_lora] normed, [tokens, 1]
-    Buf kv;                      // [tokens, heads * (nope + v)]
-    Buf mix;                     // [tokens, heads * v] softmax(...) v
+    Buf qa;          // [tokens, q_lora], only with q_lora_rank
+    Normed qa_norm;  // of it
+    Buf q, k;        // [tokens, heads * (nope + rope)] turned
+    Buf kva;         // [tokens, kv_lora + rope] latent and rotary key before turning
+    Normed latent;   // [tokens, kv_lora]
+    Buf kv;          // [tokens, heads * (nope + v)]
+    Buf mix;         // [tokens, heads * v] softmax(...) v
     Buf dq, dqa_normed, dqa, dkv, dlatent, dkva;  // gradients of the same names, of the same shapes
   };
 

@@ -113,81 +113,37 @@ void ModelConfig::validate() const {
 
 // --- presets -------------------------------------------------------------------------------------
 
-const std::vector<Preset>& presets() {
-  static const std::vector<Preset> all = [] {
-    std::vector<Preset> p;
-    p.push_back({"tiny", "tests: 8 layers, 0.6M parameters",
-        {.q_lora_rank = 24, .n_group = 4, .topk_group = 2, .routed_scaling = 1.5}, 64, 1});
-    p.push_back({"small", "the default run: 8 layers, 5M parameters",
+// clang-format off
+static const Preset kPresets[] = {
+    {"tiny", "tests: 8 layers, 0.6M parameters",
+        {.q_lora_rank = 24, .n_group = 4, .topk_group = 2, .routed_scaling = 1.5}, 64, 1},
+    {"small", "the default run: 8 layers, 5M parameters",
         {.d_model = 128,
-            .kv_lora_rank = 32,
-            .qk_nope_head_dim = 24,
-            .qk_rope_head_dim = 8,
-            .v_head_dim = 24,
-            .d_ff = 384,
-            .d_expert = 96,
-            .n_routed = 16,
-            .n_group = 4,
-            .topk_group = 2},
-        128, 1});
-    p.push_back({"bench", "make bench: wide enough for GEMM to matter",
-        {.d_model = 256,
-            .n_layers = 4,
-            .n_heads = 8,
-            .kv_lora_rank = 64,
-            .qk_nope_head_dim = 32,
-            .qk_rope_head_dim = 16,
-            .v_head_dim = 32,
-            .d_ff = 1024,
-            .d_expert = 512,
-            .n_routed = 16},
-        256, 8});
-    p.push_back({"base", "one GPU: 768 wide, 12 layers, GPT-2 vocabulary",
-        {.vocab_size = 50257,
-            .d_model = 768,
-            .n_layers = 12,
-            .n_heads = 12,
-            .q_lora_rank = 384,
-            .kv_lora_rank = 256,
-            .qk_nope_head_dim = 64,
-            .qk_rope_head_dim = 32,
-            .v_head_dim = 64,
-            .d_ff = 3072,
-            .d_expert = 768,
-            .n_routed = 16,
-            .n_group = 4,
-            .topk_group = 2,
-            .routed_scaling = 1.5},
-        1024, 4});
-    p.push_back({"deepseek-v3", "the full shape, 671B parameters: for planning only",
-        {.vocab_size = 129280,
-            .d_model = 7168,
-            .n_layers = 61,
-            .n_heads = 128,
-            .q_lora_rank = 1536,
-            .kv_lora_rank = 512,
-            .qk_nope_head_dim = 128,
-            .qk_rope_head_dim = 64,
-            .v_head_dim = 128,
-            .first_k_dense = 3,
-            .d_ff = 18432,
-            .d_expert = 2048,
-            .n_routed = 256,
-            .topk = 8,
-            .n_group = 8,
-            .topk_group = 4,
-            .routed_scaling = 2.5},
-        4096, 1});
-    for (const Preset& preset : p) preset.model.validate();
-    return p;
-  }();
-  return all;
-}
+         .kv_lora_rank = 32, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8, .v_head_dim = 24,
+         .d_ff = 384, .d_expert = 96, .n_routed = 16, .n_group = 4, .topk_group = 2}, 128, 1},
+    {"bench", "make bench: wide enough for GEMM to matter",
+        {.d_model = 256, .n_layers = 4, .n_heads = 8,
+         .kv_lora_rank = 64, .qk_nope_head_dim = 32, .qk_rope_head_dim = 16, .v_head_dim = 32,
+         .d_ff = 1024, .d_expert = 512, .n_routed = 16}, 256, 8},
+    {"base", "one GPU: 768 wide, 12 layers, GPT-2 vocabulary",
+        {.vocab_size = 50257, .d_model = 768, .n_layers = 12, .n_heads = 12, .q_lora_rank = 384,
+         .kv_lora_rank = 256, .qk_nope_head_dim = 64, .qk_rope_head_dim = 32, .v_head_dim = 64,
+         .d_ff = 3072, .d_expert = 768, .n_routed = 16, .n_group = 4, .topk_group = 2,
+         .routed_scaling = 1.5}, 1024, 4},
+    {"deepseek-v3", "the full shape, 671B parameters: for planning only",
+        {.vocab_size = 129280, .d_model = 7168, .n_layers = 61, .n_heads = 128, .q_lora_rank = 1536,
+         .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64, .v_head_dim = 128,
+         .first_k_dense = 3, .d_ff = 18432, .d_expert = 2048, .n_routed = 256, .topk = 8,
+         .n_group = 8, .topk_group = 4, .routed_scaling = 2.5}, 4096, 1}};
+// clang-format on
 
 const Preset& find_preset(const std::string& name) {
   std::string names;
-  for (const Preset& p : presets()) {
-    if (p.name == name) return p;
+  for (const Preset& p : kPresets) {
+    if (p.name == name) {
+      p.model.validate();
+      return p;
+    }
     names += (names.empty() ? "" : ", ") + std::string(p.name);
   }
   throw UsageError(cat("--preset: found '", name, "', allowed: ", names));

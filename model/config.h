@@ -8,7 +8,6 @@
 #pragma once
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "model/base/json.h"
 
@@ -71,7 +70,6 @@ struct Preset {
   int64_t seq_len;
   int64_t micro_batch_size;
 };
-const std::vector<Preset>& presets();
 const Preset& find_preset(const std::string& name);  // throws UsageError that lists the presets
 
 }  // namespace duet

@@ -8,13 +8,31 @@
 
 namespace duet {
 
-void norm_w(const Context& context, const Tensor& x, const Tensor& rstd, const Tensor& dy,
-    const Param& gain, int half) {
-  const int64_t partials = (x.rows + kTokensPerPartial - 1) / kTokensPerPartial;
-  Buf partial = context.device.buffer(partials, x.cols, acc_dtype(context.dtype), Use::scratch);
+Normed norm_f(const Context& context, const Tensor& x, const Param& gain) {
+  Normed norm{x, context.activation(x.cols), context.row_stats()};
+  launch<RmsNormF>(context.stream(), x.rows,
+      {.x = x, .gain = gain.weight, .y = norm.y, .rstd = norm.rstd, .eps = ModelConfig::kNormEps});
+  return norm;
+}
+
+void norm_i(const Context& context, const Normed& norm, const Param& gain, const Tensor& dy,
+    const Tensor& dx, const Tensor& residual) {
+  launch<RmsNormB>(context.stream(), dx.rows,
+      {.x = norm.x,
+          .gain = gain.weight,
+          .rstd = norm.rstd,
+          .dy = dy,
+          .residual = residual,
+          .dx = dx});
+}
+
+void norm_w(
+    const Context& context, const Normed& norm, const Tensor& dy, const Param& gain, int half) {
+  const int64_t partials = (dy.rows + kTokensPerPartial - 1) / kTokensPerPartial;
+  Buf partial = context.device.buffer(partials, dy.cols, acc_dtype(context.dtype), Use::scratch);
   launch<RmsNormW>(
-      context.stream(), partials, {.x = x, .rstd = rstd, .dy = dy, .partial = partial});
-  launch<SumRows>(context.stream(), (x.cols + kColumnsPerSum - 1) / kColumnsPerSum,
+      context.stream(), partials, {.x = norm.x, .rstd = norm.rstd, .dy = dy, .partial = partial});
+  launch<SumRows>(context.stream(), (dy.cols + kColumnsPerSum - 1) / kColumnsPerSum,
       {.x = partial, .y = gain.grad[half]});
 }
 

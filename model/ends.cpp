@@ -49,16 +49,9 @@ Head::Head(const Context& context, Params& params)
 
 void Head::forward(Saved& s, Buf x) const {
   s.x = std::move(x);
-  s.x_normed = context_.activation(s.x->cols);
-  s.x_rstd = context_.row_stats();
+  s.norm = norm_f(context_, s.x, norm_);
   s.logits = context_.activation(context_.config.vocab_size);
-  launch<RmsNormF>(context_.stream(), s.x->rows,
-      {.x = s.x,
-          .gain = norm_.weight,
-          .y = s.x_normed,
-          .rstd = s.x_rstd,
-          .eps = ModelConfig::kNormEps});
-  linear_f(context_.stream(), s.x_normed, lm_head_, s.logits);
+  linear_f(context_.stream(), s.norm.y, lm_head_, s.logits);
 }
 
 void Head::loss(Saved& s, std::span<const int32_t> targets, const Tensor& loss_host) const {
@@ -75,19 +68,13 @@ Buf Head::backward_input(Saved& s) const {
   s.dx_normed = context_.activation(s.x->cols);
   linear_i(context_.stream(), s.logits, lm_head_, s.dx_normed);
   Buf dx = context_.activation(s.x->cols);
-  launch<RmsNormB>(context_.stream(), dx->rows,
-      {.x = s.x,
-          .gain = norm_.weight,
-          .rstd = s.x_rstd,
-          .dy = s.dx_normed,
-          .residual = {},
-          .dx = dx});
+  norm_i(context_, s.norm, norm_, s.dx_normed, dx);
   return dx;
 }
 
 void Head::backward_weight(Saved& s, int half) const {
-  linear_w(context_.stream(), s.x_normed, s.logits, lm_head_, half);
-  norm_w(context_, s.x, s.x_rstd, s.dx_normed, norm_, half);
+  linear_w(context_.stream(), s.norm.y, s.logits, lm_head_, half);
+  norm_w(context_, s.norm, s.dx_normed, norm_, half);
   s = Saved();
 }
 

@@ -28,9 +28,10 @@ class Embedding {
 class Head {
  public:
   struct Saved {
-    Buf x, x_normed, x_rstd;  // [tokens, d_model] twice, [tokens, 1]
-    Buf logits;               // [tokens, vocab]; after loss() their gradient
-    Buf dx_normed;            // [tokens, d_model]
+    Buf x;          // [tokens, d_model]
+    Normed norm;    // of x
+    Buf logits;     // [tokens, vocab]; after loss() their gradient
+    Buf dx_normed;  // [tokens, d_model]
   };
   Head(const Context& context, Params& params);
 

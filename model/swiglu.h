@@ -29,6 +29,10 @@ class Swiglu {
       std::span<const int64_t> offsets, int half) const;
 
  private:
+  using Offsets = std::span<const int64_t>;
+  void product(Form form, const Tensor& a, const Param* w, const Tensor& c, Offsets offsets,
+      bool accumulate = false) const;
+
   const Context& context_;
   int64_t width_;
   Param *gate_, *up_, *down_;  // of the first network; the others follow at `stride_`

@@ -43,23 +43,33 @@ TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
     std::vector<ExchangePlan> plans;
     for (int r = 0; r < ranks; ++r) plans.emplace_back(choices, topk, slots, r);
 
+    if (ranks == 1) {  // what leaves, either way, is in order: nothing need be moved
+      for (const std::vector<int32_t>& index :
+          {plans[0].leave.token, plans[0].back.token, plans[0].back.pos}) {
+        std::vector<int32_t> in_order(index.size());
+        std::iota(in_order.begin(), in_order.end(), 0);
+        EXPECT_EQ(index, in_order);
+      }
+      EXPECT_EQ(plans[0].pos, plans[0].local.pos);
+    }
+
     std::vector<std::vector<std::pair<int, int>>> received(plans.size());        // tokens
     std::vector<std::vector<std::tuple<int, int, int>>> returned(plans.size());  // results
     for (int to = 0; to < ranks; ++to)
       for (int from = 0; from < ranks; ++from) {
         const ExchangePlan& p = plans[size_t(from)];
-        ASSERT_EQ(p.sent[size_t(to) + 1] - p.sent[size_t(to)],
+        ASSERT_EQ(p.leave.offsets[size_t(to) + 1] - p.leave.offsets[size_t(to)],
             plans[size_t(to)].received[size_t(from) + 1] -
                 plans[size_t(to)].received[size_t(from)]);
-        for (int64_t i = p.sent[size_t(to)]; i < p.sent[size_t(to) + 1]; ++i)
-          received[size_t(to)].emplace_back(from, p.send_token[size_t(i)]);
+        for (int64_t i = p.leave.offsets[size_t(to)]; i < p.leave.offsets[size_t(to) + 1]; ++i)
+          received[size_t(to)].emplace_back(from, p.leave.token[size_t(i)]);
       }
     for (int home = 0; home < ranks; ++home)
       for (int from = 0; from < ranks; ++from) {
         const ExchangePlan& p = plans[size_t(from)];
-        for (int64_t i = p.back_sent[size_t(home)]; i < p.back_sent[size_t(home) + 1]; ++i) {
-          const int32_t row = p.back_row[size_t(i)];
-          EXPECT_EQ(p.back_from[size_t(row)], i);
+        for (int64_t i = p.back.offsets[size_t(home)]; i < p.back.offsets[size_t(home) + 1]; ++i) {
+          const int32_t row = p.back.token[size_t(i)];
+          EXPECT_EQ(p.back.pos[size_t(row)], i);
           const auto [rank, token] = received[size_t(from)][size_t(p.local.token[size_t(row)])];
           EXPECT_EQ(rank, home);
           const auto begin = p.local.offsets.begin();
@@ -79,10 +89,10 @@ TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
         std::set<int> homes;
         for (int k = 0; k < topk; ++k) homes.insert(mine[t * size_t(topk) + size_t(k)] / slots);
         for (int k = 0; k < topk; ++k) {
-          const int32_t row = plans[size_t(r)].send_pos[t * size_t(topk) + size_t(k)];
+          const int32_t row = plans[size_t(r)].leave.pos[t * size_t(topk) + size_t(k)];
           EXPECT_EQ(row >= 0, k < int(homes.size()));
           if (row >= 0) {
-            EXPECT_EQ(plans[size_t(r)].send_token[size_t(row)], int32_t(t));
+            EXPECT_EQ(plans[size_t(r)].leave.token[size_t(row)], int32_t(t));
           }
         }
       }

@@ -2,9 +2,8 @@
 // by layer, so that while the tokens of one travel between experts, the other computes. The order
 // is DeepSeek's own, as its published training trace shows it:
 //
-//   compute   attention F, shared F, I | experts I | experts W | experts F | attention I |
-//             attention W
-//   comm      combine I                | dispatch F            | dispatch I             | combine F
+//   compute  attention F, shared F, I | experts I, W | experts F  | attention I, W
+//   comm     combine I                | dispatch F   | dispatch I | combine F
 //
 // An all-to-all on the comm stream is covered by what stands above it. The host waits for
 // everyone's choices, without which no token can leave, when the shared experts of both chunks are
