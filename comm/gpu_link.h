@@ -18,8 +18,8 @@
 #include <chrono>
 #include <thread>
 
+#include "model/machine/group.h"
 #include "model/machine/launch.h"
-#include "model/rows/group.h"
 
 namespace duet {
 
