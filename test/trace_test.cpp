@@ -143,7 +143,7 @@ TEST_F(TraceTest, CommunicationOnTheComputeStreamIsExposed) {
     const Json file = Json::load(folder_ + "/trace.json");
     for (const Event& e : events_of(file)) {
       if (e.lane != "comm") continue;
-      EXPECT_EQ(e.args.find("blocks") != nullptr, blocking);
+      EXPECT_EQ(e.args.find("blocks").has_value(), blocking);
       EXPECT_EQ(e.args.at("bytes").integer(), 4096);
       EXPECT_EQ(e.args.at("layer").integer(), 3);
     }

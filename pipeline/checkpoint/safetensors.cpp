@@ -100,7 +100,7 @@ SafetensorsReader::Entry parse_entry(
     const bool overflow = __builtin_mul_overflow(bytes, t.shape.back(), &bytes);
     require(!overflow, j.where(), ": the shape overflows 64 bits: ", shape_text(t.shape));
   }
-  const auto& offsets = j.at("data_offsets").items();
+  const auto offsets = j.at("data_offsets").items();
   require(offsets.size() == 2, j.where(), ": expected two data_offsets, found ", offsets.size());
   const int64_t begin = offsets[0].integer(0), end = offsets[1].integer(begin);
   require(end - begin == bytes, j.where(), ": ", t.text(), " needs ", bytes,

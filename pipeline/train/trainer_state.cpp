@@ -137,7 +137,7 @@ void Trainer::save(const std::string& dir, int64_t step) {
 
 int64_t Trainer::load(const std::string& dir) {
   const Json trainer = checkpoint_trainer(dir);
-  if (const Json* balancer = trainer.is_null() ? nullptr : trainer.find("balancer");
+  if (const auto balancer = trainer.is_null() ? std::nullopt : trainer.find("balancer");
       balancer && monitor_->restore(*balancer)) {
     for (auto& [s, stage] : stages_)
       for (size_t l = 0; l < stage->moe().size(); ++l)

@@ -39,7 +39,7 @@ RunLoads read_metrics(const std::string& path) {
     const std::string where = cat(path, ": line ", run.steps + 1);
     const Json json = Json::parse(line, where);
     const int64_t step = json.at("step").integer();
-    const Json::Array& layers = json.at("moe").items();
+    const Json::Array layers = json.at("moe").items();
     if (run.steps == 0) {
       require(!layers.empty(), where, ": moe: found no layer with experts, allowed: at least one");
       run.first_step = step;
@@ -53,11 +53,11 @@ RunLoads read_metrics(const std::string& path) {
       LayerHistory& layer = run.layers[i];
       layers[i].at("layer").integer(layer.layer, layer.layer);
       add_step(layers[i].at("tokens_per_expert"), layer.experts);
-      const Json* ranks = layers[i].find("tokens_per_rank");
+      const auto ranks = layers[i].find("tokens_per_rank");
       require(run.steps == 0 || !ranks == layer.ranks.empty(), where, ": tokens_per_rank: found ",
           ranks ? "it" : "none", ", allowed: in all lines or in none");
       if (ranks) add_step(*ranks, layer.ranks);
-      const Json* replan = layers[i].find("replan");
+      const auto replan = layers[i].find("replan");
       if (replan && replan->at("moves").integer() > 0) layer.moved.push_back(step);
     }
   }
