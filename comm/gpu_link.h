@@ -18,6 +18,7 @@
 #include <chrono>
 #include <thread>
 
+#include "model/base/clock.h"
 #include "model/machine/group.h"
 #include "model/machine/launch.h"
 
@@ -30,8 +31,7 @@ HD uint64_t clock_ns() {
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
   return now;
 #else
-  return uint64_t(
-      std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count());
+  return uint64_t(nanoseconds_now());
 #endif
 }
 

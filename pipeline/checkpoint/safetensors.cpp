@@ -150,8 +150,7 @@ const SafetensorsReader::Entry* SafetensorsReader::find(const std::string& name)
 const SafetensorsReader::Entry& SafetensorsReader::at(
     const std::string& name, const std::vector<int64_t>& shape) const {
   const Entry* t = find(name);
-  require(t != nullptr, path_, ": tensor ", name, " is missing (the file has ", tensors_.size(),
-      " tensors)");
+  require(t, path_, ": tensor ", name, " is missing (the file has ", tensors_.size(), " tensors)");
   require(t->shape == shape, path_, ": ", name, ": expected shape ", shape_text(shape), ", found ",
       shape_text(t->shape));
   return *t;
@@ -165,15 +164,9 @@ std::vector<float> SafetensorsReader::floats(const Entry& t) const {
       out[i] = float(x);
     }
   };
-  if (t.dtype == "F32")
-    convert(float());
-  else if (t.dtype == "BF16")
-    convert(bf16());
-  else if (t.dtype == "F64")
-    convert(double());
-  else
-    throw UsageError(
-        cat(path_, ": ", t.name, ": expected dtype F32, BF16 or F64, found ", t.dtype));
+  require(t.dtype == "F32" || t.dtype == "BF16" || t.dtype == "F64", path_, ": ", t.name,
+      ": expected dtype F32, BF16 or F64, found ", t.dtype);
+  t.dtype == "F32" ? convert(float()) : t.dtype == "BF16" ? convert(bf16()) : convert(double());
   return out;
 }
 

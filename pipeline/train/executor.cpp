@@ -1,8 +1,7 @@
 // See executor.h.
 #include "pipeline/train/executor.h"
 
-#include <chrono>
-
+#include "model/base/clock.h"
 #include "pipeline/schedule/add_comms.h"
 #include "pipeline/train/pairs.h"
 
@@ -87,9 +86,9 @@ Buf Executor::take(Kind kind, int stage, int microbatch, int from_stage) {
           .lane = "wait",
           .stage = stage,
           .microbatch = microbatch});
-  const auto begin = std::chrono::steady_clock::now();
+  const double begin = seconds_now();
   pipeline_.wait(context_.stream(), message.mapped().request);
-  waited_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  waited_ += seconds_now() - begin;
   return std::move(message.mapped().data);
 }
 

@@ -1,17 +1,13 @@
 // A training step. See trainer.h; what a trainer does between steps is in trainer_state.cpp.
 #include "pipeline/train/trainer.h"
 
-#include <chrono>
 #include <cmath>
 
+#include "model/base/clock.h"
 #include "model/machine/launch.h"
 #include "moe/migration.h"
 
 namespace duet {
-
-static double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 Trainer::Trainer(const Job& job, Comm& world, Device& device)
     : job_(job), o_(job.options), world_(world), device_(device),
@@ -90,7 +86,7 @@ Stage* Trainer::head_stage(int microbatch) {
 // --- a step --------------------------------------------------------------------------------------
 
 StepResult Trainer::step(int64_t step, const StepHooks& hooks) {
-  const double begin = now();
+  const double begin = seconds_now();
   device_.flops = 0;
   world_.take_traffic();  // what was sent between steps is no step's
   context_.recorder = hooks.recorder;
@@ -112,7 +108,7 @@ StepResult Trainer::step(int64_t step, const StepHooks& hooks) {
   }
   executor_->run(job_.schedule.ranks[size_t(pp_rank_)], [&](int m) { return microbatch(step, m); });
   context_.stream().synchronize();
-  const double schedule_seconds = now() - begin;
+  const double schedule_seconds = seconds_now() - begin;
 
   reduce_gradients();
   finish_step(result, hooks.asked_to_stop, schedule_seconds);
@@ -126,7 +122,7 @@ StepResult Trainer::step(int64_t step, const StepHooks& hooks) {
   rebalance(result);
   context_.stream().synchronize();
   context_.recorder = nullptr;
-  result.seconds = now() - begin;
+  result.seconds = seconds_now() - begin;
   result.flops = device_.flops;
   return result;
 }

@@ -1,5 +1,6 @@
 // Experts on the move: what a trainer does when the loads of experts have changed. See trainer.h;
 // planning is in moe/load_monitor.h, moving in moe/migration.h.
+#include "model/base/hash.h"
 #include "moe/migration.h"
 #include "pipeline/train/trainer.h"
 
@@ -12,7 +13,7 @@ void Trainer::rebalance(StepResult& r) {
   uint64_t hash = 0;
   for (LayerLoad& load : r.loads) {
     load.replan = monitor_->propose(load.layer);
-    hash = hash * 0x100000001b3u + load.replan->placement.hash();
+    hash = fnv1a(hash, load.replan->placement.hash());
     if (!load.replan->skipped) next[load.layer] = load.replan->placement;
   }
   check_same_plans(world_, r.step, hash);

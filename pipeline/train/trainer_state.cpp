@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <sstream>
 
+#include "model/base/hash.h"
 #include "pipeline/checkpoint/durable.h"
 #include "pipeline/train/trainer.h"
 
