@@ -209,13 +209,11 @@ static int run(int argc, char** argv) {
       *command("eplb", "plan where experts and their replicas go; without options a demonstration"),
       eplb);
   BenchOptions bench;
-  CLI::App* bench_cli =
-      command("bench", "tokens/s and GFLOP/s of training steps and of GEMM on this machine");
+  CLI::App* bench_cli = command("bench", "tokens/s and GFLOP/s of training steps on this machine");
   bench_cli->add_option("--preset", bench.preset, "model to time");
   bench_cli->add_option("--threads", bench.threads, "cores used");
   bench_cli->add_option("--steps", bench.steps, "timed steps; the median counts");
   bench_cli->add_option("--microbatches", bench.microbatches, "per step");
-  bench_cli->add_flag("--gemm", bench.gemm, "time GEMM on the shapes of the bench preset instead");
 
   try {
     cli.parse(argc, argv);

@@ -14,8 +14,9 @@
 #include <thread>
 
 #include "comm/link.h"
+#include "model/base/clock.h"
+#include "model/machine/group.h"
 #include "model/machine/launch.h"
-#include "model/rows/group.h"
 
 namespace duet {
 
@@ -79,7 +80,7 @@ HD uint64_t clock_ns() {
   return now;
 #else
   return uint64_t(
-      std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count());
+      nanoseconds_now());
 #endif
 }
 

@@ -2,8 +2,8 @@
 // .... Compiled in comm.cpp, without the flags of the other row operations, which would allow
 // reordering it. Read next: local.cpp.
 #pragma once
+#include "model/machine/group.h"
 #include "model/machine/launch.h"
-#include "model/rows/group.h"
 
 namespace duet {
 

@@ -178,11 +178,12 @@ Json ModelConfig::to_json(int64_t seq_len, const std::string& dtype) const {
 
 ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
   const auto expect = [&](const Json& in, const char* key, const Json& value) {
-    const Json* found = in.find(key);
+    const auto found = in.find(key);
     require(!found || found->dump() == value.dump(), where, ": ", key, ": found ",
         found ? found->dump() : "", ", allowed: ", value.dump());
   };
-  require(j.find("model_type"), where, ": model_type: found none, allowed: \"deepseek_v3\"");
+  require(j.find("model_type").has_value(), where,
+      ": model_type: found none, allowed: \"deepseek_v3\"");
   expect(j, "model_type", "deepseek_v3");
   for (const auto& [key, value] : fixed()) expect(j, key.c_str(), value);
   expect(j, "rope_scaling", Json());
@@ -194,7 +195,7 @@ ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
   }
   c.routed_scaling = j.at("routed_scaling_factor").number();
   // transformers 5 writes rope_parameters, earlier versions and duet rope_theta.
-  const Json* rope = j.find("rope_parameters");
+  const auto rope = j.find("rope_parameters");
   const bool nested = rope && !rope->is_null();
   if (nested) expect(*rope, "rope_type", "default");
   c.rope_theta = (nested ? *rope : j).at("rope_theta").number();

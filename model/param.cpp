@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "model/base/hash.h"
 #include "model/machine/launch.h"
 #include "model/rows/list.h"
 
@@ -137,20 +138,13 @@ void Params::masters_changed(Stream& stream) {
           .from = master_->reshape(elements_ / kBlockAlign, kBlockAlign)});
 }
 
-// SplitMix64's mixing step (Steele, Lea, Flood 2014).
-static uint64_t mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
-InitialNormal::InitialNormal(uint64_t seed, const std::string& name) : key_(mix(seed)) {
-  for (unsigned char c : name) key_ = mix(key_ ^ c);
+InitialNormal::InitialNormal(uint64_t seed, const std::string& name) : key_(splitmix(seed)) {
+  for (unsigned char c : name) key_ = splitmix(key_ ^ c);
 }
 
 double InitialNormal::operator()(int64_t i) const {
-  const uint64_t a = mix(key_ ^ mix(2 * uint64_t(i))), b = mix(key_ ^ mix(2 * uint64_t(i) + 1));
+  const uint64_t a = splitmix(key_ ^ splitmix(2 * uint64_t(i))),
+                 b = splitmix(key_ ^ splitmix(2 * uint64_t(i) + 1));
   const double u = (double(a >> 11) + 1) * 0x1p-53, v = double(b >> 11) * 0x1p-53;  // u in (0, 1]
   return 0.02 * std::sqrt(-2 * std::log(u)) * std::cos(2 * M_PI * v);
 }

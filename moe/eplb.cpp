@@ -6,6 +6,8 @@
 #include <numeric>
 #include <set>
 
+#include "model/base/hash.h"
+
 namespace duet {
 
 EplbShape EplbShape::checked() const {
@@ -39,10 +41,9 @@ ExpertPlacement::ExpertPlacement(
 
 // FNV-1a over the sizes and both maps (logcnt follows from them).
 uint64_t ExpertPlacement::hash() const {
-  uint64_t h = 0xcbf29ce484222325u;
+  uint64_t h = kFnvStart;
   const auto add = [&](int32_t x) {
-    for (int shift = 0; shift < 32; shift += 8)
-      h = (h ^ (uint32_t(x) >> shift & 255)) * 0x100000001b3u;
+    for (int shift = 0; shift < 32; shift += 8) h = fnv1a(h, uint32_t(x) >> shift & 255);
   };
   add(gpus);
   add(experts());

@@ -1,30 +1,16 @@
 // duet eplb: load files, output and refusals.
 #include "pipeline/insight/pictures/eplb_command.h"
 
-#include <gtest/gtest.h>
-
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <sstream>
 
 #include "model/base/json.h"
+#include "test/testing.h"
 
 namespace duet {
 namespace {
 
-class EplbCommand : public ::testing::Test {
+class EplbCommand : public FolderTest {
  protected:
-  EplbCommand() {
-    char name[] = "/tmp/duet_eplb_XXXXXX";
-    folder_ = mkdtemp(name);
-  }
-  ~EplbCommand() override { std::filesystem::remove_all(folder_); }
-  std::string file(const std::string& name, const std::string& text) {
-    const std::string path = folder_ + "/" + name;
-    std::ofstream(path) << text;
-    return path;
-  }
   static std::string run(const EplbCommandOptions& o) {
     std::ostringstream out;
     eplb_command(o, out);
@@ -43,12 +29,11 @@ class EplbCommand : public ::testing::Test {
     }
     return "no error";
   }
-  std::string folder_;
 };
 
 TEST_F(EplbCommand, LinesAreWholeWhereBothBarsAreFull) {
   const std::string text =
-      run({.loads = file("a.csv", "1,2,3\n"), .replicas = 3, .groups = 1, .nodes = 1, .gpus = 1});
+      run({.loads = write("a.csv", "1,2,3\n"), .replicas = 3, .groups = 1, .nodes = 1, .gpus = 1});
   EXPECT_NE(text.find("█ 6         2 1 0\n"), std::string::npos) << text;
 }
 
@@ -66,15 +51,15 @@ TEST_F(EplbCommand, JsonOfThePublishedExample) {
 
 TEST_F(EplbCommand, CsvAndJsonSayTheSame) {
   EplbCommandOptions o{.replicas = 6, .groups = 1, .nodes = 1, .gpus = 2, .format = "json"};
-  o.loads = file("a.csv", "1, 2.5,3e1,4\r\n\n0,0,0,9\n");
+  o.loads = write("a.csv", "1, 2.5,3e1,4\r\n\n0,0,0,9\n");
   const std::string csv = run(o);
-  o.loads = file("a.json", " {\"weight\": [[1, 2.5, 30, 4], [0, 0, 0, 9]]}");
+  o.loads = write("a.json", " {\"weight\": [[1, 2.5, 30, 4], [0, 0, 0, 9]]}");
   EXPECT_EQ(run(o), csv);
   EXPECT_EQ(Json::parse(csv, "t").at("phy2log").items().size(), 2u);
 }
 
 TEST_F(EplbCommand, TextShowsBothPoliciesWork) {
-  const std::string loads = file("a.csv", "90,132,40,61,104,165,39,4,73,56,183,86");
+  const std::string loads = write("a.csv", "90,132,40,61,104,165,39,4,73,56,183,86");
   EXPECT_NE(run({.loads = loads}).find("balancedness 0.540 -> 0.828"), std::string::npos);
   EXPECT_NE(run({.loads = loads, .policy = "balanced", .replicas_may_leave_node = true})
                 .find("replicas may leave"),
@@ -86,26 +71,26 @@ TEST_F(EplbCommand, TextShowsBothPoliciesWork) {
 
 TEST_F(EplbCommand, WrongInputIsNamed) {
   EXPECT_EQ(error_of({.loads = folder_ + "/none.csv"}), "--loads none.csv: cannot be read");
-  EXPECT_EQ(error_of({.loads = file("e.csv", "\n")}),
+  EXPECT_EQ(error_of({.loads = write("e.csv", "\n")}),
       "e.csv: expected at least one layer of at least one expert, found none");
-  EXPECT_EQ(error_of({.loads = file("a.csv", "1,2\n1,x\n")}),
+  EXPECT_EQ(error_of({.loads = write("a.csv", "1,2\n1,x\n")}),
       "a.csv: line 2, column 2: expected a number, found 'x'");
-  EXPECT_EQ(error_of({.loads = file("a.csv", "1,2,\n")}),
+  EXPECT_EQ(error_of({.loads = write("a.csv", "1,2,\n")}),
       "a.csv: line 1, column 3: expected a number, found ''");
-  EXPECT_EQ(error_of({.loads = file("a.csv", "1,nan\n")}),
+  EXPECT_EQ(error_of({.loads = write("a.csv", "1,nan\n")}),
       "a.csv: line 1, column 2: expected a load, a finite number >= 0, found nan");
-  EXPECT_EQ(error_of({.loads = file("a.csv", "1,-2\n")}),
+  EXPECT_EQ(error_of({.loads = write("a.csv", "1,-2\n")}),
       "a.csv: line 1, column 2: expected a load, a finite number >= 0, found -2");
-  EXPECT_EQ(error_of({.loads = file("a.csv", "1,2\n1\n")}),
+  EXPECT_EQ(error_of({.loads = write("a.csv", "1,2\n1\n")}),
       "a.csv: layer 1: expected 2 experts like layer 0, found 1");
-  EXPECT_EQ(error_of({.loads = file("a.json", "{\"weight\": [[1e39]]}")}),
+  EXPECT_EQ(error_of({.loads = write("a.json", "{\"weight\": [[1e39]]}")}),
       "a.json: weight, layer 0: expected a load, a finite number >= 0, found 1e+39");
-  EXPECT_NE(error_of({.loads = file("a.json", "{\"weight\": [[null]]}")}), "no error");
-  EXPECT_NE(error_of({.loads = file("a.json", "{\"weights\": [[1]]}")}), "no error");
+  EXPECT_NE(error_of({.loads = write("a.json", "{\"weight\": [[null]]}")}), "no error");
+  EXPECT_NE(error_of({.loads = write("a.json", "{\"weights\": [[1]]}")}), "no error");
   EXPECT_EQ(error_of({.policy = "best"}), "--policy best: expected deepseek or balanced");
   EXPECT_EQ(error_of({.format = "svg"}),
       "--format svg: expected --loads OUT/metrics.jsonl of a training run, found none");
-  EXPECT_EQ(error_of({.loads = file("b.csv", "1,2\n"), .format = "svg"}),
+  EXPECT_EQ(error_of({.loads = write("b.csv", "1,2\n"), .format = "svg"}),
       "--format svg: expected --loads OUT/metrics.jsonl of a training run, found b.csv");
   EXPECT_EQ(error_of({.format = "png"}), "--format png: expected text, json or svg");
   EXPECT_EQ(error_of({.replicas_may_leave_node = true}),

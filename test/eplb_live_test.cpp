@@ -292,7 +292,6 @@ class EplbChild : public EplbLive {
     folder_ = folder;
     words_ = folder_ + "/words.txt";
   }
-  void TearDown() override {}
 };
 class EplbLiveMpi : public EplbLive {
  protected:

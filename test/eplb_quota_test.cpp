@@ -7,7 +7,7 @@
 
 #include "moe/eplb_incremental.h"
 #include "moe/eplb_quota.h"
-#include "moe/eplb_study.h"
+#include "test/study/eplb_study.h"
 
 namespace duet {
 namespace {

@@ -3,12 +3,7 @@
 // hand, and training whose bits do not notice.
 #include "comm/link_times.h"
 
-#include <gtest/gtest.h>
-#include <time.h>
-
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
 #include <functional>
 #include <random>
 #include <sstream>
@@ -17,6 +12,8 @@
 #include "comm/comm.h"
 #include "model/base/json.h"
 #include "pipeline/train/train_command.h"
+#include "test/processor_clock.h"
+#include "test/testing.h"
 
 namespace duet {
 namespace {
@@ -150,12 +147,6 @@ TEST(LinkClock, MessagesArriveWhenTheyShould) {
   });
 }
 
-double processor_seconds() {
-  timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
-}
-
 TEST(LinkClock, WaitingCostsNoProcessorTime) {
   run_ranks(linked(2, 5e6), [](Comm& world) {
     auto device = make_cpu_device(1);
@@ -283,16 +274,14 @@ TrainOptions tiny() {
 }
 
 std::vector<Json> metrics_of(TrainOptions o) {
-  std::string folder = (std::filesystem::temp_directory_path() / "duet-link-XXXXXX").string();
-  EXPECT_NE(mkdtemp(folder.data()), nullptr);
-  o.out = folder + "/run";
+  const TemporaryFolder folder;
+  o.out = folder.path + "/run";
   std::ostringstream text;
   train_command(o, text);
   EXPECT_NE(text.str().find("sent "), std::string::npos) << text.str();
   std::vector<Json> lines;
   std::ifstream in(o.out + "/metrics.jsonl");
   for (std::string line; std::getline(in, line);) lines.push_back(Json::parse(line, "metrics"));
-  std::filesystem::remove_all(folder);
   return lines;
 }
 
@@ -330,15 +319,6 @@ TEST(LinkTraining, PipelineBytesAreThoseOfTheActivations) {
 
 // --- wrong input ---------------------------------------------------------------------------------
 
-std::string refusal(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const UsageError& e) {
-    return e.what();
-  }
-  return "accepted";
-}
-
 TEST(LinkOptions, Parse) {
   const LinkModel all = parse_link("intra=160GB/s,inter=40GB/s,latency=5us", 8);
   EXPECT_EQ(all.intra, 160e9);
@@ -360,17 +340,17 @@ TEST(LinkOptions, WrongOnesAreRefused) {
           "intra=nanGB/s", "intra=infGB/s", "latency=5", "latency=5GB/s", "latency=-5us",
           "latency=2s", "inter=5us", "bandwidth=1GB/s", "intra=1GB/s,intra=2GB/s",
           "intra=1GB/s,,latency=5us", ",", "intra=1GB/s inter=1GB/s", "=1GB/s"}) {
-    const std::string said = refusal([&] { parse_link(text, 0); });
+    const std::string said = error_of([&] { parse_link(text, 0); });
     EXPECT_EQ(said.find("--link: found '"), 0u) << text << ": " << said;
     EXPECT_NE(said.find("allowed: "), std::string::npos) << said;
   }
   TrainOptions o = tiny();
   o.link = "intra=1GB/s";
   o.ranks_per_node = -1;
-  EXPECT_EQ(refusal([&] { o.resolve(); }), "--ranks-per-node: found -1, allowed: at least 0");
+  EXPECT_EQ(error_of([&] { o.resolve(); }), "--ranks-per-node: found -1, allowed: at least 0");
   RunOptions run = linked(2, 1e9);
   run.transport = Wire::mpi;
-  EXPECT_EQ(refusal([&] {
+  EXPECT_EQ(error_of([&] {
     run_ranks(run, [](Comm&) {});
   }).find("--link: found --transport mpi, allowed: local"),
       0u);

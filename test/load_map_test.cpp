@@ -28,11 +28,12 @@ size_t count(const std::string& text, const std::string& word) {
   return n;
 }
 
-const std::string kTwoSteps =
-    R"({"step":7,"moe":[{"layer":2,"tokens_per_expert":[30,10,0,0],"tokens_per_rank":[20,20],"replan":{"moves":0}}]})"
-    "\n"
-    R"({"step":8,"moe":[{"layer":2,"tokens_per_expert":[15,5,10,10],"tokens_per_rank":[30,10],"replan":{"moves":3}}]})"
-    "\n";
+const std::string kTwoSteps = R"({"step":7,"moe":[{"layer":2,"tokens_per_expert":[30,10,0,0],)"
+                              R"("tokens_per_rank":[20,20],"replan":{"moves":0}}]})"
+                              "\n"
+                              R"({"step":8,"moe":[{"layer":2,"tokens_per_expert":[15,5,10,10],)"
+                              R"("tokens_per_rank":[30,10],"replan":{"moves":3}}]})"
+                              "\n";
 
 // Experts stay in order, each once: then the ranks' tokens follow from the experts', with any
 // groups and copies of stages.

@@ -1,10 +1,6 @@
-// What the tests of whole runs share: a folder that disappears with the test, a text to train on,
-// the options of a short run, a run's bits, and the check of refusals.
+// What the tests of whole runs share: a text to train on, the options of a short run, a run's bits,
+// and the check of refusals.
 #pragma once
-#include <gtest/gtest.h>
-
-#include <filesystem>
-#include <fstream>
 #include <functional>
 #include <sstream>
 
@@ -12,10 +8,9 @@
 #include "pipeline/checkpoint/checkpoint.h"
 #include "pipeline/checkpoint/durable.h"
 #include "pipeline/train/train_command.h"
+#include "test/testing.h"
 
 namespace duet {
-
-namespace fs = std::filesystem;
 
 // The default data are duet's own sources. Tests train on this instead, so that no change of a
 // comment changes what they see: words of a small vocabulary, the frequent ones much more so.
@@ -33,15 +28,9 @@ inline std::string write_words(const std::string& path) {
   return path;
 }
 
-class RunTest : public testing::Test {
+class RunTest : public FolderTest {
  protected:
-  void SetUp() override {
-    std::string pattern = (fs::temp_directory_path() / "duet-run-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-    words_ = write_words(folder_ + "/words.txt");
-  }
-  void TearDown() override { fs::remove_all(folder_); }
+  void SetUp() override { words_ = write_words(path("words.txt")); }
 
   // A short run of a very small model.
   TrainOptions options(const std::string& out, int64_t steps = 4) const {
@@ -82,10 +71,6 @@ class RunTest : public testing::Test {
       all.push_back(cat(name, " ", std::hash<std::string>()(contents(dir + "/" + name))));
     return all;
   }
-  static std::string contents(const std::string& path) {
-    std::ifstream in(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
-  }
   // The refusal says all of `words`. One line; of a schedule, more: the ranks' lists with a cell
   // marked.
   static void expect_refused(const std::function<void()>& call,
@@ -100,7 +85,7 @@ class RunTest : public testing::Test {
           << error.what();
     }
   }
-  std::string folder_, words_;
+  std::string words_;
 };
 
 }  // namespace duet

@@ -1,23 +1,20 @@
 // Traces: the file of a run of several ranks read back and measured by a slow oracle, clocks that
 // differ, and what is refused.
-#include <gtest/gtest.h>
-
 #include <chrono>
 #include <cmath>
-#include <filesystem>
 #include <map>
 #include <set>
 #include <sstream>
 #include <thread>
 
+#include "model/base/clock.h"
 #include "model/base/json.h"
 #include "pipeline/insight/trace/trace.h"
 #include "pipeline/train/train_command.h"
+#include "test/testing.h"
 
 namespace duet {
 namespace {
-
-namespace fs = std::filesystem;
 
 struct Event {
   std::string phase, name, lane;
@@ -70,15 +67,8 @@ Overlap oracle(const std::vector<Event>& events, int64_t pid, const std::string&
   return o;
 }
 
-class TraceTest : public testing::Test {
+class TraceTest : public FolderTest {
  protected:
-  void SetUp() override {
-    std::string pattern = (fs::temp_directory_path() / "duet-trace-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
   TrainOptions options() const {
     TrainOptions o;
     o.preset = "tiny";
@@ -130,7 +120,6 @@ class TraceTest : public testing::Test {
     });
     return measured;
   }
-  std::string folder_;
 };
 
 TEST_F(TraceTest, CommunicationOnTheComputeStreamIsExposed) {
@@ -143,7 +132,7 @@ TEST_F(TraceTest, CommunicationOnTheComputeStreamIsExposed) {
     const Json file = Json::load(folder_ + "/trace.json");
     for (const Event& e : events_of(file)) {
       if (e.lane != "comm") continue;
-      EXPECT_EQ(e.args.find("blocks") != nullptr, blocking);
+      EXPECT_EQ(e.args.find("blocks").has_value(), blocking);
       EXPECT_EQ(e.args.at("bytes").integer(), 4096);
       EXPECT_EQ(e.args.at("layer").integer(), 3);
     }
@@ -205,10 +194,8 @@ TEST_F(TraceTest, ArrowsJoinEachSendToTheWaitForItsMessage) {
 TEST_F(TraceTest, ClocksThatDifferAreBroughtTogether) {
   const int64_t skew[] = {0, 5'000'000'000, -70'000'000, 0};
   run_ranks({.ranks = 4}, [&](Comm& world) {
-    const ClockOffset c = clock_offset(world, [&] {
-      return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count() +
-          skew[world.rank()];
-    });
+    const ClockOffset c =
+        clock_offset(world, [&] { return nanoseconds_now() + skew[world.rank()]; });
     EXPECT_LE(std::abs(c.ahead - skew[world.rank()]), c.error) << world.rank();
     EXPECT_LT(c.error, 50'000'000);
     EXPECT_EQ(c.ahead == 0, skew[world.rank()] == 0);

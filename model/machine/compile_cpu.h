@@ -2,8 +2,8 @@
 // rows_cpu.cpp files, which the Makefile compiles with the flags that vectorize reductions, and by
 // comm.cpp for the one operation that must not be reordered.
 #pragma once
+#include "model/machine/group.h"
 #include "model/machine/launch.h"
-#include "model/rows/group.h"
 
 namespace duet {
 

@@ -3,8 +3,8 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include "model/machine/group.h"
 #include "model/machine/launch.h"
-#include "model/rows/group.h"
 
 namespace duet {
 

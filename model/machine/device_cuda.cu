@@ -6,12 +6,12 @@
 // contract is in device.h. Read next: gemm_cuda.h.
 #include <cuda_bf16.h>
 
-#include <chrono>
 #include <cstddef>
 #include <deque>
 #include <mutex>
 #include <utility>
 
+#include "model/base/clock.h"
 #include "model/machine/cuda_check.h"
 #include "model/machine/gemm_cuda.h"
 
@@ -23,10 +23,6 @@ static_assert(sizeof(bf16) == sizeof(__nv_bfloat16) && alignof(bf16) == alignof(
 
 constexpr int64_t kAttentionBytes = 256 << 20;
 constexpr double kEraSeconds = 4;
-
-double host_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // --- events --------------------------------------------------------------------------------------
 
@@ -69,13 +65,13 @@ struct CudaEvent final : Event {
 class Clock {
  public:
   std::shared_ptr<const Era> era() {
-    if (era_ && host_seconds() - era_->seconds < kEraSeconds) return era_;
+    if (era_ && seconds_now() - era_->seconds < kEraSeconds) return era_;
     auto next = std::make_shared<Era>();
     // in the default stream, which the device's streams do not wait for
     CUDA_CHECK(cudaEventRecord(next->begin.event));
     CUDA_CHECK(cudaEventSynchronize(next->begin.event));
     next->seconds =
-        era_ ? era_->seconds + seconds_between(era_->begin, next->begin) : host_seconds();
+        era_ ? era_->seconds + seconds_between(era_->begin, next->begin) : seconds_now();
     return era_ = next;
   }
 

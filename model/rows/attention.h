@@ -4,7 +4,7 @@
 // RoPE turns interleaved pairs (x[2j], x[2j+1]) by position * theta^(-2j/rope). Turning back is
 // turning by the negative angle, which is also the gradient.
 #pragma once
-#include "model/rows/group.h"
+#include "model/machine/group.h"
 #include "model/rows/math.h"
 
 namespace duet {

@@ -1,6 +1,6 @@
 // The two ends of the model: the embedding's gather and its gradient, and the fused cross-entropy.
 #pragma once
-#include "model/rows/group.h"
+#include "model/machine/group.h"
 #include "model/rows/math.h"
 
 namespace duet {

@@ -2,7 +2,7 @@
 // a token. Its three passes: F, I (gradient for x) and W (gradient for the gain, a sum over tokens
 // in two fixed stages).
 #pragma once
-#include "model/rows/group.h"
+#include "model/machine/group.h"
 #include "model/rows/math.h"
 
 namespace duet {

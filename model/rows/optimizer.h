@@ -1,7 +1,7 @@
 // Row operations over the flat arena of a chunk's parameters (param.h), which is cut into blocks
 // that never straddle two parameters. A row is a block.
 #pragma once
-#include "model/rows/group.h"
+#include "model/machine/group.h"
 #include "model/rows/math.h"
 
 namespace duet {

@@ -1,6 +1,6 @@
 // SwiGLU (Shazeer 2020): act = silu(gate) * up, and the plain sum of two tensors.
 #pragma once
-#include "model/rows/group.h"
+#include "model/machine/group.h"
 #include "model/rows/math.h"
 
 namespace duet {

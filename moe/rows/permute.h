@@ -2,7 +2,7 @@
 // and its gradient; the way there is GatherRows (model/rows/ends.h). pos[t, j] says in which row of
 // expert order the j-th expert of token t (ascending by expert) found it.
 #pragma once
-#include "model/rows/group.h"
+#include "model/machine/group.h"
 
 namespace duet {
 

@@ -5,7 +5,7 @@
 // Router arithmetic is in the accumulation type (fp32; fp64 in gradient checks) whatever the
 // compute type is.
 #pragma once
-#include "model/rows/group.h"
+#include "model/machine/group.h"
 #include "model/rows/math.h"
 
 namespace duet {

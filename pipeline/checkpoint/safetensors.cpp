@@ -100,7 +100,7 @@ SafetensorsReader::Entry parse_entry(
     const bool overflow = __builtin_mul_overflow(bytes, t.shape.back(), &bytes);
     require(!overflow, j.where(), ": the shape overflows 64 bits: ", shape_text(t.shape));
   }
-  const auto& offsets = j.at("data_offsets").items();
+  const auto offsets = j.at("data_offsets").items();
   require(offsets.size() == 2, j.where(), ": expected two data_offsets, found ", offsets.size());
   const int64_t begin = offsets[0].integer(0), end = offsets[1].integer(begin);
   require(end - begin == bytes, j.where(), ": ", t.text(), " needs ", bytes,
@@ -150,8 +150,7 @@ const SafetensorsReader::Entry* SafetensorsReader::find(const std::string& name)
 const SafetensorsReader::Entry& SafetensorsReader::at(
     const std::string& name, const std::vector<int64_t>& shape) const {
   const Entry* t = find(name);
-  require(t != nullptr, path_, ": tensor ", name, " is missing (the file has ", tensors_.size(),
-      " tensors)");
+  require(t, path_, ": tensor ", name, " is missing (the file has ", tensors_.size(), " tensors)");
   require(t->shape == shape, path_, ": ", name, ": expected shape ", shape_text(shape), ", found ",
       shape_text(t->shape));
   return *t;
@@ -165,15 +164,9 @@ std::vector<float> SafetensorsReader::floats(const Entry& t) const {
       out[i] = float(x);
     }
   };
-  if (t.dtype == "F32")
-    convert(float());
-  else if (t.dtype == "BF16")
-    convert(bf16());
-  else if (t.dtype == "F64")
-    convert(double());
-  else
-    throw UsageError(
-        cat(path_, ": ", t.name, ": expected dtype F32, BF16 or F64, found ", t.dtype));
+  require(t.dtype == "F32" || t.dtype == "BF16" || t.dtype == "F64", path_, ": ", t.name,
+      ": expected dtype F32, BF16 or F64, found ", t.dtype);
+  t.dtype == "F32" ? convert(float()) : t.dtype == "BF16" ? convert(bf16()) : convert(double());
   return out;
 }
 

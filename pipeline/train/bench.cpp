@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <ostream>
 
-#include "model/machine/gemm_cpu.h"
 #include "pipeline/train/trainer.h"
 
 namespace duet {
@@ -18,7 +17,6 @@ void bench_command(const BenchOptions& b, std::ostream& out) {
   o.steps = b.steps + 1;
   o.device = "cpu";
   o.dp = 1;
-  if (b.gemm) return bench_gemm(int(b.threads), out);
   const Job job = make_job(o);
   std::vector<double> seconds;
   StepResult last;

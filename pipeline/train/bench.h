@@ -12,7 +12,6 @@ struct BenchOptions {
   int64_t threads = 1;
   int64_t steps = 5;         // timed, after one that is not; the median counts
   int64_t microbatches = 1;  // per step
-  bool gemm = false;
 };
 void bench_command(const BenchOptions& options, std::ostream& out);
 

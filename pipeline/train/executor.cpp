@@ -1,8 +1,7 @@
 // See executor.h.
 #include "pipeline/train/executor.h"
 
-#include <chrono>
-
+#include "model/base/clock.h"
 #include "pipeline/schedule/add_comms.h"
 #include "pipeline/train/pairs.h"
 
@@ -91,9 +90,9 @@ Buf Executor::take(Tag::Kind kind, const Action& a) {
   if (const Request& request = found.mapped().request) {
     const Scope scope(context_.recorder, context_.stream(),
         {kind == Tag::F ? "RECV_F" : "RECV_B", "wait", a.stage, a.microbatch});
-    const auto begin = std::chrono::steady_clock::now();
+    const double begin = seconds_now();
     pipeline_.wait(context_.stream(), request);
-    waited_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    waited_ += seconds_now() - begin;
   }
   return std::move(found.mapped().data);
 }

@@ -1,9 +1,9 @@
 // A training step. See trainer.h.
-#include <chrono>
 #include <cmath>
 #include <numeric>
 
 #include "comm/gather_named.h"
+#include "model/base/clock.h"
 #include "model/machine/launch.h"
 #include "moe/migration.h"
 #include "pipeline/checkpoint/dump.h"
@@ -11,10 +11,6 @@
 
 namespace duet {
 namespace {
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // --- gradients -----------------------------------------------------------------------------------
 
@@ -166,7 +162,7 @@ void update(Trainer& t, const StepResult& r) {
 
 StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
   const Job& job = t.job;
-  const double begin = now();
+  const double begin = seconds_now();
   t.device.flops = 0;
   t.world.take_traffic();  // what was sent between steps is no step's
   t.context.recorder = hooks.recorder;
@@ -194,7 +190,7 @@ StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
   }
   t.executor.run(job.schedule.ranks[size_t(t.pp_rank)], batch);
   t.context.stream().synchronize();
-  const double schedule_seconds = now() - begin;
+  const double schedule_seconds = seconds_now() - begin;
 
   reduce_gradients(t);
   Facts facts = facts_of_step(t);
@@ -215,7 +211,7 @@ StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
   rebalance(t, r);
   t.context.stream().synchronize();
   t.context.recorder = nullptr;
-  r.seconds = now() - begin;
+  r.seconds = seconds_now() - begin;
   r.flops = t.device.flops;
   return r;
 }

@@ -1,6 +1,6 @@
 // What lasts of a trainer, and whether it is the same elsewhere. See trainer.h.
 #include "comm/gather_named.h"
-#include "pipeline/checkpoint/durable.h"
+#include "model/base/hash.h"
 #include "pipeline/train/trainer.h"
 
 namespace duet {
@@ -53,7 +53,7 @@ void save_checkpoint(Trainer& t, const std::string& dir, int64_t step) {
 int64_t load_checkpoint(Trainer& t, const std::string& dir, Restore what) {
   const Json trainer = what == Restore::everything ? checkpoint_trainer(dir) : Json();
   const int64_t step = trainer.is_null() ? 0 : trainer.at("step").integer(0);
-  if (const Json* balancer = trainer.is_null() ? nullptr : trainer.find("balancer");
+  if (const auto balancer = trainer.is_null() ? std::nullopt : trainer.find("balancer");
       balancer && t.monitor.restore(*balancer))
     t.for_each_moe(
         [&](int64_t layer, Moe& moe, int) { moe.set_placement(t.monitor.placement(layer)); });

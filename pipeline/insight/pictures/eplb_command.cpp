@@ -9,7 +9,6 @@
 
 #include "model/base/json.h"
 #include "moe/eplb.h"
-#include "moe/eplb_study.h"
 #include "pipeline/insight/pictures/load_map.h"
 
 namespace duet {
@@ -204,11 +203,6 @@ void eplb_command(const EplbCommandOptions& o, std::ostream& out) {
     out << "\nlayer " << layer << ": ";
     print_layer(plan[layer], loads[layer], out);
   }
-  if (!o.loads.empty()) return;
-  out << '\n';
-  print_policy_study(out);
-  out << '\n';
-  print_drift_study(out);
 }
 
 }  // namespace duet

@@ -1,6 +1,6 @@
 // `duet eplb`: a plan for loads from a file. Without a file, a demonstration: the example of the
-// published README, what the policies reach on random loads, and what becomes of plans while loads
-// drift (eplb_study.h).
+// published README. What the policies reach on random loads, and what becomes of plans while loads
+// drift, `make study` prints.
 //
 // Loads are JSON, {"weight": [[tokens per expert], a list per layer]}, CSV, a layer a row, or a
 // training run's metrics.jsonl, summed over its steps; the last can also be drawn, step by step

@@ -2,11 +2,10 @@
 // of them side by side.
 //
 // Without options it is a demonstration: DualPipe on 8 ranks with 20 microbatches, in the terminal.
-//   text  the grid, then each rank's bubble and activations       csv   PyTorch's pipelining CSV,
-//         which reads back
-//   json
-//   {"schedule","pp","microbatches","ranks":[["0F0",...],...],"makespan","bubble_fraction","peak_activations",
-//         "held_w"}
+//   text  the grid, then each rank's bubble and activations
+//   csv   PyTorch's pipelining CSV, which reads back
+//   json  {"schedule","pp","microbatches","ranks":[["0F0",...],...],"makespan",
+//         "bubble_fraction","peak_activations","held_w"}
 //   svg   the picture
 //
 // With `compare` every schedule does the same work: the same microbatches through the same model on

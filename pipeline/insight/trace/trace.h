@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "comm/comm.h"
+#include "model/base/json.h"
 #include "model/machine/recorder.h"
 #include "pipeline/insight/trace/intervals.h"
 #include "pipeline/schedule/layout.h"
@@ -71,7 +72,7 @@ class Trace {
   };
   void write();
   std::string events(int64_t origin) const;
-  void add_arrow(std::string& out, const Entry& entry, int thread, int64_t ns) const;
+  Json arrow(const Entry& entry, int thread, int64_t ns) const;
 
   Comm& world_;
   const Layout& layout_;
