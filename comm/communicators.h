@@ -46,12 +46,11 @@ class Communicators {
     const Buf words =
         device_.buffer(1, int64_t(me.to.size() + me.from.size()), Dtype::i32, Use::messages);
     std::vector<Leg> sends, recvs;
-    Bytes free(static_cast<std::byte*>(words->data), size_t(words->bytes()));
-    for (auto* legs : {&sends, &recvs})
-      for (int peer : legs == &sends ? me.to : me.from) {
-        legs->push_back({peer, free.first(4)});
-        free = free.subspan(4);
-      }
+    auto word = [&, next = words->row<int32_t>(0)]() mutable {
+      return std::as_writable_bytes(std::span(next++, 1));
+    };
+    for (int peer : me.to) sends.push_back({peer, word()});
+    for (int peer : me.from) recvs.push_back({peer, word()});
     const std::string text = "the first message of an NCCL communicator";
     const auto landed = launch(device_.compute(), comm, sends, recvs, text);
     state_.wait([&] { return landed->done(); }, [&] { return text; });
