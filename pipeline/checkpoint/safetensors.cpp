@@ -50,17 +50,17 @@ SafetensorsWriter::SafetensorsWriter(FileWriter& out, std::vector<TensorSpec> te
     return std::pair(-element_size(a.dtype), a.name) < std::pair(-element_size(b.dtype), b.name);
   });
   // transformers wants it
-  Json::Object header = {{"__metadata__", Json::object({{"format", "pt"}})}};
+  Json header = Json::object({{"__metadata__", Json::object({{"format", "pt"}})}});
   int64_t end = 0;
   for (const TensorSpec& t : tensors_) {
     DUET_CHECK(element_size(t.dtype) > 0, t.name, ": no such dtype: ", t.dtype);
     const int64_t begin = end;
     end += t.bytes();
     const Json offsets(std::vector<int64_t>{begin, end});
-    header.emplace_back(t.name,
+    header.set(t.name,
         Json::object({{"dtype", t.dtype}, {"shape", Json(t.shape)}, {"data_offsets", offsets}}));
   }
-  std::string text = Json::object(std::move(header)).dump();
+  std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data begins at a multiple of 8
   const uint64_t length = text.size();
   out_.write(&length, 8);
