@@ -5,8 +5,8 @@
 #include <fstream>
 #include <istream>
 #include <ostream>
-#include <sstream>
 
+#include "model/base/text.h"
 #include "pipeline/schedule/published/published.h"
 
 namespace duet {
@@ -17,11 +17,10 @@ constexpr int kLargest = 1 << 20;
 
 std::vector<Action> read_row(const std::string& line, const std::string& where) {
   std::vector<Action> row;
-  std::istringstream cells(line);
   int column = 0;
-  for (std::string cell; std::getline(cells, cell, ',');) {
+  for (const std::string& cell : split(line)) {
     ++column;
-    if (cell.find_first_not_of(" \t\r") == cell.npos) continue;
+    if (cell.empty()) continue;
     const auto action = parse_action(cell);
     require(action.has_value(), where, ", cell ", column,
         ": expected an action such as 0F1, 2I0, 2W0, 2B0 or ", "(0F1;7B0)OVERLAP_F_B, found ",
@@ -92,7 +91,7 @@ Schedule make_schedule(const std::string& name, const ScheduleSize& size) {
     names += cat(kind.name, ", ");
   }
   throw UsageError(
-      cat("--schedule: expected ", names, "or a file that ends in .csv, found ", name));
+      cat("--schedule: expected ", names, "or a file that ends in .csv, found ", shortened(name)));
 }
 
 Schedule read_csv(std::istream& in, const std::string& name) {
