@@ -14,6 +14,7 @@ namespace {
 
 // of a stage or microbatch number in a file: a typing error, not a schedule
 constexpr int kLargest = 1 << 20;
+constexpr int64_t kMostActions = 1 << 24;  // of a schedule that fits into memory
 
 std::vector<Action> read_row(const std::string& line, const std::string& where) {
   std::vector<Action> row;
@@ -85,6 +86,9 @@ Schedule make_schedule(const std::string& name, const ScheduleSize& size) {
   require(size.pp >= 1 && size.pp <= 4096, "--pp: expected 1 to 4096 ranks, found ", size.pp);
   require(size.microbatches >= 1 && size.microbatches <= kLargest, "--microbatches: expected 1 to ",
       kLargest, ", found ", size.microbatches);
+  require(int64_t(size.pp) * size.virtual_stages <= kMostActions / size.microbatches,
+      "--microbatches: found ", size.microbatches, " through ", size.pp, " ranks of ",
+      size.virtual_stages, " stages, allowed: products of the three up to ", kMostActions);
   std::string names;
   for (const ScheduleKind& kind : schedule_kinds()) {
     if (name == kind.name) return kind.make(size);

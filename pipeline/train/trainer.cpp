@@ -21,19 +21,17 @@ Trainer::Trainer(const Job& job, Comm& world, Device& device)
       experts_(world.group(job.layout.experts_of(world.rank()))),
       expert_replicas_(world.group(job.layout.expert_replicas_of(world.rank()))),
       dp_rank_(job.layout.dp_rank(world.rank())),
-      pp_rank_(job.layout.pp_rank(world.rank())), context_{device, job.config,
-                                                      o_.dtype == "bf16" ? Dtype::bf16 : Dtype::f32,
-                                                      o_.seq_len, o_.micro_batch_size} {
+      pp_rank_(job.layout.pp_rank(world.rank())), context_{device, job.config, o_.dtype, o_.seq_len,
+                                                      o_.micro_batch_size} {
   context_.loss_scale = 1 / double(job.global_sequences() * o_.seq_len);
   context_.balance_scale = o_.balance_loss / double(job.global_sequences());
-  const bool overlap = o_.overlap == "on";
-  if (overlap && experts_.size() > 1) comm_ = std::make_unique<CommStream>(world, device);
+  if (o_.overlap && experts_.size() > 1) comm_ = std::make_unique<CommStream>(world, device);
   std::vector<int64_t> moe_layers;
   for (int64_t l = job.config.first_k_dense; l < job.config.n_layers; ++l) moe_layers.push_back(l);
   monitor_ = std::make_unique<LoadMonitor>(job.balancer, moe_layers);
   check_same_plans(world, 0, monitor_->hash());
   make_stages();
-  executor_ = std::make_unique<Executor>(job.schedule, pipeline_, context_, stages_, overlap);
+  executor_ = std::make_unique<Executor>(job.schedule, pipeline_, context_, stages_, o_.overlap);
   make_report();
 }
 

@@ -120,7 +120,7 @@ void Trainer::save(const std::string& dir, int64_t step) {
   contents.config = job_.config.to_json(o_.seq_len, "float32");
   contents.trainer = Json::object({{"step", step}, {"seed", int64_t(o_.seed)}, {"data", o_.data},
       {"tokenizer", job_.dataset.tokenizer_path}, {"seq_len", o_.seq_len},
-      {"global_sequences", job_.global_sequences()}, {"dtype", o_.dtype},
+      {"global_sequences", job_.global_sequences()}, {"dtype", dtype_name(o_.dtype)},
       {"balancer", monitor_->state()}});
   contents.fetch = [&](const LogicalTensor& t, State state) {
     if (owned.rank.at(t.name) == 0) {
