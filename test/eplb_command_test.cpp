@@ -93,7 +93,7 @@ TEST_F(EplbCommand, WrongInputIsNamed) {
   EXPECT_EQ(error_of({.loads = file("a.csv", "1,2,\n")}),
       "a.csv: line 1, column 3: expected a number, found ''");
   EXPECT_EQ(error_of({.loads = file("a.csv", "1,nan\n")}),
-      "a.csv: line 1, column 2: expected a load, a finite number >= 0, found nan");
+      "a.csv: line 1, column 2: expected a number, found 'nan'");
   EXPECT_EQ(error_of({.loads = file("a.csv", "1,-2\n")}),
       "a.csv: line 1, column 2: expected a load, a finite number >= 0, found -2");
   EXPECT_EQ(error_of({.loads = file("a.csv", "1,2\n1\n")}),
