@@ -43,8 +43,7 @@ LinkModel parse_link(const std::string& text) {
   LinkModel model;
   read_keys("--link", text,
       "intra= and inter= with GB/s, MB/s or KB/s, at least 1KB/s, latency= with s, ms, us or ns, "
-      "at "
-      "most 1s, e.g. intra=160GB/s,inter=40GB/s,latency=5us",
+      "at most 1s, e.g. intra=160GB/s,inter=40GB/s,latency=5us",
       [&](const std::string& key, const std::string& value) {
         const bool latency = key == "latency";
         if (!latency && key != "intra" && key != "inter") return false;
