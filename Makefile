@@ -129,10 +129,13 @@ $(BUILD)/%_cpu.cpp.o: %_cpu.cpp | found
 	$(call say,CXX ,$<)
 	$(Q)$(COMPILE) $(if $(findstring /rows_,/$(notdir $<)),$(ROWFLAGS)) $(CXXFLAGS) \
 	  -MMD -MP -c -o $@ $<
-$(BUILD)/main.cu.o: main.cu | found
+$(BUILD)/main.cu.o: main.cu $(BUILD)/version.h | found
 	@mkdir -p $(@D)
 	$(call say,CXX ,$<)
-	$(Q)$(COMPILE) -O1 $(CXXFLAGS) -MMD -MP -x c++ -c -o $@ $<
+	$(Q)$(COMPILE) -O1 -include $(BUILD)/version.h $(CXXFLAGS) -MMD -MP -x c++ -c -o $@ $<
+# What holds a command's options includes CLI11, which takes long to optimize.
+$(patsubst %,$(BUILD)/%.o,$(filter %_command.cpp $(addprefix pipeline/train/,options.cpp generate.cpp bench.cpp),$(ALL_CPP))): \
+  FLAGS += -O1
 $(CUBUILD)/%.cu.o: %.cu | found
 	@mkdir -p $(@D)
 	$(call say,NVCC,$<)
@@ -151,6 +154,16 @@ $(BUILD)/embedded.txt: found
 	@cat $(TEXT) > $@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 $(BUILD)/data/embedded.cpp.o: CPPFLAGS += -DEMBEDDED_TEXT='"$(BUILD)/embedded.txt"'
 $(BUILD)/data/embedded.cpp.o: $(BUILD)/embedded.txt
+
+# What duet --version says of the build; replaced only when it changes.
+$(BUILD)/version.h: found
+	@mkdir -p $(@D)
+	@printf '%s\n' '#define DUET_BUILD "$(or $(shell git describe --always --dirty 2>/dev/null),unknown)\n" \
+	  "compiler         $(shell $(CXX) --version 2>/dev/null | head -n 1)\n" \
+	  "CUDA             $(or $(if $(NVCC),$(lastword $(shell $(NVCC) --version))),none)\n" \
+	  "NCCL             $(or $(NCCL_LIB),none)\n" \
+	  "MPI              $(or $(if $(MPI),$(shell $(MPI) --showme:version 2>/dev/null)),none)\n"' > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
 -include $(OBJ:.o=.d) $(TESTOBJ:.o=.d) $(STUDYOBJ:.o=.d) $(BUILD)/main.cu.d
 

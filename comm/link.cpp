@@ -3,32 +3,15 @@
 #include "comm/link.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
+#include <iterator>
 #include <sstream>
 
 #include "model/base/check.h"
+#include "model/base/text.h"
 
 namespace duet {
 namespace {
-
-struct Unit {
-  const char* name;
-  double value;
-};
-constexpr Unit kBandwidths[] = {{"GB/s", 1e9}, {"MB/s", 1e6}, {"KB/s", 1e3}, {"B/s", 1}};
-constexpr Unit kTimes[] = {{"s", 1}, {"ms", 1e-3}, {"us", 1e-6}, {"ns", 1e-9}};
-
-// "40GB/s" in `units`, or -1.
-template <size_t n> double parse_quantity(const std::string& text, const Unit (&units)[n]) {
-  double value = 0;
-  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || !std::isfinite(value)) return -1;
-  const std::string unit(stop, text.data() + text.size());
-  for (const Unit& u : units)
-    if (unit == u.name) return value * u.value;
-  return -1;
-}
 
 std::string bandwidth_text(double bytes_per_s) {
   for (const Unit& u : kBandwidths)
@@ -58,25 +41,18 @@ std::string LinkModel::text() const {
       " between nodes, latency ", latency * 1e6, " us");
 }
 
-LinkModel parse_link(const std::string& text, int ranks_per_node) {
+LinkModel parse_link(const std::string& text) {
   LinkModel model;
-  model.ranks_per_node = ranks_per_node;
-  std::string seen;
-  std::istringstream items(text);
-  for (std::string item; std::getline(items, item, ',');) {
-    const std::string key = item.substr(0, item.find('=')),
-                      value = item.substr(std::min(item.size(), key.size() + 1));
-    const double x =
-        key == "latency" ? parse_quantity(value, kTimes) : parse_quantity(value, kBandwidths);
-    const bool known =
-        key == "intra" || key == "inter" ? x >= 1e3 : key == "latency" && x >= 0 && x <= 1;
-    require(known && seen.find(key) == std::string::npos, "--link: found '", item, "' in '", text,
-        "', allowed: intra= and inter= with GB/s, MB/s or KB/s, at least 1KB/s, latency= with s, "
-        "ms, us or ns, at most 1s,",
-        " each once, e.g. intra=160GB/s,inter=40GB/s,latency=5us");
-    seen += key + ",";
-    (key == "intra" ? model.intra : key == "inter" ? model.inter : model.latency) = x;
-  }
+  read_keys("--link", text,
+      "intra= and inter= with GB/s, MB/s or KB/s, at least 1KB/s, latency= with s, ms, us or ns, "
+      "at most 1s, e.g. intra=160GB/s,inter=40GB/s,latency=5us",
+      [&](const std::string& key, const std::string& value) {
+        const bool latency = key == "latency";
+        if (!latency && key != "intra" && key != "inter") return false;
+        const auto x = latency ? parse_quantity(value, kTimes) : parse_quantity(value, kBandwidths);
+        (latency ? model.latency : key == "intra" ? model.intra : model.inter) = x.value_or(-1);
+        return x && (latency ? *x >= 0 && *x <= 1 : *x >= 1e3);
+      });
   return model;
 }
 

@@ -52,6 +52,6 @@ struct LinkModel {
 // text: empty, or some of intra=, inter= (a number with GB/s, MB/s, KB/s or B/s, powers of 1000, at
 // least 1KB/s) and latency= (with s, ms, us or ns, at most 1s), with commas between; what is not
 // named costs no time. Throws UsageError.
-LinkModel parse_link(const std::string& text, int ranks_per_node);
+LinkModel parse_link(const std::string& text);
 
 }  // namespace duet

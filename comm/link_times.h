@@ -79,8 +79,7 @@ HD uint64_t clock_ns() {
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
   return now;
 #else
-  return uint64_t(
-      nanoseconds_now());
+  return uint64_t(nanoseconds_now());
 #endif
 }
 

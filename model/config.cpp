@@ -1,10 +1,10 @@
 // Presets, checks and config.json. See config.h.
 #include "model/config.h"
 
-#include <charconv>
-#include <sstream>
+#include <algorithm>
 
 #include "model/base/check.h"
+#include "model/base/text.h"
 
 namespace duet {
 
@@ -75,24 +75,21 @@ static const Size kSizes[] = {{"vocab_size", "vocab_size", &ModelConfig::vocab_s
     {"n_group", "n_group", &ModelConfig::n_group, 1},
     {"topk_group", "topk_group", &ModelConfig::topk_group, 1}};
 
-void ModelConfig::override_sizes(const std::string& text) {
-  std::istringstream list(text);
-  for (std::string item; std::getline(list, item, ',');) {
-    const size_t equals = item.find('=');
-    std::string names;
-    const Size* size = nullptr;
-    for (const Size& s : kSizes) {
-      names += (names.empty() ? "" : ", ") + std::string(s.name);
-      if (item.substr(0, equals) == s.name) size = &s;
-    }
-    require(size && equals != std::string::npos, "--model: found '", item,
-        "', allowed: NAME=SIZE with a name of ", names);
-    const char *begin = item.data() + equals + 1, *end = item.data() + item.size();
-    const auto [stop, error] = std::from_chars(begin, end, this->*(size->field));
-    require(begin != end && stop == end && error == std::errc(), "--model: found '", item,
-        "', allowed: a whole number");
-  }
-  validate();
+Sizes parse_sizes(const std::string& text) {
+  constexpr int64_t kMost = 1 << 20;
+  std::string names;
+  for (const Size& s : kSizes) names += cat(names.empty() ? "" : ", ", s.name);
+  Sizes sizes{text, {}};
+  read_keys("--model", text, cat("NAME=SIZE, SIZE a whole number to ", kMost, ", NAME of ", names),
+      [&](const std::string& key, const std::string& value) {
+        const std::optional<int64_t> n = parse_number<int64_t>(value);
+        const Size* known = std::find_if(
+            std::begin(kSizes), std::end(kSizes), [&](const Size& s) { return key == s.name; });
+        if (known == std::end(kSizes) || !n || *n < 0 || *n > kMost) return false;
+        sizes.values.emplace_back(known->field, *n);
+        return true;
+      });
+  return sizes;
 }
 
 void ModelConfig::validate() const {
@@ -137,16 +134,19 @@ static const Preset kPresets[] = {
          .n_group = 8, .topk_group = 4, .routed_scaling = 2.5}, 4096, 1}};
 // clang-format on
 
-const Preset& find_preset(const std::string& name) {
+std::string preset_names() {
   std::string names;
-  for (const Preset& p : kPresets) {
+  for (const Preset& p : kPresets) names += cat(names.empty() ? "" : ", ", p.name);
+  return names;
+}
+
+const Preset& find_preset(const std::string& name) {
+  for (const Preset& p : kPresets)
     if (p.name == name) {
       p.model.validate();
       return p;
     }
-    names += (names.empty() ? "" : ", ") + std::string(p.name);
-  }
-  throw UsageError(cat("--preset: found '", name, "', allowed: ", names));
+  throw UsageError(cat("--preset: found '", name, "', allowed: ", preset_names()));
 }
 
 // --- config.json ---------------------------------------------------------------------------------

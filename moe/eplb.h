@@ -73,6 +73,9 @@ struct ExpertPlacement {
 };
 
 enum class EplbPolicy { deepseek, balanced };
+constexpr const char* policy_name(EplbPolicy p) {
+  return p == EplbPolicy::balanced ? "balanced" : "deepseek";
+}
 
 // `balanced`: on any load,
 //   - the max load is at most that of `deepseek`;

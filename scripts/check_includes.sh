@@ -45,8 +45,10 @@ only() {
     case " $2 " in *" $file "*) ;; *) say "$file: includes $1; allowed in: $2" ;; esac
   done
 }
-only 'CLI(/|11)' "main.cu $(echo pipeline/*/*_command.cpp pipeline/*/*/*_command.cpp) \
-  pipeline/train/generate.cpp pipeline/train/bench.cpp"
+options="$(echo pipeline/*/*_command.cpp pipeline/*/*/*_command.cpp \
+  pipeline/train/{options,generate,bench}.cpp)"
+only 'CLI(/|11)' "main.cu model/base/command_line.h $options"
+only model/base/command_line "$options"
 only nlohmann/ 'model/base/json.h model/base/json.cpp'
 
 # A function, formatted, ends with a bare brace in the column in which it began.

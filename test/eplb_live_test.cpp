@@ -115,13 +115,13 @@ class EplbLive : public RunTest {
     TrainOptions o;
     o.preset = "tiny";
     o.data = words_;
-    o.model = "n_layers=3";
+    o.model = parse_sizes("n_layers=3");
     o.seq_len = 16;
     o.micro_batch_size = 1;
     o.microbatches = 4 * kDp / dp;  // the same global batch
     o.warmup_steps = 2;
     o.decay_steps = 60;
-    o.device = "cpu";
+    o.device = DeviceKind::cpu;
     o.threads = 1;
     o.dp = dp;
     o.pp = pp;
@@ -188,7 +188,7 @@ TEST_F(EplbLive, FiftySteps) {
 }
 
 TEST_F(EplbLive, SameBitsUnderEverySchedule) {
-  for (const char* policy : {"deepseek", "balanced"}) {
+  for (const EplbPolicy policy : {EplbPolicy::deepseek, EplbPolicy::balanced}) {
     const auto with = [&](const char* schedule, int64_t pp) {
       TrainOptions o = options(kDp, 4, 4, schedule, pp);
       o.eplb_interval = 2;
@@ -228,7 +228,7 @@ TEST_F(EplbLive, SkewIsLevelled) {
   const double without = mean_of_last(train(o, 60));
   o.redundant_experts = 8;
   o.eplb_interval = 5;
-  o.eplb_policy = "balanced";
+  o.eplb_policy = EplbPolicy::balanced;
   const double with = mean_of_last(train(o, 60));
   EXPECT_LT(without, 0.85);
   EXPECT_GE(with, 0.92);

@@ -104,7 +104,7 @@ class ExpertParallel : public RunTest {
  protected:
   TrainOptions spread(const std::string& out, int64_t dp, int64_t ep, int64_t steps) const {
     TrainOptions o = options(out, steps);
-    o.model = "n_layers=4";
+    o.model = parse_sizes("n_layers=4");
     o.dp = dp;
     o.ep = ep;
     o.microbatches = 8 / dp;
@@ -142,7 +142,7 @@ TEST_F(ExpertParallel, FollowsOneRank) {
 TEST_F(ExpertParallel, EveryScheduleAndOverlapHasTheSameBits) {
   run(spread("reference", 2, 2, 3));
   for (const char* schedule : {"1f1b", "zbv", "dualpipe", "dualpipev"})
-    for (const char* overlap : {"on", "off"}) {
+    for (const bool overlap : {true, false}) {
       TrainOptions o = spread(cat(schedule, overlap), 2, 2, 3);
       o.pp = 2;
       o.schedule = schedule;
@@ -176,7 +176,7 @@ TEST_F(ExpertParallel, RefusesSizesThatDoNotDivide) {
   o.ep = 3;
   expect_refused([&] { run(o); }, {"--ep", "3", "dp = 2"});
   o = spread("run", 4, 4, 1);
-  o.model = "n_layers=4,n_routed=6,n_group=1,topk_group=1";
+  o.model = parse_sizes("n_layers=4,n_routed=6,n_group=1,topk_group=1");
   expect_refused([&] { run(o); }, {"--ep", "4", "6 routed experts"});
 }
 

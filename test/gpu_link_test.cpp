@@ -246,11 +246,11 @@ class GpuLinkTraining : public RunTest {
 
 TEST_F(GpuLinkTraining, ChangesNotOneBit) {
   TrainOptions o = options("");
-  o.model = "n_layers=4";
+  o.model = parse_sizes("n_layers=4");
   o.dp = o.ep = o.pp = 2;
   o.schedule = "dualpipe";
   const std::vector<std::string> plain = train(make_job(o));
-  o.link = "intra=200MB/s,inter=50MB/s,latency=20us";
+  o.link = parse_link("intra=200MB/s,inter=50MB/s,latency=20us");
   o.ranks_per_node = 2;
   EXPECT_EQ(train(make_job(o)), plain);
   EXPECT_EQ(plain.size(), 3u);

@@ -86,7 +86,7 @@ TEST(SplitLayers, IsTheBestOfAllSplits) {
     all_splits(c.n_layers, stages, {0}, [&](const Bounds& bounds) {
       if (best.empty() || judged(c, 64, bounds) < judged(c, 64, best)) best = bounds;
     });
-    EXPECT_EQ(split_layers(c, 64, stages, ""), best)
+    EXPECT_EQ(split_layers(c, 64, stages, {}), best)
         << c.n_layers << " layers, " << stages << " stages";
   }
 }
@@ -96,19 +96,19 @@ TEST(SplitLayers, EqualLayersGiveTheEarlierPartsMore) {
   c.n_layers = 7;
   c.first_k_dense = 0;
   c.vocab_size = 2;
-  EXPECT_EQ(split_layers(c, 64, 3, ""), (Bounds{0, 3, 6, 7}));
-  EXPECT_EQ(split_layers(c, 64, 2, ""), (Bounds{0, 4, 7}));
+  EXPECT_EQ(split_layers(c, 64, 3, {}), (Bounds{0, 3, 6, 7}));
+  EXPECT_EQ(split_layers(c, 64, 2, {}), (Bounds{0, 4, 7}));
   c.vocab_size = 1 << 16;  // a head that outweighs all layers: the last part has one
-  EXPECT_EQ(split_layers(c, 64, 2, ""), (Bounds{0, 6, 7}));
+  EXPECT_EQ(split_layers(c, 64, 2, {}), (Bounds{0, 6, 7}));
 }
 
 TEST(SplitLayers, TakesAndRefusesWhatTheUserSays) {
   ModelConfig c;
   c.n_layers = 14;
   const auto refused = [&](const std::string& split, int stages = 4) {
-    return usage_error([&] { split_layers(c, 64, stages, split); });
+    return usage_error([&] { split_layers(c, 64, stages, parse_split(split)); });
   };
-  EXPECT_EQ(split_layers(c, 64, 4, "3,4,4,3"), (Bounds{0, 3, 7, 11, 14}));
+  EXPECT_EQ(split_layers(c, 64, 4, parse_split("3,4,4,3")), (Bounds{0, 3, 7, 11, 14}));
   expect_contains(refused("3,4,4,4"), {"--split", "4 parts of 15 layers", "4 parts of 14 layers"});
   expect_contains(refused("7,7"), {"--split", "2 parts", "4 parts"});
   expect_contains(refused("3,4,4,2,1"), {"--split", "5 parts", "4 parts"});

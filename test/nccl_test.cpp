@@ -249,7 +249,7 @@ TEST_P(NcclTrainer, HasTheBitsOfThreads) {
   TrainOptions o;
   o.preset = "tiny";
   o.data = words_;
-  o.model = "n_layers=4";
+  o.model = parse_sizes("n_layers=4");
   o.seq_len = 16;
   o.micro_batch_size = 1;
   o.pp = GetParam().second;
@@ -259,7 +259,7 @@ TEST_P(NcclTrainer, HasTheBitsOfThreads) {
   o.eplb_threshold = 1;
   o.microbatches = 8;
   o.schedule = GetParam().first;
-  o.device = "cpu";
+  o.device = DeviceKind::cpu;
   o.threads = 1;
   o.val_sequences = 2;
   const Job job = make_job(o);

@@ -37,13 +37,13 @@ class RunTest : public FolderTest {
     TrainOptions o;
     o.preset = "tiny";
     o.data = words_;
-    o.model = "n_layers=3";
+    o.model = parse_sizes("n_layers=3");
     o.seq_len = 16;
     o.microbatches = 4;
     o.steps = steps;
     o.decay_steps = 8;
     o.warmup_steps = 2;
-    o.device = "cpu";
+    o.device = DeviceKind::cpu;
     o.threads = 1;
     o.val_sequences = 3;
     o.sample = 0;

@@ -80,25 +80,25 @@ TEST(ScheduleCommand, ComparisonShowsTheClaims) {
 
 TEST(ScheduleCommand, JsonAndCsv) {
   const std::string json =
-      output({.schedule = "gpipe", .pp = 2, .microbatches = 1, .format = "json"});
+      output({.schedule = "gpipe", .pp = 2, .microbatches = 1, .format = Format::json});
   EXPECT_EQ(Json::parse(json, "json").dump(),
       R"({"schedule":"gpipe","pp":2,"microbatches":1,"ranks":[["0F0","0B0"],["1F0","1B0"]],)"
       R"("makespan":6.0,"bubble_fraction":[0.5,0.5],"peak_activations":[1,1],"held_w":[0,0]})");
-  EXPECT_EQ(output({.schedule = "gpipe", .pp = 2, .microbatches = 1, .format = "csv"}),
+  EXPECT_EQ(output({.schedule = "gpipe", .pp = 2, .microbatches = 1, .format = Format::csv}),
       "0F0,0B0\n1F0,1B0\n");
-  EXPECT_EQ(count(output({.format = "json", .compare = true}), "\"makespan\""), 7u);
+  EXPECT_EQ(count(output({.format = Format::json, .compare = true}), "\"makespan\""), 7u);
 }
 
 TEST(ScheduleCommand, SvgIsWholeAndHasEveryAction) {
-  const std::string svg = output({.format = "svg"});
+  const std::string svg = output({.format = Format::svg});
   EXPECT_TRUE(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
   EXPECT_EQ(count(svg, "<text"), count(svg, "</text>"));
   // F, B, I, W, two shades each
   const size_t legend = 8;
   // F, I or B; W
-  EXPECT_EQ(
-      count(svg, "class='a'") - legend, 8 * (20 + 20) + count(output({.format = "csv"}), "W"));
-  EXPECT_EQ(count(svg, "class='p'") - 1, count(output({.format = "csv"}), "OVERLAP"));
+  EXPECT_EQ(count(svg, "class='a'") - legend,
+      8 * (20 + 20) + count(output({.format = Format::csv}), "W"));
+  EXPECT_EQ(count(svg, "class='p'") - 1, count(output({.format = Format::csv}), "OVERLAP"));
 }
 
 TEST(ScheduleCommand, FilesAreCheckedFirst) {
@@ -114,10 +114,7 @@ TEST(ScheduleCommand, FilesAreCheckedFirst) {
 }
 
 TEST(ScheduleCommand, WrongOptions) {
-  EXPECT_THROW(output({.format = "png"}), UsageError);
-  EXPECT_THROW(output({.format = "csv", .compare = true}), UsageError);
-  EXPECT_THROW(output({.pp = -1}), UsageError);
-  EXPECT_THROW(output({.schedule = "gpipe", .microbatches = -2}), UsageError);
+  EXPECT_THROW(output({.format = Format::csv, .compare = true}), UsageError);
   EXPECT_THROW(output({.schedule = "1f1b,zbv"}), UsageError);
 }
 

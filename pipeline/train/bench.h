@@ -5,7 +5,13 @@
 #include <iosfwd>
 #include <string>
 
+namespace CLI {
+class App;
+}
+
 namespace duet {
+
+void add_bench_command(CLI::App& duet, int& exit_status);
 
 struct BenchOptions {
   std::string preset = "bench";

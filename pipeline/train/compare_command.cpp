@@ -2,10 +2,12 @@
 #include "pipeline/train/compare_command.h"
 
 #include <algorithm>
+#include <iostream>
 #include <ostream>
 #include <span>
 #include <sstream>
 
+#include "model/base/command_line.h"
 #include "pipeline/schedule/simulator.h"
 #include "pipeline/train/trainer.h"
 
@@ -92,6 +94,17 @@ void print_json(
 
 }  // namespace
 
+void add_compare_command(CLI::App& duet, int& exit_status) {
+  Command cli(duet, "compare",
+      "train under each schedule and compare every bit; exit status 1 if one differs");
+  const auto o = std::make_shared<CompareOptions>();
+  add_train_options(cli, o->train);
+  cli.parsed(
+      "--schedules", o->schedules, [](const std::string& text) { return split(text); },
+      "names or CSV files, with commas between; default: all published");
+  cli.runs([o, &exit_status] { exit_status = compare_command(*o, std::cout) ? 0 : 1; });
+}
+
 bool compare_command(const CompareOptions& options, std::ostream& out) {
   require(
       options.train.steps >= 1, "--steps: found ", options.train.steps, ", allowed: at least 1");
@@ -100,14 +113,14 @@ bool compare_command(const CompareOptions& options, std::ostream& out) {
   o.out.clear();
   o.dump_step = 0;
   o.trace.clear();
-  o.trace_steps.clear();
-  std::istringstream names(options.schedules);
-  for (std::string name; std::getline(names, name, ',');) {
+  o.trace_steps.reset();
+  std::vector<std::string> names = options.schedules;
+  if (names.empty())
+    for (const ScheduleKind& kind : schedule_kinds()) names.push_back(kind.name);
+  for (const std::string& name : names) {
     o.schedule = name;
     jobs.push_back(make_job(o));
   }
-  require(
-      !jobs.empty(), "--schedules: found none, allowed: names or CSV files with commas between");
 
   std::vector<Outcome> outcomes;
   const auto run = [&](std::span<const Job> some) {
@@ -127,7 +140,8 @@ bool compare_command(const CompareOptions& options, std::ostream& out) {
   }
   run(jobs);
   if (outcomes.empty()) return true;  // of another MPI process than rank 0, which decides
-  (options.train.format == "json" ? print_json : print_text)(outcomes, why_not_timed(jobs[0]), out);
+  (options.train.format == Format::json ? print_json : print_text)(
+      outcomes, why_not_timed(jobs[0]), out);
   return std::all_of(outcomes.begin(), outcomes.end(),
       [&](const Outcome& x) { return x.differs(outcomes[0]) == 0; });
 }

@@ -8,7 +8,13 @@
 #include "pipeline/train/options.h"
 #include "pipeline/train/trainer.h"
 
+namespace CLI {
+class App;
+}
+
 namespace duet {
+
+void add_generate_command(CLI::App& duet, int& exit_status);
 
 struct SampleOptions {
   std::string prompt = "\n";
@@ -29,8 +35,8 @@ void generate(
 struct GenerateOptions {
   // a run's folder or a checkpoint; empty: a small model trained on the spot
   std::string from;
-  std::string tokenizer;  // llm.c's tokenizer .bin; empty: bytes
-  std::string device;
+  std::string tokenizer;             // llm.c's tokenizer .bin; empty: bytes
+  std::optional<DeviceKind> device;  // empty: cuda if there is one
   int64_t threads = 0;
   SampleOptions sample;
 };

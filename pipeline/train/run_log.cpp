@@ -75,7 +75,7 @@ void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
         format("step %*lld/%lld | loss %.6f | norm %.4f | lr %.2e | %.2f ms | %.0f tok/s", width,
             (long long)r.step, (long long)options_.steps, r.loss, r.grad_norm, r.lr,
             r.seconds * 1e3, rate);
-    const double peak = device_.peak_flops(options_.dtype == "bf16" ? Dtype::bf16 : Dtype::f32);
+    const double peak = device_.peak_flops(options_.dtype);
     if (peak > 0) line += format(" | mfu %.1f%%", 100 * double(r.flops) / r.seconds / peak);
     if (job_.layout.world() > 1 && why_not_timed(job_).empty())
       line += format(" | idle %.1f%%", 100 * r.idle);
@@ -111,19 +111,19 @@ void RunLog::traffic_line() {
 }
 
 void RunLog::json_document(const std::string& checkpoint) {
-  if (options_.format != "json") return;
+  if (options_.format != Format::json) return;
   out_ << last_.set("checkpoint", checkpoint.empty() ? Json() : Json(checkpoint)).dump(2)
        << std::endl;
 }
 
 void RunLog::say(const std::string& line) {
-  if (options_.format == "json") return;
+  if (options_.format == Format::json) return;
   clear_progress();
   out_ << line << std::endl;
 }
 
 void RunLog::progress(const StepResult& r) {
-  if (!terminal_ || r.step == options_.steps || options_.format == "json") return;
+  if (!terminal_ || r.step == options_.steps || options_.format == Format::json) return;
   clear_progress();
   const double left = seconds_ / double(r.step - first_step_ + 1) * double(options_.steps - r.step);
   const int filled = int(30 * r.step / options_.steps);

@@ -8,11 +8,16 @@
 // generate.h.
 #pragma once
 #include <iosfwd>
-#include <string>
 
 #include "pipeline/train/options.h"
 
+namespace CLI {
+class App;
+}
+
 namespace duet {
+
+void add_train_command(CLI::App& duet, int& exit_status);
 
 // Lines go to `out`. Throws UsageError for wrong input (nothing is written then), Error where the
 // run fails.

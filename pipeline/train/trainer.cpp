@@ -34,13 +34,12 @@ Trainer::Trainer(const Job& job, Comm& world, Device& device)
       replicas(world.group(job.layout.replicas_of(world.rank()))),
       experts(world.group(job.layout.experts_of(world.rank()))),
       expert_replicas(world.group(job.layout.expert_replicas_of(world.rank()))),
-      context{device, job.config, job.options.dtype == "bf16" ? Dtype::bf16 : Dtype::f32,
-          job.options.seq_len, job.options.micro_batch_size,
-          1 / double(job.global_sequences() * job.options.seq_len),
+      context{device, job.config, job.options.dtype, job.options.seq_len,
+          job.options.micro_batch_size, 1 / double(job.global_sequences() * job.options.seq_len),
           job.options.balance_loss / double(job.global_sequences())},
       monitor(job.balancer, moe_layers()),
-      executor(job.schedule, pipeline, context, stages, job.options.overlap == "on") {
-  if (job.options.overlap == "on" && experts.size() > 1) comm.emplace(world, device);
+      executor(job.schedule, pipeline, context, stages, job.options.overlap) {
+  if (job.options.overlap && experts.size() > 1) comm.emplace(world, device);
   check_same_plans(world, 0, monitor.hash());
   stages = make_stages(*this);
 }

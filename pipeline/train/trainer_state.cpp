@@ -27,7 +27,7 @@ void save_checkpoint(Trainer& t, const std::string& dir, int64_t step) {
   contents.config = t.job.config.to_json(o.seq_len, "float32");
   contents.trainer = Json::object({{"step", step}, {"seed", int64_t(o.seed)}, {"data", o.data},
       {"tokenizer", t.job.dataset.tokenizer_path}, {"seq_len", o.seq_len},
-      {"global_sequences", t.job.global_sequences()}, {"dtype", o.dtype},
+      {"global_sequences", t.job.global_sequences()}, {"dtype", dtype_name(o.dtype)},
       {"balancer", t.monitor.state()}});
   // on rank 0 the tensor; on other ranks nothing, but its owner sends it
   contents.fetch = [&](const LogicalTensor& tensor, State state) {

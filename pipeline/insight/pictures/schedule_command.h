@@ -18,18 +18,25 @@
 #include <iosfwd>
 #include <string>
 
+#include "model/base/text.h"
 #include "pipeline/insight/pictures/paint.h"
 
+namespace CLI {
+class App;
+}
+
 namespace duet {
+
+void add_schedule_command(CLI::App& duet, int& exit_status);
 
 struct ScheduleOptions {
   // a name or FILE.csv; with compare, names with commas between. "": dualpipe; with compare, all
   std::string schedule = "";
-  int pp = 0;                   // 0: 8, or what the file says
-  int microbatches = 0;         // 0: 20 or, from 11 ranks on, 2 a rank; or what the file says
-  int virtual_stages = 2;       // interleaved: stages per rank
-  std::string cost = "";        // "F=1,I=1,W=1,FB=3"; see parse_costs
-  std::string format = "text";  // text, csv, json, svg; with compare not csv
+  int pp = 0;              // 0: 8, or what the file says
+  int microbatches = 0;    // 0: 20 or, from 11 ranks on, 2 a rank; or what the file says
+  int virtual_stages = 2;  // interleaved: stages per rank
+  Costs cost;
+  Format format = Format::text;  // with compare not csv
   bool compare = false;
 };
 
