@@ -123,18 +123,17 @@ Buf Attention::backward_input(Saved& s, const Tensor& dy) const {
   return dx;
 }
 
-void Attention::backward_weight(Saved& s, const Tensor& x, const Tensor& dy, int half) const {
-  Stream& stream = context_.stream();
-  linear_w(stream, s.mix, dy, *o_, half);
-  linear_w(stream, s.latent.y, s.dkv, *kv_b_, half);
-  norm_w(context_, s.latent, s.dlatent, *kv_a_norm_, half);
-  linear_w(stream, x, s.dkva, *kv_a_, half);
+void Attention::backward_weight(Saved& s, const Tensor& x, const Tensor& dy) const {
+  linear_w(context_, s.mix, dy, *o_);
+  linear_w(context_, s.latent.y, s.dkv, *kv_b_);
+  norm_w(context_, s.latent, s.dlatent, *kv_a_norm_);
+  linear_w(context_, x, s.dkva, *kv_a_);
   if (q_proj_) {
-    linear_w(stream, x, s.dq, *q_proj_, half);
+    linear_w(context_, x, s.dq, *q_proj_);
   } else {
-    linear_w(stream, s.qa_norm.y, s.dq, *q_b_, half);
-    norm_w(context_, s.qa_norm, s.dqa_normed, *q_a_norm_, half);
-    linear_w(stream, x, s.dqa, *q_a_, half);
+    linear_w(context_, s.qa_norm.y, s.dq, *q_b_);
+    norm_w(context_, s.qa_norm, s.dqa_normed, *q_a_norm_);
+    linear_w(context_, x, s.dqa, *q_a_);
   }
   s = Saved();
 }

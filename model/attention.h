@@ -38,7 +38,7 @@ class Attention {
   // dx [tokens, d_model]
   Buf backward_input(Saved& saved, const Tensor& dy) const;
   // x and dy as before
-  void backward_weight(Saved& saved, const Tensor& x, const Tensor& dy, int half) const;
+  void backward_weight(Saved& saved, const Tensor& x, const Tensor& dy) const;
 
  private:
   void mix_heads(const Saved& saved) const;

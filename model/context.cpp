@@ -3,7 +3,9 @@
 
 #include <algorithm>
 
+#include "model/machine/compile_cpu.h"
 #include "model/machine/launch.h"
+#include "model/rows/grid_sums.h"
 #include "model/rows/list.h"
 
 namespace duet {
@@ -26,14 +28,21 @@ void norm_i(const Context& context, const Normed& norm, const Param& gain, const
           .dx = dx});
 }
 
-void norm_w(
-    const Context& context, const Normed& norm, const Tensor& dy, const Param& gain, int half) {
-  const int64_t partials = (dy.rows + kTokensPerPartial - 1) / kTokensPerPartial;
-  Buf partial = context.device.buffer(partials, dy.cols, acc_dtype(context.dtype), Use::scratch);
-  launch<RmsNormW>(
-      context.stream(), partials, {.x = norm.x, .rstd = norm.rstd, .dy = dy, .partial = partial});
-  launch<SumRows>(context.stream(), (dy.cols + kColumnsPerSum - 1) / kColumnsPerSum,
-      {.x = partial, .y = gain.grad[half]});
+DUET_GRID_SUMS(DUET_COMPILE_CPU)  // here, where the row flags do not reach
+
+void norm_w(const Context& context, const Normed& norm, const Tensor& dy, const Param& gain) {
+  const Pieces pieces = context.pieces();
+  Buf partial =
+      context.device.buffer(pieces.count(), dy.cols, acc_dtype(context.dtype), Use::scratch);
+  launch<RmsNormW>(context.stream(), pieces.count(),
+      {.x = norm.x, .rstd = norm.rstd, .dy = dy, .partial = partial, .pieces = pieces});
+  launch<GridSum>(context.stream(), GridSum::launch_rows(dy.cols), {.x = partial, .y = gain.grad});
+}
+
+void linear_w(const Context& context, const Tensor& x, const Tensor& dy, const Param& w) {
+  const std::vector<int64_t> pieces = context.pieces().bounds();
+  context.stream().gemm(
+      {.form = Form::TN, .a = x, .b = dy, .c = w.grad, .accumulate = true, .pieces = pieces});
 }
 
 Buf upload(const Context& context, std::span<const int32_t> values) {

@@ -23,8 +23,10 @@ struct Context {
   double loss_scale = 1;
   // and for a sequence's balance loss: alpha / sequences of the global batch
   double balance_scale = 0;
+  int64_t segment_tokens = 128;  // of a sequence, whose gradients are summed as one (grid.h)
   Recorder* recorder = nullptr;  // of what happens when; null: nothing is recorded
 
+  Pieces pieces() const { return {sequences, seq_len, segment_tokens}; }
   int64_t tokens() const { return seq_len * sequences; }  // of a microbatch
   Stream& stream() const { return device.compute(); }
   // [tokens, cols] or [rows, cols]
@@ -47,10 +49,8 @@ inline void linear_i(
     Stream& s, const Tensor& dy, const Param& w, const Tensor& dx, bool accumulate = false) {
   s.gemm({.form = Form::NT, .a = dy, .b = w.weight, .c = dx, .accumulate = accumulate});
 }
-// dW += x^T dy, into the half's gradient.
-inline void linear_w(Stream& s, const Tensor& x, const Tensor& dy, const Param& w, int half) {
-  s.gemm({.form = Form::TN, .a = x, .b = dy, .c = w.grad[half], .accumulate = true});
-}
+// dW += x^T dy, exactly (grid.h).
+void linear_w(const Context& context, const Tensor& x, const Tensor& dy, const Param& w);
 
 // RMSNorm of x, which the caller keeps. [tokens, n] twice, [tokens, 1]
 struct Normed {
@@ -61,9 +61,8 @@ Normed norm_f(const Context& context, const Tensor& x, const Param& gain);
 // dx = residual + the gradient for x. dy, dx, residual (or null) [tokens, n]
 void norm_i(const Context& context, const Normed& norm, const Param& gain, const Tensor& dy,
     const Tensor& dx, const Tensor& residual = {});
-// The gradient of the gain, added to the half's.
-void norm_w(
-    const Context& context, const Normed& norm, const Tensor& dy, const Param& gain, int half);
+// The gradient of the gain, added exactly.
+void norm_w(const Context& context, const Normed& norm, const Tensor& dy, const Param& gain);
 
 // Host integers to a [n, 1] i32 tensor on the device.
 Buf upload(const Context& context, std::span<const int32_t> values);

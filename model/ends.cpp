@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "model/machine/launch.h"
+#include "model/rows/grid_sums.h"
 #include "model/rows/list.h"
 
 namespace duet {
@@ -21,7 +22,7 @@ Buf Embedding::forward(Saved& s, std::span<const int32_t> tokens) const {
   return y;
 }
 
-void Embedding::backward_weight(Saved& s, int half) const {
+void Embedding::backward_weight(Saved& s) const {
   std::vector<int32_t> order(s.tokens.size()), begins, ids;
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(
@@ -37,7 +38,7 @@ void Embedding::backward_weight(Saved& s, int half) const {
           .tokens = upload(context_, order),
           .begins = upload(context_, begins),
           .ids = upload(context_, ids),
-          .grad = table_.grad[half]});
+          .grad = table_.grad});
   s = Saved();
 }
 
@@ -72,9 +73,9 @@ Buf Head::backward_input(Saved& s) const {
   return dx;
 }
 
-void Head::backward_weight(Saved& s, int half) const {
-  linear_w(context_.stream(), s.norm.y, s.logits, lm_head_, half);
-  norm_w(context_, s.norm, s.dx_normed, norm_, half);
+void Head::backward_weight(Saved& s) const {
+  linear_w(context_, s.norm.y, s.logits, lm_head_);
+  norm_w(context_, s.norm, s.dx_normed, norm_);
   s = Saved();
 }
 

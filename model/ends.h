@@ -18,7 +18,7 @@ class Embedding {
 
   Buf forward(Saved& saved, std::span<const int32_t> tokens) const;  // y [tokens, d_model]
   void backward_input(Saved& saved, Buf dy) const { saved.dy = std::move(dy); }
-  void backward_weight(Saved& saved, int half) const;
+  void backward_weight(Saved& saved) const;
 
  private:
   const Context& context_;
@@ -40,7 +40,7 @@ class Head {
   // the stream is synchronized); turns saved.logits into the gradient of the objective.
   void loss(Saved& saved, std::span<const int32_t> targets, const Tensor& loss_host) const;
   Buf backward_input(Saved& saved) const;  // dx [tokens, d_model]
-  void backward_weight(Saved& saved, int half) const;
+  void backward_weight(Saved& saved) const;
 
  private:
   const Context& context_;

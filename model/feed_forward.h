@@ -30,7 +30,6 @@ inline constexpr Phase kBackwardInput[] = {
     Phase::combine_i, Phase::shared_i, Phase::experts_i, Phase::dispatch_i, Phase::attention_i};
 inline constexpr Phase kBackwardWeight[] = {Phase::experts_w, Phase::attention_w};
 constexpr bool is_forward(Phase phase) { return phase <= Phase::combine_f; }
-constexpr bool is_weight(Phase phase) { return phase >= Phase::experts_w; }
 
 // As traces call it.
 constexpr const char* phase_name(Phase phase) {
@@ -46,7 +45,7 @@ class FeedForward {
   // for the next ones. The caller keeps x and dy until experts_w.
   struct Saved {
     virtual ~Saved() = default;
-    int microbatch = 0, half = 0;
+    int microbatch = 0;
     Tensor x, residual;  // before router_f
     Buf y;               // = residual + ffn(x), of combine_f
     Tensor dy;           // before combine_i

@@ -49,7 +49,6 @@ void Layer::attention_f(Saved& s, Buf x) const {
           .eps = ModelConfig::kNormEps});
   s.ffn = ffn_->make_saved();
   s.ffn->microbatch = s.microbatch;
-  s.ffn->half = s.half;
   s.ffn->x = s.h_norm.y;
   s.ffn->residual = s.h;
 }
@@ -64,9 +63,9 @@ Buf Layer::attention_i(Saved& s) const {
 }
 
 void Layer::attention_w(Saved& s) const {
-  norm_w(context_, s.h_norm, s.ffn->dx, post_norm_, s.half);
-  attention_.backward_weight(s.attention, s.x_norm.y, s.dh, s.half);
-  norm_w(context_, s.x_norm, s.dx_normed, input_norm_, s.half);
+  norm_w(context_, s.h_norm, s.ffn->dx, post_norm_);
+  attention_.backward_weight(s.attention, s.x_norm.y, s.dh);
+  norm_w(context_, s.x_norm, s.dx_normed, input_norm_);
 }
 
 // --- the dense feed-forward ----------------------------------------------------------------------
@@ -88,7 +87,7 @@ class Dense : public FeedForward {
         launch<Add>(context_.stream(), s.y->rows, {.x = s.residual, .y = s.y});
         break;
       case Phase::experts_i: s.dx = swiglu_.backward_input(s.swiglu, s.dy, all_); break;
-      case Phase::experts_w: swiglu_.backward_weight(s.swiglu, s.x, s.dy, all_, s.half); break;
+      case Phase::experts_w: swiglu_.backward_weight(s.swiglu, s.x, s.dy, all_, context_.pieces().bounds()); break;
       default: break;
     }
   }

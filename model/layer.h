@@ -16,7 +16,7 @@ namespace duet {
 class Layer {
  public:
   struct Saved {
-    int microbatch = 0, half = 0;  // set by the caller
+    int microbatch = 0;  // set by the caller
     Attention::Saved attention;
     std::unique_ptr<FeedForward::Saved> ffn;
     Buf x, h;               // [tokens, d_model] before and after attention

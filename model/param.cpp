@@ -32,7 +32,7 @@ void Params::place(Device& device, Dtype dtype) {
   }
   weight_ = device.buffer(1, elements_, dtype, Use::weights);
   if (acc != dtype) master_ = device.buffer(1, elements_, acc, Use::weights);
-  for (Buf& half : grad_) half = device.buffer(1, elements_, acc, Use::gradients);
+  grad_ = device.buffer(1, elements_, Dtype::f64, Use::gradients);
   m_ = device.buffer(1, elements_, acc, Use::moments);
   v_ = device.buffer(1, elements_, acc, Use::moments);
   for (Param& p : all_) {
@@ -41,7 +41,7 @@ void Params::place(Device& device, Dtype dtype) {
     };
     p.weight = part(weight_);
     p.master = master_ ? part(master_) : p.weight;
-    for (int half : {0, 1}) p.grad[half] = part(grad_[half]);
+    p.grad = part(grad_);
     p.m = part(m_);
     p.v = part(v_);
   }
@@ -51,7 +51,7 @@ void Params::allocate(Device& device, Dtype dtype, uint64_t seed) {
   if (all_.empty()) return;
   place(device, dtype);
   Stream& stream = device.compute();
-  for (const Buf* arena : {&weight_, &master_, &grad_[0], &grad_[1], &m_, &v_})
+  for (const Buf* arena : {&weight_, &master_, &grad_, &m_, &v_})
     if (*arena) stream.zero((*arena)->data, (*arena)->bytes());
 
   std::vector<int32_t> begin, count, decay;
@@ -87,19 +87,11 @@ void Params::allocate(Device& device, Dtype dtype, uint64_t seed) {
 }
 
 void Params::zero_grad(Stream& stream) {
-  for (Buf& half : grad_)
-    if (half) stream.zero(half->data, size_t(half->bytes()));
-}
-
-void Params::add_halves(Stream& stream) {
-  const auto rows = [&](int half) {
-    return grad_[half]->reshape(elements_ / kBlockAlign, kBlockAlign);
-  };
-  launch<Add>(stream, elements_ / kBlockAlign, {.x = rows(1), .y = rows(0)});
+  if (grad_) stream.zero(grad_->data, size_t(grad_->bytes()));
 }
 
 std::vector<double> Params::squares(Stream& stream) {
-  launch<SumSquares>(stream, squares_->rows, {.x = grad_[0], .sum = squares_, .blocks = blocks_});
+  launch<SumSquares>(stream, squares_->rows, {.x = weight_, .grad = grad_, .sum = squares_, .blocks = blocks_});
   stream.copy(squares_host_->data, squares_->data, size_t(squares_->bytes()));
   stream.synchronize();
   std::vector<double> sums;
@@ -117,7 +109,7 @@ void Params::adamw(Stream& stream, const AdamWOptions& o, double clip, int64_t s
   launch<AdamW>(stream, squares_->rows,
       {.x = weight_,
           .master = master_ ? *master_ : *weight_,
-          .grad = grad_[0],
+          .grad = grad_,
           .m = m_,
           .v = v_,
           .blocks = blocks_,

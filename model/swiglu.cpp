@@ -53,14 +53,15 @@ Buf Swiglu::backward_input(Saved& s, const Tensor& dy, Offsets offsets) const {
 }
 
 void Swiglu::backward_weight(
-    Saved& s, const Tensor& x, const Tensor& dy, std::span<const int64_t> offsets, int half) const {
+    Saved& s, const Tensor& x, const Tensor& dy, Offsets offsets, Offsets pieces) const {
   const auto product = [&](const Tensor& a, const Tensor& b, const Param* w) {
     context_.stream().grouped_gemm({.form = Form::TN,
                                        .a = a,
                                        .b = b,
-                                       .c = w->grad[half],
+                                       .c = w->grad,
                                        .accumulate = true,
-                                       .stride_c = stride_},
+                                       .stride_c = stride_,
+                                       .pieces = pieces},
         offsets);
   };
   product(x, s.gate, gate_);

@@ -24,9 +24,10 @@ class Swiglu {
   Buf forward(Saved& saved, const Tensor& x, std::span<const int64_t> offsets) const;
   // dx [rows, d_model]
   Buf backward_input(Saved& saved, const Tensor& dy, std::span<const int64_t> offsets) const;
-  // x and dy as before. Frees what is saved.
+  // x and dy as before; the rows at which the pieces of their exact sums begin and end (grid.h).
+  // Frees what is saved.
   void backward_weight(Saved& saved, const Tensor& x, const Tensor& dy,
-      std::span<const int64_t> offsets, int half) const;
+      std::span<const int64_t> offsets, std::span<const int64_t> pieces) const;
 
  private:
   using Offsets = std::span<const int64_t>;

@@ -21,8 +21,8 @@ DispatchPlan::DispatchPlan(std::span<const int32_t> choice, int64_t topk, int64_
   }
 }
 
-ExchangePlan::ExchangePlan(
-    const std::vector<std::vector<int32_t>>& choices, int64_t topk, int64_t slots, int me) {
+ExchangePlan::ExchangePlan(const std::vector<std::vector<int32_t>>& choices, int64_t topk,
+    int64_t slots, int me, const Pieces& segments) {
   const int64_t ranks = int64_t(choices.size());
   const std::vector<int32_t>& mine = choices[size_t(me)];
 
@@ -37,6 +37,7 @@ ExchangePlan::ExchangePlan(
 
   // What I receive, and where its results go.
   std::vector<int32_t> here, from;  // [received, topk] slots of mine, or -1; [received] the source
+  std::vector<int64_t> segment;     // [received]
   received = {0};
   for (int64_t rank = 0; rank < ranks; ++rank) {
     const std::vector<int32_t>& theirs = choices[size_t(rank)];
@@ -48,14 +49,17 @@ ExchangePlan::ExchangePlan(
         here.push_back(is_here ? int32_t(theirs[j] - me * slots) : -1);
         any |= is_here;
       }
-      if (any)
+      if (any) {
         from.push_back(int32_t(rank));
-      else
+        segment.push_back(segments.segment(int64_t(t) / topk));
+      } else {
         here.resize(before);
+      }
     }
     received.push_back(int64_t(from.size()));
   }
   local = DispatchPlan(here, topk, slots);
+  cut(segment, from);
   std::vector<int32_t> home;  // [rows]
   for (int32_t row : local.token) home.push_back(from[size_t(row)]);
   back = DispatchPlan(home, 1, ranks);
@@ -65,6 +69,20 @@ ExchangePlan::ExchangePlan(
   pos = std::move(all.pos);
   for (int64_t rank = 0; rank <= ranks; ++rank)
     returned.push_back(all.offsets[size_t(rank * slots)]);
+}
+
+void ExchangePlan::cut(std::span<const int64_t> segment, std::span<const int32_t> from) {
+  pieces = {0};
+  for (size_t slot = 0; slot + 1 < local.offsets.size(); ++slot)
+    for (int64_t row = local.offsets[slot]; row < local.offsets[slot + 1]; ++row) {
+      const size_t token = size_t(local.token[size_t(row)]);
+      const size_t before = row > 0 ? size_t(local.token[size_t(row) - 1]) : token;
+      if (row > pieces.back() &&
+          (row == local.offsets[slot] || row - pieces.back() == kPiece ||
+              segment[token] != segment[before] || from[token] != from[before]))
+        pieces.push_back(row);
+    }
+  if (local.offsets.back() > pieces.back()) pieces.push_back(local.offsets.back());
 }
 
 }  // namespace duet

@@ -8,13 +8,17 @@
 //   dispatch        sends a token once to each rank that has one of its experts
 //   combine         sends back one row per (token, expert), in expert order, so that the sum over a
 //                   token's experts, in ascending order at its source, has the same bits however
-//                   the experts are spread
+//                   the experts are spread; so does the backward of dispatch
+// Within a slot the rows of one segment of a sequence are adjacent and ascending: its piece of the
+// expert's gradient is summed in one chain (model/machine/grid.h).
 // A group of one exchanges with itself: both ways, what leaves is in order and need not be moved.
 // Read next: moe.h.
 #pragma once
 #include <cstdint>
 #include <span>
 #include <vector>
+
+#include "model/machine/grid.h"
 
 namespace duet {
 
@@ -39,12 +43,17 @@ struct ExchangePlan {
   DispatchPlan back;              // of the rows in expert order to the ranks of their tokens
   std::vector<int64_t> returned;  // [ranks + 1] offsets of the results that come back
   std::vector<int32_t> pos;       // [tokens, topk] where each of my choices comes back
+  // Where slot, source, sequence or segment change in expert order, or kPiece rows are full.
+  std::vector<int64_t> pieces;
 
   // choices[r] [tokens, topk]: the slots that rank r's tokens chose, ascending by expert. Every
-  // rank has them all.
-  ExchangePlan(
-      const std::vector<std::vector<int32_t>>& choices, int64_t topk, int64_t slots, int me);
+  // rank has them all. segments: of a rank's tokens.
+  ExchangePlan(const std::vector<std::vector<int32_t>>& choices, int64_t topk, int64_t slots,
+      int me, const Pieces& segments);
   ExchangePlan() = default;
+
+ private:
+  void cut(std::span<const int64_t> segment, std::span<const int32_t> from);  // of received tokens
 };
 
 }  // namespace duet

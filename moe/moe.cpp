@@ -96,9 +96,11 @@ void Moe::run(Phase phase, Saved& saved) {
     case Phase::experts_i: return experts_i(s);
     case Phase::dispatch_i: return dispatch_i(s);
     case Phase::experts_w:
-      linear_w(context_.stream(), s.x, s.scores, gate_, s.half);
-      if (shared_) shared_->backward_weight(s.shared, s.x, s.dy, all, s.half);
-      return routed_.backward_weight(s.routed, s.rows, s.y_rows, s.plan.local.offsets, s.half);
+      linear_w(context_, s.x, s.scores, gate_);
+      if (shared_)
+        shared_->backward_weight(s.shared, s.x, s.dy, all, context_.pieces().bounds());
+      return routed_.backward_weight(
+          s.routed, s.rows, s.y_rows, s.plan.local.offsets, s.plan.pieces);
     case Phase::attention_f:
     case Phase::attention_i:
     case Phase::attention_w: return;
@@ -187,7 +189,7 @@ void Moe::dispatch_f(MoeSaved& s) {
   choose_slots(
       choices, placement_, options_.ranks_per_node ? options_.ranks_per_node : placement_.gpus);
   count_work(choices);
-  s.plan = ExchangePlan(choices, shape_.topk, slots_, me_);
+  s.plan = ExchangePlan(choices, shape_.topk, slots_, me_, context_.pieces());
   s.pos = upload(context_, s.plan.pos);
   if (!alone())
     send(s, "dispatch F", gather_rows(s.x, s.plan.leave.token), s.plan.leave.offsets,
@@ -301,21 +303,12 @@ void Moe::combine_i(MoeSaved& s) {
 void Moe::experts_i(MoeSaved& s) {
   s.y_rows = in_order(receive(s), s.plan.back.pos);
   Buf dx_rows = routed_.backward_input(s.routed, s.y_rows, s.plan.local.offsets);
-  if (!alone()) {  // a token's experts here first become one row
-    Buf here = context_.activation(s.plan.received.back(), s.dx->cols);
-    context_.stream().zero(here->data, size_t(here->bytes()));
-    launch<DispatchB>(context_.stream(), here->rows,
-        {.x = dx_rows,
-            .pos = upload(context_, s.plan.local.pos)->reshape(here->rows, shape_.topk),
-            .dx = here});
-    dx_rows = std::move(here);
-  }
-  send(s, "dispatch I", std::move(dx_rows), s.plan.received, s.plan.leave.offsets);
+  send(s, "dispatch I", in_order(std::move(dx_rows), s.plan.back.token), s.plan.back.offsets,
+      s.plan.returned);
 }
 
 void Moe::dispatch_i(MoeSaved& s) {
   const Buf dx_rows = receive(s);
-  if (!alone()) s.pos = upload(context_, s.plan.leave.pos);
   launch<DispatchB>(context_.stream(), s.dx->rows,
       {.x = dx_rows, .pos = s.pos->reshape(s.dx->rows, shape_.topk), .dx = s.dx});
 }

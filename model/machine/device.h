@@ -27,6 +27,7 @@
 #include <string>
 
 #include "model/base/check.h"
+#include "model/machine/grid.h"
 #include "model/machine/tensor.h"
 
 namespace duet {
@@ -58,7 +59,6 @@ struct Gemm {
   // them. A piece's product is summed from zero and added to C on the grid.
   std::span<const int64_t> pieces = {};
 };
-inline constexpr int64_t kPiece = 256;
 
 // What every backend does first: throws where the shapes do not fit (`offsets`: as
 // Stream::grouped_gemm says, or empty), and counts 2 per multiply-add, half of it where causal.

@@ -6,6 +6,13 @@
 
 namespace duet {
 
+std::vector<int64_t> Pieces::bounds() const {
+  std::vector<int64_t> all = {0};
+  for (int64_t i = 1; i <= count(); ++i)
+    if (begin(i) > all.back()) all.push_back(begin(i));
+  return all;
+}
+
 static void check_pieces(const Gemm& g, std::span<const int64_t> offsets) {
   const auto& p = g.pieces;
   DUET_CHECK(g.form == Form::TN && g.c.dtype == Dtype::f64 && g.accumulate && g.alpha == 1 &&

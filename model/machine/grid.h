@@ -20,6 +20,8 @@
 // The compiler may not reassociate this: it stands in files that are compiled without the row
 // flags. Read next: gemm_tile.h.
 #pragma once
+#include <vector>
+
 #include "model/machine/tensor.h"
 
 namespace duet {
@@ -36,5 +38,36 @@ HD double grid_add(double acc, double p) {
   return p * (1 + 0x1p-52) + acc;  // the product is off the halfway point, too
 #endif
 }
+
+// p rounded to the grid, to be added to an fp64 sum.
+HD double on_grid(double p) { return grid_add(kGridBias, p) - kGridBias; }
+
+// The pieces of a microbatch whose sequences lie one behind the other: segments of
+// `segment_tokens` consecutive tokens of a sequence, cut every kPiece tokens. A property of the
+// numerics: the same sequence has the same pieces wherever it is computed.
+inline constexpr int64_t kPiece = 256;
+struct Pieces {
+  int64_t sequences = 1, seq_len = 1, segment_tokens = 128;
+
+  HD int64_t of_segment() const { return (segment_tokens + kPiece - 1) / kPiece; }
+  HD int64_t of_sequence() const {
+    return (seq_len + segment_tokens - 1) / segment_tokens * of_segment();
+  }
+  // The segment of a token of the microbatch, counted over its sequences.
+  int64_t segment(int64_t token) const {
+    return (token / seq_len * of_sequence() + token % seq_len / segment_tokens * of_segment());
+  }
+  HD int64_t count() const { return sequences * of_sequence(); }
+  // Where piece i begins; count(): the end of all. Pieces at the end of a sequence may be empty.
+  HD int64_t begin(int64_t i) const {
+    const int64_t in_sequence = i % of_sequence(), segment = in_sequence / of_segment();
+    const int64_t segment_begin = segment * segment_tokens,
+                  segment_end = least(segment_begin + segment_tokens, seq_len);
+    return i / of_sequence() * seq_len +
+        least(segment_begin + in_sequence % of_segment() * kPiece, segment_end);
+  }
+  HD static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+  std::vector<int64_t> bounds() const;  // of all that are not empty, and the end
+};
 
 }  // namespace duet

@@ -5,7 +5,7 @@
 
 namespace duet {
 
-// A layer of each; combine F is that of the layer before. W only where it is due.
+// A layer of each; combine F is that of the layer before.
 static constexpr Phase kOrder[] = {
     Phase::combine_i,
     Phase::combine_f,
@@ -25,12 +25,11 @@ static constexpr Phase kOrder[] = {
 PairResult overlapped_pair(ForwardChunk f, BackwardChunk b) {
   f.stage.begin_forward(f.microbatch, std::move(f.x), f.tokens);
   b.stage.begin_backward(b.microbatch, std::move(b.dy));
-  const bool weights = b.stage.weight_is_due(b.microbatch);
   for (int l = 0; l < std::max(f.stage.layers() + 1, b.stage.layers()); ++l)
     for (Phase phase : kOrder) {
       if (is_forward(phase))
         f.stage.run(phase, f.microbatch, phase == Phase::combine_f ? l - 1 : l);
-      else if (weights || !is_weight(phase))
+      else
         b.stage.run(phase, b.microbatch, b.stage.layers() - 1 - l);
     }
   PairResult result{

@@ -65,10 +65,7 @@ void Stage::begin_forward(int microbatch, Buf x, const Microbatch& tokens) {
       !saved, "forward of microbatch ", microbatch, ": expected no activations of it, found some");
   saved = std::make_unique<Saved>();
   saved->layers.resize(layers_.size());
-  for (Layer::Saved& layer : saved->layers) {
-    layer.microbatch = microbatch;
-    layer.half = half(microbatch);
-  }
+  for (Layer::Saved& layer : saved->layers) layer.microbatch = microbatch;
   saved->flow = std::move(x);
   if (!embedding_) return;
   const Scope scope = this->scope("embedding F", microbatch);
@@ -106,21 +103,14 @@ Buf Stage::end_backward(int microbatch) {
   return std::move(s.flow);
 }
 
-// Does the W of a half that are ready, as far as they come in ascending order.
 void Stage::backward_weight(int microbatch) {
-  saved(microbatch).weight_ready = true;
-  const int half = this->half(microbatch);
-  const int end = half == 0 ? options_.microbatches / 2 : options_.microbatches;
-  for (int& m = next_weight_[half]; m < end && saved_[size_t(m)] && saved_[size_t(m)]->weight_ready;
-       ++m) {
-    Saved& s = saved(m);
-    const Scope scope = this->scope(s.layers.empty() ? "ends W" : "W", m);
-    if (head_) head_->backward_weight(s.head, half);
-    for (int l = int(s.layers.size()); l-- > 0;)
-      for (Phase phase : kBackwardWeight) run(phase, m, l);
-    if (embedding_) embedding_->backward_weight(s.embedding, half);
-    saved_[size_t(m)].reset();
-  }
+  Saved& s = saved(microbatch);
+  const Scope scope = this->scope(s.layers.empty() ? "ends W" : "W", microbatch);
+  if (head_) head_->backward_weight(s.head);
+  for (int l = int(s.layers.size()); l-- > 0;)
+    for (Phase phase : kBackwardWeight) run(phase, microbatch, l);
+  if (embedding_) embedding_->backward_weight(s.embedding);
+  saved_[size_t(microbatch)].reset();
 }
 
 std::vector<double> Stage::losses(int microbatch) const {
@@ -137,8 +127,6 @@ void Stage::begin_step() {
   for (Params* set : param_sets()) set->zero_grad(context_.stream());
   for (Moe* moe : moe_)
     if (moe) moe->clear_load();
-  next_weight_[0] = 0;
-  next_weight_[1] = options_.microbatches / 2;
 }
 
 }  // namespace duet

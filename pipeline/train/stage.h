@@ -4,9 +4,7 @@
 // A schedule's actions are its methods, each for one microbatch:
 //   F  forward           x in, y out (the first chunk takes tokens, the last one gives losses)
 //   I  backward_input    dy in, dx out
-//   W  backward_weight   adds to the gradient's half; microbatches of a half are added in ascending
-//                        order, so a W that comes before its predecessors is held until they are
-//                        done: any legal order of W gives the same bits
+//   W  backward_weight   adds to the gradient, exactly: any order of W gives the same bits
 // Tensors are [tokens of a microbatch, d_model]. What is computed is enqueued on the device's
 // compute stream, what travels between experts on Moe's comm stream; the host waits in dispatch
 // alone (moe.h). Used by one thread.
@@ -49,8 +47,8 @@ class Stage {
   void drop(int microbatch) { saved_[size_t(microbatch)].reset(); }
 
   // The same forward and backward in steps, for whoever interleaves two of them (pairs.h): begin,
-  // each layer's phases (feed_forward.h), end. Where W is due its phases may be among them, before
-  // backward_weight, which does what remains of it.
+  // each layer's phases (feed_forward.h), end. Those of W may be among them, before backward_weight,
+  // which does what remains.
   void begin_forward(int microbatch, Buf x, const Microbatch& tokens);
   Buf end_forward(int microbatch, const Microbatch& tokens);
   void begin_backward(int microbatch, Buf dy);
@@ -58,7 +56,6 @@ class Stage {
   // A phase of one of the chunk's layers, counted from 0; nothing where there is no such layer.
   void run(Phase phase, int microbatch, int layer);
   int layers() const { return int(layers_.size()); }
-  bool weight_is_due(int microbatch) const { return next_weight_[half(microbatch)] == microbatch; }
 
   // Of the last chunk, valid once the stream is synchronized: a microbatch's cross-entropies,
   // summed over each sequence's tokens in ascending order. [sequences], nats
@@ -87,9 +84,7 @@ class Stage {
     std::vector<Layer::Saved> layers;  // whose W is not done
     Head::Saved head;
     Buf flow;  // [tokens, d_model] between layers: x, later dy
-    bool weight_ready = false;
   };
-  int half(int microbatch) const { return microbatch < options_.microbatches / 2 ? 0 : 1; }
   Saved& saved(int microbatch);
   Scope scope(const char* name, int microbatch, int64_t layer = -1) const;  // layer: of the model
 
@@ -101,7 +96,6 @@ class Stage {
   std::vector<Layer> layers_;
   std::optional<Head> head_;
   std::vector<std::unique_ptr<Saved>> saved_;  // [microbatches]
-  int next_weight_[2] = {0, 0};                // of each half, the microbatch whose W is due
   Buf loss_host_;                              // [microbatches, tokens]
   std::function<void(int, const Tensor&)> on_logits_;
 };
