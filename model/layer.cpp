@@ -87,7 +87,9 @@ class Dense : public FeedForward {
         launch<Add>(context_.stream(), s.y->rows, {.x = s.residual, .y = s.y});
         break;
       case Phase::experts_i: s.dx = swiglu_.backward_input(s.swiglu, s.dy, all_); break;
-      case Phase::experts_w: swiglu_.backward_weight(s.swiglu, s.x, s.dy, all_, context_.pieces().bounds()); break;
+      case Phase::experts_w:
+        swiglu_.backward_weight(s.swiglu, s.x, s.dy, all_, context_.pieces().bounds());
+        break;
       default: break;
     }
   }

@@ -91,7 +91,8 @@ void Params::zero_grad(Stream& stream) {
 }
 
 std::vector<double> Params::squares(Stream& stream) {
-  launch<SumSquares>(stream, squares_->rows, {.x = weight_, .grad = grad_, .sum = squares_, .blocks = blocks_});
+  launch<SumSquares>(
+      stream, squares_->rows, {.x = weight_, .grad = grad_, .sum = squares_, .blocks = blocks_});
   stream.copy(squares_host_->data, squares_->data, size_t(squares_->bytes()));
   stream.synchronize();
   std::vector<double> sums;

@@ -2,8 +2,9 @@
 // state.
 //
 // A Param is one logical tensor under its Hugging Face name. All Params of a chunk lie in flat
-// arenas (one each for weights, master weights, the gradient, and AdamW's two moments) at the same offsets, so that the optimizer and the gradient norm are one launch each,
-// and reductions between ranks can take long pieces.
+// arenas (one each for weights, master weights, the gradient, and AdamW's two moments) at the same
+// offsets, so that the optimizer and the gradient norm are one launch each, and reductions between
+// ranks can take long pieces.
 //
 // The gradient is an exact sum over the global batch (machine/grid.h), in fp64. Norm and AdamW read
 // it rounded to the accumulation type.
@@ -34,8 +35,8 @@ struct Param {
   Tensor weight;       // [rows, cols] compute type: what F and I read
   // [rows, cols] accumulation type; the same memory as weight where the types are the same
   Tensor master;
-  Tensor grad;     // [rows, cols] f64
-  Tensor m, v;     // [rows, cols] accumulation type: AdamW's moments
+  Tensor grad;  // [rows, cols] f64
+  Tensor m, v;  // [rows, cols] accumulation type: AdamW's moments
 };
 
 struct AdamWOptions {
@@ -65,8 +66,8 @@ class Params {
 
   std::deque<Param>& all() { return all_; }
   const std::deque<Param>& all() const { return all_; }
-  int64_t elements() const { return elements_; }              // length of an arena
-  Tensor grad_arena() const { return *grad_; }         // [1, elements]
+  int64_t elements() const { return elements_; }  // length of an arena
+  Tensor grad_arena() const { return *grad_; }    // [1, elements]
 
   // Elements from one expert's matrix to the next one's, where both were declared one after the
   // other with the same sizes.
@@ -78,7 +79,7 @@ class Params {
   void place(Device& device, Dtype dtype);
   std::deque<Param> all_;
   int64_t elements_ = 0;
-  Buf weight_, master_, grad_, m_, v_;        // [1, elements]
+  Buf weight_, master_, grad_, m_, v_;           // [1, elements]
   Buf block_begin_, block_count_, block_decay_;  // [blocks, 1]
   Buf squares_, squares_host_;                   // [blocks, 1] f64
   Blocks blocks_;

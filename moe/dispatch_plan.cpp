@@ -78,7 +78,7 @@ void ExchangePlan::cut(std::span<const int64_t> segment, std::span<const int32_t
       const size_t token = size_t(local.token[size_t(row)]);
       const size_t before = row > 0 ? size_t(local.token[size_t(row) - 1]) : token;
       if (row > pieces.back() &&
-          (row == local.offsets[slot] || row - pieces.back() == kPiece ||
+          (row == local.offsets[slot] || row - pieces.back() == kMaxPiece ||
               segment[token] != segment[before] || from[token] != from[before]))
         pieces.push_back(row);
     }

@@ -43,7 +43,7 @@ struct ExchangePlan {
   DispatchPlan back;              // of the rows in expert order to the ranks of their tokens
   std::vector<int64_t> returned;  // [ranks + 1] offsets of the results that come back
   std::vector<int32_t> pos;       // [tokens, topk] where each of my choices comes back
-  // Where slot, source, sequence or segment change in expert order, or kPiece rows are full.
+  // Where slot, source, sequence or segment change in expert order, or kMaxPiece rows are full.
   std::vector<int64_t> pieces;
 
   // choices[r] [tokens, topk]: the slots that rank r's tokens chose, ascending by expert. Every

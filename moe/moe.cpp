@@ -97,8 +97,7 @@ void Moe::run(Phase phase, Saved& saved) {
     case Phase::dispatch_i: return dispatch_i(s);
     case Phase::experts_w:
       linear_w(context_, s.x, s.scores, gate_);
-      if (shared_)
-        shared_->backward_weight(s.shared, s.x, s.dy, all, context_.pieces().bounds());
+      if (shared_) shared_->backward_weight(s.shared, s.x, s.dy, all, context_.pieces().bounds());
       return routed_.backward_weight(
           s.routed, s.rows, s.y_rows, s.plan.local.offsets, s.plan.pieces);
     case Phase::attention_f:

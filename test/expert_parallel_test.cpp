@@ -41,7 +41,8 @@ TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
     const int topk = 1 + int(random() % std::min(3, ranks * slots));
     const Choices choices = random_choices(random, ranks, topk, ranks * slots);
     std::vector<ExchangePlan> plans;
-    for (int r = 0; r < ranks; ++r) plans.emplace_back(choices, topk, slots, r);
+    const Pieces segments{2, 5, 1 + int64_t(random() % 5)};
+    for (int r = 0; r < ranks; ++r) plans.emplace_back(choices, topk, slots, r, segments);
 
     if (ranks == 1) {  // what leaves, either way, is in order: nothing need be moved
       for (const std::vector<int32_t>& index :
@@ -53,8 +54,9 @@ TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
       EXPECT_EQ(plans[0].pos, plans[0].local.pos);
     }
 
-    std::vector<std::vector<std::pair<int, int>>> received(plans.size());        // tokens
-    std::vector<std::vector<std::tuple<int, int, int>>> returned(plans.size());  // results
+    std::vector<std::vector<std::pair<int, int>>> received(plans.size());          // tokens
+    std::vector<std::vector<std::tuple<int, int, int>>> returned(plans.size());    // results
+    std::vector<std::vector<std::tuple<int, int, int64_t>>> pieces(plans.size());  // of each row
     for (int to = 0; to < ranks; ++to)
       for (int from = 0; from < ranks; ++from) {
         const ExchangePlan& p = plans[size_t(from)];
@@ -75,8 +77,19 @@ TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
           const auto begin = p.local.offsets.begin();
           const int slot = int(std::upper_bound(begin, p.local.offsets.end(), row) - begin) - 1;
           returned[size_t(home)].emplace_back(rank, token, from * slots + slot);
+          pieces[size_t(from)].resize(p.local.token.size());
+          pieces[size_t(from)][size_t(row)] = {slot, rank, segments.segment(token)};
         }
       }
+    for (int r = 0; r < ranks; ++r) {  // a piece ends just where one of the three changes
+      std::vector<int64_t> ends = {0};
+      const auto& rows = pieces[size_t(r)];
+      for (size_t row = 1; row < rows.size(); ++row)
+        if (rows[row] != rows[row - 1]) ends.push_back(int64_t(row));
+      if (!rows.empty()) ends.push_back(int64_t(rows.size()));
+      EXPECT_EQ(plans[size_t(r)].pieces, ends);
+      EXPECT_EQ(std::set(rows.begin(), rows.end()).size(), ends.size() - 1);  // and none is cut
+    }
     for (int r = 0; r < ranks; ++r) {
       const std::vector<int32_t>& mine = choices[size_t(r)];
       ASSERT_EQ(returned[size_t(r)].size(), mine.size());

@@ -26,11 +26,11 @@ void check_attention(int64_t q_lora_rank, int64_t seq_len, int64_t sequences, in
                 return Bench::dot(dy, attention.forward(s, x));
               },
           .backward =
-              [&](int half) {
+              [&] {
                 Attention::Saved s;
                 attention.forward(s, x);
                 Buf dx = attention.backward_input(s, dy);
-                attention.backward_weight(s, x, dy, half);
+                attention.backward_weight(s, x, dy);
                 return dx;
               }},
       sample);
@@ -72,11 +72,10 @@ void check_feed_forward(Bench& b, FeedForward& ffn, Choice choice) {
   check_gradients(b, x,
       {.objective = [&] { return Bench::dot(dy, forward()->y) + choice.check(b.context); },
           .backward =
-              [&](int half) {
+              [&] {
                 auto s = forward();
                 choice.check(b.context);
                 s->dy = dy;
-                s->half = half;
                 for (Phase phase : kBackwardInput) ffn.run(phase, *s);
                 for (Phase phase : kBackwardWeight) ffn.run(phase, *s);
                 return std::move(s->dx);
@@ -133,8 +132,8 @@ void check_layer(int64_t index) {
                 return y + choice.check(b.context);
               },
           .backward =
-              [&](int half) {
-                Layer::Saved s{.half = half};
+              [&] {
+                Layer::Saved s;
                 forward(s);
                 choice.check(b.context);
                 Buf flow = b.copy(dy);
@@ -160,11 +159,11 @@ TEST(Gradient, Embedding) {
                 return Bench::dot(dy, embedding.forward(s, tokens));
               },
           .backward =
-              [&](int half) {
+              [&] {
                 Embedding::Saved s;
                 embedding.forward(s, tokens);
                 embedding.backward_input(s, b.copy(dy));
-                embedding.backward_weight(s, half);
+                embedding.backward_weight(s);
                 return Buf();
               }});
 }
@@ -191,11 +190,11 @@ TEST(Gradient, HeadWithCrossEntropy) {
                 return forward(s);
               },
           .backward =
-              [&](int half) {
+              [&] {
                 Head::Saved s;
                 forward(s);
                 Buf dx = head.backward_input(s);
-                head.backward_weight(s, half);
+                head.backward_weight(s);
                 return dx;
               }});
 }

@@ -55,8 +55,8 @@ struct Gemm {
   // skipped: same bits either way.
   bool causal = false;
   // Not empty: an exact sum (grid.h). Form TN, C fp64, accumulate, alpha 1; row numbers of A and B
-  // at which pieces begin and end, ascending, each at most kPiece rows, the offsets of groups among
-  // them. A piece's product is summed from zero and added to C on the grid.
+  // at which pieces begin and end, ascending, each at most kMaxPiece rows, the offsets of groups
+  // among them. A piece's product is summed from zero and added to C on the grid.
   std::span<const int64_t> pieces = {};
 };
 

@@ -22,8 +22,8 @@ static void check_pieces(const Gemm& g, std::span<const int64_t> offsets) {
           p.back() == (offsets.empty() ? g.a.rows : offsets.back()),
       "an exact sum: expected pieces of all rows, found ", p.front(), " .. ", p.back());
   for (size_t i = 1; i < p.size(); ++i)
-    DUET_CHECK(p[i] > p[i - 1] && p[i] - p[i - 1] <= kPiece,
-        "an exact sum: expected pieces of 1 to ", kPiece, " rows, found ", p[i] - p[i - 1]);
+    DUET_CHECK(p[i] > p[i - 1] && p[i] - p[i - 1] <= kMaxPiece,
+        "an exact sum: expected pieces of 1 to ", kMaxPiece, " rows, found ", p[i] - p[i - 1]);
   for (int64_t o : offsets)
     DUET_CHECK(std::binary_search(p.begin(), p.end(), o),
         "an exact sum: expected a piece to begin ", "with the group at row ", o);

@@ -46,7 +46,7 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
   const bool nt = p.g.form == Form::NT, tn = p.g.form == Form::TN, causal = p.g.causal;
   alignas(64) T panel[kBlock * kWidth];
   const bool exact = !p.pieces.empty();
-  static_assert(kPiece <= kBlock);
+  static_assert(kMaxPiece <= kBlock);
   if (exact && p.depth == 0) return;  // an empty group adds nothing
   size_t piece = 0;
   for (int64_t k0 = 0, k1; k0 == 0 || k0 < p.depth; k0 = std::max<int64_t>(k1, 1)) {

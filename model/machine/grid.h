@@ -43,13 +43,13 @@ HD double grid_add(double acc, double p) {
 HD double on_grid(double p) { return grid_add(kGridBias, p) - kGridBias; }
 
 // The pieces of a microbatch whose sequences lie one behind the other: segments of
-// `segment_tokens` consecutive tokens of a sequence, cut every kPiece tokens. A property of the
+// `segment_tokens` consecutive tokens of a sequence, cut every kMaxPiece tokens. A property of the
 // numerics: the same sequence has the same pieces wherever it is computed.
-inline constexpr int64_t kPiece = 256;
+inline constexpr int64_t kMaxPiece = 256;
 struct Pieces {
   int64_t sequences = 1, seq_len = 1, segment_tokens = 128;
 
-  HD int64_t of_segment() const { return (segment_tokens + kPiece - 1) / kPiece; }
+  HD int64_t of_segment() const { return (segment_tokens + kMaxPiece - 1) / kMaxPiece; }
   HD int64_t of_sequence() const {
     return (seq_len + segment_tokens - 1) / segment_tokens * of_segment();
   }
@@ -64,7 +64,7 @@ struct Pieces {
     const int64_t segment_begin = segment * segment_tokens,
                   segment_end = least(segment_begin + segment_tokens, seq_len);
     return i / of_sequence() * seq_len +
-        least(segment_begin + in_sequence % of_segment() * kPiece, segment_end);
+        least(segment_begin + in_sequence % of_segment() * kMaxPiece, segment_end);
   }
   HD static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
   std::vector<int64_t> bounds() const;  // of all that are not empty, and the end
