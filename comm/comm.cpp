@@ -15,6 +15,7 @@
 namespace duet {
 
 DUET_COMPILE_CPU(OrderedSum)
+DUET_COMPILE_CPU(Rounded)
 DUET_COMPILE_CPU(LinkBook)
 DUET_COMPILE_CPU(LinkWait)
 
@@ -152,27 +153,52 @@ static int64_t slice_of(int64_t elements, int ranks) {
 
 int64_t Comm::scratch_size(int64_t elements) const { return slice_of(elements, size()) * size(); }
 
-// Each rank collects everyone's part of its own slice, sums it in rank order, and gives the sum to
-// all.
-void Comm::all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch) {
-  if (size() == 1) return;
-  const Bytes whole = bytes_of(t), collected = bytes_of(scratch);
+// The slice of t that rank r of `ranks` sums. [1, n]
+static Tensor slice(const Tensor& t, int r, int ranks) {
+  const int64_t step = slice_of(t.size(), ranks), begin = std::min(r * step, t.size());
+  return t.reshape(1, t.size()).col_slice(begin, std::min(step, t.size() - begin));
+}
+
+static int64_t blocks_of(const Tensor& t) {
+  return (t.cols + OrderedSum::kBlock - 1) / OrderedSum::kBlock;
+}
+
+// Each rank collects everyone's part of its own slice and sums it in rank order, in place.
+void Comm::reduce_scatter(Stream& stream, const Tensor& t, const Tensor& scratch) {
   DUET_CHECK(scratch.size() >= scratch_size(t.size()) && scratch.dtype == t.dtype,
       "all-reduce: expected a scratch of ", scratch_size(t.size()), " elements, found ",
       scratch.size());
-  const size_t step = size_t(slice_of(t.size(), size()) * dtype_size(t.dtype));
-  const auto slice = [&](int r) {
-    const size_t begin = std::min(size_t(r) * step, whole.size());
-    return whole.subspan(begin, std::min(step, whole.size() - begin));
-  };
-  const Bytes mine = slice(rank_);
-  exchange(&stream, "all-reduce", slice,
-      [&](int r) { return collected.subspan(size_t(r) * mine.size(), mine.size()); });
-  const int64_t n = int64_t(mine.size()) / dtype_size(t.dtype);
-  launch<OrderedSum>(stream, (n + OrderedSum::kBlock - 1) / OrderedSum::kBlock,
-      {.x = {scratch.data, t.dtype, size(), n, n}, .y = {mine.data(), t.dtype, 1, n, n}});
+  const Tensor mine = slice(t, rank_, size());
+  const Tensor collected{scratch.data, t.dtype, size(), mine.cols, mine.cols};
   exchange(
-      &stream, "all-reduce", [&](int) { return mine; }, slice);
+      &stream, "all-reduce", [&](int r) { return bytes_of(slice(t, r, size())); },
+      [&](int r) { return bytes_of(collected.row_slice(r, 1)); });
+  launch<OrderedSum>(stream, blocks_of(mine), {.x = collected, .y = mine});
+}
+
+// Gives each rank's slice to all.
+void Comm::gather_slices(Stream& stream, const Tensor& t) {
+  const auto of_rank = [&](int r) { return bytes_of(slice(t, r, size())); };
+  exchange(
+      &stream, "all-reduce", [&](int) { return of_rank(rank_); }, of_rank);
+}
+
+void Comm::all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch) {
+  if (size() == 1) return;
+  bytes_of(t), bytes_of(scratch);  // contiguous
+  reduce_scatter(stream, t, scratch);
+  gather_slices(stream, t);
+}
+
+void Comm::all_reduce_to_fp32(Stream& stream, const Tensor& t, const Tensor& scratch) {
+  if (size() == 1) return;
+  DUET_CHECK(t.dtype == Dtype::f64, "all-reduce to fp32: expected sums in fp64");
+  reduce_scatter(stream, t, scratch);
+  const Tensor rounded{scratch.data, Dtype::f32, 1, t.size(), t.size()};
+  const Tensor mine = slice(t, rank_, size()), all = t.reshape(1, t.size());
+  launch<Rounded>(stream, blocks_of(mine), {slice(rounded, rank_, size()), mine, false});
+  gather_slices(stream, rounded);
+  launch<Rounded>(stream, blocks_of(all), {rounded, all, true});
 }
 
 // --- of host values ------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 
 namespace duet {
 DUET_COMPILE_CUDA(OrderedSum)
+DUET_COMPILE_CUDA(Rounded)
 DUET_COMPILE_CUDA(LinkBook)
 DUET_COMPILE_CUDA(LinkWait)
 }  // namespace duet

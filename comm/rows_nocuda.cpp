@@ -5,6 +5,7 @@
 
 namespace duet {
 DUET_NO_CUDA(OrderedSum)
+DUET_NO_CUDA(Rounded)
 DUET_NO_CUDA(LinkBook)
 DUET_NO_CUDA(LinkWait)
 }  // namespace duet

@@ -28,4 +28,24 @@ struct OrderedSum {
   }
 };
 
+// What an exact sum is read as: rounded to fp32, and back. Rows as above.
+struct Rounded {
+  static constexpr bool acc_only = true;
+  struct Args {
+    Tensor x;    // [1, elements] f32
+    Tensor y;    // [1, elements] f64
+    bool widen;  // from x to y, else from y to x
+  };
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
+    constexpr int64_t kBlock = OrderedSum::kBlock;
+    const int64_t begin = r * kBlock, end = begin + kBlock < a.x.cols ? begin + kBlock : a.x.cols;
+    float* __restrict x = a.x.row<float>(0);
+    double* __restrict y = a.y.row<double>(0);
+    if (a.widen)
+      for (int64_t i = begin + g.lane(); i < end; i += Group::size) y[i] = double(x[i]);
+    else
+      for (int64_t i = begin + g.lane(); i < end; i += Group::size) x[i] = float(y[i]);
+  }
+};
+
 }  // namespace duet

@@ -52,15 +52,20 @@ Buf upload(const Context& context, std::span<const int32_t> values) {
 }
 
 std::vector<float> to_host(Stream& stream, const Tensor& x) {
-  DUET_CHECK(x.ld == x.cols && (x.dtype == Dtype::f32 || x.dtype == Dtype::bf16),
-      "expected a contiguous fp32 or bf16 tensor, ", "found ", dtype_name(x.dtype), " with ", x.ld,
+  DUET_CHECK(x.ld == x.cols && x.dtype != Dtype::i32,
+      "expected contiguous floating-point numbers, found ", dtype_name(x.dtype), " with ", x.ld,
       " elements from row to row of ", x.cols);
   std::vector<float> host(size_t(x.size()));
-  std::vector<bf16> raw(x.dtype == Dtype::bf16 ? host.size() : 0);
-  stream.copy(
-      raw.empty() ? static_cast<void*>(host.data()) : raw.data(), x.data, size_t(x.bytes()));
-  stream.synchronize();
-  std::copy(raw.begin(), raw.end(), host.begin());
+  const auto fetch = [&](auto& values) {
+    values.resize(host.size());
+    stream.copy(values.data(), x.data, size_t(x.bytes()));
+    stream.synchronize();
+  };
+  std::vector<bf16> halves;
+  std::vector<double> doubles;
+  x.dtype == Dtype::bf16 ? fetch(halves) : x.dtype == Dtype::f64 ? fetch(doubles) : fetch(host);
+  std::copy(halves.begin(), halves.end(), host.begin());
+  std::copy(doubles.begin(), doubles.end(), host.begin());
   return host;
 }
 

@@ -72,8 +72,8 @@ void Params::allocate(Device& device, Dtype dtype, uint64_t seed) {
   block_count_ = upload(count);
   block_decay_ = upload(decay);
   blocks_ = {block_begin_, block_count_, block_decay_};
-  squares_ = device.buffer(int64_t(begin.size()), 1, Dtype::f64, Use::scratch);
-  squares_host_ = device.host_buffer(int64_t(begin.size()), 1, Dtype::f64);
+  squares_ = device.buffer(int64_t(begin.size()), 2, Dtype::f64, Use::scratch);
+  squares_host_ = device.host_buffer(int64_t(begin.size()), 2, Dtype::f64);
 
   for (const Param& p : all_) {
     if (p.init == Init::zeros) continue;
@@ -100,10 +100,22 @@ std::vector<double> Params::squares(Stream& stream) {
   for (const Param& p : all_) {
     if (!p.trained) continue;
     double sum = 0;
-    for (int64_t i = 0; i < p.rows * p.cols; i += kBlockSize) sum += *block++;
+    for (int64_t i = 0; i < p.rows * p.cols; i += kBlockSize, block += 2) sum += *block;
     sums.push_back(sum);
   }
   return sums;
+}
+
+double Params::largest_gradient(Stream& stream) {
+  squares(stream);
+  return largest_gradient();
+}
+
+double Params::largest_gradient() const {
+  double largest = 0;
+  for (int64_t i = 0; i < squares_host_->rows; ++i)
+    largest = std::max(largest, squares_host_->get(2 * i + 1));
+  return largest;
 }
 
 void Params::adamw(Stream& stream, const AdamWOptions& o, double clip, int64_t step) {

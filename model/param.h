@@ -59,6 +59,9 @@ class Params {
   // Of the finished gradient: each trained parameter's sum of squares, in order of declaration.
   // Synchronizes.
   std::vector<double> squares(Stream& stream);
+  // Its largest element, in magnitude: now (synchronizes), or when squares() was last asked.
+  double largest_gradient(Stream& stream);
+  double largest_gradient() const;
   // One step of AdamW on the finished gradient times `clip`; step counts from 1.
   void adamw(Stream& stream, const AdamWOptions& options, double clip, int64_t step);
   // After the masters were written: brings the weights up to date.
@@ -81,7 +84,7 @@ class Params {
   int64_t elements_ = 0;
   Buf weight_, master_, grad_, m_, v_;           // [1, elements]
   Buf block_begin_, block_count_, block_decay_;  // [blocks, 1]
-  Buf squares_, squares_host_;                   // [blocks, 1] f64
+  Buf squares_, squares_host_;                   // [blocks, 2] f64: sum, largest element
   Blocks blocks_;
 };
 

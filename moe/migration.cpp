@@ -85,7 +85,7 @@ void migrate(Comm& group, Device& device, Moe& moe, const ExpertPlacement& to) {
   moe.set_placement(to);
 }
 
-// The rank of an expert's first slot adds, in the order of slots, and sends the sum to the others.
+// The rank of an expert's first slot adds, and sends the sum to the others.
 void sum_replicas(Comm& group, Device& device, Moe& moe) {
   Stream& stream = device.compute();
   const ExpertPlacement& p = moe.placement();
@@ -97,7 +97,7 @@ void sum_replicas(Comm& group, Device& device, Moe& moe) {
       back.push_back({p.slots_of(e)[0], s});
     }
   for (size_t matrix = 0; matrix < 3; ++matrix) {
-    const auto grad = [&](int slot) { return moe.slot(slot % slots)[matrix]->grad[0]; };
+    const auto grad = [&](int slot) { return moe.slot(slot % slots)[matrix]->grad; };
     std::vector<std::pair<Tensor, Tensor>> sums;  // first += second
     std::vector<Buf> arrived;
     send_all(group, stream, there, slots, grad, [&](const Move& m) {

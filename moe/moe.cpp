@@ -133,7 +133,7 @@ void Moe::router_f(MoeSaved& s) {
           .total = s.total,
           .scratch = scratch,
           .shape = shape_,
-          .balanced = options_.balanced});
+          .balanced_over = options_.balanced ? context_.seq_len : 0});
   gather_choices(s);
   launch<BalanceLossF>(stream, context_.sequences,
       {.x = s.scores,
@@ -185,8 +185,11 @@ std::vector<std::vector<int32_t>> Moe::wait_for_choices(MoeSaved& s) {
 void Moe::dispatch_f(MoeSaved& s) {
   std::vector<std::vector<int32_t>> choices = wait_for_choices(s);
   for (int32_t e : choices[size_t(me_)]) ++load_[size_t(e)];
-  choose_slots(
-      choices, placement_, options_.ranks_per_node ? options_.ranks_per_node : placement_.gpus);
+  if (placement_.max_count > 1 && options_.split == ReplicaSplit::segment)
+    choose_slots_by_segment(choices, shape_.topk, placement_, context_.pieces());
+  else
+    choose_slots(
+        choices, placement_, options_.ranks_per_node ? options_.ranks_per_node : placement_.gpus);
   count_work(choices);
   s.plan = ExchangePlan(choices, shape_.topk, slots_, me_, context_.pieces());
   s.pos = upload(context_, s.plan.pos);
@@ -348,17 +351,6 @@ void Moe::set_placement(ExpertPlacement placement) {
       const size_t after_number = p->name.find('.', prefix_.size() + sizeof "experts." - 1);
       p->name = prefixes[size_t(s)] + p->name.substr(after_number + 1);
     }
-}
-
-std::vector<double> Moe::balance_loss() const {
-  std::vector<double> sums;
-  for (int64_t m = 0; m < balance_host_->rows; ++m) {
-    double sum = 0;
-    for (int64_t i = 0; i < balance_host_->cols; ++i)
-      sum += balance_host_->get(m * balance_host_->cols + i);
-    sums.push_back(sum);
-  }
-  return sums;
 }
 
 void Moe::update_bias(const std::vector<int64_t>& load, double gamma) {

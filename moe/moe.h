@@ -39,7 +39,7 @@
 #include "model/feed_forward.h"
 #include "model/swiglu.h"
 #include "moe/dispatch_plan.h"
-#include "moe/eplb.h"
+#include "moe/eplb_quota.h"
 #include "moe/rows/router.h"
 
 namespace duet {
@@ -57,6 +57,7 @@ class Moe : public FeedForward {
     ExpertPlacement placement;
     int ranks_per_node = 0;  // 0: all ranks of the group are on one node
     bool balanced = false;   // --force-balanced-routing
+    ReplicaSplit split = ReplicaSplit::segment;
   };
   Moe(const Context& context, Params& params, Params& experts, const std::string& prefix,
       const Options& options);
@@ -67,9 +68,11 @@ class Moe : public FeedForward {
   // This rank's tokens that chose each logical expert since the last clear_load(). [n_routed]
   const std::vector<int64_t>& load() const { return load_; }
   void clear_load();
-  // The sequence-wise balance loss of each microbatch, summed over its sequences, without the
-  // factor alpha. [microbatches] Valid once the stream is synchronized.
-  std::vector<double> balance_loss() const;
+  // The sequence-wise balance loss of a sequence of a microbatch, without the factor alpha. Valid
+  // once the stream is synchronized.
+  double balance_loss(int64_t microbatch, int64_t sequence) const {
+    return balance_host_->get(microbatch * balance_host_->cols + sequence);
+  }
 
   // Tokens that each rank of the group computed since the last clear_load(), then those of each
   // microbatch's busiest rank, for whom the others wait. Empty in a group of one. [ranks + 1]

@@ -147,12 +147,7 @@ TEST_F(Exactness, SchedulesAgreeOverDataParallelRanksToo) {
     EXPECT_TRUE(t.copies_agree) << schedule;
   }
   EXPECT_EQ(with_dp("dualpipev", 4), two);
-  // The same global batch on one rank: sums are formed otherwise, but a sequence's forward pass
-  // does not know of it.
-  const Trace one = train(options("1f1b", 1, 16));
-  const auto loss = [](const std::string& step) { return step.substr(0, step.find(' ')); };
-  EXPECT_EQ(loss(two.steps[0]), loss(one.steps[0]));
-  EXPECT_NEAR(std::stod(loss(two.steps[2])), std::stod(loss(one.steps[2])), 1e-5);
+  EXPECT_EQ(train(options("1f1b", 1, 16)), two);  // the same global batch on one rank
 }
 
 // copies_agree() is a test that can fail: ranks that load different checkpoints do not agree.
@@ -226,10 +221,25 @@ TEST_F(Exactness, WeightsAloneCanBeLoaded) {
 
 // --- schedules from files ------------------------------------------------------------------------
 
+// Ws of a stage that come before one of a lower microbatch.
+int unordered_ws(const Schedule& s) {
+  int count = 0;
+  for (const auto& actions : s.ranks) {
+    std::map<int, int> last;  // by stage
+    for (const Action& action : actions)
+      for_parts(action, [&](const Action& a) {
+        if (a.kind != Kind::W && a.kind != Kind::B) return;
+        if (last.count(a.stage) && a.microbatch < last[a.stage]) ++count;
+        last[a.stage] = a.microbatch;
+      });
+  }
+  return count;
+}
+
 TEST_F(Exactness, AnyLegalScheduleFromAFileHasTheSameBits) {
   std::mt19937 rng(11);
   const Trace one[2] = {train(options("1f1b", 1, 6, 2)), train(options("1f1b", 1, 7, 2))};
-  int held = 0;
+  int unordered = 0;
   for (int i = 0; i < 12; ++i) {
     const bool two_directions = i % 3 == 0;
     const RandomShape shape{.pp = int(1 + rng() % 4),
@@ -246,9 +256,9 @@ TEST_F(Exactness, AnyLegalScheduleFromAFileHasTheSameBits) {
     write_csv(text, schedule);
     EXPECT_EQ(t, one[i % 2]) << text.str();
     EXPECT_TRUE(t.copies_agree) << text.str();
-    for (int w : t.usage.held_w) held += w;
+    unordered += unordered_ws(schedule);
   }
-  EXPECT_GT(held, 20) << "hardly a W out of order: the test tests little";
+  EXPECT_GT(unordered, 20) << "hardly a W out of order: the test tests little";
 }
 
 // --- memory --------------------------------------------------------------------------------------

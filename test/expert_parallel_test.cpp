@@ -124,31 +124,15 @@ class ExpertParallel : public RunTest {
     o.comm_timeout = 60;
     return o;
   }
-  std::vector<std::pair<double, double>> metrics(const std::string& out) const {  // loss, norm
-    std::vector<std::pair<double, double>> all;
-    std::ifstream file(folder_ + "/" + out + "/metrics.jsonl");
-    for (std::string line; std::getline(file, line);) {
-      const Json j = Json::parse(line, "metrics");
-      all.emplace_back(j.at("loss").number(), j.at("grad_norm").number());
-    }
-    return all;
-  }
 };
 
-TEST_F(ExpertParallel, FollowsOneRank) {
+TEST_F(ExpertParallel, HasTheBitsOfOneRank) {
   run(spread("one", 1, 1, 6));
-  const auto one = metrics("one");
   for (const auto& [dp, ep] :
       {std::pair(2, 1), std::pair(2, 2), std::pair(4, 2), std::pair(4, 4)}) {
     const std::string name = cat("dp", dp, "ep", ep);
     run(spread(name, dp, ep, 6));
-    const auto spread = metrics(name);
-    ASSERT_EQ(spread.size(), one.size());
-    EXPECT_EQ(spread[0].first, one[0].first) << name;
-    for (size_t i = 0; i < one.size(); ++i) {
-      EXPECT_NEAR(spread[i].first / one[i].first, 1, 1e-5) << name << " step " << i + 1;
-      EXPECT_NEAR(spread[i].second / one[i].second, 1, 1e-3) << name << " step " << i + 1;
-    }
+    EXPECT_EQ(numbers(name), numbers("one")) << name;
   }
 }
 
@@ -175,11 +159,9 @@ TEST_F(ExpertParallel, ResumesWithTheSameBitsAndWithAnotherSpread) {
     o.ep = ep;
     o.resume = true;
     run(o);
+    EXPECT_EQ(numbers(cat("parts", ep)), numbers("whole"));
     if (ep == 2) {
       EXPECT_EQ(bits("parts2"), bits("whole"));
-    } else {
-      // the forward's bits do not know the spread
-      EXPECT_EQ(metrics("parts1")[2].first, metrics("whole")[2].first);
     }
   }
 }

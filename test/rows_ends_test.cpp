@@ -94,12 +94,15 @@ TYPED_TEST(SumSquaresTest, SumsTheSquaresOfEachBlock) {
   using T = typename TestFixture::T;
   ArenaBlocks blocks;
   Mat<T> x(1, blocks.kElements);
-  Mat<double> grad(1, blocks.kElements), sum(3, 1), expected(3, 1);
+  Mat<double> grad(1, blocks.kElements), sum(3, 2), expected(3, 2);
   grad.random(this->rng), expected.fill(0);
   for (int64_t i = 0; i < blocks.kElements; ++i) {
     grad(0, i) *= 1 + 1e-9;  // no float: it is rounded
     const double g = double(Acc<T>(grad(0, i)));
-    if (const int64_t b = blocks.block(i); b >= 0) expected(b) += g * g;
+    const int64_t b = blocks.block(i);
+    if (b < 0) continue;
+    expected(b, 0) += g * g;
+    expected(b, 1) = std::max(expected(b, 1), std::abs(g));
   }
   this->template run<SumSquares>(3, {.x = x, .grad = grad, .sum = sum, .blocks = blocks});
   expect_close(sum, expected, 1e-14);  // in double whatever T is

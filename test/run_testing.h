@@ -56,15 +56,17 @@ class RunTest : public FolderTest {
     train_command(o, text);
     return text.str();
   }
-  // What a run computed: loss and norm of every step in all their bits, where tokens and experts
-  // went, and a hash of its newest checkpoint's tensors.
-  std::vector<std::string> bits(const std::string& out) const {
+  // What a run computed: loss and norm of every step in all their bits, and a hash of its newest
+  // checkpoint's tensors.
+  std::vector<std::string> numbers(const std::string& out) const { return bits(out, false); }
+  // The same, and where tokens and experts went.
+  std::vector<std::string> bits(const std::string& out, bool where = true) const {
     std::vector<std::string> all;
     std::ifstream metrics(folder_ + "/" + out + "/metrics.jsonl");
     for (std::string line; std::getline(metrics, line);) {
       const Json j = Json::parse(line, "metrics");
       all.push_back(cat(j.at("step").integer(), " ", j.at("loss_hex").string(), " ",
-          j.at("grad_norm_hex").string(), " ", j.at("moe").dump()));
+          j.at("grad_norm_hex").string(), where ? " " + j.at("moe").dump() : ""));
     }
     const std::string dir = newest_checkpoint(folder_ + "/" + out);
     for (const char* name : {"model.safetensors", "optimizer.safetensors"})

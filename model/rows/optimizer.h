@@ -15,25 +15,29 @@ struct Blocks {
   Tensor decay;  // [blocks, 1] i32, 1 where weight decay applies
 };
 
-// The sum of squares of each block, for the gradient norm; of the gradient rounded to the
-// accumulation type, which is what AdamW reads.
+// The sum of squares of each block, for the gradient norm, and its largest element; of the gradient
+// rounded to the accumulation type, which is what AdamW reads.
 struct SumSquares {
   struct Args {
     Tensor x;     // [1, arena] weights: the compute type
     Tensor grad;  // [1, arena] f64
-    Tensor sum;   // [blocks, 1] f64 out
+    Tensor sum;   // [blocks, 2] f64 out
     Blocks blocks;
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const double* __restrict grad =
         a.grad.row<double>(0) + int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;
-    double sum = 0;
+    double sum = 0, largest = 0;
     for (int i = g.lane(); i < *a.blocks.count.row<int32_t>(r); i += Group::size) {
       const double d = double(Acc<T>(grad[i]));
       sum += d * d;
+      largest = d > largest ? d : -d > largest ? -d : largest;
     }
     sum = g.sum(sum);
-    if (g.lane() == 0) *a.sum.row<double>(r) = sum;
+    largest = g.max(largest);
+    if (g.lane() != 0) return;
+    a.sum.row<double>(r)[0] = sum;
+    a.sum.row<double>(r)[1] = largest;
   }
 };
 

@@ -33,6 +33,9 @@ void add_model_and_data(Command& cli, TrainOptions& o) {
   cli.text("--data", o.data, "text file, folder, llm.c token shards; default: duet's own sources");
   cli.text("--init", o.init, "checkpoint or DeepseekV3ForCausalLM directory to start from");
   cli.number("--seq-len", o.seq_len, 0, INT32_MAX, "tokens of a sequence; 0: the preset's");
+  cli.number("--segment-tokens", o.segment_tokens, 1, INT32_MAX,
+      "tokens of a sequence whose gradients are summed as one: part of the numerics, like the "
+      "seed");
   cli.number("--micro-batch-size", o.micro_batch_size, 0, kMany,
       "sequences of a microbatch; 0: the preset's");
   cli.number("--microbatches", o.microbatches, 1, kMany, "per data-parallel rank and step");
@@ -69,6 +72,8 @@ void add_ranks(Command& cli, TrainOptions& o) {
       "experts in turn instead of the router's choice: for measuring time, not for learning");
   cli.number("--eplb-interval", o.eplb_interval, 0, kSteps,
       "steps between new placements of experts; 0: none");
+  cli.choice("--replica-split", o.replica_split, {ReplicaSplit::segment, ReplicaSplit::token},
+      split_name, "what goes to one replica whole; token levels better and changes bits");
   cli.choice("--eplb-policy", o.eplb_policy, {EplbPolicy::deepseek, EplbPolicy::balanced},
       policy_name, "how they are placed: the published algorithm, or with few moves");
   cli.number("--eplb-threshold", o.eplb_threshold, 0, 1,

@@ -12,7 +12,7 @@
 #include "model/base/text.h"
 #include "model/config.h"
 #include "model/param.h"
-#include "moe/eplb.h"
+#include "moe/eplb_quota.h"
 
 namespace duet {
 
@@ -31,6 +31,7 @@ struct TrainOptions {
   std::string data;              // empty: the project's own sources
   std::string init;              // empty: initial values
   int64_t seq_len = 0;           // 0: the preset's
+  int64_t segment_tokens = 128;  // of a sequence, whose gradients are summed as one
   int64_t micro_batch_size = 0;  // 0: the preset's
   int64_t microbatches = 16;
 
@@ -54,6 +55,7 @@ struct TrainOptions {
   bool force_balanced_routing = false;
   int64_t eplb_interval = 0;  // 0: the experts stay
   EplbPolicy eplb_policy = EplbPolicy::deepseek;
+  ReplicaSplit replica_split = ReplicaSplit::segment;
   double eplb_threshold = 0.99;
   bool replicas_may_leave_node = false;
   std::string schedule = "1f1b";

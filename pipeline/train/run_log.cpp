@@ -68,6 +68,11 @@ void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
     DUET_CHECK(metrics_.good(), options_.out,
         "/metrics.jsonl: expected to write a line, found the disk full or the file gone");
   }
+  if (r.largest_gradient >= kGridLimit / 16)
+    say(
+        format("step %lld: a sum of gradients came to %.3g, of at most %.0f up to which its order "
+               "cannot matter (model/machine/grid.h)",
+            (long long)r.step, r.largest_gradient, kGridLimit));
   if (r.step % options_.log_every == 0 || r.step == first_step_ || r.step == options_.steps ||
       val_loss) {
     const int width = int(std::to_string(options_.steps).size()) + 1;

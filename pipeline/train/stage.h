@@ -47,8 +47,8 @@ class Stage {
   void drop(int microbatch) { saved_[size_t(microbatch)].reset(); }
 
   // The same forward and backward in steps, for whoever interleaves two of them (pairs.h): begin,
-  // each layer's phases (feed_forward.h), end. Those of W may be among them, before backward_weight,
-  // which does what remains.
+  // each layer's phases (feed_forward.h), end. Those of W may be among them, before
+  // backward_weight, which does what remains.
   void begin_forward(int microbatch, Buf x, const Microbatch& tokens);
   Buf end_forward(int microbatch, const Microbatch& tokens);
   void begin_backward(int microbatch, Buf dy);

@@ -1,10 +1,12 @@
 // A training step. See trainer.h.
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "comm/gather_named.h"
 #include "model/base/clock.h"
 #include "model/machine/launch.h"
+#include "model/rows/list.h"
 #include "moe/migration.h"
 #include "pipeline/checkpoint/dump.h"
 #include "pipeline/train/trainer.h"
@@ -14,62 +16,81 @@ namespace {
 
 // --- gradients -----------------------------------------------------------------------------------
 
-// DualPipe's two copies of a part of the model each have one half of the microbatches: they swap,
-// so that both have both. All messages are posted before the first is waited for: the two ranks of
-// a pair list their stages in different orders.
-void swap_mirrored_halves(Trainer& t) {
-  const Schedule& s = t.job.schedule;
-  Stream& stream = t.context.stream();
-  Scope scope(t.context.recorder, stream, {"swap halves", "comm"});
-  std::vector<Request> in, out;
-  for (auto& [virtual_stage, stage] : t.stages) {
-    const int other = (virtual_stage + s.stages() / 2) % s.stages(),
-              mine = virtual_stage >= s.stages() / 2;
-    const int peer = s.rank_of[size_t(other)], part = s.model_stage(virtual_stage);
-    for (int set : {0, 1}) {
-      const Params& params = *stage->param_sets()[size_t(set)];
-      in.push_back(t.pipeline.irecv(
-          stream, params.grad_arena(1 - mine), peer, {Tag::W, 2 * part + set, 1 - mine}));
-      out.push_back(
-          t.pipeline.isend(stream, params.grad_arena(mine), peer, {Tag::W, 2 * part + set, mine}));
-    }
-  }
-  for (const Request& request : in) t.pipeline.wait(stream, request);
-  for (const Request& request : out) request.wait();
+// The stages of a rank by part of the model: the order in which all ranks that have a part reduce
+// it. DualPipe's two mirrored ranks list their stages in opposite orders.
+std::map<int, Stage*> stages_by_part(const Trainer& t) {
+  std::map<int, Stage*> parts;
+  for (const auto& [s, stage] : t.stages) parts[t.job.schedule.model_stage(s)] = stage.get();
+  return parts;
 }
 
-void reduce_gradients(Trainer& t) {
-  // elements reduced at a time, so that scratch memory stays small
-  constexpr int64_t kBucket = 4 << 20;
+constexpr int64_t kBucket = 4 << 20;  // elements reduced at a time, so that scratch stays small
+
+// fn(gradients [1, n], number of the bucket)
+template <class Fn> void for_each_bucket(const Params& params, const Fn& fn) {
+  const Tensor grad = params.grad_arena();
+  for (int64_t at = 0; at < grad.cols; at += kBucket) {
+    const int64_t n = std::min(kBucket, grad.cols - at);
+    fn(grad.col_slice(at, n).reshape(1, n), int(at / kBucket));
+  }
+}
+
+// DualPipe's two copies of a part of the model each have half of the microbatches: they add each
+// other's sums to their own.
+void add_mirrored(Trainer& t, const Stage& stage, int part, int set, const Params& params) {
+  const Schedule& s = t.job.schedule;
   Stream& stream = t.context.stream();
-  if (t.job.schedule.two_directions) swap_mirrored_halves(t);
-  for (auto& [s, stage] : t.stages)
-    for (auto [set, ranks] : {std::pair(&stage->params(), &t.replicas),
-             std::pair(&stage->experts(), &t.expert_replicas)}) {
-      {
-        Scope scope(t.context.recorder, stream, {"add halves", "compute", s});
-        set->add_halves(stream);
-      }
-      if (set == &stage->experts())
+  const int other = (stage.options().index + s.stages() / 2) % s.stages();
+  const int peer = s.rank_of[size_t(other)];
+  Scope scope(t.context.recorder, stream, {"add mirrored", "comm", stage.options().index});
+  Buf theirs = t.device.buffer(1, std::min(kBucket, params.elements()), Dtype::f64, Use::messages);
+  for_each_bucket(params, [&](const Tensor& mine, int bucket) {
+    const Tensor arriving = theirs->col_slice(0, mine.cols);
+    const auto tag = [&](int from) { return Tag{Tag::W, 4 * part + 2 * set + from, bucket}; };
+    const bool second = stage.options().index >= s.stages() / 2;
+    const Request in = t.pipeline.irecv(stream, arriving, peer, tag(!second));
+    const Request out = t.pipeline.isend(stream, mine, peer, tag(second));
+    t.pipeline.wait(stream, in);
+    t.pipeline.wait(stream, out);
+    const int64_t rows = mine.cols / kBlockAlign;
+    launch<Add>(stream, rows,
+        {.x = arriving.reshape(rows, kBlockAlign), .y = mine.reshape(rows, kBlockAlign)});
+  });
+}
+
+// Gradients are exact sums: the replicas of an expert, the copies of a part of the model and the
+// data-parallel ranks add up in whatever order. Returns the largest element that this rank began
+// with.
+double reduce_gradients(Trainer& t) {
+  Stream& stream = t.context.stream();
+  double largest = 0;
+  for (const auto& [part, stage] : stages_by_part(t))
+    for (int set : {0, 1}) {
+      const Params& params = *stage->param_sets()[size_t(set)];
+      if (params.elements() == 0) continue;
+      if (t.world.size() > 1)
+        largest = std::max(largest, stage->param_sets()[size_t(set)]->largest_gradient(stream));
+      if (set == 1)
         for (Moe* moe : stage->moe())
           if (moe) sum_replicas(t.experts, t.device, *moe);
-      if (ranks->size() == 1) continue;
-      const Tensor grad = set->grad_arena(0);
-      Scope scope(
-          t.context.recorder, stream, {"reduce gradients", "comm", s, -1, -1, grad.bytes()});
+      if (t.job.schedule.two_directions) add_mirrored(t, *stage, part, set, params);
+      Comm& ranks = set == 0 ? t.replicas : t.expert_replicas;
+      if (ranks.size() == 1) continue;
+      Scope scope(t.context.recorder, stream,
+          {"reduce gradients", "comm", stage->options().index, -1, -1,
+              params.grad_arena().bytes()});
       Buf scratch = t.device.buffer(
-          1, ranks->scratch_size(std::min(kBucket, grad.cols)), grad.dtype, Use::messages);
-      for (int64_t at = 0; at < grad.cols; at += kBucket) {
-        const int64_t n = std::min(kBucket, grad.cols - at);
-        ranks->all_reduce(stream, grad.col_slice(at, n).reshape(1, n), scratch);
-      }
+          1, ranks.scratch_size(std::min(kBucket, params.elements())), Dtype::f64, Use::messages);
+      for_each_bucket(params,
+          [&](const Tensor& grad, int) { ranks.all_reduce_to_fp32(stream, grad, scratch); });
     }
+  return largest;
 }
 
 // --- numbers -------------------------------------------------------------------------------------
 
-// What a rank knows of a step. Of "square NAME" several ranks may have copies, of the others parts,
-// in vectors of one length each.
+// What a rank knows of a step, in vectors of one length each: of "square NAME" copies, of "largest"
+// its own, of the others parts.
 using Facts = std::map<std::string, std::vector<double>>;
 
 template <class T> void add_to(std::vector<double>& sum, const std::vector<T>& values) {
@@ -80,12 +101,15 @@ template <class T> void add_to(std::vector<double>& sum, const std::vector<T>& v
 Facts facts_of_step(Trainer& t) {
   Facts facts;
   const int microbatches = int(t.job.options.microbatches), dp = t.job.layout.dp;
+  const int size = int(t.job.options.micro_batch_size);
   for (auto& [s, stage] : t.stages) {
     Scope scope(t.context.recorder, t.context.stream(), {"gradient norm", "compute", s});
     for (Params* set : stage->param_sets()) {
       const Comm& copies = set == &stage->params() ? t.replicas : t.expert_replicas;
       if (copies.rank() != 0) continue;  // who has copies of all that the first one has
       const std::vector<double> squares = set->squares(t.context.stream());
+      double& largest = facts.try_emplace("largest", 1, 0.0).first->second[0];
+      largest = std::max(largest, set->largest_gradient());
       auto square = squares.begin();
       for (const Param& p : set->all())
         if (p.trained) facts["square " + p.name] = {*square++};
@@ -95,11 +119,10 @@ Facts facts_of_step(Trainer& t) {
     add_to(facts[cat("load ", layer)], moe.load());
     add_to(facts[cat("work ", layer)], moe.work());
     std::vector<double>& balance = facts[cat("balance ", layer)];  // by place in the global batch
-    balance.resize(size_t(microbatches * dp));
-    const std::vector<double> of_microbatch = moe.balance_loss();
+    balance.resize(size_t(t.job.global_sequences()));
     for (int m = 0; m < microbatches; ++m)
-      if (t.job.schedule.visits(stage, m))
-        balance[size_t(m * dp + t.dp_rank)] = of_microbatch[size_t(m)];
+      for (int j = 0; j < size && t.job.schedule.visits(stage, m); ++j)
+        balance[size_t(sequence_index(m, t.dp_rank, dp, size, j))] = moe.balance_loss(m, j);
   });
   facts["loss"] = t.losses(microbatches);
   return facts;
@@ -121,6 +144,8 @@ void add_up(Trainer& t, const Facts& facts, StepResult& r) {
     if (name.starts_with("square ")) squares += copies[0].second[0];
   r.grad_norm = std::sqrt(squares);
   r.loss = total(sum("loss")) / double(r.tokens);
+  for (const auto& [rank, largest] : all.at("largest"))
+    r.largest_gradient = std::max(r.largest_gradient, largest[0]);
   r.stop = sum("stop")[0] > 0;
   r.idle = sum("idle")[0] / t.world.size();
   r.traffic = {int64_t(sum("bytes")[0]), int64_t(sum("bytes")[1])};
@@ -192,8 +217,10 @@ StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
   t.context.stream().synchronize();
   const double schedule_seconds = seconds_now() - begin;
 
-  reduce_gradients(t);
+  const double largest = reduce_gradients(t);
   Facts facts = facts_of_step(t);
+  double& most = facts.try_emplace("largest", 1, 0.0).first->second[0];
+  most = std::max(most, largest);
   facts["stop"] = {double(hooks.asked_to_stop())};
   facts["idle"] = {t.executor.waited() / schedule_seconds};
   const Traffic sent = t.world.take_traffic();

@@ -8,9 +8,10 @@
 //   place_experts, rebalance           experts move to other ranks            trainer_experts.cpp
 //
 // All are collective: every rank of the world calls them in the same order, with its own Trainer.
-// What makes their numbers reproducible is stated where it happens: batches (data/batch.h), halves
-// (model/param.h), sums over ranks (comm/comm.h), sums over names (comm/gather_named.h). Used by
-// one thread, the rank's. Read next: train_command.h, the run around it.
+// What makes their numbers reproducible is stated where it happens: batches (data/batch.h), exact
+// sums (model/machine/grid.h), sums over ranks (comm/comm.h), sums over names
+// (comm/gather_named.h). Used by one thread, the rank's. Read next: train_command.h, the run around
+// it.
 #pragma once
 #include <functional>
 #include <map>
@@ -32,7 +33,7 @@ struct Trainer {
   Comm& world;
   Device& device;
   const int dp_rank, pp_rank;
-  Channels channels;                                  // before the groups
+  Channels channels;  // before the groups
   Comm pipeline, replicas, experts, expert_replicas;  // groups (pipeline/schedule/layout.h)
   Context context;
   std::optional<CommStream> comm;  // of the all-to-alls, with --overlap on; outlives the stages
@@ -72,9 +73,10 @@ struct LayerLoad {
 
 struct StepResult {  // the same on every rank, but for seconds
   int64_t step = 0;
-  double loss = 0;          // mean cross-entropy of the global batch, nats per token
-  double balance_loss = 0;  // mean over sequences, summed over layers, without the factor alpha
-  double grad_norm = 0;     // before clipping
+  double loss = 0;              // mean cross-entropy of the global batch, nats per token
+  double balance_loss = 0;      // mean over sequences, summed over layers, without the factor alpha
+  double grad_norm = 0;         // before clipping
+  double largest_gradient = 0;  // element of a sum, before and after it was reduced
   double lr = 0;
   double seconds = 0;
   // fraction of the ranks' time in the schedule spent waiting for messages, mean over ranks
@@ -98,9 +100,8 @@ struct StepHooks {
 
 // Step `step` (from 1) of the run:
 //
-//   the schedule's list on this rank's stages      gradients in two halves (executor.h)
-//   the mirrored stage's half (DualPipe), half 0 + half 1, the data-parallel ranks', each sum in a
-//     fixed order
+//   the schedule's list on this rank's stages      gradients as exact sums (executor.h)
+//   the sums of replicas, of mirrored stages (DualPipe) and of data-parallel ranks
 //   one exchange of losses, squares and expert loads; the gradient norm; clipping; AdamW; router
 //     bias
 //   every --eplb-interval steps, experts move to where their tokens are

@@ -69,11 +69,8 @@ void print_text(std::ostream& out, const Entry& e, const Terminal& terminal) {
       << (terminal.color ? "darker, and " : "")
       << "small letters.\n\n rank    bubble   peak activations\n";
   for (int rank = 0; rank < s.pp; ++rank) {
-    out << format("%5d%10s%19d", rank, percent(e.timing.bubble_fraction[rank]).c_str(),
+    out << format("%5d%10s%19d\n", rank, percent(e.timing.bubble_fraction[rank]).c_str(),
         e.usage.peak_activations[rank]);
-    if (e.usage.held_w[rank] > 0)
-      out << "   " << e.usage.held_w[rank] << " Ws held for their predecessors";
-    out << "\n";
   }
   out << "\n makespan " << rounded(e.timing.makespan) << ", bubble " << percent(e.timing.bubble())
       << ", with " << describe(e.costs) << " (" << describe_overlap(e.costs) << ")\n";
@@ -90,8 +87,7 @@ void print_json(std::ostream& out, const Entry& e) {
   out << Json::object({{"schedule", s.name}, {"pp", s.pp}, {"microbatches", s.microbatches},
                           {"ranks", ranks}, {"makespan", e.timing.makespan},
                           {"bubble_fraction", Json(e.timing.bubble_fraction)},
-                          {"peak_activations", Json(e.usage.peak_activations)},
-                          {"held_w", Json(e.usage.held_w)}})
+                          {"peak_activations", Json(e.usage.peak_activations)}})
              .dump(2)
       << "\n";
 }

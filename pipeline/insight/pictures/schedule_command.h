@@ -5,7 +5,7 @@
 //   text  the grid, then each rank's bubble and activations
 //   csv   PyTorch's pipelining CSV, which reads back
 //   json  {"schedule","pp","microbatches","ranks":[["0F0",...],...],"makespan",
-//         "bubble_fraction","peak_activations","held_w"}
+//         "bubble_fraction","peak_activations"}
 //   svg   the picture
 //
 // With `compare` every schedule does the same work: the same microbatches through the same model on
