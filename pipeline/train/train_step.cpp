@@ -16,46 +16,58 @@ namespace {
 
 // --- gradients -----------------------------------------------------------------------------------
 
-// The stages of a rank by part of the model: the order in which all ranks that have a part reduce
-// it. DualPipe's two mirrored ranks list their stages in opposite orders.
-std::map<int, Stage*> stages_by_part(const Trainer& t) {
-  std::map<int, Stage*> parts;
-  for (const auto& [s, stage] : t.stages) parts[t.job.schedule.model_stage(s)] = stage.get();
+// The stages of a rank by part of the model, the order in which all ranks that have a part reduce
+// it: DualPipe's two mirrored ranks list their stages in opposite orders.
+std::map<int, std::vector<Stage*>> stages_by_part(const Trainer& t) {
+  std::map<int, std::vector<Stage*>> parts;
+  for (const auto& [s, stage] : t.stages)
+    parts[t.job.schedule.model_stage(s)].push_back(stage.get());
   return parts;
 }
 
 constexpr int64_t kBucket = 4 << 20;  // elements reduced at a time, so that scratch stays small
 
-// fn(gradients [1, n], number of the bucket)
-template <class Fn> void for_each_bucket(const Params& params, const Fn& fn) {
-  const Tensor grad = params.grad_arena();
-  for (int64_t at = 0; at < grad.cols; at += kBucket) {
-    const int64_t n = std::min(kBucket, grad.cols - at);
-    fn(grad.col_slice(at, n).reshape(1, n), int(at / kBucket));
+// DualPipe's two copies of a part of the model, one in each direction, each have half of the
+// microbatches: they add each other's sums to their own. `copies` are this rank's, one as a rule.
+void add_mirrored(Trainer& t, int part, int set, const std::vector<Stage*>& copies) {
+  const Schedule& s = t.job.schedule;
+  Stream& stream = t.context.stream();
+  Scope scope(t.context.recorder, stream, {"add mirrored", "comm", copies[0]->options().index});
+  const int64_t elements = copies[0]->param_sets()[size_t(set)]->elements();
+  for (int64_t at = 0; at < elements; at += kBucket) {
+    const int64_t rows = std::min(kBucket, elements - at) / kBlockAlign;
+    std::vector<std::pair<Tensor, Buf>> sums;  // first += second
+    std::vector<Request> requests;
+    for (Stage* stage : copies) {
+      const int index = stage->options().index, direction = index >= s.stages() / 2;
+      const int peer = s.rank_of[size_t((index + s.stages() / 2) % s.stages())];
+      const auto tag = [&](int from) { return Tag{Tag::W, 4 * part + 2 * set + from, 0}; };
+      const auto& [mine, theirs] = sums.emplace_back(stage->param_sets()[size_t(set)]
+                                                         ->grad_arena()
+                                                         .col_slice(at, rows * kBlockAlign)
+                                                         .reshape(rows, kBlockAlign),
+          t.device.buffer(rows, kBlockAlign, Dtype::f64, Use::messages));
+      requests.push_back(t.pipeline.irecv(stream, theirs, peer, tag(!direction)));
+      requests.push_back(t.pipeline.isend(stream, mine, peer, tag(direction)));
+    }
+    for (const Request& request : requests) t.pipeline.wait(stream, request);
+    for (const auto& [mine, theirs] : sums) launch<Add>(stream, rows, {.x = theirs, .y = mine});
   }
 }
 
-// DualPipe's two copies of a part of the model each have half of the microbatches: they add each
-// other's sums to their own.
-void add_mirrored(Trainer& t, const Stage& stage, int part, int set, const Params& params) {
-  const Schedule& s = t.job.schedule;
+void add_replicas(Trainer& t, int set, const Stage& stage, const Params& params) {
+  Comm& ranks = set == 0 ? t.replicas : t.expert_replicas;
+  if (ranks.size() == 1) return;
   Stream& stream = t.context.stream();
-  const int other = (stage.options().index + s.stages() / 2) % s.stages();
-  const int peer = s.rank_of[size_t(other)];
-  Scope scope(t.context.recorder, stream, {"add mirrored", "comm", stage.options().index});
-  Buf theirs = t.device.buffer(1, std::min(kBucket, params.elements()), Dtype::f64, Use::messages);
-  for_each_bucket(params, [&](const Tensor& mine, int bucket) {
-    const Tensor arriving = theirs->col_slice(0, mine.cols);
-    const auto tag = [&](int from) { return Tag{Tag::W, 4 * part + 2 * set + from, bucket}; };
-    const bool second = stage.options().index >= s.stages() / 2;
-    const Request in = t.pipeline.irecv(stream, arriving, peer, tag(!second));
-    const Request out = t.pipeline.isend(stream, mine, peer, tag(second));
-    t.pipeline.wait(stream, in);
-    t.pipeline.wait(stream, out);
-    const int64_t rows = mine.cols / kBlockAlign;
-    launch<Add>(stream, rows,
-        {.x = arriving.reshape(rows, kBlockAlign), .y = mine.reshape(rows, kBlockAlign)});
-  });
+  const Tensor grad = params.grad_arena();
+  Scope scope(t.context.recorder, stream,
+      {"reduce gradients", "comm", stage.options().index, -1, -1, grad.bytes()});
+  Buf scratch = t.device.buffer(
+      1, ranks.scratch_size(std::min(kBucket, grad.cols)), Dtype::f64, Use::messages);
+  for (int64_t at = 0; at < grad.cols; at += kBucket) {
+    const int64_t n = std::min(kBucket, grad.cols - at);
+    ranks.all_reduce_to_fp32(stream, grad.col_slice(at, n).reshape(1, n), scratch);
+  }
 }
 
 // Gradients are exact sums: the replicas of an expert, the copies of a part of the model and the
@@ -64,25 +76,17 @@ void add_mirrored(Trainer& t, const Stage& stage, int part, int set, const Param
 double reduce_gradients(Trainer& t) {
   Stream& stream = t.context.stream();
   double largest = 0;
-  for (const auto& [part, stage] : stages_by_part(t))
+  for (const auto& [part, stages] : stages_by_part(t))
     for (int set : {0, 1}) {
-      const Params& params = *stage->param_sets()[size_t(set)];
-      if (params.elements() == 0) continue;
-      if (t.world.size() > 1)
-        largest = std::max(largest, stage->param_sets()[size_t(set)]->largest_gradient(stream));
-      if (set == 1)
+      if (stages[0]->param_sets()[size_t(set)]->elements() == 0) continue;
+      for (Stage* stage : stages) {
+        if (t.world.size() > 1)
+          largest = std::max(largest, stage->param_sets()[size_t(set)]->largest_gradient(stream));
         for (Moe* moe : stage->moe())
-          if (moe) sum_replicas(t.experts, t.device, *moe);
-      if (t.job.schedule.two_directions) add_mirrored(t, *stage, part, set, params);
-      Comm& ranks = set == 0 ? t.replicas : t.expert_replicas;
-      if (ranks.size() == 1) continue;
-      Scope scope(t.context.recorder, stream,
-          {"reduce gradients", "comm", stage->options().index, -1, -1,
-              params.grad_arena().bytes()});
-      Buf scratch = t.device.buffer(
-          1, ranks.scratch_size(std::min(kBucket, params.elements())), Dtype::f64, Use::messages);
-      for_each_bucket(params,
-          [&](const Tensor& grad, int) { ranks.all_reduce_to_fp32(stream, grad, scratch); });
+          if (moe && set == 1) sum_replicas(t.experts, t.device, *moe);
+      }
+      if (t.job.schedule.two_directions) add_mirrored(t, part, set, stages);
+      for (Stage* stage : stages) add_replicas(t, set, *stage, *stage->param_sets()[size_t(set)]);
     }
   return largest;
 }
