@@ -7,7 +7,8 @@
 // and reductions between ranks can take long pieces.
 //
 // Two halves: the gradient of a step is (sum over microbatches 0 .. M/2-1) + (sum over microbatches
-// M/2 .. M-1), each in ascending order; see DESIGN, "The exactness ladder". Read next: attention.h.
+// M/2 .. M-1), each in ascending order; see README, "The exactness ladder".
+// Read next: context.h.
 #pragma once
 #include <cstdint>
 #include <deque>

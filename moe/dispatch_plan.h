@@ -10,7 +10,7 @@
 //                   token's experts, in ascending order at its source, has the same bits however
 //                   the experts are spread
 // A group of one exchanges with itself: both ways, what leaves is in order and need not be moved.
-// Read next: moe.h.
+// Read next: rows/router.h.
 #pragma once
 #include <cstdint>
 #include <span>

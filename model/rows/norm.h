@@ -1,6 +1,7 @@
 // RMSNorm (Zhang and Sennrich 2019): y = x * rstd * gain with rstd = 1/sqrt(mean(x^2) + eps), a row
 // a token. Its three passes: F, I (gradient for x) and W (gradient for the gain, a sum over tokens
 // in two fixed stages).
+// Read next: math.h.
 #pragma once
 #include "model/machine/group.h"
 #include "model/rows/math.h"

@@ -13,11 +13,9 @@
 //   activations  from the F of a microbatch and stage to its W (or B); one is what a stage keeps of
 //                one microbatch
 //   held Ws      gradients are summed in ascending microbatch order within each half of the
-//                microbatches (DESIGN, "exactness"); a W that comes before its predecessors is
-//                held, and its activation with it, until they are done. No published schedule holds
-//                any
-//
-// Read next: checker.cpp, or simulator.h.
+//                microbatches; a W that comes before its predecessors is held, and its activation
+//                with it, until they are done. No published schedule holds any
+// Read next: simulator.h.
 #pragma once
 #include <algorithm>
 #include <vector>

@@ -9,8 +9,8 @@
 //                        done: any legal order of W gives the same bits
 // Tensors are [tokens of a microbatch, d_model]. What is computed is enqueued on the device's
 // compute stream, what travels between experts on Moe's comm stream; the host waits in dispatch
-// alone (moe.h). Used by one thread.
-// Read next: trainer.h.
+// alone (moe.h). Not here: in which order actions come (executor.h). Used by one thread.
+// Read next: pairs.h.
 #pragma once
 #include <array>
 #include <functional>

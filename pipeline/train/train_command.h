@@ -4,8 +4,8 @@
 //     checkpoints -> a sample
 //
 // A run with --out keeps OUT/metrics.jsonl and OUT/step-NNNNNN/ (checkpoint.h). SIGINT and SIGTERM
-// let the step finish, write a checkpoint and say how to go on. Read next: trainer.h, then
-// generate.h.
+// let the step finish, write a checkpoint and say how to go on.
+// Read next: compare_command.h.
 #pragma once
 #include <iosfwd>
 
