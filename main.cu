@@ -2,8 +2,9 @@
 // subject; here are only the TOML file, the version, and errors turned into the exit status: 0
 // done, 1 failed while running, 2 wrong input.
 //
-// g++ compiles this file as plain C++ (the Makefile says -x c++). Start reading here, then
-// model/README.md.
+// g++ compiles this file as plain C++ (the Makefile says -x c++). The reading of the whole begins
+// here.
+// Read next: model/README.md.
 #include <CLI/CLI.hpp>
 #include <iostream>
 

@@ -35,7 +35,7 @@
 // Contract: one thread per rank, the rank's own, uses its Comms. Tensors are contiguous (ld ==
 // cols), of equal dtype and stated shape on all ranks, and live until the message is done. A broken
 // contract throws Error.
-// Read next: transport.h.
+// Read next: gather_named.h.
 #pragma once
 #include <cstddef>
 #include <cstdlib>

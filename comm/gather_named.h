@@ -7,7 +7,8 @@
 //   sum_over_ranks(all.at("loss"))          // of parts of one thing
 //
 // Walking through the result is walking in ascending order of names, on every rank alike, so sums
-// over names have the same bits everywhere. Read next: transport.h.
+// over names have the same bits everywhere.
+// Read next: transport.h.
 #pragma once
 #include <map>
 #include <string>

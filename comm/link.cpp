@@ -1,5 +1,4 @@
-// A link in words and in nanoseconds.
-// Read next: link_times.h.
+// See link.h. A link in words and in nanoseconds.
 #include "comm/link.h"
 
 #include <algorithm>

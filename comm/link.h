@@ -21,7 +21,7 @@
 // Not emulated: what a message costs the processor (on a real machine a network card copies; here
 // whoever posts second), nor links faster than that copy. Host values, a few bytes, travel as all
 // else does.
-// Read next: link.cpp.
+// Read next: link_times.h.
 #pragma once
 #include <chrono>
 #include <cstdint>

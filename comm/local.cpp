@@ -4,7 +4,6 @@
 // for work enqueued earlier by somebody, so streams cannot wait for one another in a circle.
 //
 // Over an emulated link (link.h) a message is met and copied as ever, and done when it arrives.
-//
 // Read next: link.h.
 #include <map>
 #include <thread>

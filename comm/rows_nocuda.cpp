@@ -1,5 +1,5 @@
 // In a build without nvcc the row operations of comm/ have no CUDA kernels.
-// Read next: README.md, for why it is so.
+// Read next: moe/README.md.
 #include "comm/link_times.h"
 #include "comm/sum.h"
 

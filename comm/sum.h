@@ -1,6 +1,7 @@
 // The one sum between ranks, a row operation: element by element, in rank order, ((x0 + x1) + x2) +
 // .... Compiled in comm.cpp, without the flags of the other row operations, which would allow
-// reordering it. Read next: local.cpp.
+// reordering it.
+// Read next: local.cpp.
 #pragma once
 #include "model/machine/group.h"
 #include "model/machine/launch.h"

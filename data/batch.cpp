@@ -1,4 +1,4 @@
-// The permutation and the arithmetic of epochs. Read batch.h first.
+// See batch.h. The permutation and the arithmetic of epochs.
 #include "data/batch.h"
 
 #include <algorithm>

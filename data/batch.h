@@ -14,8 +14,8 @@
 // otherwise, into another number of data-parallel ranks and microbatches, changes who computes a
 // sequence and not which sequences a step has.
 //
-// Immutable, so usable from any thread. Read next: README.md of model/, for what is done with a
-// sequence.
+// Immutable, so usable from any thread.
+// Read next: comm/README.md.
 #pragma once
 #include <cstdint>
 #include <span>

@@ -1,5 +1,5 @@
-// Tokens: slicing, copying and hashing a sequence of ids that lies in several places. Read
-// dataset.h first, batch.h next.
+// See dataset.h. Tokens: slicing, copying and hashing a sequence of ids that lies in several
+// places.
 #include <algorithm>
 #include <utility>
 

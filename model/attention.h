@@ -1,17 +1,15 @@
 // Multi-head Latent Attention (DeepSeek-V2, section 2.1; DeepSeek-V3, section 2.1.1), hand-written
 // F, I and W.
 //
-//   q          = x Wq                         or  RMSNorm(x Wqa) Wqb            [tokens, heads *
-//              (nope + rope)]
-//   latent, kr = split(x Wkva)                                                  [tokens, kv_lora],
-//                                                                               [tokens, rope]
-//   kn, v      = split(RMSNorm(latent) Wkvb)  per head                          [tokens, heads *
-//              (nope + v)]
+//   q          = x Wq  or  RMSNorm(x Wqa) Wqb            [tokens, heads * (nope + rope)]
+//   latent, kr = split(x Wkva)                           [tokens, kv_lora], [tokens, rope]
+//   kn, v      = split(RMSNorm(latent) Wkvb)  per head   [tokens, heads * (nope + v)]
 //   q, k       = (qn, RoPE(qr)), (kn, RoPE(kr))
 //   y          = concat_heads(softmax(q k^T / sqrt(nope + rope), causal) v) Wo  [tokens, d_model]
 //
 // The scores [query, key] are formed for as many heads at a time as Device::attention_bytes allows,
-// and formed again in I instead of being kept. Read next: feed_forward.h.
+// and formed again in I instead of being kept.
+// Read next: swiglu.h.
 #pragma once
 #include "model/context.h"
 

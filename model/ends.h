@@ -1,5 +1,6 @@
 // The two ends of the model: Embedding (tokens in) and Head (final norm, output projection, fused
-// cross-entropy).
+// cross-entropy). Not here: the layers between them (layer.h).
+// Read next: feed_forward.h.
 #pragma once
 #include <span>
 

@@ -4,7 +4,7 @@
 //
 // The phases are those of feed_forward.h. Whoever runs them in order for one microbatch computes a
 // layer; whoever interleaves two microbatches' phases computes the same bits.
-// Read next: moe/moe.h, then pipeline/train/stage.h.
+// Read next: data/README.md.
 #pragma once
 #include <memory>
 

@@ -1,6 +1,7 @@
 // SwiGLU feed-forward networks: y = (silu(x Wgate) * (x Wup)) Wdown. One network (a dense layer,
 // the shared experts) or several of one size over contiguous groups of rows (the routed experts),
-// with grouped GEMM. Read next: feed_forward.h.
+// with grouped GEMM.
+// Read next: ends.h.
 #pragma once
 #include <span>
 

@@ -12,7 +12,7 @@
 // Within a slot the rows of one segment of a sequence are adjacent and ascending: its piece of the
 // expert's gradient is summed in one chain (model/machine/grid.h).
 // A group of one exchanges with itself: both ways, what leaves is in order and need not be moved.
-// Read next: moe.h.
+// Read next: rows/router.h.
 #pragma once
 #include <cstdint>
 #include <span>

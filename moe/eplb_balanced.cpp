@@ -5,6 +5,7 @@
 // two replicas of one expert on one GPU, where the second is a wasted slot. And the hierarchy
 // itself costs more than any packing: a node's load is what its groups happen to weigh. Replicas
 // that may leave their node level the nodes too.
+// Read next: eplb_search.h.
 #include <algorithm>
 
 #include "moe/eplb.h"

@@ -9,7 +9,8 @@
 // flows any more. (It is coordinate descent on the sum of squared GPU loads, whose minimum also has
 // the least possible maximum.) All in integers: every rank gets the same answer.
 //
-// Ranks are the GPUs of the placement. Read next: eplb_incremental.h.
+// Ranks are the GPUs of the placement.
+// Read next: eplb_incremental.h.
 #pragma once
 #include "model/machine/grid.h"
 #include "moe/eplb.h"

@@ -11,6 +11,7 @@
 // the best one is taken. In the local optimum a few random steps (of a fixed seed) start the next
 // descent, and the placement with the least maximum is kept, until a budget of work is spent: of
 // comparisons, not of time, so that every rank stops at the same step.
+// Read next: eplb_quota.h.
 #pragma once
 #include <cstdint>
 #include <numeric>

@@ -11,7 +11,7 @@
 // sends only what changed, piece by piece, so that it needs room for one piece of each arriving
 // expert; a slot is overwritten only after everything that leaves it has left. All ranks of the
 // group call them in the same order, each with its Moe of the same layer.
-// Read next: load_monitor.h, which decides when.
+// Read next: pipeline/README.md.
 #pragma once
 #include "moe/moe.h"
 

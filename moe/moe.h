@@ -29,7 +29,7 @@
 // be in several. The router knows experts only. Which replica a token visits is decided when all
 // choices are known, so that ranks finish together (eplb_quota.h). Gradients of replicas are added,
 // and experts moved to other slots, by migration.h.
-// Read next: dispatch_plan.h, rows/router.h, rows/permute.h.
+// Read next: dispatch_plan.h.
 #pragma once
 #include <array>
 #include <memory>

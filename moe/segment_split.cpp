@@ -1,4 +1,4 @@
-// Replicas that share an expert's tokens by whole segments (eplb_quota.h): from each rank's own
+// See eplb_quota.h. Replicas that share an expert's tokens by whole segments: from each rank's own
 // replica, descent on the sum of squared GPU loads, one segment at a time; then the heaviest GPU
 // gives a segment away, or exchanges one for a smaller one, as long as that levels the two. All in
 // integers and in a fixed order: every rank gets the same answer.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs test binaries (GoogleTest) and the check of the layering:   scripts/run_tests.sh BINARY...
+# Runs test binaries (GoogleTest) and the checks of the house:   scripts/run_tests.sh BINARY...
 # Prints a line per suite with its seconds, whatever fails in full, and last a line
 # 'N passed, N failed' (', N skipped').
 # GTEST_FILTER in the environment chooses tests. Exit status 1 if a test failed or none ran.
@@ -45,8 +45,10 @@ for binary in "$@"; do
   passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skips))
 done
 
-echo scripts/check_includes.sh
-if scripts/check_includes.sh; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+for check in scripts/check_includes.sh scripts/check_reading.sh; do
+  echo $check
+  if $check; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+done
 
 if [ $# -eq 0 ]; then
   echo "run_tests.sh: no test binary given"

@@ -1,11 +1,11 @@
 // The one error idiom of duet: a check that throws.
 //
-//   DUET_CHECK(tokens % seq_len == 0, "tokens: expected a multiple of seq_len=", seq_len, ", found
-//     ", tokens);
+//   DUET_CHECK(tokens % seq_len == 0, "tokens: expected a multiple of seq_len=", seq_len,
+//       ", found ", tokens);
 //
 // The message says what was expected and what was found; file and line are added here, the rank by
 // run_ranks (comm/).
-// Read next: json.h.
+// Read next: text.h.
 #pragma once
 #include <cerrno>
 #include <cstdio>

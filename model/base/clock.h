@@ -1,6 +1,6 @@
 // The one clock: steady, of this machine, from an arbitrary beginning; all threads and processes of
 // a node read the same.
-// Read next: machine/tensor.h.
+// Read next: command_line.h.
 #pragma once
 #include <chrono>
 #include <cstdint>

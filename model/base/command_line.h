@@ -12,7 +12,7 @@
 // An option goes straight into the variable of its final type, whose value so far is the default
 // that --help shows. A value that is not allowed throws, with the one idiom "--pp: found '0',
 // allowed: 1 to 4096"; what must be true of several options together is checked where they meet.
-// Read next: ../../pipeline/train/options.cpp, the longest list of them.
+// Read next: machine/tensor.h.
 #pragma once
 #include <CLI/CLI.hpp>
 #include <initializer_list>

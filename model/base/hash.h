@@ -1,6 +1,7 @@
 // Hashes: a word's bits scattered, a sequence's label, a file's checksum. All are against
 // accidents, not against intent. What they return is part of what duet promises (initial values,
-// batches, checkpoints, printed hashes), so it never changes. Read next: clock.h.
+// batches, checkpoints, printed hashes), so it never changes.
+// Read next: clock.h.
 #pragma once
 #include <bit>
 #include <cstdint>

@@ -1,5 +1,4 @@
-// Json on top of nlohmann::ordered_json. The only file that includes it.
-// Read next: json.h has the contract; pipeline/checkpoint/safetensors.cpp is a user.
+// See json.h. The only file that includes nlohmann/json.hpp.
 #include "model/base/json.h"
 
 #include <fstream>

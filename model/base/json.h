@@ -18,7 +18,8 @@
 //
 // Copies are cheap and independent: they share the value until one of them is changed. A part keeps
 // the whole alive, so parts of temporaries are safe. Only json.cpp includes nlohmann/json.hpp,
-// which costs a file three seconds to compile. Read next: hash.h.
+// which costs a file three seconds to compile.
+// Read next: hash.h.
 #pragma once
 #include <concepts>
 #include <cstdint>

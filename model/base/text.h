@@ -1,8 +1,10 @@
 // Text that people write in options and small files: lists with commas between, key=value, numbers
-// with units, ranges. Not JSON (json.h), not the actions of a schedule (schedule/action.h).
+// with units, ranges. Not JSON (json.h), not the actions of a schedule
+// (pipeline/schedule/action.h).
 //
 // Where a text is not as it should be the answer is empty, and whoever asked, who knows the option
-// or the file, says so. Read next: command_line.h, which reads options with it.
+// or the file, says so.
+// Read next: json.h.
 #pragma once
 #include <cstdint>
 #include <functional>

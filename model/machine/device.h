@@ -7,7 +7,7 @@
 // are CUDA streams. One rank uses one Device; a Device and its streams are used by one thread (the
 // rank's), the work itself runs wherever the backend puts it.
 //
-// Exactness (DESIGN, "The exactness ladder"): on the CPU an element of a GEMM is one chain of fused
+// Exactness (README, "The exactness ladder"): on the CPU an element of a GEMM is one chain of fused
 // multiply-adds in ascending k, cut at fixed places, so that its bits depend neither on the number
 // of rows nor on threads; no operation uses float atomics.
 //

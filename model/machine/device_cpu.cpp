@@ -4,7 +4,8 @@
 //
 // Failures on a stream's thread: the stream skips its remaining work, events recorded after the
 // failure carry it on to whoever waits for them, and it is rethrown at the stream's synchronize().
-// Nobody waits for ever. The contract is in device.h. Read next: thread_pool.h, gemm_cpu.h.
+// Nobody waits for ever. The contract is in device.h.
+// Read next: compile_cpu.h.
 #include <algorithm>
 #include <condition_variable>
 #include <cstdlib>

@@ -1,9 +1,10 @@
 // The CUDA device: streams are CUDA streams, events CUDA events, host buffers pinned memory. Work
 // is enqueued and goes on by itself; whatever fails is found by CUDA_CHECK at a later call.
 //
-// Not here: row kernels (rows/compile_cuda.cuh) and products (gemm_cuda.cu). Nothing of CUDA is
+// Not here: row kernels (compile_cuda.cuh) and products (gemm_cuda.cu). Nothing of CUDA is
 // touched before cuda_device_count, so that the binary starts where there is no driver. The
-// contract is in device.h. Read next: gemm_cuda.h.
+// contract is in device.h.
+// Read next: device_nocuda.cpp.
 #include <cuda_bf16.h>
 
 #include <cstddef>

@@ -1,5 +1,5 @@
-// What every backend does first with a product: see that the shapes fit, and count. Read next:
-// gemm_cpu.cpp.
+// What every backend does first with a product: see that the shapes fit, and count.
+// Read next: gemm_cpu.h.
 #include <algorithm>
 
 #include "model/machine/device.h"

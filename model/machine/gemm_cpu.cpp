@@ -6,7 +6,8 @@
 //   gemm_cpu     cuts C into blocks of at most kRows x kCols for the threads
 //   multiply     one block: over blocks of k, over panels of B, over row tiles
 //   tile         12 x 32 elements of C (with AVX-512) summed in registers over one block of k:
-//                gemm_tile.h, read next
+//                gemm_tile.h
+// Read next: gemm_tile.h.
 #include "model/machine/gemm_cpu.h"
 
 #include "model/machine/gemm_tile.h"

@@ -14,8 +14,8 @@
 // have been NaN. On machines without fused multiply-add, gemm_vec.h, each fma above is a multiply
 // and an add.)
 //
-// f32 and f64; bf16 is for CUDA and refused. Gemm (device.h) states shapes and forms. Read next:
-// gemm_vec.h, gemm_cpu.cpp.
+// f32 and f64; bf16 is for CUDA and refused. Gemm (device.h) states shapes and forms.
+// Read next: gemm_cpu.cpp.
 #pragma once
 #include <span>
 

@@ -5,8 +5,8 @@
 // after run, as NVIDIA's documentation of cuBLAS states under "Results reproducibility". It does
 // not promise that a row's bits are independent of the number of rows.
 //
-// fp32, fp64, and bf16 with C in bf16 or fp32. Not here: shapes and forms (Gemm in device.h). Read
-// next: gemm_cuda.cu.
+// fp32, fp64, and bf16 with C in bf16 or fp32. Not here: shapes and forms (Gemm in device.h).
+// Read next: rows/norm.h.
 #pragma once
 #include <cublas_v2.h>
 

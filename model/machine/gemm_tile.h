@@ -2,8 +2,8 @@
 // tiles read.
 //
 // The order of summation is all here: `tile` sums one block of k in ascending order and adds it to
-// C. Which tiles there are, gemm_cpu.cpp chooses; no choice there can change a bit. Read next:
-// gemm_vec.h.
+// C. Which tiles there are, gemm_cpu.cpp chooses; no choice there can change a bit.
+// Read next: gemm_vec.h.
 #pragma once
 #include <algorithm>
 #include <array>

@@ -18,7 +18,8 @@
 // 2^(51-q); it lives no longer than one call.
 //
 // The compiler may not reassociate this: it stands in files that are compiled without the row
-// flags. Read next: gemm_tile.h.
+// flags.
+// Read next: device.h.
 #pragma once
 #include <vector>
 

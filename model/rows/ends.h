@@ -1,4 +1,5 @@
 // The two ends of the model: the embedding's gather, and the fused cross-entropy.
+// Read next: optimizer.h.
 #pragma once
 #include "model/machine/group.h"
 #include "model/rows/math.h"

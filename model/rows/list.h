@@ -1,5 +1,6 @@
 // The row operations of model/, listed once; rows_cpu.cpp, rows_cuda.cu and rows_nocuda.cpp compile
 // this list.
+// Read next: rows_cpu.cpp.
 #pragma once
 #include "model/rows/attention.h"
 #include "model/rows/ends.h"

@@ -1,6 +1,7 @@
 // RMSNorm (Zhang and Sennrich 2019): y = x * rstd * gain with rstd = 1/sqrt(mean(x^2) + eps), a row
 // a token. Its three passes: F, I (gradient for x) and W (gradient for the gain; its pieces are
 // added by grid_sums.h).
+// Read next: math.h.
 #pragma once
 #include "model/machine/grid.h"
 #include "model/machine/group.h"

@@ -1,5 +1,7 @@
 // Row operations over the flat arena of a chunk's parameters (param.h), which is cut into blocks
-// that never straddle two parameters. A row is a block.
+// that never straddle two parameters. A row is a block. AdamW is that of Loshchilov and Hutter
+// 2019.
+// Read next: grid_sums.h.
 #pragma once
 #include "model/machine/group.h"
 #include "model/rows/math.h"

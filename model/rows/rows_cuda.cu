@@ -1,4 +1,5 @@
 // The row operations of model/ on CUDA.
+// Read next: rows_nocuda.cpp.
 #include "model/machine/compile_cuda.cuh"
 #include "model/rows/grid_sums.h"
 #include "model/rows/list.h"

@@ -1,4 +1,5 @@
 // In a build without nvcc no row operation of model/ has a CUDA kernel.
+// Read next: config.h.
 #include "model/machine/launch.h"
 #include "model/rows/grid_sums.h"
 #include "model/rows/list.h"

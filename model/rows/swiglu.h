@@ -1,4 +1,5 @@
 // SwiGLU (Shazeer 2020): act = silu(gate) * up, and the plain sum of two tensors.
+// Read next: attention.h.
 #pragma once
 #include "model/machine/group.h"
 #include "model/rows/math.h"

@@ -4,6 +4,7 @@
 //
 // Router arithmetic is in the accumulation type (fp32; fp64 in gradient checks) whatever the
 // compute type is.
+// Read next: permute.h.
 #pragma once
 #include "model/machine/group.h"
 #include "model/rows/math.h"

@@ -10,7 +10,9 @@
 //
 // Tensors are in logical order: no trace of schedule, layout, device or expert placement. A
 // directory without optimizer and trainer state (someone else's model, also one in several files
-// with a model.safetensors.index.json) can be started from, not resumed.
+// with a model.safetensors.index.json) can be started from, not resumed. Not here: which rank has
+// what (train/trainer_state.cpp).
+// Read next: dump.h.
 #pragma once
 #include <functional>
 #include <span>

@@ -3,13 +3,13 @@
 //
 //   input_ids, targets  I32 [sequences, seq_len]         in global sequence order
 //   logits              F32 [sequences, seq_len, vocab]
-//   loss                F32 [1]                          mean cross-entropy, nats; without the
-//                       balance loss
-//   grad.NAME           F32 Hugging Face's shape         of the loss and the balance loss, before
-//                       clipping
+//   loss                F32 [1]                          mean cross-entropy, nats
+//   grad.NAME           F32 Hugging Face's shape         of the loss and the balance loss (which
+//                                                        `loss` is without), before clipping
 //
 // Each rank adds what it has; rank 0 writes. Everything is held in host memory, on every rank:
 // meant for small models.
+// Read next: insight/README.md.
 #pragma once
 #include <map>
 #include <string>

@@ -1,6 +1,6 @@
-// Durable files and directories on POSIX calls. What may fail is named; what fails leaves the older
-// directories as they were.
-// Read next: durable.h has the contract, test/durable_test.cpp kills a writer at random moments.
+// See durable.h. Durable files and directories on POSIX calls: what may fail is named, and what
+// fails leaves the older directories as they were. test/durable_test.cpp kills a writer at random
+// moments.
 #include "pipeline/checkpoint/durable.h"
 
 #include <fcntl.h>

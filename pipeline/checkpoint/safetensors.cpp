@@ -1,5 +1,5 @@
-// safetensors, written and read. Read next: safetensors.h has the format; test/safetensors_test.cpp
-// damages files in every way.
+// See safetensors.h. The format, written and read; test/safetensors_test.cpp damages files in every
+// way.
 #include "pipeline/checkpoint/safetensors.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// The text form of actions, out and in. Read next: schedule.h.
+// See action.h. The text form of actions, out and in.
 #include "pipeline/schedule/action.h"
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// The three rules, in their order (each relies on the ones before), and the two counts. Read next:
-// simulator.h.
+// See checker.h. The three rules, in their order (each relies on the ones before), and the two
+// counts.
 #include "pipeline/schedule/checker.h"
 
 #include <algorithm>

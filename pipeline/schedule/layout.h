@@ -1,8 +1,8 @@
 // Layout: who is who among the ranks, and which layers a stage has.
 //
 // World size = dp x pp. Rank = pp_rank * dp + dp_rank: the ranks of one stage, which reduce
-// gradients among themselves (and exchange tokens, where experts are sharded), are neighbours. Read
-// next: job.h.
+// gradients among themselves (and exchange tokens, where experts are sharded), are neighbours.
+// Read next: checkpoint/durable.h.
 #pragma once
 #include <cstdint>
 #include <string>

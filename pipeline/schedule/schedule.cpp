@@ -1,4 +1,4 @@
-// Schedules by name and from files. Read next: published/published.h.
+// See schedule.h. Schedules by name and from files.
 #include "pipeline/schedule/schedule.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// The clock on top of run_list. Read next: insight/paint_text.cpp.
+// See simulator.h. The clock on top of run_list.
 #include "pipeline/schedule/simulator.h"
 
 #include <algorithm>

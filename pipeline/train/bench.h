@@ -1,5 +1,6 @@
 // `duet bench`: how fast this machine trains. One JSON line a measurement; scripts/bench.sh puts
-// PyTorch's beside it.
+// PyTorch's beside it. Not the speed of products alone (test/study/gemm_bench.h).
+// Read next: test/exactness_test.cpp.
 #pragma once
 #include <cstdint>
 #include <iosfwd>

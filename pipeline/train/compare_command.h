@@ -13,7 +13,8 @@
 //               checker counts; measured in MiB
 // copies        of the parameters
 //
-// On threads the first row is one rank without a pipeline. Read next: trainer.h.
+// On threads the first row is one rank without a pipeline.
+// Read next: generate.h.
 #pragma once
 #include <iosfwd>
 #include <string>

@@ -3,7 +3,8 @@
 // It knows no schedule by name: it reads actions, keeps what they make until it is needed, posts
 // the messages where the list says and waits for one only when an action needs it. Messages are
 // asynchronous and tagged with (kind, sender's stage, microbatch), so none queues behind another.
-// Used by one thread, the rank's. Read next: trainer.h.
+// Used by one thread, the rank's.
+// Read next: trainer.h.
 #pragma once
 #include <functional>
 #include <list>

@@ -1,5 +1,6 @@
 // `duet generate`: prompt in, text out. There is no key-value cache: duet is a trainer, and every
-// token is a forward of the whole context. Read next: trainer.h.
+// token is a forward of the whole context.
+// Read next: bench.h.
 #pragma once
 #include <iosfwd>
 #include <string>

@@ -1,5 +1,5 @@
-// What --help says of each option of `duet train`, and what must be true of them together. See
-// options.h. Read next: job.h.
+// See options.h. What --help says of each option of `duet train`, and what must be true of them
+// together.
 #include "pipeline/train/options.h"
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 // TrainOptions: everything that `duet train` can be told, with its defaults. What an option means
 // is said once, in options.cpp, where --help has it from; here stand types and what empty means.
-// Read next: options.cpp, then job.h, which makes a job of them.
+// Read next: job.h.
 #pragma once
 #include <cstdint>
 #include <optional>

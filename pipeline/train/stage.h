@@ -7,8 +7,8 @@
 //   W  backward_weight   adds to the gradient, exactly: any order of W gives the same bits
 // Tensors are [tokens of a microbatch, d_model]. What is computed is enqueued on the device's
 // compute stream, what travels between experts on Moe's comm stream; the host waits in dispatch
-// alone (moe.h). Used by one thread.
-// Read next: trainer.h.
+// alone (moe/moe.h). Not here: in which order actions come (executor.h). Used by one thread.
+// Read next: pairs.h.
 #pragma once
 #include <array>
 #include <functional>

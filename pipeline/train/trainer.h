@@ -10,8 +10,8 @@
 // All are collective: every rank of the world calls them in the same order, with its own Trainer.
 // What makes their numbers reproducible is stated where it happens: batches (data/batch.h), exact
 // sums (model/machine/grid.h), sums over ranks (comm/comm.h), sums over names
-// (comm/gather_named.h). Used by one thread, the rank's. Read next: train_command.h, the run around
-// it.
+// (comm/gather_named.h). Used by one thread, the rank's.
+// Read next: run_log.h.
 #pragma once
 #include <functional>
 #include <map>

@@ -4,7 +4,8 @@
 //
 // Loads are JSON, {"weight": [[tokens per expert], a list per layer]}, CSV, a layer a row, or a
 // training run's metrics.jsonl, summed over its steps; the last can also be drawn, step by step
-// (load_map.h). Read next: eplb.h.
+// (load_map.h).
+// Read next: train/options.h.
 #pragma once
 #include <iosfwd>
 #include <string>

@@ -1,5 +1,5 @@
-// The SVG of schedules: one row of boxes a rank, hatched where it idles. Read next:
-// schedule_command.h.
+// The SVG of schedules (paint.h): one row of boxes a rank, hatched where it idles.
+// Read next: schedule_command.h.
 #include <algorithm>
 #include <array>
 #include <ostream>

@@ -1,4 +1,5 @@
-// The grid in the terminal. Read next: paint_svg.cpp.
+// The grid in the terminal (paint.h).
+// Read next: paint_svg.cpp.
 #include <sys/ioctl.h>
 #include <unistd.h>
 

@@ -1,5 +1,4 @@
-// What `duet schedule` prints. Read next: README.md, the chapter; then the executor, which runs the
-// same lists.
+// See schedule_command.h.
 #include "pipeline/insight/pictures/schedule_command.h"
 
 #include <algorithm>

@@ -5,7 +5,7 @@
 // Units are pixels; coordinates are printed to a hundredth of one, without trailing zeros. `style`
 // names a class of the picture's own style sheet, or one of these: t the title, c what is said
 // beside it, f a frame.
-// Read next: paint.h and load_map.h, the pictures.
+// Read next: paint.h.
 #pragma once
 #include <array>
 #include <cmath>

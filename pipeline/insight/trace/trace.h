@@ -12,7 +12,8 @@
 // A message on the compute stream itself (--overlap off) is marked "blocks": it counts as a wait,
 // whatever phase it is in. Stage, microbatch, layer and bytes are arguments. An arrow joins each
 // SEND to the wait for its message (or to its RECV where nobody waited). What is recorded is said
-// in model/machine/recorder.h; one Recorder a step. Read next: overlap.h, what is measured.
+// in model/machine/recorder.h; one Recorder a step.
+// Read next: intervals.h.
 #pragma once
 #include <functional>
 #include <string>
