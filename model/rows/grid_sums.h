@@ -1,6 +1,7 @@
 // The row operations that add to gradients on the grid (model/machine/grid.h). They stand apart
 // from list.h because the row flags would let the compiler reassociate them: context.cpp compiles
 // them for the CPU.
+// Read next: list.h.
 #pragma once
 #include "model/machine/grid.h"
 #include "model/machine/group.h"
