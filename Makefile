@@ -69,7 +69,7 @@ FLAGS   := -std=c++20 -O3 -g1 -ffp-contract=off -pthread -Wall -Wextra -Wno-unus
 # must not depend on where it lies.
 ROWFLAGS := -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math -ffinite-math-only -ffp-contract=fast \
             $(if $(CLANG),,--param vect-max-peeling-for-alignment=0 -fopenmp-simd)
-LIBS    := $(addprefix -L,$(wildcard .deps/usr/lib/* /opt/homebrew/lib)) -pthread -ldl
+LIBS    := $(addprefix -L,$(wildcard .deps/usr/lib/* /opt/homebrew/lib)) -lz -pthread -ldl
 ifneq ($(NVCC),)
 NVFLAGS := -std=c++20 -O3 $(GENCODE) -I. -Xcompiler -Wall -ccbin $(lastword $(CXX)) --expt-relaxed-constexpr \
            -diag-suppress 20012

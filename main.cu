@@ -9,6 +9,7 @@
 //                   differ
 //   duet eplb       pipeline/insight/pictures/eplb_command.h           plans where experts and
 //                   their replicas go
+//   duet analyze    pipeline/insight/trace/analyze_command.h  where the time of a trace went
 //   duet bench      pipeline/train/bench.h             tokens/s and GFLOP/s of this machine
 //
 // g++ compiles this file as plain C++ (the Makefile says -x c++); it is the only one that includes
@@ -20,6 +21,7 @@
 
 #include "pipeline/insight/pictures/eplb_command.h"
 #include "pipeline/insight/pictures/schedule_command.h"
+#include "pipeline/insight/trace/analyze_command.h"
 #include "pipeline/train/bench.h"
 #include "pipeline/train/compare_command.h"
 #include "pipeline/train/generate.h"
@@ -169,6 +171,21 @@ static void eplb_options(CLI::App& cli, EplbCommandOptions& o) {
       "text, json, or svg: a run's metrics.jsonl as a heat map of loads over steps");
 }
 
+// What `duet analyze` looks at when it is given no file: overlapped pairs on an emulated link.
+static void record_demonstration(const std::string& file, std::ostream& out) {
+  TrainOptions o;
+  o.preset = "tiny";
+  o.steps = 3;
+  o.microbatches = 8;
+  o.dp = o.ep = 2;
+  o.pp = 2;
+  o.schedule = "dualpipe";
+  o.link = "intra=200MB/s,inter=200MB/s,latency=20us";
+  o.sample = 0;
+  o.trace = file;
+  train_command(o, out);
+}
+
 static int run(int argc, char** argv) {
   CLI::App cli(
       "duet trains small DeepSeek-V3-style mixture-of-experts models, on a laptop or on GPUs.\n"
@@ -216,6 +233,8 @@ static int run(int argc, char** argv) {
   bench_cli->add_option("--steps", bench.steps, "timed steps; the median counts");
   bench_cli->add_option("--microbatches", bench.microbatches, "per step");
   bench_cli->add_flag("--gemm", bench.gemm, "time GEMM on the shapes of the bench preset instead");
+  int exit_status = 0;
+  add_analyze_command(cli, exit_status, record_demonstration);
 
   try {
     cli.parse(argc, argv);
@@ -230,7 +249,7 @@ static int run(int argc, char** argv) {
   if (*compare_cli) return compare_command(compare, std::cout) ? 0 : 1;
   if (cli.got_subcommand("eplb")) eplb_command(eplb, std::cout);
   if (*bench_cli) bench_command(bench, std::cout);
-  return 0;
+  return exit_status;
 }
 
 int main(int argc, char** argv) {
