@@ -35,24 +35,14 @@ struct Sorted {
   std::vector<const GpuEvent*> by_begin, by_end;
 };
 
-// How much of an interval lies within a set of times, in the logarithm of its size.
-class Within {
- public:
-  explicit Within(const Times& times) : times_(times), sum_(1, 0) {
-    for (const Interval& i : times) sum_.push_back(sum_.back() + i.end - i.begin);
-  }
-  int64_t operator()(const Interval& i) const { return until(i.end) - until(i.begin); }
-
- private:
-  int64_t until(int64_t time) const {
-    const size_t n =
-        size_t(std::ranges::upper_bound(times_, time, {}, &Interval::begin) - times_.begin());
-    if (n == 0) return 0;
-    return sum_[n - 1] + std::min(time, times_[n - 1].end) - times_[n - 1].begin;
-  }
-  const Times& times_;
-  std::vector<int64_t> sum_;
-};
+// The part of `times` within an interval, in the logarithm of their number.
+Times clipped(const Times& times, const Interval& to) {
+  Times parts;
+  auto i = std::ranges::upper_bound(times, to.begin, {}, &Interval::end);
+  for (; i != times.end() && i->begin < to.end; ++i)
+    parts.push_back({std::max(i->begin, to.begin), std::min(i->end, to.end)});
+  return parts;
+}
 
 // What begins to compute at or after each time that is asked for, in ascending order. Of lanes also
 // where a phase goes on after a wait.
@@ -89,9 +79,9 @@ std::vector<Conflict> exposed_by_cause(const RankTrace& rank, size_t index, cons
       add(Cause::micro_gap, gap, comm.going_on(gap.begin), next);
       continue;
     }
-    const Times whole = {gap}, skew = common(whole, waiting);
+    const Times skew = clipped(waiting, gap);
     for (const Interval& time : skew) add(Cause::skew, time, comm.going_on(time.begin), next);
-    for (const Interval& time : without(whole, skew)) {
+    for (const Interval& time : without({gap}, skew)) {
       const GpuEvent *by = comm.going_on(time.begin),
                      *done = next ? comm.ended_before(at) : nullptr;
       const GpuEvent* copied = next ? memory.ended_before(at) : nullptr;
@@ -136,7 +126,7 @@ std::vector<Conflict> slowed_by_comm(const RankTrace& rank, size_t index) {
     for (const Sample& s : samples) {
       if (s.beside * 2 < s.duration || s.duration <= usual) continue;
       const Interval time{s.event->begin, s.event->end};
-      const Times covered = common({time}, comm_apart);
+      const Times covered = clipped(comm_apart, time);
       points.push_back({Cause::contention, index, time, s.duration - usual,
           comm.going_on(covered[0].begin), s.event, with, int64_t(alone.size())});
     }
@@ -159,6 +149,7 @@ std::vector<Slack> slack_of_dependencies(const RankTrace& rank, size_t index, co
   struct Transfer {  // the kernels of one dispatch or combine
     int64_t begin, end;
     int32_t stream;
+    bool lane;
     Slack result;
   };
   std::map<int32_t, std::pair<std::string_view, char>> parts;  // by component
@@ -166,13 +157,15 @@ std::vector<Slack> slack_of_dependencies(const RankTrace& rank, size_t index, co
     parts[name] = {part_of(names[name]), pass_of(c.phase)};
   std::vector<Transfer> transfers;
   std::map<std::pair<int32_t, int32_t>, size_t> last;  // by component and stream
-  std::map<std::pair<std::string_view, char>, std::vector<const GpuEvent*>> begins;
+  // by part, pass and, of lanes, layer: annotations count as they come
+  std::map<std::tuple<std::string_view, char, int32_t>, std::vector<const GpuEvent*>> begins;
   for (const GpuEvent& e : rank.events) {
     if (e.work >= Work::wait || e.component < 0) continue;
     const auto& [part, pass] = parts[e.component];
     if (part.empty() || (pass != 'F' && pass != 'B')) continue;
     if (part != "dispatch" && part != "combine") {
-      if (e.work == Work::compute) begins[{part, pass}].push_back(&e);
+      if (e.work == Work::compute)
+        begins[{part, pass, e.source == Source::lane ? e.layer : -1}].push_back(&e);
       continue;
     }
     const auto found = last.find({e.component, e.stream});
@@ -182,7 +175,8 @@ std::vector<Slack> slack_of_dependencies(const RankTrace& rank, size_t index, co
       continue;
     }
     last[{e.component, e.stream}] = transfers.size();
-    transfers.push_back({e.begin, e.end, e.stream, {index, e.component, -1, e.layer}});
+    transfers.push_back(
+        {e.begin, e.end, e.stream, e.source == Source::lane, {index, e.component, -1, e.layer}});
   }
   std::vector<Slack> slacks;
   std::map<int32_t, std::pair<int64_t, int64_t>>
@@ -190,7 +184,9 @@ std::vector<Slack> slack_of_dependencies(const RankTrace& rank, size_t index, co
   for (auto t = transfers.rbegin(); t != transfers.rend(); ++t) {
     const auto& [part, pass] = parts[t->result.comm];
     const bool to_experts = (part == "dispatch") == (pass == 'F');
-    const auto& consumers = begins[{to_experts ? "experts" : "attention", pass}];
+    const int32_t layer =
+        !t->lane ? -1 : t->result.layer + (part == "combine" && pass == 'F');  // the next one's
+    const auto& consumers = begins[{to_experts ? "experts" : "attention", pass, layer}];
     const auto consumer = std::ranges::lower_bound(consumers, t->end, {}, &GpuEvent::begin);
     const bool found = consumer != consumers.end();
     int64_t slack = found ? (*consumer)->begin - t->end : INT64_MAX;

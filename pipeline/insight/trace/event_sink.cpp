@@ -113,15 +113,17 @@ Field field_of_args(std::string_view key) {
       {"stream", Field::stream}, {"correlation", Field::correlation}, {"grid", Field::grid},
       {"bytes", Field::bytes}, {"layer", Field::layer}, {"step", Field::step},
       {"stage", Field::stage}, {"microbatch", Field::microbatch}, {"blocks", Field::blocks},
-      {"CommDetail name", Field::collective}, {"Process Group Name", Field::group},
-      {"Process Group Description", Field::group}, {"Process Group Ranks", Field::group},
-      {"Comms Id", Field::comms_id}, {"Seq", Field::seq}, {"dtype", Field::dtype},
-      {"In msg nelems", Field::elements_in}, {"Out msg nelems", Field::elements_in}};
+      {"group", Field::ranks}, {"CommDetail name", Field::collective},
+      {"Process Group Name", Field::group}, {"Process Group Description", Field::group},
+      {"Process Group Ranks", Field::group}, {"Comms Id", Field::comms_id}, {"Seq", Field::seq},
+      {"dtype", Field::dtype}, {"In msg nelems", Field::elements_in},
+      {"Out msg nelems", Field::elements_in}};
   return find(key, kNames);
 }
 
 void RawEvent::clear() {
-  for (std::string* s : {&cat, &name, &group, &collective, &comms_id, &dtype, &label}) s->clear();
+  for (std::string* s : {&cat, &name, &group, &collective, &comms_id, &dtype, &label, &ranks})
+    s->clear();
   ph = 0;
   value.fill(std::nullopt);
   grid = 0;
@@ -145,6 +147,7 @@ void RawEvent::set(Field field, const std::string& text) {
     case Field::cat: cat = text; return;
     case Field::name: name = text; return;
     case Field::dtype: dtype = text; return;
+    case Field::ranks: ranks = text; return;
     case Field::collective: collective = text, nccl = true; return;
     case Field::group: group += text, nccl = true; return;
     case Field::comms_id: comms_id = text, nccl = true; return;
@@ -239,7 +242,12 @@ void EventSink::add_gpu(
   g.source = source;
   g.work = work;
   g.blocks = e.blocks && work == Work::comm;
-  if (source == Source::lane) g.component = g.name;
+  if (source == Source::lane) {
+    // what a rank does by itself for a message is not the message
+    const bool local =
+        work == Work::compute && (e.name.starts_with("dispatch") || e.name.starts_with("combine"));
+    g.component = local ? names_.id("local " + e.name) : g.name;
+  }
   recording_.gpu.push_back(g);
 }
 
@@ -247,10 +255,10 @@ int32_t EventSink::collective_of(const RawEvent& e, Work work) {
   const bool lane = work == Work::comm;
   if (!e.nccl && !lane) return -1;
   const auto part = [&](Field field) { return cat("|", e.whole(field, -1)); };
-  CommDetail c{.nccl = e.nccl};
+  CommDetail c;
   if (lane) {
     c.key = names_.id(cat("duet|", e.name, part(Field::step), part(Field::stage),
-        part(Field::microbatch), part(Field::layer)));
+        part(Field::microbatch), part(Field::layer), "|", e.ranks));
     c.bytes = e.whole(Field::bytes, 0);
   } else {
     if (e.value[size_t(Field::seq)])

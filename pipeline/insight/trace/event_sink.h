@@ -29,6 +29,7 @@ enum class Field : uint8_t {
   stage,
   microbatch,
   blocks,
+  ranks,
   collective,
   group,
   comms_id,
@@ -42,7 +43,8 @@ Field field_of_args(std::string_view key);
 
 // One event as it stands in the file; one object serves all of them, so that nothing is allocated.
 struct RawEvent {
-  std::string cat, name, group, collective, comms_id, dtype, label;  // label: a tid that is text
+  std::string cat, name, group, collective, comms_id, dtype, label,
+      ranks;  // label: a tid that is text
   char ph = 0;
   std::array<std::optional<WideInt>, kFields> value;  // thousandths
   uint32_t grid = 0;

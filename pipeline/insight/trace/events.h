@@ -62,7 +62,6 @@ struct GpuEvent {
 struct CommDetail {
   int32_t key = -1;   // a name, equal on all ranks that take part: group, sequence number, ...
   int64_t bytes = 0;  // this rank puts in; 0: unknown
-  bool nccl = false;
 };
 
 struct Thread {

@@ -9,10 +9,18 @@ namespace {
 
 constexpr size_t kLongestString = 1 << 16;
 
-constexpr std::array<bool, 256> kPlain = [] {  // inside a string
-  std::array<bool, 256> plain{};
-  for (int c = 0x20; c < 0x80; ++c) plain[size_t(c)] = c != '"' && c != '\\';
-  return plain;
+// Characters that stay as they are, inside strings and outside: most of them, so they go in runs.
+using Set = std::array<bool, 256>;
+constexpr Set kInside = [] {
+  Set set{};
+  for (int c = 0x20; c < 0x80; ++c) set[size_t(c)] = c != '"' && c != '\\';
+  return set;
+}();
+constexpr Set kOutside = [] {
+  Set set{};
+  for (int c = 1; c < 0x100; ++c)
+    set[size_t(c)] = c != '"' && c != ' ' && c != '\n' && c != '\t' && c != '\r';
+  return set;
 }();
 
 // The length of the UTF-8 character that begins here; 0: there is none; -1: it may go on after the
@@ -35,29 +43,37 @@ int utf8_length(std::string_view s) {
 
 }  // namespace
 
-size_t Input::clean(State& state, std::string_view raw, bool last, std::string& out, size_t limit) {
+// Writes no more than raw.size() characters.
+Input::Cleaned Input::clean(
+    State& state, std::string_view raw, bool last, char* out, size_t limit) {
   size_t i = 0;
+  char* const begin = out;
   const auto take = [&](size_t n) {
-    if (state.length < kLongestString) out.append(raw, i, n);
+    if (!state.in_string || state.length < kLongestString)
+      out = std::copy_n(raw.data() + i, n, out);
     state.length += n, i += n;
   };
-  while (i < raw.size() && out.size() < limit) {
+  while (i < raw.size() && size_t(out - begin) < limit) {
     const char c = raw[i];
-    if (!state.in_string) {
-      const bool space = c == ' ' || c == '\n' || c == '\t' || c == '\r';
-      if (!space)
-        out += c == '\0' ? '\1' : c;  // the lexer takes a NUL for the end
-      else if (!state.space)
-        out += ' ';
-      state = {c == '"', space, 0};
-      ++i;
-    } else if (kPlain[uint8_t(c)]) {
+    const Set& same = state.in_string ? kInside : kOutside;
+    if (same[uint8_t(c)]) {
       size_t n = 1;
-      const size_t most = std::min(raw.size() - i, limit - out.size());
-      while (n < most && kPlain[uint8_t(raw[i + n])]) ++n;
+      const size_t most = std::min(raw.size() - i, limit - size_t(out - begin));
+      while (n < most && same[uint8_t(raw[i + n])]) ++n;
       take(n);
+      state.space = false;
+    } else if (!state.in_string) {
+      state.length = 0;
+      const bool quote = c == '"', nul = c == '\0';
+      if (quote || nul)  // the lexer takes a NUL for the end
+        *out++ = quote ? c : '\1';
+      else if (!state.space)
+        *out++ = ' ';
+      state.space = !quote && !nul;
+      state.in_string = quote;
+      ++i;
     } else if (c == '"') {
-      out += c, ++i;
+      *out++ = c, ++i;
       state.in_string = false;
     } else if (c == '\\') {
       const size_t n = i + 1 < raw.size() && raw[i + 1] == 'u' ? 6 : 2;
@@ -67,11 +83,11 @@ size_t Input::clean(State& state, std::string_view raw, bool last, std::string& 
       take(size_t(n));
     } else {
       if (n < 0 && !last) break;
-      if (state.length++ < kLongestString) out += uint8_t(c) < 0x20 ? ' ' : '?';
+      if (state.length++ < kLongestString) *out++ = uint8_t(c) < 0x20 ? ' ' : '?';
       ++i;
     }
   }
-  return i;
+  return {i, size_t(out - begin)};
 }
 
 void Input::fill() {
@@ -83,23 +99,25 @@ void Input::fill() {
 }
 
 bool Input::more() {
-  clean_.clear();
-  while (clean_.empty() && !over_) {
+  size_t n = 0;
+  while (n == 0 && !over_) {
     if (!filled_) fill();
     filled_ = false;
     before_ = state_;
-    taken_ = clean(state_, raw_, over_, clean_, SIZE_MAX);
+    clean_.resize(std::max(clean_.size(), raw_.size()));
+    const Cleaned done = clean(state_, raw_, over_, clean_.data(), SIZE_MAX);
+    taken_ = done.taken, n = done.written;
   }
-  at = clean_.data(), end = at + clean_.size();
-  return !clean_.empty();
+  at = clean_.data(), end = at + n;
+  return n > 0;
 }
 
 int64_t Input::offset() const {
-  State state = before_;
-  std::string again;
-  const size_t taken = size_t(at - clean_.data());
   if (at == end && over_) return size();
-  return start_ + std::max<int64_t>(0, int64_t(clean(state, raw_, over_, again, taken)) - 1);
+  State state = before_;
+  std::string again(raw_.size(), ' ');
+  const size_t taken = clean(state, raw_, over_, again.data(), size_t(at - clean_.data())).taken;
+  return start_ + std::max<int64_t>(0, int64_t(taken) - 1);
 }
 
 std::string_view Input::head() {

@@ -33,10 +33,12 @@ class Input {
     bool in_string = false, space = false;
     size_t length = 0;  // of the string
   };
-  // Appends to `out` until it has `limit` characters; returns how many bytes it took. What may be
-  // half a character is left for the next chunk.
-  static size_t clean(
-      State& state, std::string_view raw, bool last, std::string& out, size_t limit);
+  struct Cleaned {
+    size_t taken, written;
+  };
+  // Writes until there are `limit` characters. What may be half a character is left for the next
+  // chunk, unless this is the last one.
+  static Cleaned clean(State& state, std::string_view raw, bool last, char* out, size_t limit);
   void fill();
 
   Unpack unpack_;

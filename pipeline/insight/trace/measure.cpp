@@ -30,11 +30,13 @@ void measure_components(RankTrace& rank, const Names& names) {
     bool lane = false;
   };
   std::map<int32_t, Parts> parts;
+  const Within waits(rank.wait);
+  const auto computes = [](const GpuEvent& e) { return e.work == Work::compute; };
   for (const GpuEvent& e : rank.events) {
     if (e.work >= Work::wait) continue;
     Parts& p = parts[e.component];
     p.times.push_back({e.begin, e.end});
-    p.durations.push_back(e.end - e.begin);
+    p.durations.push_back(e.end - e.begin - (computes(e) ? waits({e.begin, e.end}) : 0));
     p.layers[e.layer].push_back({e.begin, e.end});
     p.by_work[int(e.work)] += e.end - e.begin;
     p.lane |= e.source == Source::lane;
@@ -42,13 +44,14 @@ void measure_components(RankTrace& rank, const Names& names) {
   for (auto& [name, p] : parts) {
     Component& c = rank.components[name];
     c.count = int64_t(p.durations.size());
-    c.busy = length(merged(std::move(p.times)));
-    c.median = median(std::move(p.durations));
     c.work = Work(std::max_element(p.by_work, p.by_work + 3) - p.by_work);
+    const Times none, &waiting = c.work == Work::compute ? rank.wait : none;
+    c.busy = length(without(merged(std::move(p.times)), waiting));
+    c.median = median(std::move(p.durations));
     c.phase = phase_of(names[name]);
     std::vector<int64_t> occurrences;
     for (auto& [layer, times] : p.layers) {
-      occurrences.push_back(length(merged(std::move(times))));
+      occurrences.push_back(length(without(merged(std::move(times)), waiting)));
       if (c.phase) c.layers[layer] = occurrences.back();
     }
     c.occurrences = p.lane ? c.count : int64_t(occurrences.size());

@@ -9,6 +9,8 @@
 // (intervals.h): the same code as for a run's last line. Ratios of nothing are empty, never NaN.
 // Read next: collectives.h, what several ranks say together.
 #pragma once
+#include <algorithm>
+
 #include "pipeline/insight/trace/events.h"
 #include "pipeline/insight/trace/intervals.h"
 
@@ -39,6 +41,25 @@ struct Measure {
   static std::optional<double> divide(int64_t a, int64_t b) {
     return b == 0 ? std::nullopt : std::optional(double(a) / double(b));
   }
+};
+
+// How much of an interval lies within a set of times, in the logarithm of its size.
+class Within {
+ public:
+  explicit Within(const Times& times) : times_(times), sum_(1, 0) {
+    for (const Interval& i : times) sum_.push_back(sum_.back() + i.end - i.begin);
+  }
+  int64_t operator()(const Interval& i) const { return until(i.end) - until(i.begin); }
+
+ private:
+  int64_t until(int64_t time) const {
+    const size_t n =
+        size_t(std::ranges::upper_bound(times_, time, {}, &Interval::begin) - times_.begin());
+    if (n == 0) return 0;
+    return sum_[n - 1] + std::min(time, times_[n - 1].end) - times_[n - 1].begin;
+  }
+  const Times& times_;
+  std::vector<int64_t> sum_;
 };
 
 // A GPU of a file.

@@ -42,8 +42,9 @@ std::string label(const Analysis& a, const GpuEvent* e, size_t n) {
   if (!e) return "nothing";
   const std::string& component = a.names[e->component];
   const bool known = component != "unattributed" && component != "outside annotations";
-  const bool tell = known && e->source != Source::lane;
-  return shortened((tell ? component + " " : "") + plain(a.names[e->name]), n);
+  return e->source == Source::lane
+      ? shortened(component, n)
+      : shortened((known ? component + " " : "") + plain(a.names[e->name]), n);
 }
 
 void say_files(std::ostream& out, const Analysis& a) {
@@ -185,9 +186,16 @@ void say_collectives(std::ostream& out, const Analysis& a) {
         << format("%5lld x  waiting %9.3f  transfer %9.3f  last most often: rank %lld (%lld)",
                (long long)c.count, ms(c.waiting), ms(c.transfer), (long long)last->first,
                (long long)last->second);
-    for (const auto& [bytes, found] : c.bandwidth)
-      out << format("\n      %lld bytes: %.3f GB/s (%lld)", (long long)bytes,
-          found.second / double(found.first), (long long)found.first);
+    if (!c.bandwidth.empty()) {
+      double least = 1e300, most = 0;
+      for (const auto& [bytes, found] : c.bandwidth) {
+        least = std::min(least, found.second / double(found.first));
+        most = std::max(most, found.second / double(found.first));
+      }
+      out << format("\n      %lld to %lld bytes, %.3f to %.3f GB/s",
+          (long long)c.bandwidth.begin()->first, (long long)c.bandwidth.rbegin()->first, least,
+          most);
+    }
     out << "\n";
   }
 }

@@ -172,6 +172,9 @@ std::string Trace::events(int64_t origin) const {
     if (m.microbatch >= 0) out += format(",\"microbatch\":%d", m.microbatch);
     if (m.layer >= 0) out += format(",\"layer\":%lld", (long long)m.layer);
     if (m.bytes > 0) out += format(",\"bytes\":%lld", (long long)m.bytes);
+    if (m.layer >= 0 && !std::strcmp(m.lane, "comm"))  // an all-to-all: among whom
+      out += format(",\"group\":\"pp %d, ep group %d\"", layout_.pp_rank(rank),
+          layout_.dp_rank(rank) / layout_.ep);
     out += e.blocks ? ",\"blocks\":true}}" : "}}";
     const bool action = !std::strcmp(m.lane, "actions");
     if (action && !std::strncmp(m.name, "SEND_", 5)) add_arrow(out, e, thread, begin);
