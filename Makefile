@@ -139,9 +139,9 @@ found:
 	@echo "  CUDA  $(if $(NVCC),$(NVCC)$(comma) for GPU architecture $(or $(ARCH),80$(comma) 90 and PTX),none: CPU only)"
 	@echo "  NCCL  $(or $(NCCL_LIB),none: no NCCL transport)"
 	@echo "  MPI   $(or $(MPI),none: ranks are threads of one process)"
-	@printf '#if !__has_include(<CLI/CLI.hpp>) || !__has_include(<nlohmann/json.hpp>)\n#error\n#endif\n' | \
+	@printf '#if !__has_include(<CLI/CLI.hpp>) || !__has_include(<nlohmann/json.hpp>) || !__has_include(<zlib.h>)\n#error\n#endif\n' | \
 	  $(COMPILE) $(CXXFLAGS) -E -x c++ - >/dev/null 2>&1 || \
-	  { echo "CLI11 or nlohmann-json is missing: run scripts/setup.sh"; exit 1; }
+	  { echo "CLI11, nlohmann-json or zlib is missing: run scripts/setup.sh"; exit 1; }
 
 run: duet
 	./duet train --steps 500 --log-every 20 --sample 400 --out out --overwrite

@@ -35,6 +35,7 @@ done < <(wc -l $files)
 for pair in nlohmann/:model/base/json.cpp CLI/:main.cu CLI11:main.cu; do
   header=${pair%%:*} owner=${pair#*:}
   for file in $(grep -lE "^ *# *include *[<\"]$header" $files); do
+    case $file in pipeline/insight/trace/*) continue ;; esac  # reads by SAX; has its command's options
     [ "$file" = "$owner" ] || say "$file: includes $header; only $owner may"
   done
 done

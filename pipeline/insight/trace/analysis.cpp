@@ -52,7 +52,8 @@ void finish(Analysis& a) {
   }
   if (a.matched.contradictions > 0)
     a.warnings.push_back(cat(a.matched.contradictions,
-        " collectives matched by name and order cannot be the same ones and are left out of skew"));
+        " collectives are left out of skew: one rank was done before another came, so they are not "
+        "the same or nothing was to be waited for"));
   a.origin = INT64_MAX;
   for (size_t i = 0; i < a.ranks.size(); ++i) {
     const RankTrace& rank = a.ranks[i];

@@ -114,7 +114,7 @@ Matched match_collectives(std::vector<RankTrace>& ranks, const Names& names) {
         ++result.contradictions;
         continue;
       }
-      Collectives& c = result.by_name[match[0].event->name];
+      MatchedComm& c = result.by_name[match[0].event->name];
       ++c.count;
       ++c.last[ranks[last].number];
       c.skew += arrival - first;

@@ -6,13 +6,14 @@
 // clock is ahead by the median of the differences of ends, uncertain by the median of what is left;
 // where that allows 0 it is 0. And nobody's part is transferred before the last rank arrived: what
 // a rank spends in it until then is waiting (skew), the rest transfer. Matches that contradict this
-// (one rank was done before another came) are counted and dropped. Read next: conflicts.h.
+// (one rank was done before another came: they are
+// not the same, or a rank had nothing to wait for) are counted and dropped. Read next: conflicts.h.
 #pragma once
 #include "pipeline/insight/trace/measure.h"
 
 namespace duet {
 
-struct Collectives {                  // of one name
+struct MatchedComm {                  // of one name
   int64_t count = 0;                  // matched, each once
   int64_t waiting = 0, transfer = 0;  // summed over collectives and ranks
   int64_t skew = 0;                   // from the first arrival to the last, summed
@@ -22,7 +23,7 @@ struct Collectives {                  // of one name
 };
 
 struct Matched {
-  std::map<int32_t, Collectives> by_name;
+  std::map<int32_t, MatchedComm> by_name;
   std::vector<Times> waiting;  // [ranks], on each rank's own clock
   int64_t contradictions = 0;
 };

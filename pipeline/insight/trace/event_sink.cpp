@@ -113,7 +113,7 @@ Field field_of_args(std::string_view key) {
       {"stream", Field::stream}, {"correlation", Field::correlation}, {"grid", Field::grid},
       {"bytes", Field::bytes}, {"layer", Field::layer}, {"step", Field::step},
       {"stage", Field::stage}, {"microbatch", Field::microbatch}, {"blocks", Field::blocks},
-      {"group", Field::ranks}, {"CommDetail name", Field::collective},
+      {"group", Field::ranks}, {"Collective name", Field::collective},
       {"Process Group Name", Field::group}, {"Process Group Description", Field::group},
       {"Process Group Ranks", Field::group}, {"Comms Id", Field::comms_id}, {"Seq", Field::seq},
       {"dtype", Field::dtype}, {"In msg nelems", Field::elements_in},

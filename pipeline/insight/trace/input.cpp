@@ -100,7 +100,7 @@ void Input::fill() {
 
 bool Input::more() {
   size_t n = 0;
-  while (n == 0 && !over_) {
+  while (n == 0 && (filled_ || !over_)) {
     if (!filled_) fill();
     filled_ = false;
     before_ = state_;
@@ -121,7 +121,7 @@ int64_t Input::offset() const {
 }
 
 std::string_view Input::head() {
-  if (!at && !filled_) fill();
+  while (!at && raw_.size() < 64 && !over_) fill();
   return raw_;
 }
 

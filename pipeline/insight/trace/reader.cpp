@@ -118,13 +118,13 @@ class Handler {
       in_events_ = false, event_depth_ = -9, ended = true;
     return true;
   }
-  bool parse_error(size_t, const std::string& token, const json::exception& error) {
+  bool parse_error(size_t, const std::string&, const json::exception& error) {
     const std::string what = error.what();
     const size_t dash = what.find(" - ");
     reason = dash == what.npos ? what.substr(what.find(']') + 2) : what.substr(dash + 3);
     offset = input_.offset();
     between_events = in_events_ && depth_ == event_depth_ - 1;
-    at_bracket = token == "]";
+    at_bracket = reason.starts_with("unexpected ']'");
     return false;
   }
 

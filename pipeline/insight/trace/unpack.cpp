@@ -41,7 +41,9 @@ Unpack::~Unpack() {
 bool Unpack::refill() {
   if (at_ < packed_.size()) return true;
   packed_.resize(kChunk);
-  packed_.resize(read_(packed_.data(), kChunk));
+  size_t n = 0;
+  for (size_t more = 1; more > 0 && n < 2; n += more) more = read_(&packed_[n], kChunk - n);
+  packed_.resize(n);  // two bytes at least, for the magic, unless the file is over
   bytes_ += int64_t(packed_.size());
   at_ = 0;
   return !packed_.empty();
