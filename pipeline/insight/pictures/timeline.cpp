@@ -154,7 +154,7 @@ class Timeline {
     const auto entry = [&](const std::string& words, const std::string& color, double height) {
       draw_.box(x, y + 11 - height, 12, height, cat("fill='", color, "'"));
       draw_.text(x + 17, y + 10, "k", words);
-      x += 17 + 5.9 * double(words.size()) + 14;
+      x += 17 + 6.4 * double(words.size()) + 14;
     };
     for (int work = 0; work < 3; ++work)
       if (!dealt_[work].empty()) entry(kShades[work].what, kShades[work].of[1], 12);

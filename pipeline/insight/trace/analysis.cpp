@@ -2,6 +2,7 @@
 #include "pipeline/insight/trace/analysis.h"
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 
 #include "model/base/check.h"
@@ -100,10 +101,12 @@ std::vector<std::tuple<int32_t, int64_t, int64_t>> Analysis::most_time(size_t n)
 
 Analysis analyze(const AnalyzeOptions& options) {
   const Classifier classifier(options.rules, options.class_by == "annotation");
+  const auto start = std::chrono::steady_clock::now();
   Analysis a;
   for (const std::string& file : files_of(options.traces))
     add(a, read_trace(file, read_file(file), a.names), classifier);
   finish(a);
+  a.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return a;
 }
 

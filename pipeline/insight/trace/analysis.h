@@ -28,6 +28,7 @@ struct Analysis {
   std::map<std::string, int64_t> left_out;
   std::vector<std::string> warnings;
   int64_t origin = 0;  // the first GPU event, on the common clock
+  double seconds = 0;  // it took to read and analyse
 
   bool nothing_is_comm() const;
   // Names that took the most time, with time and count.

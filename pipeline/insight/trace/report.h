@@ -37,7 +37,4 @@ void report_text(std::ostream& out, const Analysis& analysis, const AnalyzeOptio
 void report_json(std::ostream& out, const Analysis& analysis, int top);
 std::string profile_json(const Analysis& analysis);
 
-// The line a run ends with and the analysis of its trace says again: means of the ranks.
-std::string overlap_line(const Overlap& sum, int ranks);
-
 }  // namespace duet

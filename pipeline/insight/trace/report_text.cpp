@@ -58,7 +58,8 @@ void say_files(std::ostream& out, const Analysis& a) {
   out << what << format(": %.1f MB, ", double(bytes) / 1e6) << events << " events, "
       << a.ranks.size() << (a.ranks.size() == 1 ? " rank; " : " ranks; ")
       << kernels[0] + kernels[1] + kernels[2] << " GPU events: " << kernels[0] << " compute, "
-      << kernels[1] << " communication, " << kernels[2] << " memory\n";
+      << kernels[1] << " communication, " << kernels[2] << " memory; "
+      << format("%.3f s, %.0f MB/s\n", a.seconds, double(bytes) / 1e6 / a.seconds);
   for (const std::string& w : a.warnings) out << "warning: " << w << "\n";
   for (const auto& [what, n] : a.left_out) out << "left out: " << n << " with " << what << "\n";
 }
@@ -210,14 +211,6 @@ void say_nothing_is_comm(std::ostream& out, const Analysis& a) {
 }
 
 }  // namespace
-
-std::string overlap_line(const Overlap& sum, int ranks) {
-  const double n = ranks;
-  return format(
-      "span %.2f ms, compute %.2f, communication %.2f, covered %.2f (%.1f%%), exposed %.2f",
-      ms(sum.span) / n, ms(sum.compute) / n, ms(sum.comm) / n, ms(sum.covered) / n,
-      100 * sum.fraction(), ms(sum.exposed()) / n);
-}
 
 void report_text(std::ostream& out, const Analysis& a, const AnalyzeOptions& options) {
   say_files(out, a);

@@ -55,14 +55,6 @@ Json to_json(const Overlap& o) {
           {"covered_ms", ms(o.covered)}, {"exposed_ms", ms(o.exposed())}});
 }
 
-std::string to_text(const Overlap& sum, int ranks) {
-  const double n = ranks;
-  return format(
-      "span %.2f ms, compute %.2f, communication %.2f, covered %.2f (%.1f%%), exposed %.2f",
-      ms(sum.span) / n, ms(sum.compute) / n, ms(sum.comm) / n, ms(sum.covered) / n,
-      100 * sum.fraction(), ms(sum.exposed()) / n);
-}
-
 }  // namespace
 
 ClockOffset clock_offset(Comm& world, const std::function<int64_t()>& now) {
@@ -233,8 +225,8 @@ std::vector<std::string> Trace::finish() {
       ", ", events, " events of ", n, " ranks",
       options_.one_clock ? "" : cat(", clocks within ", (error + 999) / 1000, " us"),
       "; open it at ui.perfetto.dev"));
-  if (sum.pairs.span > 0) lines.push_back("pairs  mean of ranks: " + to_text(sum.pairs, n));
-  lines.push_back("steps  mean of ranks: " + to_text(sum.steps, n));
+  if (sum.pairs.span > 0) lines.push_back("pairs  mean of ranks: " + overlap_line(sum.pairs, n));
+  lines.push_back("steps  mean of ranks: " + overlap_line(sum.steps, n));
   return lines;
 }
 
