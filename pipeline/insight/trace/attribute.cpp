@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <set>
+#include <span>
 
 namespace duet {
 namespace {
@@ -59,9 +60,13 @@ struct Launches {
   int64_t pid(int32_t launch) const {
     return recording.threads[size_t(recording.launches[size_t(launch)].thread)].pid;
   }
-  auto of(int64_t correlation) const {
+  // A few: an id that stands for many launches tells nothing.
+  std::span<const int32_t> of(int64_t correlation) const {
     const auto id = [&](int32_t i) { return recording.launches[size_t(i)].correlation; };
-    return std::ranges::equal_range(order, correlation, {}, id);
+    const auto first = std::ranges::lower_bound(order, correlation, {}, id);
+    auto last = first;
+    while (last != order.end() && last - first < 32 && id(*last) == correlation) ++last;
+    return {first, last};
   }
   const Recording& recording;
   std::vector<int32_t> order;

@@ -208,7 +208,7 @@ void EventSink::add_complete(const RawEvent& e) {
   if (!wrong && far(*ts - *base_))
     wrong = *ts == 0 ? "timestamp 0" : "a time beyond 104 days of the first";
   if (wrong) {
-    if (is_gpu(category)) ++recording_.left_out[wrong];
+    ++recording_.left_out[wrong];
     return;
   }
   const int64_t begin = int64_t(*ts - *base_), length = int64_t(duration.value_or(0));
