@@ -114,8 +114,7 @@ TEST_F(AnalyzeTest, JsonHasTheDefinitionsAndNoNaN) {
   EXPECT_EQ(none.at("unclassified").at(0).at("name"), "gemm");
 }
 
-// --- classes and components
-// ------------------------------------------------------------------------
+// --- classes and components ---
 
 TEST_F(AnalyzeTest, NamesSayWhatCommunicates) {
   for (const char* name : {"ncclKernel_AllReduce_RING_LL_Sum_float", "nccldevkernel_sendrecv",
@@ -213,8 +212,7 @@ TEST_F(AnalyzeTest, ComponentsComeFromTheLaunch) {
   for (size_t r : {0, 1}) EXPECT_EQ(b.names[b.ranks[r].events[0].component], cat("rank ", r));
 }
 
-// --- conflicts
-// -------------------------------------------------------------------------------------
+// --- conflicts ---
 
 // The causes of exposed communication, in the order of time, of stream 9's one kernel.
 std::string causes(const TraceText& t) {
@@ -284,8 +282,7 @@ TEST_F(AnalyzeTest, SlackIsWhatADispatchCouldTakeLonger) {
   EXPECT_EQ(a.slacks[1].slack, 0);
 }
 
-// --- several ranks
-// ---------------------------------------------------------------------------------
+// --- several ranks ---
 
 TEST_F(AnalyzeTest, ClocksAreAlignedAndSkewIsTold) {
   // Rank 1's clock is 7 s ahead. In collective i rank i % 2 comes (i + 1) * 10 us late.
@@ -333,8 +330,7 @@ TEST_F(AnalyzeTest, CollectivesThatCannotBeTheSameAreDropped) {
   EXPECT_EQ(a.warnings.size(), 1u);
 }
 
-// --- reports, and duet's own traces
-// ----------------------------------------------------------------
+// --- reports, and duet's own traces ---
 
 TEST_F(AnalyzeTest, SaysLoudlyThatNothingCommunicates) {
   const std::string trace = write("t.json", TraceText().kernel("gemm", 7, 0, 1000).text());

@@ -109,10 +109,9 @@ std::string_view part_of(const std::string& component) {
   constexpr std::pair<const char*, const char*> kParts[] = {{"dispatch", "dispatch"},
       {"combine", "combine"}, {"mlp", "experts"}, {"expert", "experts"}, {"moe", "experts"},
       {"attn", "attention"}, {"attention", "attention"}};
-  std::string lower = component;
-  for (char& c : lower) c = char(std::tolower(uint8_t(c)));
+  const std::string name = lower(component);
   for (const auto& [begin, part] : kParts)
-    if (lower.starts_with(begin)) return part;
+    if (name.starts_with(begin)) return part;
   return "";
 }
 

@@ -11,12 +11,6 @@
 namespace duet {
 namespace {
 
-std::string lower(std::string_view text) {
-  std::string out(text);
-  for (char& c : out) c = char(std::tolower(uint8_t(c)));
-  return out;
-}
-
 bool has_any(const std::string& text, std::initializer_list<const char*> parts) {
   return std::any_of(
       parts.begin(), parts.end(), [&](const char* part) { return text.find(part) != text.npos; });

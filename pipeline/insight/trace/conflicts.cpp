@@ -136,8 +136,7 @@ std::vector<Conflict> slowed_by_comm(const RankTrace& rank, size_t index) {
   return points;
 }
 
-// --- slack
-// -----------------------------------------------------------------------------------------
+// --- slack ---
 
 namespace {
 

@@ -98,8 +98,7 @@ std::optional<WideInt> thousandths(std::string_view text) {
   return negative ? -digits : digits;
 }
 
-// --- one event
-// -------------------------------------------------------------------------------------
+// --- one event ---
 
 Field field_of_event(std::string_view key) {
   static constexpr std::pair<std::string_view, Field> kNames[] = {{"ph", Field::ph},
@@ -160,8 +159,7 @@ void RawEvent::set(Field field, const std::string& text) {
     value[size_t(field)] = -WideInt(std::hash<std::string>()(text) >> 8) * 1000;
 }
 
-// --- where it belongs
-// ------------------------------------------------------------------------------
+// --- where it belongs ---
 
 void EventSink::add() {
   ++recording_.events;
@@ -293,8 +291,7 @@ int32_t EventSink::stream_of(const RawEvent& e) {
   return found->second;
 }
 
-// --- the whole
-// -------------------------------------------------------------------------------------
+// --- the whole ---
 
 // A timestamp of 0 is right where times count from the trace's start, and wrong where the others
 // count from 1970 or from the machine's start: further away than all of them are long.

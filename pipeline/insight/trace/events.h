@@ -9,6 +9,7 @@
 // their last digit, 1.7e18 us do not overflow. Names are interned, so an event holds no string. An
 // event belongs to a rank, which is a GPU of a file. Read next: input.h, where bytes come from.
 #pragma once
+#include <cctype>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -24,7 +25,14 @@ using WideInt = __int128;  // absolute nanoseconds
 
 // wait, step and pair are lanes of duet's own traces (trace.h)
 enum class Work : uint8_t { compute, comm, memory, wait, step, pair };
+constexpr const char* kWorks[] = {"compute", "communication", "memory", "wait", "step", "pair"};
 enum class Source : uint8_t { kernel, copy, lane };  // lane: the file says what it is
+
+inline std::string lower(std::string_view text) {
+  std::string out(text);
+  for (char& c : out) c = char(std::tolower(uint8_t(c)));
+  return out;
+}
 
 // Strings as small numbers, in the order in which they came. One table serves all files of a job.
 class Names {

@@ -14,11 +14,6 @@ using nlohmann::json;
 
 constexpr int kDeepest = 512;
 
-std::string lower(std::string text) {
-  for (char& c : text) c = char(std::tolower(uint8_t(c)));
-  return text;
-}
-
 // What a file is that is no JSON, and what to do; empty: nothing known.
 std::string other_format(const std::string& file, std::string_view head) {
   const auto ends = [&](const char* end) { return lower(file).ends_with(end); };

@@ -11,8 +11,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr const char* kWorks[] = {"compute", "communication", "memory"};
-
 Json or_null(const std::optional<double>& value) { return value ? Json(*value) : Json(); }
 
 Json components_of(const RankTrace& rank, const Names& names) {

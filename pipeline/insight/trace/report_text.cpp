@@ -9,8 +9,6 @@
 namespace duet {
 namespace {
 
-constexpr const char* kWorks[] = {"compute", "communication", "memory"};
-
 std::string shortened(const std::string& text, size_t n) {
   return text.size() <= n ? text : text.substr(0, n - 2) + "..";
 }
