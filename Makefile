@@ -79,7 +79,7 @@ FLAGS   := -std=c++20 -O3 -g1 -ffp-contract=off -pthread -Wall -Wextra -Wno-unus
 ROWFLAGS := -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math \
             -ffinite-math-only -ffp-contract=fast \
             $(if $(CLANG),,--param vect-max-peeling-for-alignment=0 -fopenmp-simd)
-LIBS    := $(addprefix -L,$(wildcard .deps/usr/lib/* /opt/homebrew/lib)) -pthread -ldl
+LIBS    := $(addprefix -L,$(wildcard .deps/usr/lib/* /opt/homebrew/lib)) -lz -pthread -ldl
 ifneq ($(NVCC),)
 NVFLAGS := -std=c++20 -O3 $(GENCODE) -I. -Xcompiler -Wall -ccbin $(lastword $(CXX)) \
            --expt-relaxed-constexpr -diag-suppress 20012
@@ -169,7 +169,8 @@ $(BUILD)/version.h: found
 
 .PHONY: duet found run test bench study clean
 GPUS := $(or $(ARCH),80$(comma) 90 and PTX)
-NEEDED := !__has_include(<CLI/CLI.hpp>) || !__has_include(<nlohmann/json.hpp>)
+NEEDED := !__has_include(<CLI/CLI.hpp>) || !__has_include(<nlohmann/json.hpp>) || \
+          !__has_include(<zlib.h>)
 found:
 	@echo "duet: $(CXX), -march=$(MARCH)$(if $(SAN), with the $(SAN) sanitizer)"
 	@echo "  CUDA  $(if $(NVCC),$(NVCC)$(comma) for GPU architecture $(GPUS),none: CPU only)"
@@ -177,7 +178,7 @@ found:
 	@echo "  MPI   $(or $(MPI),none: ranks are threads of one process)"
 	@printf '#if $(NEEDED)\n#error\n#endif\n' | \
 	  $(COMPILE) $(CXXFLAGS) -E -x c++ - >/dev/null 2>&1 || \
-	  { echo "CLI11 or nlohmann-json is missing: run scripts/setup.sh"; exit 1; }
+	  { echo "CLI11, nlohmann-json or zlib is missing: run scripts/setup.sh"; exit 1; }
 
 run: duet
 	./duet train --steps 500 --log-every 20 --sample 400 --out out --overwrite

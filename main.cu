@@ -13,6 +13,7 @@
 #include "model/machine/gemm_cpu.h"
 #include "pipeline/insight/pictures/eplb_command.h"
 #include "pipeline/insight/pictures/schedule_command.h"
+#include "pipeline/insight/trace/analyze_command.h"
 #include "pipeline/train/bench.h"
 #include "pipeline/train/compare_command.h"
 #include "pipeline/train/generate.h"
@@ -57,6 +58,20 @@ static std::string explained(const CLI::App& duet, const CLI::ParseError& error)
       (of_value ? "" : ", allowed: what duet " + command + "--help lists");
 }
 
+// What `duet analyze` looks at when it is given no file: overlapped pairs on an emulated link.
+static void record_demonstration(const std::string& file, std::ostream& out) {
+  TrainOptions o;
+  o.preset = "tiny";
+  o.steps = 3;
+  o.microbatches = 8;
+  o.dp = o.ep = o.pp = 2;
+  o.schedule = "dualpipe";
+  o.link = parse_link("intra=200MB/s,inter=200MB/s,latency=20us");
+  o.sample = 0;
+  o.trace = file;
+  train_command(o, out);
+}
+
 int main(int argc, char** argv) try {
   int exit_status = 0;
   CLI::App duet(
@@ -75,7 +90,9 @@ int main(int argc, char** argv) try {
   add_compare_command(duet, exit_status);   // trains under each schedule: not one bit may differ
   add_schedule_command(duet, exit_status);  // draws, checks and times a pipeline schedule
   add_eplb_command(duet, exit_status);      // plans where experts and their replicas go
-  add_bench_command(duet, exit_status);     // tokens/s and GFLOP/s of this machine
+  // where the time of a trace went
+  add_analyze_command(duet, exit_status, record_demonstration);
+  add_bench_command(duet, exit_status);  // tokens/s and GFLOP/s of this machine
 
   try {
     duet.parse(argc, argv);

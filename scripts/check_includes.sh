@@ -49,7 +49,7 @@ options="$(echo pipeline/*/*_command.cpp pipeline/*/*/*_command.cpp \
   pipeline/train/{options,generate,bench}.cpp)"
 only 'CLI(/|11)' "main.cu model/base/command_line.h $options"
 only model/base/command_line "$options"
-only nlohmann/ 'model/base/json.h model/base/json.cpp'
+only nlohmann/ "model/base/json.h model/base/json.cpp $(echo pipeline/insight/{trace,plan}/*)"
 
 # A function, formatted, ends with a bare brace in the column in which it began.
 while IFS= read -r line; do say "$line"; done < <(LC_ALL=C awk '

@@ -3,10 +3,10 @@
 #
 #   scripts/setup.sh            Debian, Ubuntu: with apt, as root or by sudo. Elsewhere: lists what
 #                               to install.
-#   scripts/setup.sh --local    without root: unpacks the three small libraries into .deps/ here
+#   scripts/setup.sh --local    without root: unpacks the four small libraries into .deps/ here
 #
-# Needed: g++ (12 or newer) and make, CLI11, nlohmann-json. For `make test`: GoogleTest. For ranks
-# as processes: OpenMPI. CUDA is never touched: the Makefile uses it where it is.
+# Needed: g++ (12 or newer) and make, CLI11, nlohmann-json, zlib. For `make test`: GoogleTest. For
+# ranks as processes: OpenMPI. CUDA is never touched: the Makefile uses it where it is.
 set -eu
 cd "$(dirname "$0")/.."
 deps=.deps/usr/include
@@ -43,6 +43,7 @@ has g++ || has clang++ || missing+=(g++)
 has make || missing+=(make)
 has_header CLI/CLI.hpp || missing+=(libcli11-dev)
 has_header nlohmann/json.hpp || missing+=(nlohmann-json3-dev)
+{ has_header zlib.h && has_library z; } || missing+=(zlib1g-dev)
 { has_header gtest/gtest.h && has_library gtest; } || missing+=(libgtest-dev)
 has mpicxx || missing+=(libopenmpi-dev)
 has mpirun || missing+=(openmpi-bin)
@@ -53,13 +54,13 @@ if [ ${#missing[@]} -eq 0 ]; then
 fi
 echo "setup.sh: missing: ${missing[*]}"
 
-# Without root: the libraries that work from any place (two of headers only, and GoogleTest's),
+# Without root: the libraries that work from any place (two of headers only, zlib and GoogleTest's),
 # unpacked here.
 unpack_local() {
   local package left=()
   for package in "${missing[@]}"; do
     case $package in
-      libcli11-dev | nlohmann-json3-dev | libgtest-dev)
+      libcli11-dev | nlohmann-json3-dev | zlib1g-dev | libgtest-dev)
         echo "setup.sh: unpacking $package into .deps/"
         mkdir -p .deps
         (cd .deps && apt-get download "$package" && dpkg -x "${package}"_*.deb . &&
@@ -75,8 +76,8 @@ unpack_local() {
 if ! has apt-get; then
   echo "setup.sh: no apt here; install them with your system's packages, for example:"
   echo "  Homebrew:  brew install cli11 nlohmann-json googletest open-mpi"
-  echo "  dnf:       dnf install gcc-c++ make cli11-devel json-devel gtest-devel openmpi-devel"
-  echo "             (and then: module load mpi)"
+  echo "  dnf:       dnf install gcc-c++ make cli11-devel json-devel zlib-devel gtest-devel"
+  echo "             dnf install openmpi-devel && module load mpi"
   exit 1
 elif [ $local_only = yes ]; then
   unpack_local
@@ -93,7 +94,7 @@ elif [ "$(id -u)" -eq 0 ] || { has sudo && may_ask; }; then
 else
   echo "setup.sh: installing them needs root:"
   echo "  sudo apt-get install ${missing[*]}"
-  echo "or, for CLI11, nlohmann-json and GoogleTest (enough, given g++ and make), without root:"
+  echo "or, for CLI11, nlohmann-json, zlib and GoogleTest (enough, given g++ and make), without root:"
   echo "  scripts/setup.sh --local"
   exit 1
 fi

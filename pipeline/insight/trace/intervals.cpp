@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "model/base/check.h"
+
 namespace duet {
 
 Times merged(std::vector<Interval> intervals) {
@@ -52,6 +54,14 @@ Overlap& Overlap::operator+=(const Overlap& other) {
   comm += other.comm;
   covered += other.covered;
   return *this;
+}
+
+std::string overlap_line(const Overlap& sum, int ranks) {
+  const auto ms = [&](int64_t ns) { return double(ns) * 1e-6 / ranks; };
+  return format(
+      "span %.2f ms, compute %.2f, communication %.2f, covered %.2f (%.1f%%), exposed %.2f",
+      ms(sum.span), ms(sum.compute), ms(sum.comm), ms(sum.covered), 100 * sum.fraction(),
+      ms(sum.exposed()));
 }
 
 Overlap overlap_within(const Times& window, const Activity& activity) {

@@ -9,10 +9,11 @@
 //   covered    time in which it does both; exposed = comm - covered
 //
 // Times are whole nanoseconds of one rank's clock, so that sums are exact. Not here: where the
-// times come from (trace.h).
+// times come from (trace.h, measure.h).
 // Read next: pictures/svg.h.
 #pragma once
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace duet {
@@ -38,6 +39,9 @@ struct Overlap {
   // of several ranks: their times added up
   Overlap& operator+=(const Overlap& other);
 };
+
+// The line a run ends with and the analysis of its trace says again: means of the ranks.
+std::string overlap_line(const Overlap& sum, int ranks);
 
 struct Activity {  // of one rank
   Times compute, comm, wait;

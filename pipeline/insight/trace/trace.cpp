@@ -47,14 +47,6 @@ Json to_json(const Overlap& o) {
           {"covered_ms", ms(o.covered)}, {"exposed_ms", ms(o.exposed())}});
 }
 
-std::string to_text(const Overlap& sum, int ranks) {
-  const double n = ranks;
-  return format(
-      "span %.2f ms, compute %.2f, communication %.2f, covered %.2f (%.1f%%), exposed %.2f",
-      ms(sum.span) / n, ms(sum.compute) / n, ms(sum.comm) / n, ms(sum.covered) / n,
-      100 * sum.fraction(), ms(sum.exposed()) / n);
-}
-
 }  // namespace
 
 ClockOffset clock_offset(Comm& world, const std::function<int64_t()>& now) {
@@ -165,6 +157,9 @@ std::string Trace::events(int64_t origin) const {
     if (m.microbatch >= 0) args.set("microbatch", m.microbatch);
     if (m.layer >= 0) args.set("layer", m.layer);
     if (m.bytes > 0) args.set("bytes", m.bytes);
+    if (m.layer >= 0 && !std::strcmp(m.lane, "comm"))  // an all-to-all: among whom
+      args.set("group",
+          format("pp %d, ep group %d", layout_.pp_rank(rank), layout_.dp_rank(rank) / layout_.ep));
     if (e.blocks) args.set("blocks", true);
     add(Json::object({{"ph", "X"}, {"pid", rank}, {"tid", thread}, {"ts", us(begin)},
         {"dur", us(ns)}, {"name", m.name}, {"cat", m.lane}, {"args", args}}));
@@ -226,8 +221,8 @@ std::vector<std::string> Trace::finish() {
       ", ", events, " events of ", n, " ranks",
       options_.one_clock ? "" : cat(", clocks within ", (error + 999) / 1000, " us"),
       "; open it at ui.perfetto.dev"));
-  if (sum.pairs.span > 0) lines.push_back("pairs  mean of ranks: " + to_text(sum.pairs, n));
-  lines.push_back("steps  mean of ranks: " + to_text(sum.steps, n));
+  if (sum.pairs.span > 0) lines.push_back("pairs  mean of ranks: " + overlap_line(sum.pairs, n));
+  lines.push_back("steps  mean of ranks: " + overlap_line(sum.steps, n));
   return lines;
 }
 

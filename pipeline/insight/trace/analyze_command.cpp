@@ -1,0 +1,64 @@
+// See analyze_command.h. Read next: ../pictures/timeline.h.
+#include "pipeline/insight/trace/analyze_command.h"
+
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <sstream>
+
+#include "model/base/check.h"
+#include "pipeline/checkpoint/durable.h"
+#include "pipeline/insight/pictures/timeline.h"
+#include "pipeline/insight/trace/report.h"
+
+namespace duet {
+
+void analyze_command(const AnalyzeOptions& options, const RecordRun& record, std::ostream& out) {
+  AnalyzeOptions o = options;
+  const bool demonstration = o.traces.empty();
+  if (demonstration) {
+    std::ostringstream lines;
+    o.traces = {std::filesystem::temp_directory_path() / cat("duet-trace-", getpid(), ".json")};
+    record(o.traces[0], o.format == "text" ? out : lines);
+    if (o.format == "text") out << "\n";
+  }
+  const Analysis analysis = analyze(o);
+  if (demonstration) std::filesystem::remove(o.traces[0]);
+  if (!o.profile.empty()) {
+    FileWriter file(o.profile);
+    file.write(profile_json(analysis));
+    file.close();
+  }
+  if (o.format == "json") return report_json(out, analysis, o.top);
+  if (o.format == "svg") return paint_timeline(out, analysis);
+  report_text(out, analysis, o);
+}
+
+void add_analyze_command(CLI::App& duet, int& exit_status, RecordRun record) {
+  const auto o = std::make_shared<AnalyzeOptions>();
+  CLI::App* cli = duet.add_subcommand(
+      "analyze", "where the time of a trace went; without a file, of a run recorded on the spot");
+  cli->fallthrough();
+  cli->option_defaults()->always_capture_default();
+  cli->add_option("traces", o->traces,
+      "Chrome traces, plain or gzip, of one job: files or folders; a rank is a file and GPU");
+  cli->add_option("--format", o->format, "text, json, or svg: the timeline")
+      ->check(CLI::IsMember({"text", "json", "svg"}));
+  cli->add_option("--classify", o->rules,
+      "JSON file of rules that say what is communication, tried before the built-in ones");
+  cli->add_option("--class-by", o->class_by,
+         "name: by kernels' names; annotation: also what dispatch and combine launch")
+      ->check(CLI::IsMember({"name", "annotation"}));
+  cli->add_option("--top", o->top, "conflict points listed; 0: ten in text, all in JSON")
+      ->check(CLI::NonNegativeNumber);
+  cli->add_option("--profile", o->profile, "write the costs of components to this JSON file");
+  cli->callback([o, record = std::move(record), &exit_status] {
+    analyze_command(*o, record, std::cout);
+    exit_status = 0;
+  });
+}
+
+}  // namespace duet

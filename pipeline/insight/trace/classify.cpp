@@ -1,0 +1,132 @@
+// See classify.h.
+#include "pipeline/insight/trace/classify.h"
+
+#include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <regex>
+
+#include "model/base/check.h"
+
+namespace duet {
+namespace {
+
+bool has_any(const std::string& text, std::initializer_list<const char*> parts) {
+  return std::any_of(
+      parts.begin(), parts.end(), [&](const char* part) { return text.find(part) != text.npos; });
+}
+
+constexpr size_t kMatched = 1000;  // characters of a name: std::regex recurses
+
+}  // namespace
+
+struct Classifier::Rule {
+  std::optional<std::regex> name, annotation, stream;
+  std::optional<Work> work;
+  std::string component;
+
+  bool matches(const std::string& n, const std::string& a, const std::string& s) const {
+    const auto fits = [](const std::optional<std::regex>& pattern, const std::string& text) {
+      return !pattern || std::regex_search(text.substr(0, kMatched), *pattern);
+    };
+    return fits(name, n) && fits(annotation, a) && fits(stream, s);
+  }
+};
+
+Work work_of_name(std::string_view name) {
+  const std::string s = lower(name);
+  const bool copies = s.starts_with("memcpy") || s.starts_with("memset") || s.starts_with("copy");
+  if (copies && has_any(s, {"ptop", "peer"})) return Work::comm;
+  if (s.starts_with("memcpy") || s.starts_with("memset")) return Work::memory;
+  const bool comm = has_any(s,
+      {"nccl", "rccl", "dpsk::ep", "deep_ep", "deepep", "hybrid_ep", "hybridep", "nvshmem",
+          "rocshmem", "::internode", "::intranode", "allreduce", "all_reduce",
+          "cross_device_reduce", "allgather", "all_gather", "reducescatter", "reduce_scatter",
+          "alltoall", "all_to_all", "all2all", "quickreduce", "mscclpp", "userbuffers",
+          "mori::", "pplx::"});
+  return comm ? Work::comm : Work::compute;
+}
+
+Classifier::~Classifier() = default;
+
+Classifier::Classifier(const std::string& file, bool by_annotation)
+    : by_annotation_(by_annotation) {
+  if (file.empty()) return;
+  std::ifstream in(file);
+  require(in.good(), "--classify: expected a file of rules, found none at ", file);
+  nlohmann::json rules;
+  try {
+    rules = nlohmann::json::parse(in);
+  } catch (const nlohmann::json::exception& error) {
+    throw UsageError(cat("--classify: ", file, ": expected JSON, found: ", error.what()));
+  }
+  if (rules.is_object() && rules.contains("rules")) rules = rules["rules"];
+  require(rules.is_array(), "--classify: ", file, ": expected {\"rules\": [...]}");
+  for (size_t i = 0; i < rules.size(); ++i) {
+    const std::string where = cat("--classify: ", file, ": rule ", i + 1, ": ");
+    require(rules[i].is_object(), where, "expected an object");
+    Rule& rule = rules_.emplace_back();
+    for (const auto& [key, value] : rules[i].items()) {
+      require(value.is_string(), where, key, ": expected a string");
+      const std::string text = value.get<std::string>();
+      try {
+        if (key == "name")
+          rule.name = std::regex(text);
+        else if (key == "annotation")
+          rule.annotation = std::regex(text);
+        else if (key == "stream")
+          rule.stream = std::regex(text);
+        else if (key == "component")
+          rule.component = text;
+        else
+          require(key == "class", where, "found \"", key,
+              "\", allowed are name, annotation, stream, class, component");
+      } catch (const std::regex_error& error) {
+        throw UsageError(cat(where, key, ": expected a regular expression, found '", text, "' (",
+            error.what(), ")"));
+      }
+      if (key != "class") continue;
+      require(text == "compute" || text == "communication" || text == "memory", where,
+          "class: found '", text, "', allowed are compute, communication, memory");
+      rule.work = text == "compute" ? Work::compute : text == "memory" ? Work::memory : Work::comm;
+    }
+    require(rule.name || rule.annotation || rule.stream, where,
+        "expected at least one of name, annotation, stream");
+    require(rule.work || !rule.component.empty(), where, "expected a class or a component");
+  }
+}
+
+void Classifier::classify(Recording& recording, Names& names) const {
+  std::unordered_map<int32_t, Work> by_name;
+  std::map<std::tuple<int32_t, int32_t, int32_t>, const Rule*> ruled;
+  const auto rule_for = [&](const GpuEvent& e) -> const Rule* {
+    const auto [found, added] = ruled.emplace(std::tuple(e.name, e.component, e.stream), nullptr);
+    if (added)
+      for (const Rule& rule : rules_)
+        if (rule.matches(
+                names[e.name], names[e.component], recording.streams[size_t(e.stream)].label)) {
+          found->second = &rule;
+          break;
+        }
+    return found->second;
+  };
+  for (GpuEvent& e : recording.gpu) {
+    const Rule* rule = rules_.empty() || e.work >= Work::wait ? nullptr : rule_for(e);
+    if (e.source != Source::lane) {
+      const auto [named, added] = by_name.emplace(e.name, Work::compute);
+      if (added) named->second = work_of_name(names[e.name]);
+      if (e.source == Source::kernel || named->second == Work::comm) e.work = named->second;
+      if (e.collective >= 0) e.work = Work::comm;
+      if (by_annotation_ && e.source == Source::kernel && e.work == Work::compute) {
+        const std::string annotation = lower(names[e.component]);
+        if (annotation.starts_with("dispatch") || annotation.starts_with("combine"))
+          e.work = Work::comm;
+      }
+    }
+    if (!rule) continue;
+    if (rule->work) e.work = *rule->work;
+    if (!rule->component.empty()) e.component = names.id(rule->component);
+  }
+}
+
+}  // namespace duet

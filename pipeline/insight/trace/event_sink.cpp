@@ -1,0 +1,350 @@
+// See event_sink.h.
+#include "pipeline/insight/trace/event_sink.h"
+
+#include <algorithm>
+#include <functional>
+
+#include "model/base/check.h"
+
+namespace duet {
+namespace {
+
+constexpr WideInt kFarthest = WideInt(1) << 53;  // ns from the first event: 104 days
+constexpr int64_t kCovered = 100;                // kernels under one of their own stream
+
+template <size_t N>
+Field find(std::string_view key, const std::pair<std::string_view, Field> (&fields)[N]) {
+  for (const auto& [name, field] : fields)
+    if (name == key) return field;
+  return Field::other;
+}
+
+enum class Category { none, kernel, copy, lane, launch, annotation };
+
+Category category_of(std::string_view cat) {
+  constexpr std::pair<std::string_view, Category> kCategories[] = {{"kernel", Category::kernel},
+      {"concurrent_kernel", Category::kernel}, {"gpu_memcpy", Category::copy},
+      {"gpu_memset", Category::copy}, {"memcpy", Category::copy}, {"memset", Category::copy},
+      {"compute", Category::lane}, {"comm", Category::lane}, {"wait", Category::lane},
+      {"step", Category::lane}, {"actions", Category::lane}, {"cuda_runtime", Category::launch},
+      {"cuda_driver", Category::launch}, {"runtime", Category::launch},
+      {"driver", Category::launch}, {"hip_runtime", Category::launch},
+      {"hip_driver", Category::launch}, {"user_annotation", Category::annotation}};
+  for (const auto& [name, category] : kCategories)
+    if (std::equal(name.begin(), name.end(), cat.begin(), cat.end(),
+            [](char a, char b) { return a == std::tolower(uint8_t(b)); }))
+      return category;
+  return Category::none;
+}
+
+bool is_gpu(Category c) {
+  return c == Category::kernel || c == Category::copy || c == Category::lane;
+}
+
+std::optional<Work> work_of_lane(const RawEvent& e) {
+  switch (e.cat[0]) {
+    case 's': return Work::step;
+    case 'w': return Work::wait;
+    case 'a': return e.name == "pair" ? std::optional(Work::pair) : std::nullopt;
+    default: return e.cat == "comm" ? Work::comm : Work::compute;
+  }
+}
+
+int64_t size_of(std::string_view dtype) {
+  constexpr std::pair<std::string_view, int64_t> kSizes[] = {{"Double", 8}, {"Long", 8},
+      {"Float", 4}, {"Int", 4}, {"BFloat16", 2}, {"Half", 2}, {"Short", 2}, {"Byte", 1},
+      {"Char", 1}, {"Bool", 1}, {"Float8_e4m3fn", 1}, {"Float8_e5m2", 1}};
+  for (const auto& [name, size] : kSizes)
+    if (name == dtype) return size;
+  return 0;
+}
+
+}  // namespace
+
+std::optional<WideInt> thousandths(std::string_view text) {
+  constexpr WideInt kMost = WideInt(1'000'000'000'000'000) * 1'000'000'000'000'000'000;  // 1e33
+  size_t i = 0;
+  const bool negative = i < text.size() && text[i] == '-';
+  i += negative;
+  WideInt digits = 0;
+  int exponent = 3, seen = 0;
+  bool point = false;
+  for (; i < text.size() && (std::isdigit(uint8_t(text[i])) || (text[i] == '.' && !point)); ++i) {
+    if (text[i] == '.') {
+      point = true;
+      continue;
+    }
+    ++seen;
+    if (point && exponent < -6) continue;  // nothing of it is left after rounding
+    if (digits > kMost) return std::nullopt;
+    digits = digits * 10 + (text[i] - '0');
+    exponent -= point;
+  }
+  if (i < text.size() && seen > 0 && (text[i] == 'e' || text[i] == 'E')) {
+    const std::string rest(text.substr(i + 1));
+    char* end = nullptr;
+    const long power = std::strtol(rest.c_str(), &end, 10);
+    if (rest.empty() || *end || power > 99 || power < -99) return std::nullopt;
+    exponent += int(power);
+    i = text.size();
+  }
+  if (i != text.size() || seen == 0) return std::nullopt;
+  for (; exponent > 0; --exponent) {
+    if (digits > kMost) return std::nullopt;
+    digits *= 10;
+  }
+  for (; exponent < -1; ++exponent) digits /= 10;
+  if (exponent == -1) digits = (digits + 5) / 10;
+  return negative ? -digits : digits;
+}
+
+// --- one event ---
+
+Field field_of_event(std::string_view key) {
+  static constexpr std::pair<std::string_view, Field> kNames[] = {{"ph", Field::ph},
+      {"cat", Field::cat}, {"name", Field::name}, {"pid", Field::pid}, {"tid", Field::tid},
+      {"ts", Field::ts}, {"dur", Field::dur}, {"args", Field::args}};
+  return find(key, kNames);
+}
+
+Field field_of_args(std::string_view key) {
+  static constexpr std::pair<std::string_view, Field> kNames[] = {{"device", Field::device},
+      {"stream", Field::stream}, {"correlation", Field::correlation}, {"grid", Field::grid},
+      {"bytes", Field::bytes}, {"layer", Field::layer}, {"step", Field::step},
+      {"stage", Field::stage}, {"microbatch", Field::microbatch}, {"blocks", Field::blocks},
+      {"group", Field::ranks}, {"Collective name", Field::collective},
+      {"Process Group Name", Field::group}, {"Process Group Description", Field::group},
+      {"Process Group Ranks", Field::group}, {"Comms Id", Field::comms_id}, {"Seq", Field::seq},
+      {"dtype", Field::dtype}, {"In msg nelems", Field::elements_in},
+      {"Out msg nelems", Field::elements_in}};
+  return find(key, kNames);
+}
+
+void RawEvent::clear() {
+  for (std::string* s : {&cat, &name, &group, &collective, &comms_id, &dtype, &label, &ranks})
+    s->clear();
+  ph = 0;
+  value.fill(std::nullopt);
+  grid = 0;
+  blocks = bad_number = nccl = false;
+}
+
+void RawEvent::set(Field field, std::optional<WideInt> number) {
+  if (field == Field::grid) grid = grid * 1000003u + uint32_t(number.value_or(0) / 1000) + 1;
+  if (!number && (field == Field::ts || field == Field::dur)) bad_number = true;
+  if (field == Field::elements_in && value[size_t(field)]) return;  // In before Out
+  value[size_t(field)] = number;
+  nccl |= field == Field::seq || field == Field::elements_in || field == Field::comms_id;
+}
+
+void RawEvent::set(Field field, const std::string& text) {
+  switch (field) {
+    case Field::other:
+    case Field::args:
+    case Field::grid: return;
+    case Field::ph: ph = text.size() == 1 ? text[0] : '?'; return;
+    case Field::cat: cat = text; return;
+    case Field::name: name = text; return;
+    case Field::dtype: dtype = text; return;
+    case Field::ranks: ranks = text; return;
+    case Field::collective: collective = text, nccl = true; return;
+    case Field::group: group += text, nccl = true; return;
+    case Field::comms_id: comms_id = text, nccl = true; return;
+    default: break;
+  }
+  const std::optional<WideInt> number = thousandths(text);
+  if (number || field == Field::ts || field == Field::dur) return set(field, number);
+  if (field == Field::tid) label = text;
+  if (field == Field::tid || field == Field::pid)
+    value[size_t(field)] = -WideInt(std::hash<std::string>()(text) >> 8) * 1000;
+}
+
+// --- where it belongs ---
+
+void EventSink::add() {
+  ++recording_.events;
+  if (event.ph == 'X') return add_complete(event);
+  if (event.ph != 'B' && event.ph != 'E') return;
+  const Thread thread{event.whole(Field::pid, 0), event.whole(Field::tid, 0)};
+  std::vector<std::unique_ptr<RawEvent>>& open = open_[thread];
+  if (event.ph == 'B') {
+    const bool wanted = category_of(event.cat) != Category::none;
+    open.push_back(wanted ? std::make_unique<RawEvent>(event) : nullptr);
+  } else if (open.empty()) {
+    ++recording_.left_out["an end without its beginning"];
+  } else {
+    if (const std::unique_ptr<RawEvent> e = std::move(open.back())) {
+      const auto &from = e->value[size_t(Field::ts)], &to = event.value[size_t(Field::ts)];
+      if (from && to) e->value[size_t(Field::dur)] = *to - *from;
+      add_complete(*e);
+    }
+    open.pop_back();
+  }
+}
+
+void EventSink::add_complete(const RawEvent& e) {
+  const Category category = category_of(e.cat);
+  if (category == Category::none) return;
+  const std::optional<WideInt>&ts = e.value[size_t(Field::ts)],
+        &duration = e.value[size_t(Field::dur)];
+  const char* wrong = e.bad_number   ? "a time that is no number"
+      : !ts                          ? "no timestamp"
+      : category == Category::launch ? nullptr
+      : !duration                    ? "no duration"
+      : *duration < 0                ? "a negative duration"
+      : *duration > kFarthest        ? "a time beyond 104 days of the first"
+                                     : nullptr;
+  const auto far = [&](WideInt time) { return time > kFarthest || time < -kFarthest; };
+  if (!wrong && !base_) base_ = far(*ts) || *ts != 0 ? *ts : 0;
+  if (!wrong && *base_ == 0 && far(*ts)) {  // what came before was at 0, and wrong
+    if (!recording_.gpu.empty())
+      recording_.left_out["timestamp 0"] += int64_t(recording_.gpu.size());
+    recording_.gpu.clear(), recording_.launches.clear(), recording_.annotations.clear();
+    at_zero_.clear();
+    base_ = *ts;
+  }
+  if (!wrong && far(*ts - *base_))
+    wrong = *ts == 0 ? "timestamp 0" : "a time beyond 104 days of the first";
+  if (wrong) {
+    ++recording_.left_out[wrong];
+    return;
+  }
+  const int64_t begin = int64_t(*ts - *base_), length = int64_t(duration.value_or(0));
+  if (category == Category::launch) {
+    if (const auto& c = e.value[size_t(Field::correlation)])
+      recording_.launches.push_back({int64_t(*c / 1000), begin, thread_of(e)});
+  } else if (category == Category::annotation) {
+    recording_.annotations.push_back({begin, begin + length, names_.id(e.name), thread_of(e)});
+  } else if (category == Category::lane) {
+    if (const std::optional<Work> work = work_of_lane(e))
+      add_gpu(e, Source::lane, *work, begin, length);
+  } else {
+    const bool copy = category == Category::copy;
+    add_gpu(e, copy ? Source::copy : Source::kernel, copy ? Work::memory : Work::compute, begin,
+        length);
+  }
+}
+
+void EventSink::add_gpu(
+    const RawEvent& e, Source source, Work work, int64_t begin, int64_t duration) {
+  if (*e.value[size_t(Field::ts)] == 0) at_zero_.push_back(recording_.gpu.size());
+  GpuEvent g;
+  g.begin = begin;
+  g.end = begin + duration;
+  g.correlation = e.whole(Field::correlation, -1);
+  g.name = names_.id(e.name);
+  g.stream = stream_of(e);
+  g.collective = collective_of(e, work);
+  g.layer = int32_t(e.whole(Field::layer, -1));
+  g.grid = e.grid;
+  g.source = source;
+  g.work = work;
+  g.blocks = e.blocks && work == Work::comm;
+  if (source == Source::lane) {
+    // what a rank does by itself for a message is not the message
+    const bool local =
+        work == Work::compute && (e.name.starts_with("dispatch") || e.name.starts_with("combine"));
+    g.component = local ? names_.id("local " + e.name) : g.name;
+  }
+  recording_.gpu.push_back(g);
+}
+
+int32_t EventSink::collective_of(const RawEvent& e, Work work) {
+  const bool lane = work == Work::comm;
+  if (!e.nccl && !lane) return -1;
+  const auto part = [&](Field field) { return cat("|", e.whole(field, -1)); };
+  CommDetail c;
+  if (lane) {
+    c.key = names_.id(cat("duet|", e.name, part(Field::step), part(Field::stage),
+        part(Field::microbatch), part(Field::layer), "|", e.ranks));
+    c.bytes = e.whole(Field::bytes, 0);
+  } else {
+    if (e.value[size_t(Field::seq)])
+      c.key = names_.id(cat("nccl|", e.collective, "|", e.group, "|", e.comms_id,
+          part(Field::comms_id), part(Field::seq)));
+    c.bytes = e.whole(Field::elements_in, 0) * size_of(e.dtype);
+  }
+  recording_.collectives.push_back(c);
+  return int32_t(recording_.collectives.size()) - 1;
+}
+
+int32_t EventSink::thread_of(const RawEvent& e) {
+  const Thread thread{e.whole(Field::pid, 0), e.whole(Field::tid, 0)};
+  const auto [found, added] = threads_.emplace(thread, int32_t(threads_.size()));
+  if (added) recording_.threads.push_back(thread);
+  return found->second;
+}
+
+int32_t EventSink::stream_of(const RawEvent& e) {
+  const int64_t device = e.whole(Field::device, e.whole(Field::pid, 0));
+  const int64_t number = e.whole(Field::stream, e.whole(Field::tid, 0));
+  const auto [found, added] =
+      streams_.emplace(Thread{device, number}, int32_t(recording_.streams.size()));
+  if (added) {
+    const bool number_known = e.value[size_t(Field::stream)] || e.label.empty();
+    const bool lane = category_of(e.cat) == Category::lane;
+    recording_.streams.push_back({device,
+        lane               ? e.cat
+            : number_known ? std::to_string(number)
+                           : e.label});
+  }
+  return found->second;
+}
+
+// --- the whole ---
+
+// A timestamp of 0 is right where times count from the trace's start, and wrong where the others
+// count from 1970 or from the machine's start: further away than all of them are long.
+void EventSink::drop_timestamps_of_zero() {
+  std::vector<GpuEvent>& gpu = recording_.gpu;
+  if (at_zero_.empty() || at_zero_.size() == gpu.size()) return;
+  int64_t first = INT64_MAX, last = INT64_MIN;
+  for (size_t i = 0, z = 0; i < gpu.size(); ++i) {
+    if (z < at_zero_.size() && at_zero_[z] == i) {
+      ++z;
+    } else {
+      first = std::min(first, gpu[i].begin);
+      last = std::max(last, gpu[i].end);
+    }
+  }
+  const int64_t gap = first - gpu[at_zero_[0]].begin;
+  if (gap < 1'000'000'000 || gap < last - first) return;
+  recording_.left_out["timestamp 0"] += int64_t(at_zero_.size());
+  for (const size_t z : at_zero_) gpu[z].end = INT64_MIN;
+  std::erase_if(gpu, [](const GpuEvent& e) { return e.end == INT64_MIN; });
+}
+
+// A kernel that covers hundreds of others of its own stream was never so long. Of the kernels that
+// end by its end, at most those that began before it are not within it.
+void EventSink::drop_covering() {
+  std::vector<std::vector<int64_t>> begins(recording_.streams.size()), ends(begins.size());
+  for (const GpuEvent& e : recording_.gpu) {
+    if (e.source != Source::kernel) continue;
+    begins[size_t(e.stream)].push_back(e.begin);
+    ends[size_t(e.stream)].push_back(e.end);
+  }
+  for (auto* times : {&begins, &ends})
+    for (auto& stream : *times) std::sort(stream.begin(), stream.end());
+  const auto covering = [&](const GpuEvent& e) {
+    if (e.source != Source::kernel) return false;
+    const auto &b = begins[size_t(e.stream)], &n = ends[size_t(e.stream)];
+    const auto ended = std::upper_bound(n.begin(), n.end(), e.end) - n.begin();
+    const auto begun = std::lower_bound(b.begin(), b.end(), e.begin) - b.begin();
+    return ended - begun - 1 >= kCovered;
+  };
+  if (const auto n = std::erase_if(recording_.gpu, covering); n > 0)
+    recording_.left_out["a kernel over a hundred others of its stream"] += int64_t(n);
+}
+
+Recording EventSink::finish() {
+  for (const auto& [thread, open] : open_)
+    for (const auto& e : open)
+      if (e && is_gpu(category_of(e->cat))) ++recording_.left_out["a beginning without its end"];
+  drop_timestamps_of_zero();
+  drop_covering();
+  recording_.base = base_.value_or(0);
+  recording_.rank = rank;
+  return std::move(recording_);
+}
+
+}  // namespace duet

@@ -1,0 +1,143 @@
+// See measure.h.
+#include "pipeline/insight/trace/measure.h"
+
+#include <algorithm>
+#include <set>
+
+#include "pipeline/insight/trace/attribute.h"
+
+namespace duet {
+namespace {
+
+Times of_work(const std::vector<GpuEvent>& events, Work work) {
+  std::vector<Interval> times;
+  for (const GpuEvent& e : events)
+    if (e.work == work || (work == Work::wait && e.blocks)) times.push_back({e.begin, e.end});
+  return merged(std::move(times));
+}
+
+Times both(Times a, const Times& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return merged(std::move(a));
+}
+
+void measure_components(RankTrace& rank, const Names& names) {
+  struct Parts {
+    std::vector<Interval> times;
+    std::vector<int64_t> durations;
+    std::map<int32_t, std::vector<Interval>> layers;
+    int64_t by_work[3] = {};
+    bool lane = false;
+  };
+  std::map<int32_t, Parts> parts;
+  const Within waits(rank.wait);
+  const auto computes = [](const GpuEvent& e) { return e.work == Work::compute; };
+  for (const GpuEvent& e : rank.events) {
+    if (e.work >= Work::wait) continue;
+    Parts& p = parts[e.component];
+    p.times.push_back({e.begin, e.end});
+    p.durations.push_back(e.end - e.begin - (computes(e) ? waits({e.begin, e.end}) : 0));
+    p.layers[e.layer].push_back({e.begin, e.end});
+    p.by_work[int(e.work)] += e.end - e.begin;
+    p.lane |= e.source == Source::lane;
+  }
+  for (auto& [name, p] : parts) {
+    Component& c = rank.components[name];
+    c.count = int64_t(p.durations.size());
+    c.work = Work(std::max_element(p.by_work, p.by_work + 3) - p.by_work);
+    const Times none, &waiting = c.work == Work::compute ? rank.wait : none;
+    c.busy = length(without(merged(std::move(p.times)), waiting));
+    c.median = median(std::move(p.durations));
+    c.phase = phase_of(names[name]);
+    std::vector<int64_t> occurrences;
+    for (auto& [layer, times] : p.layers) {
+      occurrences.push_back(length(without(merged(std::move(times)), waiting)));
+      if (c.phase) c.layers[layer] = occurrences.back();
+    }
+    c.occurrences = p.lane ? c.count : int64_t(occurrences.size());
+    c.median_occurrence = p.lane ? c.median : median(std::move(occurrences));
+  }
+}
+
+void measure(RankTrace& rank, const Names& names) {
+  std::sort(rank.events.begin(), rank.events.end(), [](const GpuEvent& a, const GpuEvent& b) {
+    return a.begin != b.begin ? a.begin < b.begin : a.end > b.end;
+  });
+  const std::vector<GpuEvent>& events = rank.events;
+  int64_t last = INT64_MIN;
+  for (const GpuEvent& e : events) last = std::max(last, e.end);
+  rank.window = of_work(events, Work::step);
+  if (rank.window.empty()) rank.window = merged({{events[0].begin, last}});
+  rank.wait = of_work(events, Work::wait);
+  const Activity activity{of_work(events, Work::compute), of_work(events, Work::comm), rank.wait};
+  rank.compute = without(common(rank.window, activity.compute), rank.wait);
+  rank.comm = common(rank.window, activity.comm);
+  rank.memory = common(rank.window, of_work(events, Work::memory));
+
+  Measure& m = rank.measure;
+  m.overlap = overlap_within(rank.window, activity);
+  rank.pairs = overlap_within(of_work(events, Work::pair), activity);
+  m.memory = length(rank.memory);
+  m.idle = m.overlap.span - length(both(both(rank.compute, rank.comm), rank.memory));
+  std::map<int32_t, std::map<Work, std::vector<Interval>>> streams;
+  for (const GpuEvent& e : events) {
+    if (e.work >= Work::wait) continue;
+    ++m.kernels[int(e.work)];
+    ++rank.streams[e.stream].kernels[int(e.work)];
+    streams[e.stream][e.work].push_back({e.begin, e.end});
+  }
+  for (auto& [stream, works] : streams) {
+    Measure& s = rank.streams[stream];
+    s.overlap.compute = length(merged(std::move(works[Work::compute])));
+    s.overlap.comm = length(merged(std::move(works[Work::comm])));
+    s.memory = length(merged(std::move(works[Work::memory])));
+  }
+  measure_components(rank, names);
+}
+
+// What distributedInfo says where it tells the files apart, else the GPU, else a running number.
+void number(std::vector<RankTrace>& ranks) {
+  for (const int attempt : {0, 1, 2}) {
+    std::set<int64_t> seen;
+    for (size_t i = 0; i < ranks.size(); ++i) {
+      const std::optional<int64_t>& said = ranks[i].recording->rank;
+      ranks[i].number = attempt == 0 && said ? *said : attempt < 2 ? ranks[i].device : int64_t(i);
+      seen.insert(ranks[i].number);
+    }
+    if (seen.size() == ranks.size()) return;
+  }
+}
+
+}  // namespace
+
+int64_t median(std::vector<int64_t> values) {
+  if (values.empty()) return 0;
+  const auto middle = values.begin() + int64_t(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  if (values.size() % 2) return *middle;
+  const int64_t below = *std::max_element(values.begin(), middle);
+  return below + (*middle - below) / 2;
+}
+
+std::vector<RankTrace> make_ranks(std::vector<Recording>& recordings, const Names& names) {
+  std::vector<RankTrace> ranks;
+  for (Recording& recording : recordings) {
+    std::map<int64_t, std::vector<GpuEvent>> devices;
+    for (const GpuEvent& e : recording.gpu)
+      devices[recording.streams[size_t(e.stream)].device].push_back(e);
+    std::vector<GpuEvent>().swap(recording.gpu);
+    for (auto& [device, events] : devices) {
+      RankTrace& rank = ranks.emplace_back();
+      rank.device = device;
+      rank.recording = &recording;
+      rank.events = std::move(events);
+      measure(rank, names);
+    }
+  }
+  number(ranks);
+  std::stable_sort(ranks.begin(), ranks.end(),
+      [](const RankTrace& a, const RankTrace& b) { return a.number < b.number; });
+  return ranks;
+}
+
+}  // namespace duet

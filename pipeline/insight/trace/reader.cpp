@@ -1,0 +1,237 @@
+// See reader.h. The handler of the parser's calls; where events end up is event_sink.h.
+#include "pipeline/insight/trace/reader.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "model/base/check.h"
+#include "pipeline/insight/trace/event_sink.h"
+
+namespace duet {
+namespace {
+
+using nlohmann::json;
+
+constexpr int kDeepest = 512;
+
+// What a file is that is no JSON, and what to do; empty: nothing known.
+std::string other_format(const std::string& file, std::string_view head) {
+  const auto ends = [&](const char* end) { return lower(file).ends_with(end); };
+  if (ends(".pftrace") || ends(".perfetto-trace"))
+    return "a Perfetto trace (protobuf); write it as JSON: traceconv json FILE";
+  if (ends(".nsys-rep") || ends(".qdrep"))
+    return "an Nsight Systems report; record with torch.profiler, whose export_chrome_trace fits";
+  if (head.starts_with("SQLite format 3"))
+    return "a SQLite file, as nsys or rocpd export them; record with torch.profiler instead";
+  if (ends(".et")) return "a Chakra execution trace (protobuf): it has no times of kernels";
+  if (head.starts_with("\x28\xb5\x2f\xfd")) return "zstd data; unpack it first: zstd -d FILE";
+  if (head.starts_with("PK")) return "a zip archive; unpack it first";
+  if (head.starts_with("\x80")) return "a Python pickle, such as a CUDA memory snapshot";
+  if (head.starts_with("\x0a")) return "protobuf, such as a Perfetto trace or a Chakra graph";
+  if (head.starts_with("\xff\xfe") || head.starts_with("\xfe\xff"))
+    return "text in UTF-16; convert it to UTF-8";
+  return "";
+}
+
+enum class Top { other, events, rank_info, schema, nodes, memory };
+
+Top top_of(const std::string& key) {
+  if (key == "traceEvents") return Top::events;
+  if (key == "distributedInfo") return Top::rank_info;
+  if (key == "schema") return Top::schema;
+  if (key == "nodes") return Top::nodes;
+  if (key == "segments" || key == "device_traces" || key == "categories") return Top::memory;
+  return Top::other;
+}
+
+// The parser's calls -> RawEvents. Depth counts open objects and arrays; an event is an object at
+// event_depth_, its "args" one deeper.
+class Handler {
+ public:
+  Handler(EventSink& sink, const Input& input) : sink_(sink), input_(input) {}
+
+  // --- what nlohmann calls ---
+  bool null() { return true; }
+  bool boolean(bool value) {
+    if (in_args() && field_ == Field::blocks) sink_.event.blocks = value;
+    return true;
+  }
+  bool number_integer(int64_t value) {
+    return number([&] { return WideInt(value) * 1000; });
+  }
+  bool number_unsigned(uint64_t value) {
+    return number([&] { return WideInt(value) * 1000; });
+  }
+  bool number_float(double, const std::string& text) {
+    return number([&] { return thousandths(text); });
+  }
+  bool string(std::string& text) {
+    if (in_event() || in_args())
+      sink_.event.set(field_, text);
+    else if (depth_ == 1 && top_ == Top::schema)
+      schema = text;
+    return true;
+  }
+  bool binary(json::binary_t&) { return true; }
+  bool key(std::string& key) {
+    if (depth_ == event_depth_)
+      field_ = field_of_event(key);
+    else if (in_args_object_ && depth_ == event_depth_ + 1)
+      field_ = field_of_args(key);
+    else if (depth_ == 1)
+      top_ = top_of(key), nodes |= top_ == Top::nodes, memory |= top_ == Top::memory;
+    else if (depth_ == 2)
+      is_rank_ = top_ == Top::rank_info && key == "rank";
+    return true;
+  }
+  bool start_object(size_t) {
+    if (in_event() && field_ == Field::args) in_args_object_ = true;
+    if (in_events_ && depth_ == event_depth_ - 1) sink_.event.clear();
+    return open();
+  }
+  bool end_object() {
+    --depth_;
+    if (!in_events_) return true;
+    if (depth_ == event_depth_) in_args_object_ = false, field_ = Field::other;
+    if (depth_ == event_depth_ - 1) sink_.add();
+    return true;
+  }
+  bool start_array(size_t) {
+    if (depth_ == 0 || (depth_ == 1 && top_ == Top::events)) {
+      bare = depth_ == 0;
+      in_events_ = true;
+      event_depth_ = depth_ + 2;
+    } else if (bare && depth_ == 1 && sink_.count() == 0) {
+      memory = true;  // an array of arrays
+      return false;
+    }
+    return open();
+  }
+  bool end_array() {
+    --depth_;
+    if (in_events_ && depth_ == event_depth_ - 2)
+      in_events_ = false, event_depth_ = -9, ended = true;
+    return true;
+  }
+  bool parse_error(size_t, const std::string&, const json::exception& error) {
+    const std::string what = error.what();
+    const size_t dash = what.find(" - ");
+    reason = dash == what.npos ? what.substr(what.find(']') + 2) : what.substr(dash + 3);
+    offset = input_.offset();
+    between_events = in_events_ && depth_ == event_depth_ - 1;
+    at_bracket = reason.starts_with("unexpected ']'");
+    return false;
+  }
+
+  // --- what is known afterwards ---
+  std::string schema, reason;
+  int64_t offset = -1;
+  bool nodes = false, memory = false, bare = false, ended = false;
+  bool between_events = false, at_bracket = false;
+
+ private:
+  bool in_event() const { return depth_ == event_depth_; }
+  bool in_args() const { return in_args_object_ && depth_ == event_depth_ + 1; }
+  bool open() {
+    if (++depth_ <= kDeepest) return true;
+    offset = input_.offset();
+    reason = cat("objects and arrays nested deeper than ", kDeepest);
+    return false;
+  }
+  template <class Value> bool number(Value value) {
+    if (in_event() || in_args() || (in_args_object_ && field_ == Field::grid)) {
+      if (field_ != Field::other && field_ != Field::args) sink_.event.set(field_, value());
+    } else if (is_rank_ && depth_ == 2) {
+      if (const std::optional<WideInt> rank = value()) sink_.rank = int64_t(*rank / 1000);
+    }
+    return true;
+  }
+
+  EventSink& sink_;
+  const Input& input_;
+  Top top_ = Top::other;
+  Field field_ = Field::other;
+  int depth_ = 0, event_depth_ = -9;
+  bool in_events_ = false, in_args_object_ = false, is_rank_ = false;
+};
+
+// Throws for what is no trace of events.
+void refuse_others(const std::string& file, const Handler& h) {
+  require(!(h.nodes && !h.schema.empty()), file,
+      ": expected a Chrome trace, found an execution trace (schema ", h.schema,
+      "), as PyTorch's ExecutionTraceObserver and Chakra write them: it has no times of kernels; "
+      "use the file of torch.profiler's export_chrome_trace");
+  require(!h.memory, file,
+      ": expected a Chrome trace, found a memory timeline or snapshot; use the file of "
+      "torch.profiler's export_chrome_trace");
+  require(h.ended || !h.reason.empty(), file,
+      ": expected a Chrome trace, found JSON without \"traceEvents\"");
+}
+
+std::string printable(std::string text) {
+  for (char& c : text)
+    if (c < 0x20 || c == 0x7f) c = '?';
+  return text;
+}
+
+// The parser's reason, with a name for what programs write though JSON does not have it.
+std::string excerpt(const Input& input, const std::string& reason) {
+  const size_t last = reason.find("last read: ");
+  const std::string text = printable(reason.substr(0, 300));
+  if (last == reason.npos) return text;
+  const std::string_view rest(input.at, std::min<size_t>(8, size_t(input.end - input.at)));
+  for (const char* word : {"NaN", "Infinity", "N/A", "nan", "inf"})
+    if ((reason.substr(last).find(word[0]) != reason.npos) && rest.starts_with(word + 1))
+      return cat("a bare ", word, ", which JSON does not have");
+  return text;
+}
+
+}  // namespace
+
+Recording read_trace(const std::string& file, ReadBytes read, Names& names) {
+  Input input(file, std::move(read));
+  const std::string_view head = input.head();
+  require(!head.empty(), file, ": expected a Chrome trace, found an empty file");
+  const size_t first = std::min(head.find_first_not_of(" \t\r\n\xef\xbb\xbf"), head.size());
+  const std::string_view text = head.substr(first, 20);
+  if (!text.starts_with("{") && !text.starts_with("[")) {
+    const std::string other = other_format(file, head);
+    throw UsageError(cat(file, ": expected a Chrome trace (JSON), found ",
+        other.empty() ? cat("text that begins with '", printable(std::string(text)), "'") : other));
+  }
+
+  EventSink sink(file, names);
+  Handler handler(sink, input);
+  std::vector<std::string> warnings;
+  bool complete = false;
+  try {
+    complete = json::sax_parse(InputIterator(&input), InputIterator(), &handler);
+  } catch (const UsageError& error) {  // the file under the text
+    if (!handler.ended) throw;
+    warnings.push_back(cat("damage after the events' end: ", error.what()));
+    complete = true;
+  }
+  if (!complete) {
+    refuse_others(file, handler);
+    const std::string damage =
+        cat("byte ", handler.offset, ": expected JSON, found ", excerpt(input, handler.reason));
+    const bool at_end = handler.offset >= input.size();
+    if (handler.ended)
+      warnings.push_back("damage after the events' end, " + damage);
+    else if (handler.between_events && handler.bare && at_end)
+      warnings.push_back("the array of events is not closed");
+    else if (handler.between_events && handler.at_bracket)
+      warnings.push_back("a comma after the last event, " + damage);
+    else
+      throw UsageError(cat(file, ": ", damage, at_end ? ": the file is cut off" : ""));
+  } else {
+    refuse_others(file, handler);
+  }
+  Recording recording = sink.finish();
+  recording.bytes = input.size();
+  for (const std::string& w : input.warnings()) recording.warnings.push_back(w);
+  for (const std::string& w : warnings) recording.warnings.push_back(w);
+  return recording;
+}
+
+}  // namespace duet

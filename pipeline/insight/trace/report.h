@@ -1,0 +1,40 @@
+// Reports: an Analysis as a screen of text, as JSON, as a profile of costs. The timeline is drawn
+// by
+// ../pictures/timeline.h.
+//
+// JSON, times in microseconds, null where a ratio has nothing below it:
+//   {"ranks": [{"rank", "file", "gpu", "span_us", "compute_busy_us", "comm_busy_us",
+//      "memory_busy_us", "overlap_us", "overlap_ratio", "exposed_comm_us", "idle_us", "serial_us",
+//      "speedup_vs_serial", "lower_bound_us", "overlap_efficiency", "slowed_us",
+//      "clock_moved_us", "clock_error_us", "kernels": {"compute", "comm", "memory"},
+//      "components": {name: {"busy_us", "count", "median_us", "class", "phase", "layers": {n:
+//      us}}}, "exposed_by_cause_us": {cause: us}, "streams": {label: {"compute_us", "comm_us",
+//      "memory_us", "events"}}}],
+//    "conflict_points": [{"kind": "exposed" | "slowed", "cause", "rank", "start_us", "end_us",
+//      "lost_us", "comm", "comm_component", "waiting", "waiting_component"}], most lost first
+//    "slack": [{"rank", "comm", "layer", "consumer", "duration_us", "slack_us"}],
+//    "collectives": {name: {"count", "waiting_us", "skew_us", "transfer_us", "last": {rank: n},
+//      "bandwidth": [{"bytes", "count", "gb_per_s"}]}},
+//    "left_out": {what: n}, "warnings": [], "unclassified": [{"name", "busy_us", "count"}]}
+// "start_us" counts from the first GPU event. "unclassified" lists what took the most time where
+// nothing is communication.
+//
+// A profile is what a step costs, as medians over a component's occurrences (its annotations, or
+// events of duet's lanes) of all ranks, in microseconds, for simulators:
+//   {"format": "duet-profile-1", "unit": "us", "from": [file...],
+//    "costs": {"F", "I", "W"},          compute of one layer, forward and both backwards
+//    "components": {"attention" | "experts" | "dispatch" | "combine" | name:
+//       {"F": us, "I": us, "W": us} or, without a phase, {"us": us}}}
+// A backward that has a separate W is I; a B without one is split evenly.
+#pragma once
+#include <iosfwd>
+
+#include "pipeline/insight/trace/analysis.h"
+
+namespace duet {
+
+void report_text(std::ostream& out, const Analysis& analysis, const AnalyzeOptions& options);
+void report_json(std::ostream& out, const Analysis& analysis, int top);
+std::string profile_json(const Analysis& analysis);
+
+}  // namespace duet

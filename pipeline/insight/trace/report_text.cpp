@@ -1,0 +1,223 @@
+// See report.h. Read next: analyze_command.h.
+#include <algorithm>
+#include <iomanip>
+#include <ostream>
+
+#include "model/base/check.h"
+#include "pipeline/insight/trace/report.h"
+
+namespace duet {
+namespace {
+
+std::string shortened(const std::string& text, size_t n) {
+  return text.size() <= n ? text : text.substr(0, n - 2) + "..";
+}
+
+// Of a C++ kernel's signature the function's own name.
+std::string plain(std::string kernel) {
+  constexpr std::string_view kAnonymous = "(anonymous namespace)::";
+  for (size_t at; (at = kernel.find(kAnonymous)) != kernel.npos;)
+    kernel.erase(at, kAnonymous.size());
+  if (kernel.starts_with("void ")) kernel.erase(0, 5);
+  kernel.resize(std::min(kernel.find_first_of("(<", 1), kernel.size()));
+  const size_t scope = kernel.rfind("::");
+  return scope == kernel.npos ? kernel : kernel.substr(scope + 2);
+}
+
+// Bars of eighths of a character.
+std::string bar(double share, int width) {
+  constexpr const char* kEighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
+  const int eighths = int(std::clamp(share, 0.0, 1.0) * width * 8 + 0.5);
+  std::string text;
+  for (int i = 0; i < eighths / 8; ++i) text += "█";
+  text += kEighths[eighths % 8];
+  const int used = eighths / 8 + (eighths % 8 > 0);
+  return text + std::string(size_t(width - used), ' ');
+}
+
+// What a kernel is called where there is room for little: its component, else its name.
+std::string label(const Analysis& a, const GpuEvent* e, size_t n) {
+  if (!e) return "nothing";
+  const std::string& component = a.names[e->component];
+  const bool known = component != "unattributed" && component != "outside annotations";
+  return e->source == Source::lane
+      ? shortened(component, n)
+      : shortened((known ? component + " " : "") + plain(a.names[e->name]), n);
+}
+
+void say_files(std::ostream& out, const Analysis& a) {
+  int64_t bytes = 0, events = 0, kernels[3] = {};
+  for (const Recording& r : a.recordings) bytes += r.bytes, events += r.events;
+  for (const RankTrace& r : a.ranks)
+    for (int w = 0; w < 3; ++w) kernels[w] += r.measure.kernels[w];
+  const std::string what = a.recordings.size() == 1
+      ? a.recordings[0].file
+      : cat(a.recordings.size(), " files, ", a.recordings[0].file, " ...");
+  out << what << format(": %.1f MB, ", double(bytes) / 1e6) << events << " events, "
+      << a.ranks.size() << (a.ranks.size() == 1 ? " rank; " : " ranks; ")
+      << kernels[0] + kernels[1] + kernels[2] << " GPU events: " << kernels[0] << " compute, "
+      << kernels[1] << " communication, " << kernels[2] << " memory; "
+      << format("%.3f s, %.0f MB/s\n", a.seconds, double(bytes) / 1e6 / a.seconds);
+  for (const std::string& w : a.warnings) out << "warning: " << w << "\n";
+  for (const auto& [what, n] : a.left_out) out << "left out: " << n << " with " << what << "\n";
+}
+
+void say_rank(std::ostream& out, const RankTrace& rank) {
+  const Measure& m = rank.measure;
+  const double span = std::max<double>(1, double(m.overlap.span));
+  out << format("\nrank %lld: span %.3f ms\n", (long long)rank.number, ms(m.overlap.span));
+  const std::pair<const char*, int64_t> rows[] = {{"compute", m.overlap.compute},
+      {"communication", m.overlap.comm}, {"  covered", m.overlap.covered},
+      {"  exposed", m.exposed()}, {"memory", m.memory}, {"idle", m.idle}};
+  for (const auto& [name, time] : rows)
+    out << "  " << std::left << std::setw(15) << name << bar(double(time) / span, 40)
+        << format(" %10.3f ms %5.1f%%\n", ms(time), 100 * double(time) / span);
+  if (const auto ratio = m.ratio())
+    out << format("  %.1f%% of the communication is covered;", 100 * *ratio);
+  if (const auto speedup = m.speedup())
+    out << format(" %.2fx faster than one after the other (%.3f ms)", *speedup, ms(m.serial()));
+  if (const auto efficiency = m.efficiency())
+    out << format(
+        "; overlap efficiency %.1f%%, lower bound %.3f ms", 100 * *efficiency, ms(m.lower_bound()));
+  out << "\n";
+}
+
+void say_ranks(std::ostream& out, const Analysis& a) {
+  if (a.ranks.size() == 1) return say_rank(out, a.ranks[0]);
+  out << "\n  rank     span ms    compute      comm   covered   exposed      idle   clock us\n";
+  for (const RankTrace& rank : a.ranks) {
+    const Measure& m = rank.measure;
+    out << format("  %4lld  %10.3f %10.3f%10.3f%10.3f%10.3f%10.3f  %+.1f +- %.1f\n",
+        (long long)rank.number, ms(m.overlap.span), ms(m.overlap.compute), ms(m.overlap.comm),
+        ms(m.overlap.covered), ms(m.exposed()), ms(m.idle), us(rank.clock_moved),
+        us(rank.clock_error));
+  }
+  Overlap sum;
+  for (const RankTrace& rank : a.ranks) sum += rank.measure.overlap;
+  out << "steps  mean of ranks: " << overlap_line(sum, int(a.ranks.size())) << "\n";
+  Overlap pairs;
+  for (const RankTrace& rank : a.ranks) pairs += rank.pairs;
+  if (pairs.span > 0)
+    out << "pairs  mean of ranks: " << overlap_line(pairs, int(a.ranks.size())) << "\n";
+}
+
+void say_components(std::ostream& out, const Analysis& a) {
+  struct Row {
+    int64_t busy = 0, count = 0, median = 0;
+    Work work{};
+  };
+  std::map<int32_t, Row> sums;
+  for (const RankTrace& rank : a.ranks)
+    for (const auto& [name, c] : rank.components) {
+      Row& row = sums[name];
+      row.busy += c.busy, row.count += c.count;
+      row.median = std::max(row.median, c.median), row.work = c.work;
+    }
+  std::vector<std::pair<int32_t, Row>> rows(sums.begin(), sums.end());
+  std::stable_sort(rows.begin(), rows.end(),
+      [](const auto& x, const auto& y) { return x.second.busy > y.second.busy; });
+  const int64_t most = rows.empty() ? 1 : std::max<int64_t>(1, rows[0].second.busy);
+  out << "\ncomponents, by busy time            busy ms   events  median us  class\n";
+  for (size_t i = 0; i < rows.size() && i < 12; ++i) {
+    const auto& [name, row] = rows[i];
+    out << "  " << std::left << std::setw(20) << shortened(a.names[name], 19)
+        << bar(double(row.busy) / double(most), 10)
+        << format(" %10.3f %8lld %10.1f  %s\n", ms(row.busy), (long long)row.count, us(row.median),
+               kWorks[int(row.work)]);
+  }
+  if (rows.size() > 12) out << "  and " << rows.size() - 12 << " more\n";
+}
+
+void say_conflicts(std::ostream& out, const Analysis& a, size_t top) {
+  int64_t sums[6] = {}, counts[6] = {};
+  for (const Conflict& c : a.conflicts) sums[int(c.cause)] += c.lost, ++counts[int(c.cause)];
+  out << "\nlost ms (points)";
+  for (int cause = 0; cause < 6; ++cause)
+    if (counts[cause])
+      out << format("%s %s %.3f (%lld)", cause < 5 ? "  exposed," : "  slowed,", kCauses[cause],
+          ms(sums[cause]), (long long)counts[cause]);
+  if (a.conflicts.empty()) out << "  none";
+  out << "\n";
+  if (!a.conflicts.empty())
+    out << "   lost ms      at ms  cause       communication                       who waited, or "
+           "was slowed\n";
+  for (size_t i = 0; i < std::min(top, a.conflicts.size()); ++i) {
+    const Conflict& c = a.conflicts[i];
+    const std::string rank = a.ranks.size() > 1 ? cat("r", a.ranks[c.rank].number, " ") : "";
+    out << format("%10.3f %10.3f  ", ms(c.lost), a.since_origin_us(c.rank, c.time.begin) / 1000)
+        << std::left << std::setw(11) << kCauses[int(c.cause)] << " " << std::setw(35)
+        << rank + label(a, c.comm, 34 - rank.size()) << " " << label(a, c.waiting, 36);
+    if (c.slowed()) out << " (" << c.with << " beside, " << c.without << " alone)";
+    out << "\n";
+  }
+}
+
+void say_slack(std::ostream& out, const Analysis& a) {
+  struct Row {
+    std::vector<int64_t> slack;
+    int64_t free = 0;
+  };
+  std::map<std::pair<int32_t, int32_t>, Row> rows;
+  for (const Slack& s : a.slacks) {
+    Row& row = rows[{s.comm, s.consumer}];
+    row.slack.push_back(s.slack);
+    row.free += s.slack >= 10'000;
+  }
+  if (rows.empty()) return;
+  out << "\nslack: how much longer it could have taken for nothing   median us   least     most  "
+         "with some\n";
+  for (auto& [who, row] : rows) {
+    const auto [least, most] = std::ranges::minmax(row.slack);
+    out << "  " << std::left << std::setw(53)
+        << cat(a.names[who.first], ", for ", a.names[who.second])
+        << format("%11.1f %8.1f %8.1f  %lld of %zu\n", us(median(row.slack)), us(least), us(most),
+               (long long)row.free, row.slack.size());
+  }
+}
+
+void say_collectives(std::ostream& out, const Analysis& a) {
+  if (a.matched.by_name.empty()) return;
+  out << "\ncollectives matched over ranks: waiting for the last to arrive, then transfer, ms in "
+         "all\n";
+  for (const auto& [name, c] : a.matched.by_name) {
+    const auto last = std::ranges::max_element(c.last, {}, [](const auto& x) { return x.second; });
+    out << "  " << std::left << std::setw(34) << shortened(plain(a.names[name]), 33)
+        << format("%5lld x  waiting %9.3f  transfer %9.3f  last most often: rank %lld (%lld)",
+               (long long)c.count, ms(c.waiting), ms(c.transfer), (long long)last->first,
+               (long long)last->second);
+    if (!c.bandwidth.empty()) {
+      double least = 1e300, most = 0;
+      for (const auto& [bytes, found] : c.bandwidth) {
+        least = std::min(least, found.second / double(found.first));
+        most = std::max(most, found.second / double(found.first));
+      }
+      out << format("\n      %lld to %lld bytes, %.3f to %.3f GB/s",
+          (long long)c.bandwidth.begin()->first, (long long)c.bandwidth.rbegin()->first, least,
+          most);
+    }
+    out << "\n";
+  }
+}
+
+void say_nothing_is_comm(std::ostream& out, const Analysis& a) {
+  out << "\nNOTHING WAS CLASSED AS COMMUNICATION, so overlap says nothing. Most time went to:\n";
+  for (const auto& [name, busy, count] : a.most_time(10))
+    out << format("%12.3f ms %7lld x  ", ms(busy), (long long)count)
+        << shortened(plain(a.names[name]), 70) << "\n";
+  out << "If some of these communicate, say so: --classify rules.json with\n"
+         "  {\"rules\": [{\"name\": \"REGULAR EXPRESSION\", \"class\": \"communication\"}]}\n";
+}
+
+}  // namespace
+
+void report_text(std::ostream& out, const Analysis& a, const AnalyzeOptions& options) {
+  say_files(out, a);
+  say_ranks(out, a);
+  say_components(out, a);
+  if (a.nothing_is_comm()) return say_nothing_is_comm(out, a);
+  say_conflicts(out, a, options.top > 0 ? size_t(options.top) : 10);
+  say_slack(out, a);
+  say_collectives(out, a);
+}
+
+}  // namespace duet

@@ -1,0 +1,107 @@
+// See unpack.h.
+#include "pipeline/insight/trace/unpack.h"
+
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+
+#include "model/base/check.h"
+
+namespace duet {
+
+constexpr size_t kChunk = 1 << 18;
+
+ReadBytes read_file(const std::string& path) {
+  require(!std::filesystem::is_directory(path), path, ": expected a file, found a folder");
+  std::shared_ptr<FILE> file(std::fopen(path.c_str(), "rb"), [](FILE* f) { f&& std::fclose(f); });
+  require(
+      file != nullptr, path, ": expected a file that can be read, found: ", std::strerror(errno));
+  return [file, path](char* to, size_t most) {
+    const size_t n = std::fread(to, 1, most, file.get());
+    require(n > 0 || !std::ferror(file.get()), path,
+        ": expected to read on, found: ", std::strerror(errno));
+    return n;
+  };
+}
+
+ReadBytes read_memory(std::string_view bytes) {
+  return [bytes](char* to, size_t most) mutable {
+    const size_t n = bytes.copy(to, most);
+    bytes.remove_prefix(n);
+    return n;
+  };
+}
+
+Unpack::~Unpack() {
+  if (state_ == State::inside || state_ == State::between) inflateEnd(&stream_);
+}
+
+// After this, bytes of the file are at packed_[at_], or the file is over.
+bool Unpack::refill() {
+  if (at_ < packed_.size()) return true;
+  packed_.resize(kChunk);
+  size_t n = 0;
+  for (size_t more = 1; more > 0 && n < 2; n += more) more = read_(&packed_[n], kChunk - n);
+  packed_.resize(n);  // two bytes at least, for the magic, unless the file is over
+  bytes_ += int64_t(packed_.size());
+  at_ = 0;
+  return !packed_.empty();
+}
+
+bool Unpack::append(std::string& out) {
+  const size_t before = out.size();
+  while (out.size() == before) {
+    const bool more = refill();
+    if (state_ == State::start) {
+      state_ = State::plain;
+      if (packed_.starts_with("\x1f\x8b")) {
+        DUET_CHECK(inflateInit2(&stream_, 15 + 16) == Z_OK, "zlib: expected to start");
+        state_ = State::inside;
+      }
+    }
+    if (!more) {
+      require(state_ != State::inside, file_,
+          ": expected gzip data to go on, found their end after ", bytes_, " bytes (", unpacked_,
+          " unpacked): the file is cut off");
+      return false;
+    }
+    if (state_ == State::between) {  // members
+      if (packed_[at_] == '\x1f') {
+        inflateReset(&stream_);
+        state_ = State::inside;
+      } else {
+        warnings_.push_back(cat("what follows the gzip data is left out, from byte ",
+            bytes_ - int64_t(packed_.size() - at_), " on"));
+        inflateEnd(&stream_);
+        state_ = State::over;
+      }
+    }
+    if (state_ == State::over) at_ = packed_.size();
+    if (state_ == State::plain) {
+      out.append(packed_);
+      at_ = packed_.size();
+    }
+    if (state_ == State::inside) inflate_some(out);
+  }
+  return true;
+}
+
+void Unpack::inflate_some(std::string& out) {
+  const size_t before = out.size();
+  out.resize(before + kChunk);
+  stream_.next_in = reinterpret_cast<Bytef*>(packed_.data() + at_);
+  stream_.avail_in = uInt(packed_.size() - at_);
+  stream_.next_out = reinterpret_cast<Bytef*>(out.data() + before);
+  stream_.avail_out = uInt(kChunk);
+  const int status = inflate(&stream_, Z_NO_FLUSH);
+  at_ = packed_.size() - stream_.avail_in;
+  out.resize(before + kChunk - stream_.avail_out);
+  unpacked_ += int64_t(out.size() - before);
+  if (status == Z_STREAM_END) state_ = State::between;
+  require(status == Z_OK || status == Z_STREAM_END || status == Z_BUF_ERROR, file_,
+      ": expected gzip data, found damage near byte ", bytes_ - int64_t(packed_.size() - at_), " (",
+      stream_.msg ? stream_.msg : "zlib knows no more", ")");
+}
+
+}  // namespace duet
