@@ -84,7 +84,7 @@ COMPILE = $(CXX) $(PREFLAGS) $(CPPFLAGS) $(FLAGS)
 
 # --- files --------------------------------------------------------------------------------------------------------------------
 FOLDERS := model model/base model/machine model/rows data comm moe moe/rows \
-           $(addprefix pipeline/,schedule schedule/published checkpoint insight/trace insight/pictures train)
+           $(addprefix pipeline/,schedule schedule/published checkpoint insight/trace insight/plan insight/pictures train)
 ALL_CPP := $(foreach d,$(FOLDERS),$(wildcard $(d)/*.cpp))
 CU  := $(if $(NVCC),$(foreach d,$(FOLDERS),$(wildcard $(d)/*.cu)))
 CPP := $(filter-out %_nocuda.cpp %_nonccl.cpp %_nompi.cpp %_nccl.cpp %_mpi.cpp,$(ALL_CPP)) \
@@ -130,6 +130,9 @@ $(BUILD)/embedded.txt: found
 	@cat $(TEXT) > $@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 $(BUILD)/data/embedded.cpp.o: CPPFLAGS += -DEMBEDDED_TEXT='"$(BUILD)/embedded.txt"'
 $(BUILD)/data/embedded.cpp.o: $(BUILD)/embedded.txt
+
+# What the assembler includes is no dependency that the compiler finds.
+$(BUILD)/pipeline/insight/plan/cluster.cpp.o: $(wildcard pipeline/insight/plan/clusters/*.json)
 
 -include $(OBJ:.o=.d) $(TESTOBJ:.o=.d) $(BUILD)/main.cu.d
 

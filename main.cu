@@ -20,6 +20,7 @@
 
 #include "pipeline/insight/pictures/eplb_command.h"
 #include "pipeline/insight/pictures/schedule_command.h"
+#include "pipeline/insight/plan/plan_command.h"
 #include "pipeline/train/bench.h"
 #include "pipeline/train/compare_command.h"
 #include "pipeline/train/generate.h"
@@ -217,6 +218,8 @@ static int run(int argc, char** argv) {
   bench_cli->add_option("--microbatches", bench.microbatches, "per step");
   bench_cli->add_flag("--gemm", bench.gemm, "time GEMM on the shapes of the bench preset instead");
 
+  int exit_status = 0;
+  add_plan_command(cli, exit_status);
   try {
     cli.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -230,7 +233,7 @@ static int run(int argc, char** argv) {
   if (*compare_cli) return compare_command(compare, std::cout) ? 0 : 1;
   if (cli.got_subcommand("eplb")) eplb_command(eplb, std::cout);
   if (*bench_cli) bench_command(bench, std::cout);
-  return 0;
+  return exit_status;
 }
 
 int main(int argc, char** argv) {
