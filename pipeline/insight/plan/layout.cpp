@@ -8,6 +8,7 @@
 
 #include "model/base/check.h"
 #include "pipeline/insight/plan/list_schedule.h"
+#include "pipeline/schedule/checker.h"
 
 namespace duet {
 namespace {
@@ -117,10 +118,9 @@ std::string PlanLayout::text() const {
 }
 
 int model_stages(const PlanLayout& l) {
-  return l.pp *
-      (two_stages_a_rank(l.schedule)        ? 2
-              : l.schedule == "interleaved" ? l.virtual_stages
-                                            : 1);
+  if (from_file(l)) return make_schedule(l.schedule, {0, 0, 0}).model_stages();
+  const bool v = two_stages_a_rank(l.schedule);
+  return l.pp * (v ? 2 : l.schedule == "interleaved" ? l.virtual_stages : 1);
 }
 
 std::vector<int> stage_layers(const PlanModel& model, const PlanLayout& l) {
@@ -177,8 +177,11 @@ std::string broken_rule(const PlanJob& job, const PlanLayout& l) {
 
 Schedule layout_schedule(const PlanLayout& l, int M, const StageCosts& costs) {
   if (is_list_schedule(l.schedule)) return list_schedule(l.schedule, l.pp, M, costs);
-  const std::string name = l.pp == 1 && !l.schedule.ends_with(".csv") ? "1f1b" : l.schedule;
-  return make_schedule(name, {l.pp, M, l.virtual_stages});
+  if (!from_file(l))
+    return make_schedule(l.pp == 1 ? "1f1b" : l.schedule, {l.pp, M, l.virtual_stages});
+  const Schedule s = make_schedule(l.schedule, {l.pp, M, 0});
+  check(s);
+  return s;
 }
 
 }  // namespace duet

@@ -53,6 +53,7 @@ std::vector<std::string> layout_keys();
 inline int microbatches(const PlanJob& job, const PlanLayout& l) {
   return int(job.batch / (int64_t(l.dp) * l.micro_batch));
 }
+inline bool from_file(const PlanLayout& l) { return l.schedule.ends_with(".csv"); }
 // Stages that the model is cut into.
 int model_stages(const PlanLayout& layout);
 // Layers of each of them; uneven remainders go to the stages in the middle, since the ends also

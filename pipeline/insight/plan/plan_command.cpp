@@ -46,24 +46,32 @@ PlanJob job_of(const PlanOptions& o) {
   return job;
 }
 
-// The fewest GPUs, in whole nodes beyond one, on which some layout fits.
-std::string smallest_that_fits(PlanJob job, const PlanLayout& fixed, const Prediction& smallest) {
-  const double all = smallest.memory.total() * double(job.gpus);
-  const int64_t asked = job.gpus, node = int64_t(job.cluster.gpus_per_node);
-  const std::string needed = format("%.0f GB needed on each of %lld GPUs, %.0f there",
-      smallest.memory.total() / 1e9, (long long)asked, job.cluster.memory_bytes / 1e9);
-  PlanLayout free = fixed;
-  free.dp = 0;
-  int64_t gpus = std::max(asked + 1, int64_t(all / job.cluster.memory_bytes / 4));
-  for (int tries = 0; tries < 64; ++tries, gpus += gpus < node ? 1 : node) {
-    if (gpus > node) gpus = (gpus + node - 1) / node * node;
-    job.gpus = gpus;
-    if (gpus > job.batch * 64) break;
-    SearchResult found = search(job, free, 1);
-    if (!found.best.empty())
-      return cat(needed, "; smallest that fits: ", gpus, " GPUs, ", found.best[0].layout.text());
+// The fewest GPUs, in whole nodes beyond one, on which some layout fits; 0 where none was found.
+int64_t smallest_that_fits(PlanJob job, PlanLayout fixed, double bytes) {
+  const int64_t node = int64_t(job.cluster.gpus_per_node);
+  fixed.dp = 0;
+  job.gpus = std::max(job.gpus + 1, int64_t(bytes / job.cluster.memory_bytes / 4));
+  for (int tries = 0; tries < 64; ++tries, job.gpus += job.gpus < node ? 1 : node) {
+    if (job.gpus > node) job.gpus = (job.gpus + node - 1) / node * node;
+    if (!search(job, fixed, 1).best.empty()) return job.gpus;
   }
-  return needed;
+  return 0;
+}
+
+// What fits instead: another layout on these GPUs, or more of them.
+std::string nearest_that_fits(
+    const PlanJob& job, const PlanLayout& fixed, const SearchResult& found) {
+  PlanLayout free;
+  free.precision = fixed.precision, free.imbalance = fixed.imbalance;
+  if (const SearchResult other = search(job, free, 1); !other.best.empty())
+    return other.best[0].layout.text();
+  const double bytes = found.smallest.memory.total() * double(job.gpus);
+  const int64_t gpus = smallest_that_fits(job, free, bytes);
+  const std::string needed = format("does not fit on %lld GPUs: %.0f GB needed, %.0f there",
+      (long long)job.gpus, bytes / 1e9, job.cluster.memory_bytes * double(job.gpus) / 1e9);
+  const std::string nearest = gpus ? cat("; smallest that fits: ", gpus) : "";
+  require(found.legal == 1, "--gpus: ", needed, nearest);
+  return needed + nearest;
 }
 
 Answer answer_of(const PlanOptions& o, const PlanJob& job, const PlanLayout& fixed) {
@@ -75,7 +83,7 @@ Answer answer_of(const PlanOptions& o, const PlanJob& job, const PlanLayout& fix
           : a.found.first_rule);
   const bool fits = !a.found.best.empty();
   a.now = predict(job, fits ? a.found.best[0].layout : a.found.smallest.layout);
-  if (!fits) a.nearest = smallest_that_fits(job, fixed, a.found.smallest);
+  if (!fits) a.nearest = nearest_that_fits(job, fixed, a.found);
   a.changes = what_if(job, a.now, o.replicas, read_loads(o.loads, job.model.experts));
   PlanLayout free;
   free.precision = fixed.precision, free.imbalance = fixed.imbalance;
@@ -129,6 +137,8 @@ void plan_command(const PlanOptions& o, std::ostream& out) {
   PlanLayout fixed;
   if (o.demonstration) fixed = parse_layout(kDeepSeekV3, fixed, "");
   for (const auto& [key, value] : o.layout) set_layout(fixed, key, value);
+  if (!o.layout.contains("dtype") && !job.cluster.peak[size_t(Precision::bf16)])
+    fixed.precision = Precision::fp32;
   if (!o.layouts.empty()) return side_by_side(o, job, fixed, out);
   const Answer answer = answer_of(o, job, fixed);
   const PlanLayout& l = answer.now.layout;

@@ -118,7 +118,7 @@ Prediction predict(const PlanJob& job, const PlanLayout& l, double most_actions)
   // Two lengths in the steady state, a whole number of rounds apart and from the true one.
   const int round = 2 * l.pp, all = p.microbatches;
   int few = all, more = all;
-  if (double(model_stages(l)) * all * 2 > most_actions && all > 6 * round)
+  if (double(stages.size()) * all * 2 > most_actions && all > 6 * round && !from_file(l))
     few = all % round + 3 * round, more = few + round, p.extrapolated = true;
   const Schedule s = layout_schedule(l, few, profile.stages[profile.stages.size() / 2]);
   const Run first = run(s, profile);

@@ -127,8 +127,7 @@ Record read_record(const Ordered& json, const std::string& where) {
   const std::string note = f.text_or("note", "");
   const auto says = [&](const char* what) { return note.find(what) != note.npos; };
   r.layout.fused_rows = !(says("mode: eager") || (says("kernel: ") && !says("RMS kernel")));
-  // Recipes take one sequence where it is long; what is shorter is searched for.
-  r.layout.micro_batch = int(batch.integer_or("micro_batch_size", job.seq_len >= 4096, 1));
+  r.layout.micro_batch = int(batch.integer_or("micro_batch_size", job.model.experts > 0, 1));
   read_measured(f.object("measured"), r);
   r.scan =
       cat(f.at("model").dump(), f.at("hardware").dump(), job.batch, "x", job.seq_len, precision);

@@ -2,8 +2,8 @@
 // in by rules:
 //   dp                  GPUs / (tp x pp x cp); tp, pp, cp, ep, etp: 1
 //   schedule            interleaved where there are virtual stages, else 1f1b
-//   micro_batch_size, recompute, virtual_stages; with `fixed: false` every degree: the fastest that
-//                       fits
+//   recompute, virtual_stages, of dense models micro_batch_size; with `fixed: false` every degree:
+//                       the fastest that fits; micro_batch_size of models with experts: 1
 //   precision           fp16 is computed as bf16; its frameworks predate fused attention, ZeRO,
 //                       sequence parallelism and hidden gradients: all four off unless stated, and
 //                       gradients travel in 2 bytes instead of 4

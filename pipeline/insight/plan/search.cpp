@@ -132,7 +132,8 @@ class Search {
 
   // The shape of a few rounds of the schedule, made once.
   const ScheduleShape& shape(const PlanLayout& l) {
-    const int M = microbatches(job_, l), few = l.schedule == "gpipe" ? M : std::min(M, 4 * l.pp);
+    const int M = microbatches(job_, l),
+              few = l.schedule == "gpipe" || from_file(l) ? M : std::min(M, 4 * l.pp);
     auto& made = shapes_[{l.schedule, l.pp, l.virtual_stages, few}];
     if (!made)
       made = std::make_unique<ScheduleShape>(
