@@ -2,8 +2,8 @@
 #include "pipeline/schedule/profile.h"
 
 #include <algorithm>
-#include <fstream>
-#include <nlohmann/json.hpp>
+
+#include "model/base/json.h"
 
 namespace duet {
 
@@ -24,40 +24,33 @@ double CostProfile::of(const Schedule& s, const Action& a) const {
 }
 
 CostProfile read_profile(const std::string& path) {
-  std::ifstream file(path);
-  require(file.good(), path, ": cannot be opened");
-  const auto json = nlohmann::ordered_json::parse(file, nullptr, false);
-  require(json.is_object() && json.value("unit", "") == "s" && json.contains("stages") &&
-          json["stages"].is_array() && !json["stages"].empty(),
-      path,
-      ": expected a cost profile, {\"unit\": \"s\", \"stages\": [{\"F\", \"I\", \"W\", "
-      "\"FB\"}, ...], \"message\": {\"F\", \"B\"}}");
-  const auto cost = [&](const nlohmann::ordered_json& from, const char* key,
-                        const std::string& where) {
-    require(from.is_object() && from.contains(key) && from[key].is_number() && from[key] >= 0, path,
-        ": ", where, ".", key, ": expected seconds, 0 or more, found ",
-        from.is_object() && from.contains(key) ? from[key].dump() : "nothing");
-    return from[key].get<double>();
+  const Json json = Json::load(path);
+  require(json.at("unit").string() == "s", path, ": unit: expected \"s\", found ",
+      json.at("unit").dump());
+  const auto cost = [&](const Json& from, const char* key) {
+    const Json value = from.at(key);
+    require(value.number() >= 0, value.where(), ": expected seconds, 0 or more, found ",
+        value.number());
+    return value.number();
   };
   CostProfile profile;
-  for (const auto& stage : json["stages"]) {
-    const std::string where = cat("stages[", profile.stages.size(), "]");
-    profile.stages.push_back({cost(stage, "F", where), cost(stage, "I", where),
-        cost(stage, "W", where), cost(stage, "FB", where)});
-  }
-  if (json.contains("message")) {
-    profile.forward_message = cost(json["message"], "F", "message");
-    profile.backward_message = cost(json["message"], "B", "message");
-  }
+  const Json stages = json.at("stages");
+  for (const Json& stage : stages.items())
+    profile.stages.push_back(
+        {cost(stage, "F"), cost(stage, "I"), cost(stage, "W"), cost(stage, "FB")});
+  require(!profile.stages.empty(), path, ": stages: expected one or more, found none");
+  if (const auto message = json.find("message"))
+    profile.forward_message = cost(*message, "F"), profile.backward_message = cost(*message, "B");
   return profile;
 }
 
 std::string write_profile(const CostProfile& profile) {
-  nlohmann::ordered_json json = {{"unit", "s"}, {"stages", nlohmann::ordered_json::array()}};
+  Json stages = Json::array();
   for (const StageCosts& s : profile.stages)
-    json["stages"].push_back({{"F", s.F}, {"I", s.I}, {"W", s.W}, {"FB", s.FB}});
-  json["message"] = {{"F", profile.forward_message}, {"B", profile.backward_message}};
-  return json.dump(1) + "\n";
+    stages.push(Json::object({{"F", s.F}, {"I", s.I}, {"W", s.W}, {"FB", s.FB}}));
+  const Json message =
+      Json::object({{"F", profile.forward_message}, {"B", profile.backward_message}});
+  return Json::object({{"unit", "s"}, {"stages", stages}, {"message", message}}).dump(1) + "\n";
 }
 
 }  // namespace duet

@@ -1,7 +1,9 @@
-// Cluster files: the table of their fields, with units and ranges. Read next: network.cpp.
+// Cluster files: the table of their fields, with units and ranges. Read next: network.h.
 #include "pipeline/insight/plan/cluster.h"
 
 #include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <string_view>
 
 #include "pipeline/insight/plan/fields.h"
@@ -47,13 +49,13 @@ constexpr ClusterField kFields[] = {{"gpus_per_node", &Cluster::gpus_per_node, 1
     {"comm_sms", &Cluster::comm_sms, 1, 0, 100}, {"other", &Cluster::other, 1, 0, 1},
     {"hidden", &Cluster::hidden, 1, 0, 1}};
 
-const Ordered& own_clusters() {
-  static const Ordered all =
-      parse_json({clusters_begin, size_t(clusters_end - clusters_begin)}, "clusters/");
+const Json& own_clusters() {
+  static const Json all =
+      Json::parse({clusters_begin, size_t(clusters_end - clusters_begin)}, "clusters/");
   return all;
 }
 
-Cluster read(const Ordered& json, const std::string& where) {
+Cluster read(const Json& json, const std::string& where) {
   const Fields f(json, where);
   Cluster c;
   c.name = f.text("name"), c.source = f.text_or("source", "");
@@ -74,7 +76,7 @@ Cluster read(const Ordered& json, const std::string& where) {
       ": bf16_tflops is missing");
   require(c.comm_sms < c.sms, where, ": comm_sms: expected fewer than sms = ", c.sms, ", found ",
       c.comm_sms);
-  for (const auto& [key, _] : json.items())
+  for (const auto& [key, _] : json.members())
     require(std::find(known.begin(), known.end(), key) != known.end(), where, ": found ", key,
         ", which is no field; units are part of the names, e.g. memory_gb, hbm_gb_s, launch_us");
   return c;
@@ -104,7 +106,7 @@ double product_seconds(const Cluster& c, Precision precision, double m, double n
 
 std::vector<std::string> cluster_names() {
   std::vector<std::string> names;
-  for (const Ordered& cluster : own_clusters()) names.push_back(cluster["name"]);
+  for (const Json& cluster : own_clusters().items()) names.push_back(cluster.at("name").string());
   return names;
 }
 
@@ -112,9 +114,10 @@ Cluster find_cluster(const std::string& name) {
   std::string names, wanted = name;
   std::transform(wanted.begin(), wanted.end(), wanted.begin(),
       [](unsigned char c) { return std::tolower(c); });
-  for (const Ordered& cluster : own_clusters()) {
-    if (wanted == cluster["name"]) return read(cluster, "clusters/" + wanted + ".json");
-    names += cat(cluster["name"].get<std::string>(), ", ");
+  for (const Json& cluster : own_clusters().items()) {
+    const std::string own = cluster.at("name").string();
+    if (wanted == own) return read(cluster, "clusters/" + wanted + ".json");
+    names += cat(own, ", ");
   }
   std::ifstream file(name);
   require(file.good() && name.find('.') != name.npos, "--cluster: found ", name,
@@ -123,17 +126,17 @@ Cluster find_cluster(const std::string& name) {
 }
 
 Cluster read_cluster(const std::string& text, const std::string& where) {
-  return read(parse_json(text, where), where);
+  return read(Json::parse(text, where), where);
 }
 
 std::string write_cluster(const Cluster& c) {
-  Ordered json = {{"name", c.name}, {"source", c.source}};
+  Json json = Json::object({{"name", c.name}, {"source", c.source}});
   for (size_t p = 0; p < c.peak.size(); ++p)
     if (c.peak[p] > 0) {
-      json[cat(kPrecisions[p], "_tflops")] = c.peak[p] / 1e12;
-      json[cat(kPrecisions[p], "_efficiency")] = c.efficiency[p];
+      json.set(cat(kPrecisions[p], "_tflops"), c.peak[p] / 1e12);
+      json.set(cat(kPrecisions[p], "_efficiency"), c.efficiency[p]);
     }
-  for (const ClusterField& field : kFields) json[field.key] = c.*field.member / field.unit;
+  for (const ClusterField& field : kFields) json.set(field.key, c.*field.member / field.unit);
   return json.dump(2) + "\n";
 }
 

@@ -53,43 +53,44 @@ const std::map<std::string, std::string> kSynonyms = {{"n_embd", "hidden_size"},
     {"num_experts_per_tok", "topk"}, {"experts_per_token", "topk"}, {"moe_topk", "topk"},
     {"num_shared_experts", "n_shared_experts"}, {"moe_k", "topk"}};
 
-// What changes the work and is not modelled: the key, and when.
-std::optional<std::string> not_modelled(const Ordered& c) {
+// What changes the work and is not modelled.
+std::optional<std::string> not_modelled(const Fields& f) {
   const auto set = [&](const char* key) {
-    return c.contains(key) && !c[key].is_null() && c[key] != false && c[key] != 0 &&
-        !(c[key].is_array() && c[key].empty());
+    const std::string text = f.has(key) ? f.at(key).dump() : "null";
+    return text != "null" && text != "false" && text != "0" && text != "[]" && text != "{}";
   };
   if (set("index_topk")) return "sparse attention (index_topk, index_n_heads)";
-  if (c.contains("layer_types"))
-    for (const Ordered& type : c["layer_types"])
-      if (type != "full_attention")
-        return cat("attention of the kind ", type.dump(), " (layer_types)");
-  if (set("sliding_window") && c.value("use_sliding_window", true))
+  if (f.has("layer_types"))
+    for (const Json& type : f.at("layer_types").items())
+      if (type.string() != "full_attention")
+        return cat(type.string(), " (layer_types)",
+            f.text("model_type") == "gpt_oss" ? ", with attention sinks" : "");
+  if (f.text("model_type") == "gpt_oss") return "attention sinks";
+  if (set("sliding_window") && f.flag("use_sliding_window", true))
     return "sliding-window attention (sliding_window)";
   for (const char* key : {"linear_num_value_heads", "linear_attn_config", "attn_type_list",
            "full_attention_interval", "mamba_d_state", "ssm_cfg"})
     if (set(key)) return cat("linear attention or state-space layers (", key, ")");
   for (const char* key : {"num_hash_layers", "hash_layers"})
     if (set(key)) return cat("hash layers (", key, ")");
-  if (set("scoring_func") && c["scoring_func"] != "softmax" && c["scoring_func"] != "sigmoid")
-    return cat("the scoring ", c["scoring_func"].dump(), " (scoring_func)");
+  const std::string scoring = f.text_or("scoring_func", "softmax");
+  if (scoring != "softmax" && scoring != "sigmoid")
+    return cat("the scoring ", scoring, " (scoring_func)");
   return {};
 }
 
 // The type's defaults, those it is `like` included.
-Ordered defaults_of(const std::string& type, const std::string& where) {
-  static const Ordered all = Ordered::parse(kDefaults);
+Json defaults_of(const std::string& type, const std::string& where) {
+  static const Json all = Json::parse(kDefaults, "defaults");
   std::string allowed;
-  for (const auto& [name, _] : all.items()) allowed += (allowed.empty() ? "" : ", ") + name;
-  require(all.contains(type), where, ": model_type: found ", type, ", allowed: ", allowed);
-  Ordered own = all[type];
-  if (own.contains("like")) {
-    Ordered base = defaults_of(own["like"], where);
-    own.erase("like");
-    base.update(own);
-    return base;
-  }
-  return own;
+  for (const auto& [name, _] : all.members()) allowed += (allowed.empty() ? "" : ", ") + name;
+  const auto own = all.find(type);
+  require(bool(own), where, ": model_type: found ", type, ", allowed: ", allowed);
+  const auto like = own->find("like");
+  Json defaults = like ? defaults_of(like->string(), where) : Json::object();
+  for (const auto& [key, value] : own->members())
+    if (key != "like") defaults.set(key, value);
+  return defaults;
 }
 
 void read_experts(PlanModel& m, const Fields& f) {
@@ -103,30 +104,30 @@ void read_experts(PlanModel& m, const Fields& f) {
   m.dense_layers = f.integer_or("first_k_dense_replace", 0);
   m.sparse_step =
       std::max(f.integer_or("decoder_sparse_step", 1, 1), f.integer_or("moe_layer_freq", 1, 1));
-  if (f.has("mlp_only_layers")) m.dense_list = f.at("mlp_only_layers").get<std::vector<int64_t>>();
+  if (f.has("mlp_only_layers")) m.dense_list = f.integers("mlp_only_layers");
   if (m.moe_layers() == m.layers) m.ffn = 0;
 }
 
 }  // namespace
 
 PlanModel read_hf_config(const std::string& text, const std::string& where) {
-  Ordered raw = parse_json(text, where), config;
-  require(raw.is_object(), where, ": expected an object, found ", raw.type_name());
-  if (raw.contains("text_config")) raw = Ordered(raw["text_config"]);
-  for (const auto& [key, value] : raw.items())
-    config[kSynonyms.contains(key) ? kSynonyms.at(key) : key] = value;
+  Json raw = Json::parse(text, where), config = Json::object();
+  if (const auto nested = raw.find("text_config")) raw = Json(*nested);
+  for (const auto& [key, value] : raw.members())
+    config.set(kSynonyms.contains(key) ? kSynonyms.at(key) : key, value);
   PlanModel m;
   m.name = where;
   m.type = Fields(config, where).text("model_type");
-  const auto missing = not_modelled(config);
+  const auto missing = not_modelled(Fields(config, where));
   require(!missing, where, ": ", m.type, " has ", missing.value_or(""),
       ", which is not modelled; allowed: models without it");
-  const Ordered defaults = defaults_of(m.type, where);
-  for (const auto& [key, value] : defaults.items())
-    if (!config.contains(key) || (config[key].is_null() && key != "q_lora_rank")) {
-      config[key] = value;
-      m.notes.push_back(cat(key, " is missing: ", value.dump(), ", the default of ", m.type));
-    }
+  const Json defaults = defaults_of(m.type, where);
+  for (const auto& [key, value] : defaults.members()) {
+    const auto given = config.find(key);
+    if (given && (!given->is_null() || key == "q_lora_rank")) continue;
+    config.set(key, value);
+    m.notes.push_back(cat(key, " is missing: ", value.dump(), ", the default of ", m.type));
+  }
   const Fields f(config, where);
   m.layers = f.integer("num_hidden_layers", 1, 10000);
   m.hidden = f.integer("hidden_size", 1);

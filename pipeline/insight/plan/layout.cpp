@@ -1,4 +1,4 @@
-// Reading layouts, and the rules that they keep. Read next: costs.h.
+// Reading layouts, and the rules that they keep. Read next: list_schedule.h.
 #include "pipeline/insight/plan/layout.h"
 
 #include <algorithm>
@@ -63,7 +63,9 @@ void set_layout(PlanLayout& l, const std::string& key, const std::string& value)
     l.precision = parse_precision(value, "--dtype");
   } else if (key == "split") {
     l.split.clear();
-    std::istringstream parts(value);
+    std::string text = value;
+    std::replace(text.begin(), text.end(), ',', '+');  // commas separate layouts' fields
+    std::istringstream parts(text);
     for (std::string part; std::getline(parts, part, '+');)
       l.split.push_back(parse_int(key, part, 0, 10000));
   } else if (key == "recompute") {

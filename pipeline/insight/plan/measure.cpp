@@ -1,4 +1,4 @@
-// See measure.h. Read next: plan_command.cpp.
+// See measure.h. Read next: plan_command.h.
 #include "pipeline/insight/plan/measure.h"
 
 #include <unistd.h>

@@ -26,15 +26,13 @@ void write_file(const std::string& path, const std::string& text) {
 
 std::vector<float> read_loads(const std::string& path, int64_t experts) {
   if (path.empty()) return {};
-  Ordered json = load_json(path);
-  if (json.is_object() && json.contains("weight")) json = Ordered(json["weight"]);
-  if (json.is_array() && !json.empty() && json[0].is_array()) json = Ordered(json[0]);
-  const bool numbers = json.is_array() &&
-      std::all_of(
-          json.begin(), json.end(), [](const Ordered& x) { return x.is_number() && x >= 0; });
-  require(numbers && int64_t(json.size()) == experts, "--loads: ", path, ": expected ", experts,
-      " tokens, one a routed expert, as [..] or {\"weight\": [[..]]}");
-  return json.get<std::vector<float>>();
+  Json json = Json::load(path);
+  if (json.dump().starts_with("{")) json = Json(json.at("weight").items().at(0));
+  std::vector<float> loads;
+  for (const Json& load : json.items()) loads.push_back(float(load.number()));
+  require(int64_t(loads.size()) == experts, "--loads: ", path, ": expected ", experts,
+      " tokens, one a routed expert, as [..] or {\"weight\": [[..]]}, found ", loads.size());
+  return loads;
 }
 
 PlanJob job_of(const PlanOptions& o) {
@@ -74,7 +72,10 @@ std::string nearest_that_fits(
   return needed + nearest;
 }
 
-Answer answer_of(const PlanOptions& o, const PlanJob& job, const PlanLayout& fixed) {
+Answer answer_of(const PlanOptions& o, const PlanJob& job, PlanLayout fixed) {
+  const std::vector<float> loads = read_loads(o.loads, job.model.experts);
+  if (!loads.empty() && fixed.ep && job.model.experts % fixed.ep == 0)
+    fixed.imbalance = std::max(1.0, expert_imbalance(loads, fixed.ep, 0));
   Answer a{.job = job, .usd_per_gpu_hour = o.usd_per_gpu_hour};
   a.found = search(job, fixed, size_t(std::max<int64_t>(4, o.top)));
   require(a.found.legal > 0,
@@ -84,7 +85,7 @@ Answer answer_of(const PlanOptions& o, const PlanJob& job, const PlanLayout& fix
   const bool fits = !a.found.best.empty();
   a.now = predict(job, fits ? a.found.best[0].layout : a.found.smallest.layout);
   if (!fits) a.nearest = nearest_that_fits(job, fixed, a.found);
-  a.changes = what_if(job, a.now, o.replicas, read_loads(o.loads, job.model.experts));
+  a.changes = what_if(job, a.now, o.replicas, loads);
   PlanLayout free;
   free.precision = fixed.precision, free.imbalance = fixed.imbalance;
   const SearchResult others = search(job, free, 4);
@@ -104,8 +105,8 @@ void side_by_side(
   }
   require(!all.empty(), "--layouts: found nothing, allowed: e.g. \"tp=8,pp=4; tp=4,pp=8\"");
   if (o.format != "json") return print_table(job, all, out);
-  Ordered json = Ordered::array();
-  for (const Prediction& p : all) json.push_back(answer_json({.job = job, .now = p}));
+  Json json = Json::array();
+  for (const Prediction& p : all) json.push(answer_json({.job = job, .now = p}));
   out << json.dump(1) << "\n";
 }
 
@@ -177,7 +178,8 @@ void add_plan_command(CLI::App& duet, int& exit_status) {
       {"schedule",
           "gpipe, 1f1b, interleaved, zb1p, zb-h2, zb2p, zbv, v-half, v-min, dualpipe, "
           "dualpipev, or a CSV file"},
-      {"split", "layers of each stage, e.g. 3+4+4+3"}, {"recompute", "none, selective, full"},
+      {"split", "layers of each stage, e.g. 3,4,4,3 (in --layouts 3+4+4+3)"},
+      {"recompute", "none, selective, full"},
       {"dtype", "of products: fp32, bf16, fp8, mxfp8, nvfp4"},
       {"imbalance", "the busiest GPU's tokens / the mean"}};
   for (const std::string& key : layout_keys())

@@ -5,7 +5,7 @@
 //          backward and the first forward
 //        + the optimizer: 40 bytes of memory traffic a parameter that the rank updates
 //
-// Read next: search.h.
+// Read next: predict.cpp.
 #pragma once
 #include <map>
 #include <optional>

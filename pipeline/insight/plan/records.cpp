@@ -1,5 +1,7 @@
-// See records.h. Read next: validate.cpp.
+// See records.h. Read next: validate.h.
 #include "pipeline/insight/plan/records.h"
+
+#include <algorithm>
 
 namespace duet {
 namespace {
@@ -38,9 +40,9 @@ std::string schedule_name(const std::string& text) {
 }
 
 // Layers of each rank become layers of each of its chunks; what is missing is missing at the ends.
-std::vector<int> chunked(const std::vector<int>& of_rank, const PlanLayout& l) {
+std::vector<int> chunked(const std::vector<int64_t>& of_rank, const PlanLayout& l) {
   const int stages = model_stages(l), pp = int(of_rank.size());
-  if (stages == pp) return of_rank;
+  if (stages == pp) return {of_rank.begin(), of_rank.end()};
   std::vector<int> split(size_t(stages), 0);
   for (int rank = 0; rank < pp; ++rank)
     for (int i = 0; i < of_rank[size_t(rank)]; ++i) {
@@ -66,10 +68,9 @@ PlanLayout read_layout(const Fields& f, const PlanModel& m, const std::string& p
   };
   if (l.pp > 1 && is_guess("layout.schedule") && is_guess("layout.virtual_stages"))
     l.schedule = "", l.virtual_stages = 0;
-  if (l.schedule.empty() && (fixed || l.virtual_stages))
-    l.schedule = l.virtual_stages == 1 ? "1f1b" : "interleaved";
+  if (l.schedule.empty()) l.schedule = l.virtual_stages == 1 ? "1f1b" : "interleaved";
   if (l.schedule == "1f1b") l.virtual_stages = 1;
-  if (f.has("stage_layers")) l.split = chunked(f.at("stage_layers").get<std::vector<int>>(), l);
+  if (f.has("stage_layers")) l.split = chunked(f.integers("stage_layers"), l);
   const std::string recompute = f.text_or("recompute", "");
   for (size_t i = 0; i < 4; ++i)
     if (recompute == kRecomputes[i]) l.recompute = Recompute(i);
@@ -100,7 +101,7 @@ void read_measured(const Fields& f, Record& r) {
 
 }  // namespace
 
-Record read_record(const Ordered& json, const std::string& where) {
+Record read_record(const Json& json, const std::string& where) {
   const Fields f(json, where);
   Record r;
   r.id = f.text("id"), r.suite = f.text("suite");
@@ -122,15 +123,16 @@ Record read_record(const Ordered& json, const std::string& where) {
   job.batch = batch.integer("global_sequences", 1), job.seq_len = batch.integer("seq_len", 1);
   const std::string precision = f.text_or("precision", "bf16");
   std::vector<std::string> guessed;
-  if (f.has("filled")) guessed = f.at("filled").get<std::vector<std::string>>();
+  if (f.has("filled"))
+    for (const Json& field : f.at("filled").items()) guessed.push_back(field.string());
   r.layout = read_layout(f.object("layout"), job.model, precision, guessed);
   const std::string note = f.text_or("note", "");
   const auto says = [&](const char* what) { return note.find(what) != note.npos; };
   r.layout.fused_rows = !(says("mode: eager") || (says("kernel: ") && !says("RMS kernel")));
   r.layout.micro_batch = int(batch.integer_or("micro_batch_size", job.model.experts > 0, 1));
   read_measured(f.object("measured"), r);
-  r.scan =
-      cat(f.at("model").dump(), f.at("hardware").dump(), job.batch, "x", job.seq_len, precision);
+  r.scan = cat(r.suite, f.at("model").dump(), f.at("hardware").dump(), job.batch, "x", job.seq_len,
+      precision);
   if (f.has("stage_times_ms")) {
     const Fields times = f.object("stage_times_ms");
     const auto seconds = [&](const char* key) { return times.number(key, 0, 1e6) / 1e3; };

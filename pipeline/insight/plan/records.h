@@ -19,7 +19,7 @@
 //   norm H100 with 96 GB     the 500 W version with HBM2e hardware.hbm_gb     where it is not the
 //   cluster file's: that much memory
 //
-// Read next: validate.h.
+// Read next: records.cpp.
 #pragma once
 #include <optional>
 #include <string>
@@ -42,6 +42,6 @@ struct Record {
 };
 
 // Throws UsageError for what the schema does not allow.
-Record read_record(const Ordered& json, const std::string& where);
+Record read_record(const Json& json, const std::string& where);
 
 }  // namespace duet

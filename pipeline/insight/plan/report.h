@@ -1,6 +1,6 @@
 // The answer of `duet plan`, as text (one screen) and as JSON.
 //
-// Read next: plan_command.h.
+// Read next: report.cpp.
 #pragma once
 #include <iosfwd>
 
@@ -27,7 +27,7 @@ std::vector<std::pair<std::string, double>> step_parts(const Prediction& predict
 std::string known_error(const PlanJob& job);
 
 void print_answer(const Answer& answer, std::ostream& out);
-Ordered answer_json(const Answer& answer);
+Json answer_json(const Answer& answer);
 
 // Predictions side by side, one a line.
 void print_table(const PlanJob& job, const std::vector<Prediction>& predictions, std::ostream& out);

@@ -1,4 +1,4 @@
-// See search.h. Read next: plan_command.h.
+// See search.h. Read next: what_if.h.
 #include "pipeline/insight/plan/search.h"
 
 #include <algorithm>
@@ -78,10 +78,11 @@ class Search {
   }
 
   template <class Then> void for_schedules(PlanLayout l, Then then) {
-    const std::vector<std::string> all = l.pp == 1
-        ? std::vector<std::string>{"1f1b"}
-        : std::vector<std::string>{"1f1b", "interleaved", "zb1p", "zbv", "dualpipe", "dualpipev"};
-    for (const std::string& name : choice(fixed_.schedule, fixed_.schedule.empty(), all)) {
+    const bool one = l.pp == 1 && !from_file(fixed_);
+    const std::vector<std::string> all = {
+        "1f1b", "interleaved", "zb1p", "zbv", "dualpipe", "dualpipev"};
+    const std::vector<std::string> names = choice(fixed_.schedule, fixed_.schedule.empty(), all);
+    for (const std::string& name : one ? std::vector<std::string>{"1f1b"} : names) {
       l.schedule = name;
       std::vector<int> chunks = {1};
       if (name == "interleaved") {

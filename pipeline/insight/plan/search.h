@@ -7,7 +7,7 @@
 // among the best. Memory and long schedules are read off schedules of a few rounds, which have the
 // same peaks and the same steady state.
 //
-// Read next: plan_command.h.
+// Read next: search.cpp.
 #pragma once
 #include <functional>
 

@@ -1,4 +1,4 @@
-// See validate.h. Read next: plan_command.h.
+// See validate.h. Read next: measure.h.
 #include "pipeline/insight/plan/validate.h"
 
 #include <algorithm>
@@ -114,43 +114,41 @@ SuiteErrors errors_of(const std::vector<const RecordResult*>& records) {
   return e;
 }
 
-Ordered to_json(const SuiteErrors& e) {
-  const auto or_null = [](double x) { return x < 0 ? Ordered(nullptr) : Ordered(x); };
-  return {{"n", e.n}, {"mape", e.mape}, {"median_ape", e.median}, {"bias", e.bias},
+Json to_json(const SuiteErrors& e) {
+  const auto or_null = [](double x) { return x < 0 ? Json() : Json(x); };
+  return Json::object({{"n", e.n}, {"mape", e.mape}, {"median_ape", e.median}, {"bias", e.bias},
       {"fit_accuracy", or_null(e.fit_accuracy)}, {"pick_regret", or_null(e.pick_regret)},
-      {"memory_mape", or_null(e.memory_mape)}, {"bubble_error", or_null(e.bubble_error)}};
+      {"memory_mape", or_null(e.memory_mape)}, {"bubble_error", or_null(e.bubble_error)}});
 }
 
 void print_json(const Validation& v, std::ostream& out) {
-  Ordered json = {{"suites", Ordered::object()}, {"all", to_json(v.all)},
-      {"records", Ordered::array()}, {"unpredicted", Ordered::array()}};
-  for (const auto& [name, errors] : v.suites) json["suites"][name] = to_json(errors);
-  json["all"]["macro_mape"] = v.macro_mape;
+  Json suites = Json::object(), all = to_json(v.all), records = Json::array(),
+       unpredicted = Json::array();
+  for (const auto& [name, errors] : v.suites) suites.set(name, to_json(errors));
+  all.set("macro_mape", v.macro_mape);
   for (const RecordResult& r : v.records)
-    json["records"].push_back({{"id", r.id}, {"kind", r.kind}, {"predicted", r.predicted},
-        {"measured", r.ran ? Ordered(r.measured) : Ordered(nullptr)}, {"fits", r.fits}});
+    records.push(Json::object({{"id", r.id}, {"kind", r.kind}, {"predicted", r.predicted},
+        {"measured", r.ran ? Json(r.measured) : Json()}, {"fits", r.fits}}));
   for (const auto& [id, reason] : v.unpredicted)
-    json["unpredicted"].push_back({{"id", id}, {"reason", reason}});
-  out << json.dump(1) << "\n";
+    unpredicted.push(Json::object({{"id", id}, {"reason", reason}}));
+  out << Json::object(
+             {{"suites", suites}, {"all", all}, {"records", records}, {"unpredicted", unpredicted}})
+             .dump(1)
+      << "\n";
 }
 
 }  // namespace
 
 Validation validate(const std::string& path) {
-  const Ordered json = load_json(path);
-  require(json.is_object() && json.contains("records") && json["records"].is_array(), path,
-      ": expected {\"records\": [...]}");
+  const Json json = Json::load(path);
+  const Json records = json.at("records");
   Validation v;
-  for (size_t i = 0; i < json["records"].size(); ++i) {
-    const Ordered& record = json["records"][i];
-    const std::string id = record.is_object() && record.contains("id") && record["id"].is_string()
-        ? record["id"].get<std::string>()
-        : cat("records[", i, "]");
+  for (const Json& record : records.items()) {
+    std::string id = cat("records[", v.records.size() + v.unpredicted.size(), "]");
     try {
+      id = record.at("id").string();
       v.records.push_back(predict_record(read_record(record, id)));
     } catch (const UsageError& error) {
-      v.unpredicted.push_back({id, error.what()});
-    } catch (const nlohmann::json::exception& error) {
       v.unpredicted.push_back({id, error.what()});
     }
   }
