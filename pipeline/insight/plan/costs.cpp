@@ -13,9 +13,8 @@ constexpr double kKernelsF = 45, kKernelsB = 70, kKernelsExperts = 30;
 // Times that the scores of unfused attention pass through memory: written by the product, read and
 // written by softmax and by dropout (its mask at half the size), read by the next product.
 constexpr double kScorePassesF = 6.5, kScorePassesB = 9.5;
-// Row operations that are not fused: an RMS norm alone passes 36 bytes an element instead of 4
-// (cast to 32 bits, squared, averaged, scaled, cast, multiplied), and they are as many calls more.
-constexpr double kUnfusedRows = 3.5, kUnfusedKernels = 40;
+// Calls more for each time more that rows pass through memory.
+constexpr double kUnfusedKernels = 16;
 
 struct Shape {
   double tokens, rows;  // of products; of row operations (divided by tp under sequence parallelism)
@@ -42,7 +41,7 @@ class LayerCost {
       mlp(double(m_.ffn) / l_.tp, kProducts);
     }
     if (l_.tp > 1) tensor_comm();
-    host((moe ? kKernelsExperts : 0) + (l_.fused_rows ? 0 : kUnfusedKernels));
+    host((moe ? kKernelsExperts : 0) + kUnfusedKernels * (l_.row_passes - 1));
     recompute();
     return cost_;
   }
@@ -61,7 +60,7 @@ class LayerCost {
     cost_.W[kRows] += 2.5 * (x + dy) / c_.hbm();  // in tiles of the other direction
   }
   void rows(double bytes_f, double bytes_b) {
-    const double passes = (l_.fused_rows ? 1 : kUnfusedRows) / c_.hbm();
+    const double passes = l_.row_passes / c_.hbm();
     cost_.F[kRows] += bytes_f * passes;
     cost_.I[kRows] += bytes_b * passes;
   }

@@ -83,9 +83,9 @@ std::optional<std::string> not_modelled(const Fields& f) {
 Json defaults_of(const std::string& type, const std::string& where) {
   static const Json all = Json::parse(kDefaults, "defaults");
   std::string allowed;
-  for (const auto& [name, _] : all.members()) allowed += (allowed.empty() ? "" : ", ") + name;
+  for (const auto& [name, _] : all.members()) allowed += cat(' ', name);
   const auto own = all.find(type);
-  require(bool(own), where, ": model_type: found ", type, ", allowed: ", allowed);
+  require(bool(own), where, ": model_type: found ", type, ", allowed:", allowed);
   const auto like = own->find("like");
   Json defaults = like ? defaults_of(like->string(), where) : Json::object();
   for (const auto& [key, value] : own->members())

@@ -80,8 +80,8 @@ void set_layout(PlanLayout& l, const std::string& key, const std::string& value)
         "--imbalance: found ", value, ", allowed: the busiest GPU's load / mean, 1 to 1000");
   } else {
     std::string allowed;
-    for (const std::string& name : layout_keys()) allowed += (allowed.empty() ? "" : ", ") + name;
-    throw UsageError(cat("--layouts: found ", key, ", allowed: ", allowed));
+    for (const std::string& name : layout_keys()) allowed += cat(' ', name);
+    throw UsageError(cat("--layouts: found ", key, ", allowed:", allowed));
   }
 }
 
@@ -99,7 +99,10 @@ PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::s
 
 std::string PlanLayout::text() const {
   std::string out;
-  const auto add = [&](const auto&... parts) { out += (out.empty() ? "" : ",") + cat(parts...); };
+  const auto add = [&](const auto&... parts) {
+    if (!out.empty()) out += ',';
+    out += cat(parts...);
+  };
   for (const Key& key : kKeys) {
     const int value = this->*key.member;
     const bool plain = key.free == 0 && value == 1 && key.member != &PlanLayout::dp &&
@@ -109,9 +112,8 @@ std::string PlanLayout::text() const {
   }
   if (pp != 1 && !schedule.empty()) add("schedule=", schedule);
   if (!split.empty()) {
-    std::string parts;
-    for (int n : split) parts += (parts.empty() ? "" : "+") + cat(n);
-    add("split=", parts);
+    add("split=", split[0]);
+    for (size_t i = 1; i < split.size(); ++i) out += cat('+', split[i]);
   }
   if (recompute > Recompute::none) add("recompute=", kRecomputes[size_t(recompute)]);
   if (precision != Precision::bf16) add("dtype=", kPrecisions[size_t(precision)]);

@@ -30,7 +30,10 @@ struct PlanLayout {
   std::vector<int> split;  // layers of each stage; empty: even
   int sequence_parallel = -1, overlap_ep = -1, overlap_dp = -1, overlap_tp = -1;  // 0, 1; -1 free
   bool fused_attention = true;
-  bool fused_rows = true;  // false: norms, rotations, activations are chains of elementwise kernels
+  // Row operations pass through memory so many times more often than fused ones: 2 where rotations
+  // and activations are chains of elementwise kernels, 3.5 where norms are too (an RMS norm alone
+  // then passes 36 bytes an element instead of 4)
+  double row_passes = 1;
   Precision precision = Precision::bf16;
   double gradient_bytes = 4;  // of a gradient on its way to the other ranks
   double imbalance = 1;       // the busiest GPU's tokens, of the mean

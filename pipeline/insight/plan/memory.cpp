@@ -29,7 +29,7 @@ double made_bytes(const PlanJob& job, const PlanLayout& l, bool moe, bool kept) 
   bytes += tokens * double(m.v_width()) / tp * in;
   if (!fused && !kept) bytes += tokens * double(m.heads) / tp * double(job.seq_len) * 5;
   // norms that are not fused keep their input, its scaled form (32 bits each) and its cast
-  if (!l.fused_rows && !lean) bytes += split * h * 2 * 10;
+  if (l.row_passes > 3 && !lean) bytes += split * h * 2 * 10;
   const double up = m.gated ? 2 : 1;
   if (!m.gated && !fused) bytes += split * h * 2;  // dropout's masks
   // Recomputed from what goes into the activation, which then is kept in 8 bits where products are

@@ -128,7 +128,7 @@ Record read_record(const Json& json, const std::string& where) {
   r.layout = read_layout(f.object("layout"), job.model, precision, guessed);
   const std::string note = f.text_or("note", "");
   const auto says = [&](const char* what) { return note.find(what) != note.npos; };
-  r.layout.fused_rows = !(says("mode: eager") || (says("kernel: ") && !says("RMS kernel")));
+  if (says("mode: eager") || says("kernel: ")) r.layout.row_passes = says("RMS kernel") ? 2 : 3.5;
   r.layout.micro_batch = int(batch.integer_or("micro_batch_size", job.model.experts > 0, 1));
   read_measured(f.object("measured"), r);
   r.scan = cat(r.suite, f.at("model").dump(), f.at("hardware").dump(), job.batch, "x", job.seq_len,

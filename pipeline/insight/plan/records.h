@@ -1,7 +1,9 @@
 // A record of a file of published training runs becomes a job and a layout; what it lacks is filled
 // in by rules:
 //   dp                  GPUs / (tp x pp x cp); tp, pp, cp, ep, etp: 1
-//   schedule            interleaved where there are virtual stages, else 1f1b
+//   schedule            interleaved where there are virtual stages, else 1f1b; a schedule and
+//   virtual
+//                       stages that are both listed as `filled` count as lacking
 //   recompute, virtual_stages, of dense models micro_batch_size; with `fixed: false` every degree:
 //                       the fastest that fits; micro_batch_size of models with experts: 1
 //   precision           fp16 is computed as bf16; its frameworks predate fused attention, ZeRO,
@@ -14,10 +16,10 @@
 //   routing             balanced and token-drop: 1; natural, null: the busiest GPU has 1.1 times
 //   the
 //                       mean
-//   schedule and virtual stages that are both listed as `filled` count as lacking
-//   row operations      fused, unless the note says "mode: eager" or names kernels without an RMS
-//   norm H100 with 96 GB     the 500 W version with HBM2e hardware.hbm_gb     where it is not the
-//   cluster file's: that much memory
+//   row operations      fused; a note "mode: eager" says that they are not, one that names an RMS
+//                       kernel that rotations and activations are not, another "kernel: " neither
+//   H100 with 96 GB     the 500 W version with HBM2e
+//   hardware.hbm_gb     where it is not the cluster file's: that much memory
 //
 // Read next: records.cpp.
 #pragma once

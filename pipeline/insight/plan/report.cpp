@@ -56,10 +56,10 @@ std::vector<std::pair<std::string, double>> step_parts(const Prediction& p) {
 std::string known_error(const PlanJob& job) {
   const std::string& gpu = job.cluster.name;
   const bool moe = job.model.experts > 0;
-  if (gpu.starts_with("a100") && !moe) return "suites like this: 8% median error (632 runs)";
-  if (gpu.starts_with("h"))
-    return moe ? "suites like this: 3% median error (21 runs of one model)"
-               : "suites like this: 15% median error (84 runs)";
+  if (gpu.starts_with("a100") && !moe) return "suites like this: 7% median error (632 runs)";
+  if (gpu.starts_with("h100") && moe)
+    return "suites like this: 3% median error (21 runs of one model)";
+  if (gpu.starts_with("h")) return "suites like this, of H100s: 14% median error (84 runs)";
   return "no published run of this kind was checked";
 }
 
