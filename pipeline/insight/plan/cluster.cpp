@@ -10,12 +10,19 @@
 
 // clusters/*.json, joined into one array. `.data` and verbatim symbol names are what ELF and Mach-O
 // have in common.
-#define CLUSTER(file) ".incbin \"pipeline/insight/plan/clusters/" file ".json\"\n"
-#define NEXT ".ascii \",\"\n"
-asm(".data\n.globl duet_clusters_begin\nduet_clusters_begin: .ascii \"[\"\n" CLUSTER("a100-40g") NEXT CLUSTER(
-    "a100-80g") NEXT CLUSTER("h100") NEXT CLUSTER("h100-96g") NEXT CLUSTER("h800") NEXT
-        CLUSTER("h200") NEXT CLUSTER("b200") NEXT CLUSTER("b300") NEXT CLUSTER("gb200") NEXT CLUSTER(
-            "gb300") ".ascii \"]\"\n.globl duet_clusters_end\nduet_clusters_end: .byte 0\n.text\n");
+#define FIRST(file) ".incbin \"pipeline/insight/plan/clusters/" file ".json\"\n"
+#define NEXT(file) ".ascii \",\"\n" FIRST(file)
+asm(".data\n"
+    ".globl duet_clusters_begin\n"
+    "duet_clusters_begin: .ascii \"[\"\n"  //
+    FIRST("a100-40g") NEXT("a100-80g") NEXT("h100") NEXT("h100-96g") NEXT("h800") NEXT("h200")
+        NEXT("b200") NEXT("b300") NEXT("gb200") NEXT("gb300")  //
+    ".ascii \"]\"\n"
+    ".globl duet_clusters_end\n"
+    "duet_clusters_end: .byte 0\n"
+    ".text\n");
+#undef FIRST
+#undef NEXT
 extern const char clusters_begin[] asm("duet_clusters_begin");
 extern const char clusters_end[] asm("duet_clusters_end");
 

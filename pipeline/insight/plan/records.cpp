@@ -47,7 +47,8 @@ std::vector<int> chunked(const std::vector<int64_t>& of_rank, const PlanLayout& 
   for (int rank = 0; rank < pp; ++rank)
     for (int i = 0; i < of_rank[size_t(rank)]; ++i) {
       const int chunk = i % (stages / pp), from = rank == 0 ? stages / pp - 1 - chunk : chunk;
-      ++split[size_t(from * pp + rank)];
+      const bool turns = l.schedule != "interleaved" && from == 1;  // up the V
+      ++split[size_t(turns ? stages - 1 - rank : from * pp + rank)];
     }
   return split;
 }
