@@ -40,7 +40,6 @@ constexpr ClusterField kFields[] = {{"gpus_per_node", &Cluster::gpus_per_node, 1
     {"reserved_gb", &Cluster::reserved_bytes, 1e9, 0, 40},
     {"fragmentation", &Cluster::fragmentation, 1, 0, 0.5}, {"sms", &Cluster::sms, 1, 1, 2000},
     {"tail_waves", &Cluster::tail_waves, 1, 0, 2}, {"k_half", &Cluster::k_half, 1, 0, 4096},
-    {"grouped", &Cluster::grouped, 1, 0.1, 1},
     {"attention_forward", &Cluster::attention_f, 1, 0.01, 1},
     {"attention_backward", &Cluster::attention_b, 1, 0.01, 1},
     {"attention_half_tokens", &Cluster::attention_half, 1, 0, 8192},

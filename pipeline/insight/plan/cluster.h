@@ -29,7 +29,6 @@ struct Cluster {
   double sms = 0;
   double tail_waves = 0;  // waves of tiles lost at the end of a product
   double k_half = 0;      // length of the inner dimension at which filling takes as long as working
-  double grouped = 1;     // efficiency of a product for each expert, of a plain one's
   double attention_f = 0, attention_b = 0;  // fused attention, of the bf16 peak: forward, backward
   double attention_half = 0;                // tokens at which it reaches half of that
   double hbm_bytes_s = 0, hbm_efficiency = 0;

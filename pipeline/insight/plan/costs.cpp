@@ -49,11 +49,12 @@ class LayerCost {
  private:
   // One product [tokens, k] x [k, n] with its two backward ones; in 8 bits its operands are cast.
   void product(Part part, double tokens, double n, double k, double count = 1) {
-    const double grouped = count > 1 ? 1 / c_.grouped : 1;
     const Precision p = l_.precision;
-    cost_.F[part] += grouped * product_seconds(c_, p, tokens, n, k, count);
-    cost_.I[part] += grouped * product_seconds(c_, p, tokens, k, n, count);
-    cost_.W[part] += grouped * product_seconds(c_, p, k, n, tokens, count, 8);
+    cost_.F[part] += product_seconds(c_, p, tokens, n, k, count);
+    cost_.I[part] += product_seconds(c_, p, tokens, k, n, count);
+    cost_.W[part] += product_seconds(c_, p, k, n, tokens, count, 8);
+    // A product for each expert does not hide the sum into 32-bit gradients (the trace's mlp(W)).
+    if (count > 1) cost_.W[part] += 8 * n * k * count / c_.hbm();
     if (p <= Precision::bf16) return;
     const double x = tokens * k * count, dy = tokens * n * count;
     rows(3 * x, 3 * dy);                          // from 16 bits

@@ -60,7 +60,7 @@ Cluster measure_cluster() {
   const double endless = fast * (1 + c.k_half / double(size));
   c.peak[p] = std::max(device->peak_flops(dtype), endless), c.efficiency[p] = endless / c.peak[p];
   if (!cuda) {  // attention is made of the same products, and nothing runs ahead
-    c.sms = 2, c.comm_sms = 0, c.tail_waves = 0, c.grouped = 1, c.hidden = 0, c.other = 0;
+    c.sms = 2, c.comm_sms = 0, c.tail_waves = 0, c.hidden = 0, c.other = 0;
     c.attention_f = c.attention_b = 0.5 * c.efficiency[p], c.attention_half = 0;
     c.memory_bytes = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGE_SIZE));
     c.reserved_bytes = 0, c.fragmentation = 0;

@@ -58,7 +58,7 @@ std::string known_error(const PlanJob& job) {
   const bool moe = job.model.experts > 0;
   if (gpu.starts_with("a100") && !moe) return "suites like this: 7% median error (632 runs)";
   if (gpu.starts_with("h100") && moe)
-    return "suites like this: 3% median error (21 runs of one model)";
+    return "suites like this: 5% median error (21 runs of one model)";
   if (gpu.starts_with("h")) return "suites like this, of H100s: 14% median error (84 runs)";
   return "no published run of this kind was checked";
 }
@@ -67,7 +67,7 @@ void print_answer(const Answer& a, std::ostream& out) {
   const PlanJob& job = a.job;
   const Prediction& p = a.now;
   const Rates r = rates_of(job, p, a.usd_per_gpu_hour);
-  out << format("%s, %.1f B parameters (%.1f B active), %d x %s, %d sequences of %d\n",
+  out << format("%s, %.4g B parameters (%.4g B active), %d x %s, %d sequences of %d\n",
       job.model.name.c_str(), double(job.model.parameters()) / 1e9,
       double(job.model.active_parameters()) / 1e9, int(job.gpus), job.cluster.name.c_str(),
       int(job.batch), int(job.seq_len));
@@ -82,14 +82,14 @@ void print_answer(const Answer& a, std::ostream& out) {
   out << format(
       "  step     %.4g s, %.4g tokens/s; %s\n", p.step, r.tokens_per_s, known_error(job).c_str());
   out << format(
-      "  rate     %.0f TFLOP/s a GPU, MFU %.1f%%, of products, head and full attention; "
-      "causal: %.0f, %.1f%%\n",
+      "  rate     %.3g TFLOP/s a GPU, MFU %.1f%%, of products, head and full attention; "
+      "causal: %.3g, %.1f%%\n",
       r.full / 1e12, 100 * r.mfu_full, r.causal / 1e12, 100 * r.mfu_causal);
   out << format("  cost     %.4g GPU hours, %.4g $ a trillion tokens\n\n", r.hours, r.usd);
   for (const auto& [name, seconds] : step_parts(p))
     out << format("  %-40s %10.4f s %6.1f%%\n", name.c_str(), seconds, 100 * seconds / p.step);
   out << format("  %-40s %10.4f s %6.1f%%\n\n", "step", p.step, 100.0);
-  if (p.hidden_in_pairs > 0)
+  if (p.hidden_in_pairs > 1e-6 * p.step)
     out << format(
         "  hidden in pairs, besides: %.3f s of expert-parallel communication\n", p.hidden_in_pairs);
   const ByAction& by = p.by_action;
@@ -162,7 +162,7 @@ void print_table(
       "fits", "layout");
   for (const Prediction& p : predictions) {
     const Rates r = rates_of(job, p, 0);
-    out << format("%9.4g %12.4g %9.0f %6.1f%% %7.1f %5s  %s\n", p.step, r.tokens_per_s,
+    out << format("%9.4g %12.4g %9.3g %6.1f%% %7.1f %5s  %s\n", p.step, r.tokens_per_s,
         r.full / 1e12, 100 * p.mean_bubble / p.step, p.memory.total() / 1e9, p.fits ? "yes" : "NO",
         p.layout.text().c_str());
   }
