@@ -96,7 +96,7 @@ COMPILE = $(CXX) $(PREFLAGS) $(CPPFLAGS) $(FLAGS)
 # --- files ----------------------------------------------------------------------------------------
 FOLDERS := model model/base model/machine model/rows data comm moe moe/rows \
            $(addprefix pipeline/,schedule schedule/published checkpoint insight/trace \
-             insight/pictures train)
+             insight/plan insight/pictures train)
 ALL_CPP := $(foreach d,$(FOLDERS),$(wildcard $(d)/*.cpp))
 CU  := $(if $(NVCC),$(foreach d,$(FOLDERS),$(wildcard $(d)/*.cu)))
 CPP := $(filter-out %_nocuda.cpp %_nonccl.cpp %_nompi.cpp %_nccl.cpp %_mpi.cpp,$(ALL_CPP)) \
@@ -164,6 +164,8 @@ $(BUILD)/version.h: found
 	  "NCCL             $(or $(NCCL_LIB),none)\n" \
 	  "MPI              $(or $(if $(MPI),$(shell $(MPI) --showme:version 2>/dev/null)),none)\n"' > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+# What the assembler includes is no dependency that the compiler finds.
+$(BUILD)/pipeline/insight/plan/cluster.cpp.o: $(wildcard pipeline/insight/plan/clusters/*.json)
 
 -include $(OBJ:.o=.d) $(TESTOBJ:.o=.d) $(STUDYOBJ:.o=.d) $(BUILD)/main.cu.d
 

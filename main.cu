@@ -13,6 +13,7 @@
 #include "model/machine/gemm_cpu.h"
 #include "pipeline/insight/pictures/eplb_command.h"
 #include "pipeline/insight/pictures/schedule_command.h"
+#include "pipeline/insight/plan/plan_command.h"
 #include "pipeline/insight/trace/analyze_command.h"
 #include "pipeline/train/bench.h"
 #include "pipeline/train/compare_command.h"
@@ -90,6 +91,7 @@ int main(int argc, char** argv) try {
   add_compare_command(duet, exit_status);   // trains under each schedule: not one bit may differ
   add_schedule_command(duet, exit_status);  // draws, checks and times a pipeline schedule
   add_eplb_command(duet, exit_status);      // plans where experts and their replicas go
+  add_plan_command(duet, exit_status);      // what a step of a large model will cost, and where
   // where the time of a trace went
   add_analyze_command(duet, exit_status, record_demonstration);
   add_bench_command(duet, exit_status);  // tokens/s and GFLOP/s of this machine

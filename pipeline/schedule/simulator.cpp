@@ -36,7 +36,9 @@ Costs parse_costs(const std::string& text) {
   return c;
 }
 
-Timing simulate(const Schedule& s, const Costs& costs) {
+// cost(action); message(kind): how long what an action of this kind made travels to another rank.
+template <class Cost, class Message>
+static Timing run_clock(const Schedule& s, Cost cost_of, Message message) {
   Timing timing;
   std::vector<double> made_at(size_t(2) * s.stages() * s.microbatches, 0);  // [products]
   std::vector<double> free_at(s.pp, 0), busy(s.pp, 0);
@@ -48,10 +50,11 @@ Timing simulate(const Schedule& s, const Costs& costs) {
     double start = free_at[rank];
     for_parts(action, [&](const Action& part) {
       for_needs(s, part, [&](Kind kind, int stage, int m) {
-        start = std::max(start, made_at[product(s, kind, stage, m)]);
+        const double travel = s.rank_of[stage] == rank ? 0 : message(kind);
+        start = std::max(start, made_at[product(s, kind, stage, m)] + travel);
       });
     });
-    const double cost = costs.of(action), end = start + cost;
+    const double cost = cost_of(action), end = start + cost;
     for_parts(action, [&](const Action& part) {
       if (part.kind != Kind::W) made_at[product(s, part.kind, part.stage, part.microbatch)] = end;
     });
@@ -64,6 +67,21 @@ Timing simulate(const Schedule& s, const Costs& costs) {
   for (int rank = 0; rank < s.pp; ++rank)
     timing.bubble_fraction.push_back(std::max(0.0, 1 - busy[rank] / timing.makespan));
   return timing;
+}
+
+Timing simulate(const Schedule& s, const Costs& costs) {
+  return run_clock(
+      s, [&](const Action& a) { return costs.of(a); }, [](Kind) { return 0.0; });
+}
+
+Timing simulate(const Schedule& s, const CostProfile& profile) {
+  DUET_CHECK(int(profile.stages.size()) == s.model_stages(), "simulate: expected a profile of ",
+      s.model_stages(), " stages, found ", profile.stages.size());
+  return run_clock(
+      s, [&](const Action& a) { return profile.of(s, a); },
+      [&](Kind kind) {
+        return kind == Kind::F ? profile.forward_message : profile.backward_message;
+      });
 }
 
 }  // namespace duet

@@ -1,16 +1,16 @@
 // The simulator: runs a schedule against costs and says when everything happens.
 //
-// Each action takes a fixed time, messages take none, a rank does one action at a time, in its
-// list's order, as early as it can. That is the model in which papers state their bubbles; what a
-// real run adds (latency, uneven stages) is seen in its trace. Units: any; the text speaks of F =
-// 1.
+// A rank does one action at a time, in its list's order, as early as it can. Against Costs all
+// stages cost the same and messages take no time: the model in which papers state their bubbles, in
+// any unit (the text speaks of F = 1). Against a CostProfile each stage has its own costs, and what
+// another rank made arrives a message's time later.
 // Read next: layout.h.
 #pragma once
 #include <numeric>
 #include <string>
 #include <vector>
 
-#include "pipeline/schedule/schedule.h"
+#include "pipeline/schedule/profile.h"
 
 namespace duet {
 
@@ -46,5 +46,7 @@ struct Timing {
 
 // Requires a schedule that passed the checker. About 100 ns an action.
 Timing simulate(const Schedule& schedule, const Costs& costs);
+// Requires besides that the profile has as many stages as the schedule cuts the model into.
+Timing simulate(const Schedule& schedule, const CostProfile& profile);
 
 }  // namespace duet

@@ -1,0 +1,149 @@
+// Cluster files: the table of their fields, with units and ranges. Read next: network.h.
+#include "pipeline/insight/plan/cluster.h"
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <string_view>
+
+#include "pipeline/insight/plan/fields.h"
+
+// clusters/*.json, joined into one array. `.data` and verbatim symbol names are what ELF and Mach-O
+// have in common.
+#define FIRST(file) ".incbin \"pipeline/insight/plan/clusters/" file ".json\"\n"
+#define NEXT(file) ".ascii \",\"\n" FIRST(file)
+asm(".data\n"
+    ".globl duet_clusters_begin\n"
+    "duet_clusters_begin: .ascii \"[\"\n"  //
+    FIRST("a100-40g") NEXT("a100-80g") NEXT("h100") NEXT("h100-96g") NEXT("h800") NEXT("h200")
+        NEXT("b200") NEXT("b300") NEXT("gb200") NEXT("gb300")  //
+    ".ascii \"]\"\n"
+    ".globl duet_clusters_end\n"
+    "duet_clusters_end: .byte 0\n"
+    ".text\n");
+#undef FIRST
+#undef NEXT
+extern const char clusters_begin[] asm("duet_clusters_begin");
+extern const char clusters_end[] asm("duet_clusters_end");
+
+namespace duet {
+namespace {
+
+struct ClusterField {
+  const char* key;
+  double Cluster::*member;
+  double unit, lo, hi;
+};
+constexpr ClusterField kFields[] = {{"gpus_per_node", &Cluster::gpus_per_node, 1, 1, 1024},
+    {"nvlink_domain", &Cluster::nvlink_domain, 1, 1, 1024},
+    {"memory_gb", &Cluster::memory_bytes, 1e9, 0.5, 4000},
+    {"reserved_gb", &Cluster::reserved_bytes, 1e9, 0, 40},
+    {"fragmentation", &Cluster::fragmentation, 1, 0, 0.5}, {"sms", &Cluster::sms, 1, 1, 2000},
+    {"tail_waves", &Cluster::tail_waves, 1, 0, 2}, {"k_half", &Cluster::k_half, 1, 0, 4096},
+    {"attention_forward", &Cluster::attention_f, 1, 0.01, 1},
+    {"attention_backward", &Cluster::attention_b, 1, 0.01, 1},
+    {"attention_half_tokens", &Cluster::attention_half, 1, 0, 8192},
+    {"hbm_gb_s", &Cluster::hbm_bytes_s, 1e9, 5, 50000},
+    {"hbm_efficiency", &Cluster::hbm_efficiency, 1, 0.05, 1},
+    {"launch_us", &Cluster::launch_s, 1e-6, 0, 1000},
+    {"nvlink_gb_s", &Cluster::nvlink_bytes_s, 1e9, 0.5, 5000},
+    {"nvlink_efficiency", &Cluster::nvlink_efficiency, 1, 0.05, 1},
+    {"nvlink_latency_us", &Cluster::nvlink_latency_s, 1e-6, 0.01, 1000},
+    {"network_gb_s", &Cluster::network_bytes_s, 1e9, 0.05, 1000},
+    {"network_efficiency", &Cluster::network_efficiency, 1, 0.05, 1},
+    {"network_latency_us", &Cluster::network_latency_s, 1e-6, 0.01, 10000},
+    {"comm_sms", &Cluster::comm_sms, 1, 0, 100}, {"other", &Cluster::other, 1, 0, 1},
+    {"hidden", &Cluster::hidden, 1, 0, 1}};
+
+const Json& own_clusters() {
+  static const Json all =
+      Json::parse({clusters_begin, size_t(clusters_end - clusters_begin)}, "clusters/");
+  return all;
+}
+
+Cluster read(const Json& json, const std::string& where) {
+  const Fields f(json, where);
+  Cluster c;
+  c.name = f.text("name"), c.source = f.text_or("source", "");
+  std::vector<std::string> known = {"name", "source"};
+  for (const ClusterField& field : kFields) {
+    c.*field.member = f.number(field.key, field.lo, field.hi) * field.unit;
+    known.push_back(field.key);
+  }
+  for (size_t p = 0; p < c.peak.size(); ++p) {
+    const std::string peak = cat(kPrecisions[p], "_tflops"),
+                      part = cat(kPrecisions[p], "_efficiency");
+    known.insert(known.end(), {peak, part});
+    if (!f.has(peak)) continue;
+    c.peak[p] = f.number(peak, 0.001, 100000) * 1e12;
+    c.efficiency[p] = f.number(part, 0.01, 1);
+  }
+  require(c.peak[size_t(Precision::bf16)] > 0 || c.peak[size_t(Precision::fp32)] > 0, where,
+      ": bf16_tflops is missing");
+  require(c.comm_sms < c.sms, where, ": comm_sms: expected fewer than sms = ", c.sms, ", found ",
+      c.comm_sms);
+  for (const auto& [key, _] : json.members())
+    require(std::find(known.begin(), known.end(), key) != known.end(), where, ": found ", key,
+        ", which is no field; units are part of the names, e.g. memory_gb, hbm_gb_s, launch_us");
+  return c;
+}
+
+}  // namespace
+
+Precision parse_precision(const std::string& text, const std::string& where) {
+  for (size_t p = 0; p < 5; ++p)
+    if (text == kPrecisions[p]) return Precision(p);
+  throw UsageError(cat(where, ": found ", text, ", allowed: fp32, bf16, fp8, mxfp8, nvfp4"));
+}
+
+double product_seconds(const Cluster& c, Precision precision, double m, double n, double k,
+    double count, double out_bytes) {
+  if (m <= 0 || n <= 0 || k <= 0 || count <= 0) return 0;
+  const double in_bytes = precision == Precision::fp32 ? 4
+      : precision == Precision::bf16                   ? 2
+      : precision == Precision::nvfp4                  ? 0.5
+                                                       : 1;
+  const double waves = count * std::ceil(m / 128) * std::ceil(n / 256) / c.sms;
+  const double arithmetic = 2 * m * n * k * count / c.products_per_s(precision) *
+      (1 + c.tail_waves / waves) * (1 + c.k_half / k);
+  const double memory = count * ((m * k + k * n) * in_bytes + m * n * out_bytes) / c.hbm();
+  return std::max(arithmetic, memory);
+}
+
+std::vector<std::string> cluster_names() {
+  std::vector<std::string> names;
+  for (const Json& cluster : own_clusters().items()) names.push_back(cluster.at("name").string());
+  return names;
+}
+
+Cluster find_cluster(const std::string& name) {
+  std::string names, wanted = name;
+  std::transform(wanted.begin(), wanted.end(), wanted.begin(),
+      [](unsigned char c) { return std::tolower(c); });
+  for (const Json& cluster : own_clusters().items()) {
+    const std::string own = cluster.at("name").string();
+    if (wanted == own) return read(cluster, "clusters/" + wanted + ".json");
+    names += cat(own, ", ");
+  }
+  std::ifstream file(name);
+  require(file.good() && name.find('.') != name.npos, "--cluster: found ", name,
+      ", allowed: ", names, "or the path of a cluster file");
+  return read_cluster({std::istreambuf_iterator<char>(file), {}}, name);
+}
+
+Cluster read_cluster(const std::string& text, const std::string& where) {
+  return read(Json::parse(text, where), where);
+}
+
+std::string write_cluster(const Cluster& c) {
+  Json json = Json::object({{"name", c.name}, {"source", c.source}});
+  for (size_t p = 0; p < c.peak.size(); ++p)
+    if (c.peak[p] > 0) {
+      json.set(cat(kPrecisions[p], "_tflops"), c.peak[p] / 1e12);
+      json.set(cat(kPrecisions[p], "_efficiency"), c.efficiency[p]);
+    }
+  for (const ClusterField& field : kFields) json.set(field.key, c.*field.member / field.unit);
+  return json.dump(2) + "\n";
+}
+
+}  // namespace duet

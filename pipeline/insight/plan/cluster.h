@@ -1,0 +1,62 @@
+// Cluster: what a GPU and the network between GPUs can do. One set of constants for a GPU type,
+// none for a run.
+//
+// A cluster file is one flat JSON object whose keys carry their units; duet's own are in clusters/
+// and compiled in. The formulas that use the constants are in product_seconds below, in network.h
+// and in costs.cpp.
+//
+// Read next: cluster.cpp.
+#pragma once
+#include <array>
+#include <string>
+#include <vector>
+
+namespace duet {
+
+// What products of matrices compute in.
+enum class Precision { fp32, bf16, fp8, mxfp8, nvfp4 };
+inline constexpr const char* kPrecisions[] = {"fp32", "bf16", "fp8", "mxfp8", "nvfp4"};
+Precision parse_precision(const std::string& text, const std::string& where);
+
+struct Cluster {
+  std::string name, source;
+  double gpus_per_node = 8, nvlink_domain = 8;  // a domain: GPUs that reach each other by NVLink
+  // of a GPU: all, and what context, libraries and communication buffers take of it
+  double memory_bytes = 0, reserved_bytes = 0;
+  double fragmentation = 0;            // lost between allocations, of what is allocated
+  std::array<double, 5> peak{};        // [Precision] dense FLOP/s; 0: not there
+  std::array<double, 5> efficiency{};  // [Precision] of the peak, for an endless product
+  double sms = 0;
+  double tail_waves = 0;  // waves of tiles lost at the end of a product
+  double k_half = 0;      // length of the inner dimension at which filling takes as long as working
+  double attention_f = 0, attention_b = 0;  // fused attention, of the bf16 peak: forward, backward
+  double attention_half = 0;                // tokens at which it reaches half of that
+  double hbm_bytes_s = 0, hbm_efficiency = 0;
+  double launch_s = 0;  // the host's time for a kernel
+  double nvlink_bytes_s = 0, nvlink_efficiency = 0, nvlink_latency_s = 0;  // of a GPU, one way
+  double network_bytes_s = 0, network_efficiency = 0, network_latency_s = 0;
+  double comm_sms = 0;  // lent to communication while it overlaps with computation
+  double other = 0;     // of a step: loading data, checking gradients, clocks that differ
+  double hidden = 0;    // of communication that has something to hide under, what hides
+
+  double hbm() const { return hbm_bytes_s * hbm_efficiency; }
+  double products_per_s(Precision p) const { return peak[size_t(p)] * efficiency[size_t(p)]; }
+  // Computation is slower by this while it shares the GPU with communication.
+  double lending() const { return sms / (sms - comm_sms); }
+};
+
+// C [m, n] = A [m, k] B [k, n], `count` times in one launch: the larger of
+//   arithmetic  2 m n k / (peak efficiency), times 1 + tail_waves / waves and 1 + k_half / k, where
+//               a wave is a tile of 128 x 256 on each SM
+//   memory      the three matrices once, out_bytes an element of C
+double product_seconds(const Cluster& c, Precision precision, double m, double n, double k,
+    double count = 1, double out_bytes = 2);
+
+// A name ("h100") or the path of a file. Throws UsageError that names what is missing, or out of
+// the range that its unit allows.
+Cluster find_cluster(const std::string& name_or_path);
+Cluster read_cluster(const std::string& text, const std::string& where);
+std::string write_cluster(const Cluster& cluster);  // reads back
+std::vector<std::string> cluster_names();
+
+}  // namespace duet

@@ -1,0 +1,64 @@
+// Fields: a JSON object that is read field by field, with ranges and defaults on top of Json's own
+// errors. All of plan's files are read through it.
+//
+//   const Fields f(Json::load("cluster.json"), "cluster.json");
+//   cluster.sms = f.number("sms", 1, 1000);      // required
+//   if (f.has("name")) name = f.text("name");    // null counts as missing
+//
+// Read next: model.h.
+#pragma once
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "model/base/json.h"
+
+namespace duet {
+
+class Fields {
+ public:
+  Fields(Json json, std::string where) : json_(std::move(json)), where_(std::move(where)) {}
+  const std::string& where() const { return where_; }
+  bool has(const std::string& key) const {
+    const auto value = json_.find(key);
+    return value && !value->is_null();
+  }
+  Json at(const std::string& key) const {
+    require(has(key), where_, ": ", key, " is missing");
+    return json_.at(key);
+  }
+  double number(const std::string& key, double lo, double hi) const {
+    const double value = at(key).number();
+    require(value >= lo && value <= hi, where_, ": ", key, ": expected a number, ", lo, " to ", hi,
+        ", found ", value);
+    return value;
+  }
+  int64_t integer(const std::string& key, int64_t lo, int64_t hi = int64_t(1) << 40) const {
+    const double value = number(key, double(lo), double(hi));
+    require(
+        value == std::floor(value), where_, ": ", key, ": expected a whole number, found ", value);
+    return int64_t(value);
+  }
+  std::vector<int64_t> integers(const std::string& key) const {
+    std::vector<int64_t> all;
+    for (const Json& item : at(key).items()) all.push_back(item.integer(0, 1 << 20));
+    return all;
+  }
+  std::string text(const std::string& key) const { return at(key).string(); }
+  bool flag(const std::string& key, bool otherwise) const {
+    return has(key) ? at(key).boolean() : otherwise;
+  }
+  int64_t integer_or(const std::string& key, int64_t otherwise, int64_t lo = 0) const {
+    return has(key) ? integer(key, lo) : otherwise;
+  }
+  std::string text_or(const std::string& key, const std::string& otherwise) const {
+    return has(key) ? text(key) : otherwise;
+  }
+  Fields object(const std::string& key) const { return {at(key), where_ + ": " + key}; }
+
+ private:
+  Json json_;
+  std::string where_;
+};
+
+}  // namespace duet

@@ -1,0 +1,74 @@
+// PlanLayout: how a job is spread over its GPUs. A field may be free (0, -1 or empty); the search
+// fills it in. And PlanJob: what is to be trained, on what.
+//
+// Ranks are numbered with tensor parallelism innermost, then context, data and pipeline parallelism
+// (Megatron's order): world = tp x cp x dp x pp. Experts have a folding of their own over the ranks
+// of a stage, expert tensor parallelism innermost: tp x cp x dp = etp x ep x their replicas.
+//
+// Read next: layout.cpp.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "pipeline/insight/plan/cluster.h"
+#include "pipeline/insight/plan/model.h"
+#include "pipeline/schedule/profile.h"
+
+namespace duet {
+
+enum class Recompute { unset, none, selective, full };
+inline constexpr const char* kRecomputes[] = {"", "none", "selective", "full"};
+
+struct PlanLayout {
+  int dp = 0, tp = 0, pp = 0, ep = 0, etp = 0, cp = 0;
+  int virtual_stages = 0, micro_batch = 0;
+  int zero = -1;
+  Recompute recompute = Recompute::unset;
+  std::string schedule;    // as make_schedule's, or list_schedule.h's
+  std::vector<int> split;  // layers of each stage; empty: even
+  int sequence_parallel = -1, overlap_ep = -1, overlap_dp = -1, overlap_tp = -1;  // 0, 1; -1 free
+  bool fused_attention = true;
+  // Row operations pass through memory so many times more often than fused ones: 2 where rotations
+  // and activations are chains of elementwise kernels, 3.5 where norms are too (an RMS norm alone
+  // then passes 36 bytes an element instead of 4)
+  double row_passes = 1;
+  Precision precision = Precision::bf16;
+  double gradient_bytes = 4;  // of a gradient on its way to the other ranks
+  double imbalance = 1;       // the busiest GPU's tokens, of the mean
+
+  std::string text() const;  // "tp=8,pp=4,..." which parse_layout reads
+};
+
+struct PlanJob {
+  PlanModel model;
+  Cluster cluster;
+  int64_t gpus = 0, batch = 0, seq_len = 0;  // batch: sequences of a step
+};
+
+// "tp=8,pp=4,schedule=dualpipe" on top of `layout`; `where` names it in errors. One of the names of
+// layout_keys() each.
+void set_layout(PlanLayout& layout, const std::string& key, const std::string& value);
+PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::string& where);
+std::vector<std::string> layout_keys();
+
+inline int microbatches(const PlanJob& job, const PlanLayout& l) {
+  return int(job.batch / (int64_t(l.dp) * l.micro_batch));
+}
+inline bool from_file(const PlanLayout& l) { return l.schedule.ends_with(".csv"); }
+// Stages that the model is cut into.
+int model_stages(const PlanLayout& layout);
+// Layers of each of them; uneven remainders go to the stages in the middle, since the ends also
+// have embedding and head.
+std::vector<int> stage_layers(const PlanModel& model, const PlanLayout& layout);
+
+// The rule that a complete layout breaks, as "tp: found 3, allowed: ..."; "" where it is legal.
+std::string broken_rule(const PlanJob& job, const PlanLayout& layout);
+
+// The layout's schedule for a number of microbatches; `costs`, of a typical stage, order the
+// actions of those that are made by a rule (list_schedule.h).
+Schedule layout_schedule(
+    const PlanLayout& layout, int microbatches, const StageCosts& costs = {1, 1, 1, 3});
+
+}  // namespace duet

@@ -1,0 +1,53 @@
+// A prediction: does a layout fit, how long is a step, and where does the time go.
+//
+//   step = the schedule, simulated with each stage's costs and its messages
+//        + gradients and weights between replicas, as far as they do not hide under the last
+//          backward and the first forward
+//        + the optimizer: 40 bytes of memory traffic a parameter that the rank updates
+//
+// Read next: predict.cpp.
+#pragma once
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "pipeline/insight/plan/costs.h"
+#include "pipeline/insight/plan/memory.h"
+
+namespace duet {
+
+// Time of the actions of a kind, mean over ranks, as DeepSeek's reports state a step.
+struct ByAction {
+  double F = 0, B = 0, W = 0, pairs = 0;  // B: whole backwards, and Is
+};
+
+struct Prediction {
+  PlanLayout layout;
+  bool fits = false;
+  Memory memory;
+  double step = 0;                         // seconds
+  double pipeline = 0;                     // of it: the schedule's makespan
+  double bubble = 0;                       // of it: idle, of the busiest rank
+  double mean_bubble = 0;                  // of all ranks, in seconds
+  double exposed_data = 0, optimizer = 0;  // of it
+  double other = 0;                        // of it: the cluster's `other`
+  Parts parts;                             // of the busiest rank's computation, without pairs
+  double hidden_in_pairs = 0;              // parts.sum() - this + bubble = pipeline
+  ByAction by_action;
+  int microbatches = 0;
+  bool extrapolated = false;  // from fewer microbatches
+};
+
+// Requires a complete, legal layout. `most_actions`: longer schedules are extrapolated from two
+// shorter ones, whose steady state is the same.
+Prediction predict(const PlanJob& job, const PlanLayout& layout, double most_actions = 2e6);
+
+// No prediction of a layout is shorter than this; much cheaper.
+double least_step(const PlanJob& job, const PlanLayout& layout);
+
+// Of a whole step and GPU, FLOP as named.
+enum class Flops { megatron, six_n, six_n_attention, with_recompute };
+double step_flops(const PlanJob& job, Flops formula, bool causal);
+
+}  // namespace duet

@@ -1,0 +1,172 @@
+// See report.h. Read next: records.h.
+#include "pipeline/insight/plan/report.h"
+
+#include <algorithm>
+#include <ostream>
+
+namespace duet {
+namespace {
+
+struct Rates {
+  double tokens_per_s, full, causal, mfu_full, mfu_causal, hours, usd;
+};
+Rates rates_of(const PlanJob& job, const Prediction& p, double usd_per_hour) {
+  Rates r{};
+  const auto flops = [&](bool causal) {
+    return step_flops(job, Flops::megatron, causal) / p.step / double(job.gpus);
+  };
+  const double peak = std::max(job.cluster.peak[size_t(Precision::bf16)],
+      job.cluster.peak[size_t(Precision::fp32)] * (job.cluster.peak[size_t(Precision::bf16)] == 0));
+  r.tokens_per_s = double(job.batch * job.seq_len) / p.step;
+  r.full = flops(false), r.causal = flops(true);
+  r.mfu_full = r.full / peak, r.mfu_causal = r.causal / peak;
+  r.hours = 1e12 / r.tokens_per_s / 3600 * double(job.gpus);
+  r.usd = r.hours * usd_per_hour;
+  return r;
+}
+
+std::vector<std::pair<std::string, double>> memory_parts(const Memory& m) {
+  return {{"parameters", m.parameters}, {"gradients", m.gradients}, {"optimizer", m.optimizer},
+      {"activations", m.activations}, {"logits", m.logits}, {"buffers", m.buffers},
+      {"fragmentation", m.fragmentation}, {"reserved", m.reserved}};
+}
+
+std::string bottleneck(const Prediction& p) {
+  auto parts = step_parts(p);
+  const auto worst = std::max_element(
+      parts.begin(), parts.end(), [](auto& a, auto& b) { return a.second < b.second; });
+  return format("%s, %.0f%% of the step", worst->first.c_str(), 100 * worst->second / p.step);
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, double>> step_parts(const Prediction& p) {
+  std::vector<std::pair<std::string, double>> parts;
+  for (size_t i = 0; i < kParts; ++i)
+    parts.push_back({kPartNames[i], p.parts[i] - (i == kExpertComm ? p.hidden_in_pairs : 0)});
+  parts.push_back({"bubble and messages", p.bubble});
+  parts.push_back({"gradients and weights between replicas", p.exposed_data});
+  parts.push_back({"optimizer", p.optimizer});
+  parts.push_back({"all else", p.other});
+  std::erase_if(parts, [&](const auto& part) { return std::abs(part.second) < 1e-6 * p.step; });
+  return parts;
+}
+
+// From `duet plan --validate`; the README's table has the suites.
+std::string known_error(const PlanJob& job) {
+  const std::string& gpu = job.cluster.name;
+  const bool moe = job.model.experts > 0;
+  if (gpu.starts_with("a100") && !moe) return "suites like this: 7% median error (632 runs)";
+  if (gpu.starts_with("h100") && moe)
+    return "suites like this: 5% median error (21 runs of one model)";
+  if (gpu.starts_with("h")) return "suites like this, of H100s: 14% median error (84 runs)";
+  return "no published run of this kind was checked";
+}
+
+void print_answer(const Answer& a, std::ostream& out) {
+  const PlanJob& job = a.job;
+  const Prediction& p = a.now;
+  const Rates r = rates_of(job, p, a.usd_per_gpu_hour);
+  out << format("%s, %.4g B parameters (%.4g B active), %d x %s, %d sequences of %d\n",
+      job.model.name.c_str(), double(job.model.parameters()) / 1e9,
+      double(job.model.active_parameters()) / 1e9, int(job.gpus), job.cluster.name.c_str(),
+      int(job.batch), int(job.seq_len));
+  for (const std::string& note : job.model.notes) out << "  note     " << note << "\n";
+  out << "  layout   " << p.layout.text() << ", " << p.microbatches << " microbatches\n";
+  out << format("  memory   %.1f of %.1f GB%s:", p.memory.total() / 1e9,
+      job.cluster.memory_bytes / 1e9, p.fits ? "" : ", DOES NOT FIT");
+  for (const auto& [name, bytes] : memory_parts(p.memory))
+    if (bytes > 5e7) out << format(" %s %.1f", name.c_str(), bytes / 1e9);
+  out << "\n";
+  if (!a.nearest.empty()) out << "  nearest  " << a.nearest << "\n";
+  out << format(
+      "  step     %.4g s, %.4g tokens/s; %s\n", p.step, r.tokens_per_s, known_error(job).c_str());
+  out << format(
+      "  rate     %.3g TFLOP/s a GPU, MFU %.1f%%, of products, head and full attention; "
+      "causal: %.3g, %.1f%%\n",
+      r.full / 1e12, 100 * r.mfu_full, r.causal / 1e12, 100 * r.mfu_causal);
+  out << format("  cost     %.4g GPU hours, %.4g $ a trillion tokens\n\n", r.hours, r.usd);
+  for (const auto& [name, seconds] : step_parts(p))
+    out << format("  %-40s %10.4f s %6.1f%%\n", name.c_str(), seconds, 100 * seconds / p.step);
+  out << format("  %-40s %10.4f s %6.1f%%\n\n", "step", p.step, 100.0);
+  if (p.hidden_in_pairs > 1e-6 * p.step)
+    out << format(
+        "  hidden in pairs, besides: %.3f s of expert-parallel communication\n", p.hidden_in_pairs);
+  const ByAction& by = p.by_action;
+  if (p.layout.pp > 1)
+    out << format(
+        "  mean over ranks: 1F %.3f s, 1B %.3f s, 1W %.3f s, 1F1B %.3f s, bubble %.3f s\n", by.F,
+        by.B, by.W, by.pairs, p.mean_bubble);
+  out << "  bottleneck: " << bottleneck(p) << "\n";
+  for (const Change& c : a.changes)
+    out << format("  with %-58s %+6.1f%%%s\n", c.what.c_str(), 100 * (p.step / c.step - 1),
+        c.fits ? "" : ", does not fit");
+  for (const Prediction& other : a.others)
+    out << format(
+        "  %-63s %+6.1f%%\n", other.layout.text().c_str(), 100 * (p.step / other.step - 1));
+  out << "  +30% would take one of:";
+  const auto lines = for_thirty_percent(p);
+  for (size_t i = 0; i < lines.size(); ++i) out << (i ? "; " : " ") << lines[i];
+  out << "\n";
+  if (a.found.predicted > 1)
+    out << format(
+        "  %lld layouts tried, %lld legal, %lld fit, %lld predicted; this one is the "
+        "fastest, by %.1f%%\n",
+        (long long)a.found.tried, (long long)a.found.legal, (long long)a.found.fitting,
+        (long long)a.found.predicted,
+        a.found.best.size() > 1 ? 100 * (a.found.best[1].step / p.step - 1) : 0.0);
+}
+
+Json answer_json(const Answer& a) {
+  const PlanJob& job = a.job;
+  const Prediction& p = a.now;
+  const Rates r = rates_of(job, p, a.usd_per_gpu_hour);
+  const auto object = [](const std::vector<std::pair<std::string, double>>& values) {
+    Json json = Json::object();
+    for (const auto& [name, value] : values) json.set(name, value);
+    return json;
+  };
+  Json memory = object(memory_parts(p.memory)), changes = Json::array(), next = Json::array();
+  memory.set("total", p.memory.total()), memory.set("available", job.cluster.memory_bytes);
+  for (const Change& c : a.changes)
+    changes.push(Json::object(
+        {{"change", c.what}, {"step_s", c.step}, {"gain", p.step / c.step - 1}, {"fits", c.fits}}));
+  for (const Prediction& other : a.others)
+    next.push(Json::object({{"layout", other.layout.text()}, {"step_s", other.step},
+        {"gain", p.step / other.step - 1}}));
+  const ByAction& by = p.by_action;
+  return Json::object({{"model", job.model.name}, {"parameters", job.model.parameters()},
+      {"active_parameters", job.model.active_parameters()}, {"notes", Json(job.model.notes)},
+      {"cluster", job.cluster.name}, {"gpus", job.gpus}, {"batch", job.batch},
+      {"seq_len", job.seq_len}, {"layout", p.layout.text()}, {"microbatches", p.microbatches},
+      {"fits", p.fits}, {"memory_bytes", memory}, {"step_s", p.step},
+      {"tokens_per_s", r.tokens_per_s},
+      {"tflops_per_gpu", object({{"full", r.full / 1e12}, {"causal", r.causal / 1e12}})},
+      {"mfu", object({{"full", r.mfu_full}, {"causal", r.mfu_causal}})},
+      {"gpu_hours_per_trillion_tokens", r.hours}, {"usd_per_trillion_tokens", r.usd},
+      {"parts_s", object(step_parts(p))},
+      {"by_action_s",
+          object({{"1F", by.F}, {"1B", by.B}, {"1W", by.W}, {"1F1B", by.pairs},
+              {"bubble", p.mean_bubble}, {"optimizer", p.exposed_data + p.optimizer}})},
+      {"hidden_in_pairs_s", p.hidden_in_pairs}, {"bottleneck", bottleneck(p)}, {"what_if", changes},
+      {"next", next}, {"for_thirty_percent", Json(for_thirty_percent(p))},
+      {"nearest", a.nearest.empty() ? Json() : Json(a.nearest)}, {"error", known_error(job)},
+      {"search",
+          Json::object({{"tried", a.found.tried}, {"legal", a.found.legal},
+              {"fit", a.found.fitting}, {"predicted", a.found.predicted}})}});
+}
+
+void print_table(
+    const PlanJob& job, const std::vector<Prediction>& predictions, std::ostream& out) {
+  out << format("%9s %12s %9s %7s %7s %5s  %s\n", "step s", "tokens/s", "TFLOP/s", "bubble", "GB",
+      "fits", "layout");
+  for (const Prediction& p : predictions) {
+    const Rates r = rates_of(job, p, 0);
+    out << format("%9.4g %12.4g %9.3g %6.1f%% %7.1f %5s  %s\n", p.step, r.tokens_per_s,
+        r.full / 1e12, 100 * p.mean_bubble / p.step, p.memory.total() / 1e9, p.fits ? "yes" : "NO",
+        p.layout.text().c_str());
+  }
+  out << known_error(job) << "\n";
+}
+
+}  // namespace duet

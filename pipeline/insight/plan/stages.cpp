@@ -1,0 +1,103 @@
+// Layers add up to stages, stages become a cost profile. Read next: memory.h.
+#include <algorithm>
+
+#include "pipeline/insight/plan/costs.h"
+
+namespace duet {
+
+// ZeRO-3 gathers a layer's weights before its F and again before its B, and scatters its gradients
+// after: all of it beside the computation of the layers around.
+static void add_shards(const PlanJob& job, const PlanLayout& l, const Held& held, Cost& stage) {
+  const double replicas = double(l.dp) * l.cp, in_stage = replicas * l.tp;
+  const RankGroup shared = rank_group(job.cluster, replicas, l.tp);
+  const RankGroup experts = rank_group(job.cluster, in_stage / (l.ep * l.etp), l.ep * l.etp);
+  const auto gather = [&](double bytes) {
+    return gather_seconds(job.cluster, shared, held.shared * bytes) +
+        gather_seconds(job.cluster, experts, held.experts * bytes);
+  };
+  stage.F[kShards] += exposed_seconds(job.cluster, gather(2), stage.F.sum());
+  stage.I[kShards] +=
+      exposed_seconds(job.cluster, gather(2) + gather(2), stage.I.sum() + stage.W.sum());
+}
+
+std::vector<Held> stage_parameters(const PlanModel& m, const PlanLayout& l) {
+  std::vector<Held> stages;
+  int64_t layer = 0;
+  for (int count : stage_layers(m, l)) {
+    Held held;
+    for (int i = 0; i < count; ++i, ++layer) {
+      const bool moe = m.moe(layer);
+      const double experts = moe ? double(m.experts * m.mlp_parameters(m.expert_ffn)) : 0;
+      held.shared += double(m.layer_parameters(moe, 0)) / l.tp;
+      held.experts += experts / (double(l.ep) * l.etp);
+    }
+    stages.push_back(held);
+  }
+  const double table = double(m.vocab * m.hidden) / l.tp;
+  stages.front().shared += table + double(m.positions * m.hidden);
+  if (!m.tied || stages.size() > 1) stages.back().shared += table;
+  if (m.mtp) {
+    stages.back().shared += double(m.mtp) *
+        double(m.layer_parameters(m.experts > 0, 0) + 2 * m.hidden * m.hidden) / l.tp;
+    stages.back().experts +=
+        double(m.mtp * m.experts * m.mlp_parameters(m.expert_ffn)) / (double(l.ep) * l.etp);
+  }
+  return stages;
+}
+
+std::vector<Cost> stage_costs(const PlanJob& job, const PlanLayout& l) {
+  const PlanModel& m = job.model;
+  const bool any_moe = m.moe_layers() > 0, any_dense = m.moe_layers() < m.layers;
+  Cost kinds[2][2];  // [moe][windowed]
+  for (int windowed = 0; windowed <= (m.window ? 1 : 0); ++windowed) {
+    if (any_dense) kinds[0][windowed] = layer_cost(job, l, false, windowed);
+    if (any_moe) kinds[1][windowed] = layer_cost(job, l, true, windowed);
+  }
+  const Cost head = head_cost(job, l);
+  std::vector<Cost> stages;
+  int64_t layer = 0;
+  for (int count : stage_layers(m, l)) {
+    Cost stage;
+    for (int i = 0; i < count; ++i, ++layer)
+      stage.add(kinds[m.moe(layer)][m.window && layer % 2 == 0]);
+    stages.push_back(stage);
+  }
+  stages.back().add(head, double(1 + m.mtp));
+  stages.back().add(kinds[any_moe][0], double(m.mtp));
+  if (l.zero == 3) {
+    const std::vector<Held> held = stage_parameters(m, l);
+    for (size_t s = 0; s < stages.size(); ++s) add_shards(job, l, held[s], stages[s]);
+  }
+  return stages;
+}
+
+CostProfile cost_profile(const PlanJob& job, const PlanLayout& l, const std::vector<Cost>& stages) {
+  const Cluster& c = job.cluster;
+  const bool pairs = l.schedule.starts_with("dualpipe");
+  CostProfile profile;
+  for (const Cost& cost : stages) {
+    StageCosts s{cost.F.sum(), cost.I.sum(), cost.W.sum()};
+    const double comm = cost.F[kExpertComm] + cost.I[kExpertComm], work = s.F + s.I + s.W - comm;
+    s.FB = s.F + s.I + s.W;
+    if (l.overlap_ep == 1) {
+      // In a pair each one's all-to-alls run under the other's computation, on the SMs lent to
+      // them.
+      const double together = comm > 0
+          ? std::max(work * c.lending(), comm) + (1 - c.hidden) * std::min(comm, work)
+          : work;
+      if (!pairs && s.FB > 0) {  // neighbouring microbatches overlap under any schedule
+        const double factor = std::min(1.0, together / s.FB);
+        s.F *= factor, s.I *= factor, s.W *= factor;
+      }
+      s.FB = std::min(s.FB, together);
+    }
+    profile.stages.push_back(s);
+  }
+  const double tokens = double(l.micro_batch) * double(job.seq_len) / l.cp;
+  const double bytes = tokens * double(job.model.hidden) * 2 / l.tp;  // each tensor rank its part
+  const double message = l.pp > 1 ? message_seconds(c, double(l.tp) * l.cp * l.dp, bytes) : 0;
+  profile.forward_message = profile.backward_message = message;
+  return profile;
+}
+
+}  // namespace duet

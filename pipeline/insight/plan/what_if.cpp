@@ -1,0 +1,108 @@
+// See what_if.h. Read next: report.h.
+#include "pipeline/insight/plan/what_if.h"
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "moe/eplb.h"
+
+namespace duet {
+
+double expert_imbalance(const std::vector<float>& loads, int gpus, int64_t replicas) {
+  const int experts = int(loads.size());
+  std::vector<double> gpu(size_t(gpus), 0);
+  if (replicas > experts) {
+    gpu =
+        gpu_load(plan_experts(loads, {.experts = experts, .replicas = int(replicas), .gpus = gpus},
+                     {.policy = EplbPolicy::balanced}),
+            loads);
+  } else {
+    for (int e = 0; e < experts; ++e) gpu[size_t(e * gpus / experts)] += loads[size_t(e)];
+  }
+  return 1 / balancedness(gpu);
+}
+
+namespace {
+
+// Lognormal loads whose busiest GPU has `imbalance` times the mean: the spread is found by halving.
+std::vector<float> made_up_loads(int64_t experts, int gpus, double imbalance) {
+  std::vector<float> loads(static_cast<size_t>(experts));
+  double lo = 0, hi = 4;
+  for (int step = 0; step < 30; ++step) {
+    std::mt19937 random(1);
+    const double sigma = (lo + hi) / 2;
+    for (float& load : loads) {
+      double normal = -6;  // a sum of twelve uniform numbers: the same on every library
+      for (int i = 0; i < 12; ++i) normal += random() / 4294967296.0;
+      load = float(std::exp(sigma * normal));
+    }
+    (expert_imbalance(loads, gpus, 0) < imbalance ? lo : hi) = sigma;
+  }
+  return loads;
+}
+
+}  // namespace
+
+std::vector<Change> what_if(
+    const PlanJob& job, const Prediction& now, int64_t replicas, const std::vector<float>& given) {
+  std::vector<Change> changes;
+  const PlanLayout& l = now.layout;
+  const auto consider = [&](const std::string& what, PlanLayout changed) {
+    if (!changed.split.empty() && model_stages(changed) != int(changed.split.size()))
+      changed.split.clear();
+    if (!broken_rule(job, changed).empty()) return;
+    const Prediction p = predict(job, changed, 2e4);
+    changes.push_back({what, p.step, p.fits});
+  };
+  for (const char* schedule : {"1f1b", "interleaved", "zb1p", "zbv", "dualpipe", "dualpipev"}) {
+    if (l.pp == 1 || l.schedule == schedule) continue;
+    PlanLayout changed = l;
+    changed.schedule = schedule, changed.virtual_stages = changed.schedule == "interleaved" ? 2 : 1;
+    changed.overlap_ep = changed.schedule.starts_with("dualpipe");
+    consider(cat("schedule ", schedule), changed);
+  }
+  const auto flip = [&](const char* what, int PlanLayout::*field) {
+    PlanLayout changed = l;
+    changed.*field = l.*field != 1;
+    consider(cat(what, l.*field == 1 ? " not hidden" : " hidden"), changed);
+  };
+  if (l.ep > 1) flip("all-to-alls", &PlanLayout::overlap_ep);
+  if (l.dp > 1 && l.zero < 3) flip("gradients of replicas", &PlanLayout::overlap_dp);
+  if (l.tp > 1) flip("tensor-parallel communication", &PlanLayout::overlap_tp);
+  if (l.ep > 1 && (l.imbalance > 1 || !given.empty())) {
+    const int64_t slots = replicas ? replicas : job.model.experts + l.ep;
+    require(slots >= job.model.experts && slots % l.ep == 0, "--replicas: found ", slots,
+        ", allowed: a multiple of ep = ", l.ep, ", at least the ", job.model.experts, " experts");
+    const std::vector<float> loads =
+        given.empty() ? made_up_loads(job.model.experts, l.ep, l.imbalance) : given;
+    PlanLayout changed = l;
+    changed.imbalance = std::max(1.0, expert_imbalance(loads, l.ep, slots));
+    consider(format("EPLB, %d replicas: busiest GPU %.2f of the mean, not %.2f", int(slots),
+                 changed.imbalance, l.imbalance),
+        changed);
+  }
+  return changes;
+}
+
+std::vector<std::string> for_thirty_percent(const Prediction& p) {
+  const double spare = p.step - p.step / 1.3;  // seconds that must go
+  const double products = p.parts[kProducts] + p.parts[kExperts] + p.parts[kHead];
+  const double comm = p.parts[kTensor] + p.parts[kExpertComm] + p.parts[kContext] +
+      p.parts[kShards] + p.exposed_data - p.hidden_in_pairs;
+  const double rest = p.parts[kRows] + p.parts[kHost] + p.parts[kAttention];
+  std::vector<std::string> lines;
+  const auto line = [&](const char* what, double seconds) {
+    if (seconds <= 0) return;
+    lines.push_back(seconds > spare
+            ? format("%s %.2f times as fast", what, seconds / (seconds - spare))
+            : format("%s gone: only %+.0f%%", what, 100 * (p.step / (p.step - seconds) - 1)));
+  };
+  line("products", products);
+  line("communication that is exposed", comm);
+  line("the bubble", p.bubble);
+  line("attention, row operations and the host", rest);
+  return lines;
+}
+
+}  // namespace duet

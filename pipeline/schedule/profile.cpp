@@ -1,0 +1,56 @@
+// See profile.h. Read next: simulator.cpp.
+#include "pipeline/schedule/profile.h"
+
+#include <algorithm>
+
+#include "model/base/json.h"
+
+namespace duet {
+
+double CostProfile::of(const Schedule& s, const Action& a) const {
+  const StageCosts& own = stages[size_t(s.model_stage(a.stage))];
+  if (a.overlapped()) {
+    const StageCosts& other = stages[size_t(s.model_stage(a.b_stage))];
+    const double B = other.I + other.W;
+    return std::max(std::max(own.F, B), own.F + B - (own.saved() + other.saved()) / 2);
+  }
+  switch (a.kind) {
+    case Kind::F: return own.F;
+    case Kind::I: return own.I;
+    case Kind::W: return own.W;
+    case Kind::B: return own.I + own.W;
+    default: return 0;
+  }
+}
+
+CostProfile read_profile(const std::string& path) {
+  const Json json = Json::load(path);
+  require(json.at("unit").string() == "s", path, ": unit: expected \"s\", found ",
+      json.at("unit").dump());
+  const auto cost = [&](const Json& from, const char* key) {
+    const Json value = from.at(key);
+    require(value.number() >= 0, value.where(), ": expected seconds, 0 or more, found ",
+        value.number());
+    return value.number();
+  };
+  CostProfile profile;
+  const Json stages = json.at("stages");
+  for (const Json& stage : stages.items())
+    profile.stages.push_back(
+        {cost(stage, "F"), cost(stage, "I"), cost(stage, "W"), cost(stage, "FB")});
+  require(!profile.stages.empty(), path, ": stages: expected one or more, found none");
+  if (const auto message = json.find("message"))
+    profile.forward_message = cost(*message, "F"), profile.backward_message = cost(*message, "B");
+  return profile;
+}
+
+std::string write_profile(const CostProfile& profile) {
+  Json stages = Json::array();
+  for (const StageCosts& s : profile.stages)
+    stages.push(Json::object({{"F", s.F}, {"I", s.I}, {"W", s.W}, {"FB", s.FB}}));
+  const Json message =
+      Json::object({{"F", profile.forward_message}, {"B", profile.backward_message}});
+  return Json::object({{"unit", "s"}, {"stages", stages}, {"message", message}}).dump(1) + "\n";
+}
+
+}  // namespace duet

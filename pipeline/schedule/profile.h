@@ -1,0 +1,36 @@
+// A cost profile: what each stage's actions take and what a message between ranks takes, in
+// seconds. The simulator runs a schedule against it; `duet plan --write-profile` writes one.
+//
+//   {"unit": "s", "stages": [{"F": 0.011, "I": 0.011, "W": 0.008, "FB": 0.03}, ...],
+//    "message": {"F": 0.0004, "B": 0.0004}}
+//
+// Stages are the model's, in order: both copies of a stage under DualPipe share an entry. FB is the
+// stage's F overlapped with its own B (I and W); a pair of stages s and t takes
+//   F(s) + B(t) - the mean of what the two save, but no less than the longer of F(s) and B(t).
+//
+// Read next: simulator.h.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "pipeline/schedule/schedule.h"
+
+namespace duet {
+
+struct StageCosts {
+  double F = 0, I = 0, W = 0, FB = 0;
+  double saved() const { return F + I + W - FB; }
+};
+
+struct CostProfile {
+  std::vector<StageCosts> stages;                    // [model stages]
+  double forward_message = 0, backward_message = 0;  // between stages on different ranks
+
+  double of(const Schedule& schedule, const Action& action) const;
+};
+
+// Throw UsageError naming the file and the field.
+CostProfile read_profile(const std::string& path);
+std::string write_profile(const CostProfile& profile);  // the text of the file
+
+}  // namespace duet

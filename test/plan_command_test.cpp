@@ -1,0 +1,125 @@
+// The search against trying everything, what-if, the command's answers and refusals, and how errors
+// of published runs are counted.
+#include "pipeline/insight/plan/plan_command.h"
+#include "pipeline/insight/plan/report.h"
+#include "pipeline/insight/plan/validate.h"
+#include "test/plan_testing.h"
+
+namespace duet {
+namespace {
+
+TEST(PlanSearch, FindsTheBestOfAll) {
+  const PlanJob job = plan_job(gpt_model(12, 2048, 16), 16, 64, 1024);
+  const SearchResult found = search(job, {}, 3);
+  ASSERT_EQ(found.best.size(), 3u);
+  double best = 1e30;
+  for (int tp : {1, 2, 4, 8, 16})
+    for (int pp : {1, 2, 4, 8})
+      for (int mbs : {1, 2, 4, 8, 16, 32, 64})
+        for (const char* rest : {"zero=1", "zero=3", "recompute=full", "schedule=zb1p",
+                 "schedule=zbv", "schedule=dualpipe", "schedule=dualpipev",
+                 "schedule=interleaved,virtual-stages=3"}) {
+          if (16 % (tp * pp)) continue;
+          const PlanLayout l =
+              plan_layout(job, cat("tp=", tp, ",pp=", pp, ",micro-batch-size=", mbs, ",", rest));
+          if (pp == 1 && l.schedule != "1f1b") continue;
+          if (pp > 1 && l.zero == 3) continue;
+          if (!broken_rule(job, l).empty()) continue;
+          if (const Prediction p = predict(job, l); p.fits) best = std::min(best, p.step);
+        }
+  EXPECT_LE(found.best[0].step, best * 1.0001);
+  EXPECT_LE(found.best[0].step, found.best[1].step);
+  EXPECT_TRUE(found.best[0].fits);
+}
+
+TEST(PlanSearch, EveryLegalTextReadsBack) {
+  const PlanJob job = plan_job(find_model("mixtral-8x7b"), 64, 256, 4096, "h100");
+  for (const Prediction& p : search(job, {}, 5).best) {
+    const PlanLayout again = filled(job, parse_layout(p.layout.text(), {}, "text"));
+    EXPECT_EQ(again.text(), p.layout.text());
+    EXPECT_EQ(broken_rule(job, p.layout), "");
+  }
+}
+
+TEST(PlanWhatIf, EplbLevelsTheBusiestGpu) {
+  std::vector<float> loads(64, 1);
+  loads[0] = 8;
+  const double before = expert_imbalance(loads, 8, 64), after = expert_imbalance(loads, 8, 72);
+  EXPECT_NEAR(before, 15.0 / (71.0 / 8), 1e-6);
+  EXPECT_LT(after, 1.1);
+}
+
+TEST(PlanCommand, ExplainsAndRefuses) {
+  const auto run = [](PlanOptions o) {
+    std::ostringstream out;
+    plan_command(o, out);
+    return out.str();
+  };
+  PlanOptions v3;
+  v3.demonstration = true;
+  const std::string text = run(v3);
+  for (const char* part : {"schedule=dualpipe", "step", "bubble", "1F1B", "with EPLB",
+           "with schedule 1f1b", "+30%", "error"})
+    EXPECT_NE(text.find(part), text.npos) << part << "\n" << text;
+  v3.format = "json";
+  const Json json = Json::parse(run(v3), "answer"), parts = json.at("parts_s");
+  double sum = 0;
+  for (const auto& [_, seconds] : parts.members()) sum += seconds.number();
+  EXPECT_NEAR(sum / json.at("step_s").number(), 1, 1e-4);
+  EXPECT_TRUE(json.at("fits").boolean());
+
+  const auto with = [&](const std::function<void(PlanOptions&)>& change) {
+    return [=] {
+      PlanOptions o{
+          .model = "llama-3-8b", .cluster = "h100", .gpus = 16, .batch = 64, .seq_len = 4096};
+      change(o);
+      std::ostringstream out;
+      plan_command(o, out);
+    };
+  };
+  EXPECT_EQ(plan_refusal(with([](PlanOptions&) {})), "nothing was refused");
+  expect_plan_refused(
+      with([](PlanOptions& o) { o.layout["tp"] = "3", o.layout["pp"] = "1"; }), {"16"});
+  expect_plan_refused(with([](PlanOptions& o) { o.layout["tp"] = "x"; }), {"--tp", "x", "1 to"});
+  expect_plan_refused(with([](PlanOptions& o) { o.layout["ep"] = "2"; }), {"--ep", "no experts"});
+  expect_plan_refused(
+      with([](PlanOptions& o) { o.batch = 7, o.layout["dp"] = "16"; }), {"--batch", "7"});
+  expect_plan_refused(
+      with([](PlanOptions& o) { o.layout["dtype"] = "nvfp4"; }), {"--dtype", "nvfp4"});
+  expect_plan_refused(with([](PlanOptions& o) { o.format = "xml"; }), {"--format", "xml"});
+  expect_plan_refused(with([](PlanOptions& o) { o.layouts = "tp=4 qq=1"; }), {"qq", "allowed"});
+  expect_plan_refused(with([](PlanOptions& o) { o.model = "deepseek-v3", o.gpus = 2; }),
+      {"does not fit on 2 GPUs", "GB needed", "smallest that fits"});
+}
+
+TEST(PlanValidate, CountsErrorsAsItSays) {
+  const auto record = [](const char* id, const char* measured, int tp) {
+    const std::string layout = cat(R"("layout": {"tp": )", tp, R"(, "pp": 1, "dp": )", 8 / tp,
+        R"(, "cp": 1, "zero": 1, "recompute": "none"})");
+    return cat(R"({"id": ")", id, R"(", "suite": "s", "measured": )", measured, ", ", layout, R"(,
+      "model": {"type": "gpt", "layers": 12, "hidden": 2048, "heads": 16, "vocab": 51200,
+                "ffn": 8192},
+      "hardware": {"gpu": "A100-80G", "gpus": 8},
+      "batch": {"global_sequences": 64, "micro_batch_size": 1, "seq_len": 2048}})");
+  };
+  const std::string path = ::testing::TempDir() + "/runs.json";
+  std::ofstream(path) << R"({"records": [)" << record("a", R"({"step_s": 1})", 1) << ","
+                      << record("b", R"({"step_s": 2})", 2) << ","
+                      << record("c", R"({"out_of_memory": true})", 4) << R"(, {"id": "d"}]})";
+  const Validation v = validate(path);
+  ASSERT_EQ(v.records.size(), 3u);
+  ASSERT_EQ(v.unpredicted.size(), 1u);
+  EXPECT_EQ(v.unpredicted[0].first, "d");
+  const SuiteErrors& e = v.suites.at("s");
+  const double a = std::abs(v.records[0].predicted - 1),
+               b = std::abs(v.records[1].predicted / 2 - 1);
+  EXPECT_NEAR(e.mape, (a + b) / 2, 1e-12);
+  EXPECT_DOUBLE_EQ(e.fit_accuracy, 0.5);  // both that ran, and not the one that did not
+  EXPECT_EQ(e.pick_regret, 0);            // tp 1 is picked and was the fastest
+  std::ostringstream out;
+  print_validation(v, true, out);
+  EXPECT_EQ(Json::parse(out.str(), "out").at("suites").at("s").at("n").integer(), 3);
+}
+
+}  // namespace
+}  // namespace duet
