@@ -134,6 +134,8 @@ static const Preset kPresets[] = {
          .n_group = 8, .topk_group = 4, .routed_scaling = 2.5}, 4096, 1}};
 // clang-format on
 
+std::span<const Preset> presets() { return kPresets; }
+
 std::string preset_names() {
   std::string names;
   for (const Preset& p : kPresets) names += cat(names.empty() ? "" : ", ", p.name);

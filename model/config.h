@@ -7,6 +7,7 @@
 // Read next: param.h.
 #pragma once
 #include <cstdint>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -78,6 +79,7 @@ struct Preset {
   int64_t micro_batch_size;
 };
 const Preset& find_preset(const std::string& name);  // throws UsageError that lists the presets
-std::string preset_names();                          // "tiny, small, ..."
+std::span<const Preset> presets();
+std::string preset_names();  // "tiny, small, ..."
 
 }  // namespace duet

@@ -12,7 +12,7 @@
 // What it counts, per rank:
 //   activations  from the F of a microbatch and stage to its W (or B); one is what a stage keeps of
 //                one microbatch
-// Read next: simulator.h.
+// Read next: profile.h.
 #pragma once
 #include <algorithm>
 #include <vector>

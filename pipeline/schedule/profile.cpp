@@ -1,4 +1,4 @@
-// See profile.h. Read next: simulator.cpp.
+// See profile.h.
 #include "pipeline/schedule/profile.h"
 
 #include <algorithm>

@@ -5,7 +5,7 @@
 //
 // A layer is a band of three strips; x is the step, a row is an expert or a rank, the colour is
 // load / mean load of the step.
-// Read next: eplb_command.h.
+// Read next: timeline.h.
 #pragma once
 #include <cstdint>
 #include <iosfwd>

@@ -1,4 +1,4 @@
-// Cluster files: the table of their fields, with units and ranges. Read next: network.h.
+// See cluster.h. Cluster files: the table of their fields, with units and ranges.
 #include "pipeline/insight/plan/cluster.h"
 
 #include <algorithm>

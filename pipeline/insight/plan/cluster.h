@@ -5,7 +5,7 @@
 // and compiled in. The formulas that use the constants are in product_seconds below, in network.h
 // and in costs.cpp.
 //
-// Read next: cluster.cpp.
+// Read next: network.h.
 #pragma once
 #include <array>
 #include <string>

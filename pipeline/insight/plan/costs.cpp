@@ -1,4 +1,4 @@
-// See costs.h. Read next: stages.cpp.
+// See costs.h.
 #include "pipeline/insight/plan/costs.h"
 
 #include <algorithm>

@@ -14,7 +14,7 @@
 // Communication that hides still takes SMs: hiding t seconds costs t x comm_sms / sms.
 // Full recomputation adds F to I.
 //
-// Read next: costs.cpp.
+// Read next: memory.h.
 #pragma once
 #include <array>
 #include <numeric>

@@ -5,7 +5,7 @@
 //   cluster.sms = f.number("sms", 1, 1000);      // required
 //   if (f.has("name")) name = f.text("name");    // null counts as missing
 //
-// Read next: model.h.
+// Read next: cluster.h.
 #pragma once
 #include <cmath>
 #include <string>

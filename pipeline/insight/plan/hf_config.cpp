@@ -1,5 +1,5 @@
-// A Hugging Face config.json becomes a PlanModel: families, their other names for the same sizes,
-// their defaults, and what is refused. Read next: cluster.h.
+// See model.h. A Hugging Face config.json becomes a PlanModel: families, their other names for the
+// same sizes, their defaults, and what is refused.
 #include <map>
 #include <optional>
 

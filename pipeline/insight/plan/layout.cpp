@@ -1,4 +1,4 @@
-// Reading layouts, and the rules that they keep. Read next: list_schedule.h.
+// See layout.h. Reading layouts, and the rules that they keep.
 #include "pipeline/insight/plan/layout.h"
 
 #include <algorithm>

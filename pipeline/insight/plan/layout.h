@@ -5,7 +5,7 @@
 // (Megatron's order): world = tp x cp x dp x pp. Experts have a folding of their own over the ranks
 // of a stage, expert tensor parallelism innermost: tp x cp x dp = etp x ep x their replicas.
 //
-// Read next: layout.cpp.
+// Read next: list_schedule.h.
 #pragma once
 #include <cstdint>
 #include <string>

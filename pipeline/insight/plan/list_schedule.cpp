@@ -1,4 +1,4 @@
-// See list_schedule.h. Read next: costs.h.
+// See list_schedule.h.
 #include "pipeline/insight/plan/list_schedule.h"
 
 #include <algorithm>

@@ -9,7 +9,7 @@
 //           more: half, or a third, of 1F1B's activations
 // What holds of the published lists (activations, bubble) is tested; the lists themselves differ.
 //
-// Read next: list_schedule.cpp.
+// Read next: costs.h.
 #pragma once
 #include <string>
 

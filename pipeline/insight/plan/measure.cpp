@@ -1,4 +1,4 @@
-// See measure.h. Read next: plan_command.h.
+// See measure.h.
 #include "pipeline/insight/plan/measure.h"
 
 #include <unistd.h>

@@ -2,7 +2,7 @@
 // that does not fit a cache, and an operation on one row. Links are a guess on a machine with one
 // device: what a copy between two ranks of a process reaches.
 //
-// Read next: measure.cpp.
+// Read next: plan_command.h.
 #pragma once
 #include "pipeline/insight/plan/cluster.h"
 

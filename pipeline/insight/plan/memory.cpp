@@ -1,4 +1,4 @@
-// See memory.h. Read next: predict.h.
+// See memory.h.
 #include "pipeline/insight/plan/memory.h"
 
 #include <algorithm>

@@ -9,7 +9,7 @@
 // fused. "Activation Recomputation in Large Transformer Models" (Korthikanti et al., 2022) has the
 // same count: 34 s b h bytes for GPT.
 //
-// Read next: memory.cpp.
+// Read next: predict.h.
 #pragma once
 #include <cstdint>
 #include <string>

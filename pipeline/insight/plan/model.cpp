@@ -1,4 +1,4 @@
-// Sizes and what they add up to; presets and public models. Read next: hf_config.cpp.
+// See model.h. Sizes and what they add up to; presets and public models.
 #include "pipeline/insight/plan/model.h"
 
 #include <algorithm>

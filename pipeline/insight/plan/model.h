@@ -6,7 +6,7 @@
 // windows with sinks, other routers) is refused by name, never planned as something else. Keys that
 // a config.json lacks take the defaults that its model type has in transformers; each is a note.
 //
-// Read next: model.cpp.
+// Read next: fields.h.
 #pragma once
 #include <cstdint>
 #include <string>

@@ -1,4 +1,4 @@
-// See network.h. Read next: layout.h.
+// See network.h.
 #include "pipeline/insight/plan/network.h"
 
 #include <algorithm>

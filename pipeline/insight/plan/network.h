@@ -13,7 +13,7 @@
 // (DeepSeek-V3, section 3.2.2) and from there by NVLink to every GPU in which it has one; the two
 // overlap, the slower counts.
 //
-// Read next: network.cpp.
+// Read next: layout.h.
 #pragma once
 #include "pipeline/insight/plan/cluster.h"
 

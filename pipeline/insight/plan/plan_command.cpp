@@ -1,4 +1,4 @@
-// The options of `duet plan`, and what becomes of them. See plan_command.h.
+// See plan_command.h. The options of `duet plan`, and what becomes of them.
 #include "pipeline/insight/plan/plan_command.h"
 
 #include <CLI/CLI.hpp>

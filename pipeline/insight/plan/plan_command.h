@@ -7,7 +7,7 @@
 // --measure FILE writes a cluster file of this machine; --write-profile FILE the costs of the
 // layout's stages, which the simulator reads.
 //
-// Read next: plan_command.cpp.
+// Read next: pictures/svg.h.
 #pragma once
 #include <cstdint>
 #include <iosfwd>

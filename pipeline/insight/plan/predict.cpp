@@ -1,4 +1,4 @@
-// See predict.h. Read next: search.h.
+// See predict.h.
 #include "pipeline/insight/plan/predict.h"
 
 #include <algorithm>

@@ -5,7 +5,7 @@
 //          backward and the first forward
 //        + the optimizer: 40 bytes of memory traffic a parameter that the rank updates
 //
-// Read next: predict.cpp.
+// Read next: search.h.
 #pragma once
 #include <map>
 #include <optional>

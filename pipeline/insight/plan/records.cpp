@@ -1,4 +1,4 @@
-// See records.h. Read next: validate.h.
+// See records.h.
 #include "pipeline/insight/plan/records.h"
 
 #include <algorithm>

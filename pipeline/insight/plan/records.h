@@ -21,7 +21,7 @@
 //   H100 with 96 GB     the 500 W version with HBM2e
 //   hardware.hbm_gb     where it is not the cluster file's: that much memory
 //
-// Read next: records.cpp.
+// Read next: validate.h.
 #pragma once
 #include <optional>
 #include <string>

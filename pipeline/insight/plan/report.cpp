@@ -1,4 +1,4 @@
-// See report.h. Read next: records.h.
+// See report.h.
 #include "pipeline/insight/plan/report.h"
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 // The answer of `duet plan`, as text (one screen) and as JSON.
 //
-// Read next: report.cpp.
+// Read next: records.h.
 #pragma once
 #include <iosfwd>
 

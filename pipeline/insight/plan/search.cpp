@@ -1,4 +1,4 @@
-// See search.h. Read next: what_if.h.
+// See search.h.
 #include "pipeline/insight/plan/search.h"
 
 #include <algorithm>

@@ -7,7 +7,7 @@
 // among the best. Memory and long schedules are read off schedules of a few rounds, which have the
 // same peaks and the same steady state.
 //
-// Read next: search.cpp.
+// Read next: what_if.h.
 #pragma once
 #include <functional>
 

@@ -1,4 +1,4 @@
-// Layers add up to stages, stages become a cost profile. Read next: memory.h.
+// See costs.h. Layers add up to stages, stages become a cost profile.
 #include <algorithm>
 
 #include "pipeline/insight/plan/costs.h"

@@ -1,4 +1,4 @@
-// See validate.h. Read next: measure.h.
+// See validate.h.
 #include "pipeline/insight/plan/validate.h"
 
 #include <algorithm>

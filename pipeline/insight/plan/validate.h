@@ -8,7 +8,7 @@
 // layout is that the prediction would pick than the fastest one's; a pick that was measured out of
 // memory counts 100%.
 //
-// Read next: validate.cpp.
+// Read next: measure.h.
 #pragma once
 #include <iosfwd>
 #include <map>

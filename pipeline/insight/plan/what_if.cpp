@@ -1,4 +1,4 @@
-// See what_if.h. Read next: report.h.
+// See what_if.h.
 #include "pipeline/insight/plan/what_if.h"
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // What would change: the same job with another schedule, with or without overlap, with experts
 // balanced by replicas, without a part altogether; and what +30% would take.
 //
-// Read next: what_if.cpp.
+// Read next: report.h.
 #pragma once
 #include <string>
 #include <vector>

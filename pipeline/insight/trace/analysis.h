@@ -3,7 +3,7 @@
 //   files -> read -> attribute -> classify -> ranks, measured -> collectives -> conflicts ->
 //   Analysis
 //
-// Read next: analysis.cpp, then report.h.
+// Read next: report.h.
 #pragma once
 #include "pipeline/insight/trace/conflicts.h"
 

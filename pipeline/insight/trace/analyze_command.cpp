@@ -1,4 +1,4 @@
-// See analyze_command.h. Read next: ../pictures/timeline.h.
+// See analyze_command.h.
 #include "pipeline/insight/trace/analyze_command.h"
 
 #include <unistd.h>

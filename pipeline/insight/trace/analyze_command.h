@@ -3,6 +3,7 @@
 //
 // Exit status: 0, also where nothing is communication, which is said loudly; 2 for a file that is
 // no trace, is damaged, or has no GPU events.
+// Read next: plan/README.md.
 #pragma once
 #include <functional>
 #include <iosfwd>

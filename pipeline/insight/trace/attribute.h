@@ -6,7 +6,8 @@
 //
 // A process's launches serve the GPU whose kernels they fit best, so ranks are not mixed where one
 // file holds several. Without a launch the component is "unattributed"; with one outside all
-// annotations, "outside annotations". Read next: measure.h.
+// annotations, "outside annotations".
+// Read next: measure.h.
 #pragma once
 #include "pipeline/insight/trace/events.h"
 

@@ -14,7 +14,7 @@
 //   {"name": "my_a2a.*", "annotation": "^moe", "stream": "^27$", "class": "communication",
 //    "component": "dispatch(F)"}      class: compute, communication, memory
 //
-// Read next: attribute.h, whose annotations are looked at here.
+// Read next: attribute.h.
 #pragma once
 #include <memory>
 

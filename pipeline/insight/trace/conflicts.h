@@ -15,7 +15,8 @@
 // The two are apart in time; exposed points add up to the exposed communication exactly. Apart from
 // both, slack: how much longer a dispatch or combine could have taken before its consumer (dispatch
 // F: experts F; combine F: attention F; combine B: experts B; dispatch B: attention B), or, through
-// its stream, that of a later one, had begun later. Read next: analysis.h.
+// its stream, that of a later one, had begun later.
+// Read next: analysis.h.
 #pragma once
 #include "pipeline/insight/trace/collectives.h"
 

@@ -1,5 +1,6 @@
 // EventSink: one event of the file after the other, checked and put where it belongs: GPU work,
-// launches, annotations. Used by reader.cpp alone. Read next: classify.h.
+// launches, annotations. Used by reader.cpp alone.
+// Read next: classify.h.
 #pragma once
 #include <array>
 #include <memory>

@@ -7,7 +7,8 @@
 //
 // Times are whole nanoseconds after the Recording's `base`, the file's first event: 4.9e12 us keep
 // their last digit, 1.7e18 us do not overflow. Names are interned, so an event holds no string. An
-// event belongs to a rank, which is a GPU of a file. Read next: input.h, where bytes come from.
+// event belongs to a rank, which is a GPU of a file.
+// Read next: input.h.
 #pragma once
 #include <cctype>
 #include <cstdint>

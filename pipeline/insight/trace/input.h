@@ -2,7 +2,8 @@
 // number of members) and makes the text one that a strict JSON lexer accepts wherever nothing is
 // lost by it: inside strings, control characters become spaces and bytes that are not UTF-8 become
 // question marks; what is beyond 64 KiB of one string is dropped; white space shrinks to one space.
-// Everything else is left as it is. Read next: reader.h.
+// Everything else is left as it is.
+// Read next: unpack.h.
 #pragma once
 #include <cstdint>
 #include <functional>

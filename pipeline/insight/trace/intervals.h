@@ -10,7 +10,7 @@
 //
 // Times are whole nanoseconds of one rank's clock, so that sums are exact. Not here: where the
 // times come from (trace.h, measure.h).
-// Read next: pictures/svg.h.
+// Read next: events.h.
 #pragma once
 #include <cstdint>
 #include <string>

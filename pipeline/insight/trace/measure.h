@@ -7,7 +7,7 @@
 //
 // Of duet's own traces T is the recorded steps, and a rank that stands in a wait does not compute
 // (intervals.h): the same code as for a run's last line. Ratios of nothing are empty, never NaN.
-// Read next: collectives.h, what several ranks say together.
+// Read next: collectives.h.
 #pragma once
 #include <algorithm>
 

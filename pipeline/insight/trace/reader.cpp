@@ -1,4 +1,4 @@
-// See reader.h. The handler of the parser's calls; where events end up is event_sink.h.
+// See reader.h.  The handler of the parser's calls; where events end up is event_sink.h.
 #include "pipeline/insight/trace/reader.h"
 
 #include <algorithm>

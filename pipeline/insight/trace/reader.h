@@ -6,7 +6,8 @@
 // is built, and what is not kept (CPU operators, Python frames, arguments nobody asks for) costs no
 // memory. Damage is an error with its byte offset, unless it lies after the events' end; what is no
 // such trace is named. Impossible events are counted in Recording::left_out. Not here: which work
-// is communication (classify.h), whose it is (attribute.h). Read next: reader.cpp.
+// is communication (classify.h), whose it is (attribute.h).
+// Read next: event_sink.h.
 #pragma once
 #include "pipeline/insight/trace/events.h"
 #include "pipeline/insight/trace/input.h"

@@ -26,6 +26,7 @@
 //    "components": {"attention" | "experts" | "dispatch" | "combine" | name:
 //       {"F": us, "I": us, "W": us} or, without a phase, {"us": us}}}
 // A backward that has a separate W is I; a B without one is split evenly.
+// Read next: analyze_command.h.
 #pragma once
 #include <iosfwd>
 

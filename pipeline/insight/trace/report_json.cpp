@@ -1,4 +1,4 @@
-// See report.h. Read next: report_text.cpp.
+// See report.h.
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <ostream>

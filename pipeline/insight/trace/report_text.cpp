@@ -1,4 +1,4 @@
-// See report.h. Read next: analyze_command.h.
+// See report.h.
 #include <algorithm>
 #include <iomanip>
 #include <ostream>

@@ -1,4 +1,4 @@
-// See trace.h. Each rank prints its own events; rank 0 joins the texts.
+// See trace.h.  Each rank prints its own events; rank 0 joins the texts.
 #include "pipeline/insight/trace/trace.h"
 
 #include <algorithm>

@@ -1,5 +1,6 @@
 // Unpack: bytes as they are, or out of gzip. zlib does the work; here are its loop and what is said
 // of a damaged file.
+// Read next: reader.h.
 #pragma once
 #include <zlib.h>
 
