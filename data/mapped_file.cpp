@@ -32,7 +32,7 @@ void OpenFile::read(int64_t begin, int64_t bytes, void* to) const {
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) throw Error(path_ + cannot_be("read"));
     if (n == 0)
-      throw Error(cat(path_, ": expected ", size_, " bytes, found the end at byte ", begin + done,
+      throw Error(cat(path_, ": expected ", size_, " bytes, found ", lseek(handle_, 0, SEEK_END),
           ": the file became shorter while it was in use"));
     done += n;
   }
