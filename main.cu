@@ -1,13 +1,19 @@
 // duet's command line: the roll-call of its commands. Each command's options and body live with its
 // subject; here are only the TOML file, the version, and errors turned into the exit status: 0
-// done, 1 failed while running, 2 wrong input.
+// done, 1 failed while running, 2 wrong input, 128 + a signal that stopped it.
 //
 // g++ compiles this file as plain C++ (the Makefile says -x c++). The reading of the whole begins
 // here.
 // Read next: model/README.md.
-#include <CLI/CLI.hpp>
-#include <iostream>
+#include <pthread.h>
 
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <csignal>
+#include <iostream>
+#include <thread>
+
+#include "comm/comm.h"
 #include "model/base/check.h"
 #include "model/base/text.h"
 #include "model/machine/gemm_cpu.h"
@@ -73,7 +79,35 @@ static void record_demonstration(const std::string& file, std::ostream& out) {
   train_command(o, out);
 }
 
+// Of processes that all have been given the same wrong option the first one speaks: when it ends,
+// the others are ended, unless theirs is another mistake.
+static int report(const std::exception& error, int status) {
+  if (find_launch().rank > 0) std::this_thread::sleep_for(std::chrono::seconds(2));
+  std::cerr << "duet: " << error.what() << "\n";
+  return status;
+}
+
+// The status, or where what was printed has not arrived, 1.
+static int ended(int status) {
+  if (std::cout.flush().good()) return status;
+  std::cerr << "duet: standard output: expected to write it all, found it full or closed\n";
+  return 1;
+}
+
+// Ranks are threads, whose stacks glibc otherwise makes as small as `ulimit -s` says.
+static void give_threads_room() {
+#ifdef __GLIBC__
+  pthread_attr_t usual;
+  pthread_attr_init(&usual);
+  pthread_attr_setstacksize(&usual, 8 << 20);
+  pthread_setattr_default_np(&usual);
+  pthread_attr_destroy(&usual);
+#endif
+}
+
 int main(int argc, char** argv) try {
+  std::signal(SIGPIPE, SIG_IGN);  // a run whose reader has gone keeps its work; see ended()
+  give_threads_room();
   int exit_status = 0;
   CLI::App duet(
       "duet trains small DeepSeek-V3-style mixture-of-experts models, on a laptop or on GPUs.\n"
@@ -99,14 +133,12 @@ int main(int argc, char** argv) try {
   try {
     duet.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return duet.exit(error);  // --help, --version
+    if (error.get_exit_code() == 0) return ended(duet.exit(error));  // --help, --version
     throw UsageError(explained(duet, error));
   }
-  return exit_status;
+  return ended(exit_status);
 } catch (const UsageError& error) {
-  std::cerr << "duet: " << error.what() << "\n";
-  return 2;
+  return report(error, 2);
 } catch (const std::exception& error) {
-  std::cerr << "duet: " << error.what() << "\n";
-  return 1;
+  return report(error, 1);
 }

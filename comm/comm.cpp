@@ -218,6 +218,12 @@ std::vector<std::string> Comm::gather(const std::string& mine) {
   return all;
 }
 
+Patience::Patience(Comm& world) : transport_(*world.transport_) {
+  transport_.state->patient = true;
+}
+
+Patience::~Patience() { transport_.state->patient = false; }
+
 void Comm::require_same(const std::string& what, const std::string& text) {
   const std::vector<std::string> all = gather(text);
   for (size_t r = 1; r < all.size(); r++)

@@ -82,11 +82,12 @@ class Comm;
 // a UsageError, else 1.
 void run_ranks(const RunOptions& options, const std::function<void(Comm& world)>& rank);
 
-// Who started this process, and as one of how many: {"mpirun", 4}; {"", 1} where nobody did. Costs
-// nothing: it reads variables of the environment, and MPI is not started before run_ranks.
+// Who started this process, as one of how many, how many of them on this node, and as which:
+// {"mpirun", 4, 2, 3}; {"", 1, 1, 0} where nobody did. Costs nothing: it reads variables of the
+// environment, and MPI is not started before run_ranks.
 struct Launch {
   std::string by;
-  int ranks = 1;
+  int ranks = 1, ranks_here = 1, rank = 0;
 };
 Launch find_launch(const std::function<const char*(const char*)>& getenv = [](const char* name) {
   return std::getenv(name);
@@ -170,6 +171,17 @@ class Channels {
   Unwinding unwinding_;
 };
 
+// While it lives, what this rank waits for may take as long as it takes: another one writes files.
+class Patience {
+ public:
+  explicit Patience(Comm& world);
+  Patience(const Patience&) = delete;
+  ~Patience();
+
+ private:
+  Transport& transport_;
+};
+
 class Comm {
  public:
   explicit Comm(Transport& transport);  // the world; made by run_ranks
@@ -230,6 +242,7 @@ class Comm {
   void gather_slices(Stream& stream, const Tensor& t);
   friend class CommStream;
   friend class Channels;
+  friend class Patience;
   using PartOf = std::function<Bytes(int rank)>;  // of this group
   Comm(Transport& transport, std::vector<int> ranks, uint32_t id);
   Request post(bool send, Stream* after, Bytes memory, int peer, Tag tag);

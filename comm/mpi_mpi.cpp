@@ -217,10 +217,10 @@ class MpiSession {
 };
 
 // Prints the error and ends the job. Ranks that fail for the same reason do so at the same time, so
-// rank 0 may speak first.
+// rank 0 may speak first; what is wrong with the input it has seen too, most of the time.
 [[noreturn]] void abort_job(int rank, const std::string& text, int status) {
   using namespace std::chrono_literals;
-  if (rank != 0) std::this_thread::sleep_for(300ms);
+  if (rank != 0) std::this_thread::sleep_for(status == 2 ? 2000ms : 300ms);
   fprintf(stderr, "duet: %s\n", text.c_str());
   fflush(stderr);
   std::this_thread::sleep_for(200ms);  // for mpirun to pass the line on

@@ -132,10 +132,22 @@ void run_ranks(const RunOptions& asked, const std::function<void(Comm& world)>& 
 // SLURM_STEP_NUM_TASKS is srun's; SLURM_NTASKS would also be there in a batch script, which is one
 // process.
 Launch find_launch(const std::function<const char*(const char*)>& getenv) {
-  constexpr const char* launchers[][2] = {{"OMPI_COMM_WORLD_SIZE", "mpirun"},
-      {"PMI_SIZE", "mpiexec"}, {"SLURM_STEP_NUM_TASKS", "srun"}};
-  for (const auto& [variable, name] : launchers)
-    if (const char* value = getenv(variable)) return {name, std::max(1, atoi(value))};
+  struct Launcher {
+    const char *name, *ranks, *ranks_here, *rank;
+  };
+  constexpr Launcher launchers[] = {
+      {"mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_RANK"},
+      {"mpiexec", "PMI_SIZE", "MPI_LOCALNRANKS", "PMI_RANK"},
+      {"srun", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_PROCID"}};
+  const auto number = [&](const char* variable, int otherwise) {
+    const char* value = getenv(variable);
+    return value ? std::max(0, atoi(value)) : otherwise;
+  };
+  for (const Launcher& l : launchers) {
+    const int ranks = std::max(1, number(l.ranks, 0));
+    if (getenv(l.ranks))
+      return {l.name, ranks, std::max(1, number(l.ranks_here, ranks)), number(l.rank, 0)};
+  }
   return {};
 }
 

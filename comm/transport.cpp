@@ -53,7 +53,7 @@ void RankState::wait(const Condition& ended, const std::function<std::string()>&
   constexpr double kForever = 1e9;  // what a clock can add
   const auto deadline = Clock::now() +
       std::chrono::duration_cast<Clock::duration>(
-          std::chrono::duration<double>(std::min(timeout, kForever)));
+          std::chrono::duration<double>(patient ? kForever : std::min(timeout, kForever)));
   std::unique_lock lock(mutex_);
   for (bool late = false; !ended(); late = Clock::now() >= deadline) {
     if (failure_) std::rethrow_exception(failure_);

@@ -57,6 +57,7 @@ class RankState {
   const int rank, size;  // of the world
   const double timeout;  // seconds
   const LinkModel link;
+  bool patient = false;  // no timeout; the rank's thread's
 
   Traffic traffic;  // the rank's thread's
   void count(int peer, int64_t bytes);

@@ -37,6 +37,8 @@ BatchSource::BatchSource(
       std::min(train_.size(), val_.size()) > seq_len, "expected data loaded for seq_len ", seq_len);
   require(dataset.vocab_size > 256 || vocab_size >= 256, "--vocab-size: found ", vocab_size,
       ", expected at least 256: the text of ", dataset.source, " is read as bytes");
+  if (dataset.vocab_size > 256)
+    for (const Tokens* tokens : {&train_, &val_}) tokens->check(vocab_size);
   // One window fewer than fit (if that leaves one), so that every epoch has room to move them, by
   // up to all that remains.
   windows_ = std::max(train_.size() / seq_len - 1, int64_t(1));

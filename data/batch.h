@@ -45,8 +45,9 @@ int64_t permute(int64_t index, int64_t n, uint64_t key);
 
 class BatchSource {
  public:
-  // vocab_size: the model's. Throws UsageError where it is too small for text as bytes; ids of
-  // shards are checked as they are read. The dataset was loaded for this seq_len or a longer one.
+  // vocab_size: the model's. Throws UsageError where it is too small for text as bytes, or for an
+  // id among the first 2^28 of shards, which takes a second; later ones are checked as they are
+  // read. The dataset was loaded for this seq_len or a longer one.
   BatchSource(const Dataset& dataset, int64_t seq_len, int64_t global_batch, int64_t vocab_size);
 
   // Sequence i (0 <= i < global_batch) of a step (>= 0): the input is tokens[0 .. seq_len-1], the

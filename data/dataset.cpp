@@ -1,10 +1,9 @@
-// See dataset.h. Finding, mapping and checking the files of a dataset; its tokens are in
+// See dataset.h. Finding, opening and checking the files of a dataset; its tokens are in
 // tokens.cpp.
 #include "data/dataset.h"
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -34,17 +33,19 @@ constexpr Format kFormats[] = {
     {"GPT-2", 20240520, 1, 2, 50257}, {"Llama 3", 20240801, 7, 4, 128256}};
 
 // The whole file as bytes; count 0 where it is empty.
-TokenPart map_part(const std::string& path) {
-  const MappedFile file = map_file(path, kAllowed);
-  return {path, file.data, file.data.get(), 1, 0, file.size};
+TokenPart open_part(const std::string& path) {
+  const auto file = std::make_shared<const OpenFile>(path, kAllowed);
+  return {.name = path, .file = file, .count = file->size()};
 }
 
-bool is_text(const TokenPart& file) {
-  return file.count > 0 && !memchr(file.data, 0, size_t(std::min(file.count, kProbe)));
+bool is_text(const TokenPart& part) {
+  std::string start(size_t(std::min(part.count, kProbe)), ' ');
+  part.file->read(0, int64_t(start.size()), start.data());
+  return !start.empty() && start.find('\0') == std::string::npos;
 }
 
 TokenPart load_text(const std::string& path) {
-  TokenPart file = map_part(path);
+  TokenPart file = open_part(path);
   require(file.count > 0, path, ": the file is empty", kAllowed);
   require(is_text(file), path, ": not a text file: found a zero byte in its first ", kProbe,
       " bytes", kAllowed);
@@ -63,10 +64,11 @@ const Format& format_of(const std::string& path, int32_t magic, int32_t version)
 }
 
 TokenPart load_shard(const std::string& path, Dataset& dataset) {
-  TokenPart shard = map_part(path);
+  TokenPart shard = open_part(path);
   require(shard.count >= kHeader, path, ": truncated: found ", shard.count,
       " bytes, a token shard starts with ", kHeader);
-  const auto* header = static_cast<const int32_t*>(shard.data);
+  int32_t header[3];
+  shard.file->read(0, sizeof header, header);
   const Format& format = format_of(path, header[0], header[1]);
   require(dataset.vocab_size == 0 || dataset.vocab_size == format.vocab_size, path, ": a ",
       format.name,
@@ -77,7 +79,7 @@ TokenPart load_shard(const std::string& path, Dataset& dataset) {
   require(count > 0, path, ": the token shard is empty: its header announces ", count, " tokens");
   require(shard.count == expected, path, shard.count < expected ? ": truncated" : ": too long",
       ": its header says ", count, " tokens, that is ", expected, " bytes, found ", shard.count);
-  shard.data = static_cast<const char*>(shard.data) + kHeader;
+  shard.begin = kHeader;
   shard.width = format.width;
   shard.count = count;
   return shard;
@@ -109,10 +111,16 @@ std::vector<std::string> list_shards(const fs::path& folder, Dataset& dataset) {
   return shards;
 }
 
-std::vector<TokenPart> load_text_folder(const std::string& folder) {
+std::vector<TokenPart> load_text_folder(const std::string& folder, const std::string& except) {
+  const auto excepted = [&](const fs::path& path) {
+    std::error_code missing;
+    return !except.empty() && fs::equivalent(path, except, missing);
+  };
+  require(!excepted(folder), "--data: found ", folder,
+      ", the folder of --out, allowed: another one (what a run writes is never its data)");
   std::vector<std::string> paths;
   for (fs::recursive_directory_iterator it(folder), end; it != end; ++it) {
-    if (it->path().filename() == ".git")
+    if (it->is_directory() && (it->path().filename() == ".git" || excepted(it->path())))
       it.disable_recursion_pending();
     else if (it->is_regular_file())
       paths.push_back(it->path().string());
@@ -120,7 +128,7 @@ std::vector<TokenPart> load_text_folder(const std::string& folder) {
   std::sort(paths.begin(), paths.end());
   std::vector<TokenPart> parts;
   for (const std::string& path : paths)
-    if (TokenPart file = map_part(path); is_text(file)) parts.push_back(std::move(file));
+    if (TokenPart file = open_part(path); is_text(file)) parts.push_back(std::move(file));
   return parts;
 }
 
@@ -128,13 +136,13 @@ struct Parts {
   std::vector<TokenPart> train, val;  // val is empty where no name asks for it
 };
 
-Parts load_parts(const std::string& path, Dataset& dataset) {
+Parts load_parts(const std::string& path, const std::string& except, Dataset& dataset) {
   if (std::error_code ignored; fs::is_directory(path, ignored)) {
     const std::vector<std::string> shards = list_shards(path, dataset);
     Parts parts;
     for (const std::string& s : shards)
       (is_val_name(s) ? parts.val : parts.train).push_back(load_shard(s, dataset));
-    if (shards.empty()) parts.train = load_text_folder(path);
+    if (shards.empty()) parts.train = load_text_folder(path, except);
     require(!parts.train.empty(), path, ": the folder holds ",
         shards.empty() ? "no text file and no .bin token shard" : "validation shards only",
         kAllowed);
@@ -167,18 +175,17 @@ void split(Parts parts, int64_t seq_len, Dataset& dataset) {
 
 }  // namespace
 
-Dataset load_dataset(const std::string& path, int64_t seq_len) {
+Dataset load_dataset(const std::string& path, int64_t seq_len, const std::string& except) {
   require(seq_len >= 1, "--seq-len: found ", seq_len, ", expected at least 1");
   Dataset dataset;
   dataset.source = path;
   Parts parts;
   if (path.empty()) {
     dataset.source = "embedded";
-    const std::string_view text = embedded_text();
-    parts.train = {{"embedded", nullptr, text.data(), 1, 0, int64_t(text.size())}};
+    parts.train = {{.name = "embedded", .count = int64_t(embedded_text().size())}};
   } else {
     try {
-      parts = load_parts(path, dataset);
+      parts = load_parts(path, except, dataset);
     } catch (const fs::filesystem_error& e) {
       throw UsageError(cat(path, ": cannot read the folder: ", e.what()));
     }

@@ -11,9 +11,9 @@
 //                then the tokens: magic 20240520 version 1, uint16, GPT-2's 50257 tokens; magic
 //                20240801 version 7, uint32, Llama 3's 128256
 //
-// Files are mapped into memory, never copied: ids are widened to int32 only in the sequence that is
-// asked for. So a file must not be changed while a run uses it. A window of tokens may run from one
-// file into the next.
+// Files stay where they are: ids are read, and widened to int32, only for the sequence that is
+// asked for. A file must not be changed while a run uses it; one that shrinks is an Error. A window
+// of tokens may run from one file into the next.
 //
 // Validation: in a folder of shards those with `val` in the name (llm.c's *_train_*.bin,
 // *_val_*.bin), if there are any; otherwise the last tenth of all tokens, and at least one
@@ -29,15 +29,17 @@
 #include <string_view>
 #include <vector>
 
+#include "data/mapped_file.h"
+
 namespace duet {
 
 // A run of tokens that lies in one file (or in the binary).
 struct TokenPart {
-  std::string name;                   // the file's path, for messages
-  std::shared_ptr<const void> owner;  // the mapping; empty for the embedded text
-  const void* data = nullptr;         // [count] of uint8, uint16 or uint32
-  int width = 1;                      // bytes per token: 1, 2 or 4
-  int64_t offset = 0;                 // number of tokens before data[0] in the file
+  std::string name;                      // the file's path, for messages
+  std::shared_ptr<const OpenFile> file;  // null: the embedded text
+  int64_t begin = 0;                     // bytes of the file before its first token
+  int width = 1;                         // bytes per token: 1, 2 or 4
+  int64_t offset = 0;                    // number of tokens before these in the file
   int64_t count = 0;
 };
 
@@ -54,6 +56,8 @@ class Tokens {
   // Ids of tokens begin .. begin+out.size()-1. Throws UsageError that names the file and the place
   // of an id >= vocab_size.
   void copy(int64_t begin, std::span<int32_t> out, int64_t vocab_size) const;
+  // Reads the first kLabelled, throwing likewise.
+  void check(int64_t vocab_size) const;
 
  private:
   std::vector<TokenPart> parts_;
@@ -72,8 +76,9 @@ struct Dataset {
   int64_t tokens() const { return train.size() + val.size(); }
 };
 
-// seq_len >= 1: the length of a training sequence, in tokens.
-Dataset load_dataset(const std::string& path, int64_t seq_len);
+// seq_len >= 1: the length of a training sequence, in tokens. except: a folder that is no data
+// though it may lie in `path`, the run's own.
+Dataset load_dataset(const std::string& path, int64_t seq_len, const std::string& except = "");
 
 // A line for the start of a run: source, size, split, vocabulary, hash.
 std::string describe(const Dataset& dataset);
@@ -82,6 +87,7 @@ std::string describe(const Dataset& dataset);
 // any file format (for text: FNV-1a of its bytes). Above 2^28 tokens (half a second) each part
 // contributes only its share of 2^28, from its start: a label of the data then, no longer a check
 // of every token.
+inline constexpr int64_t kLabelled = int64_t(1) << 28;
 uint64_t token_hash(const Tokens& train, const Tokens& val);
 
 std::string_view embedded_text();

@@ -10,12 +10,24 @@
 namespace duet {
 namespace {
 
-// Calls f with a part's ids as a pointer to the type in which they are stored.
-template <class F> auto with_ids(const TokenPart& part, F f) {
-  switch (part.width) {
-    case 1: return f(static_cast<const uint8_t*>(part.data));
-    case 2: return f(static_cast<const uint16_t*>(part.data));
-    default: return f(static_cast<const uint32_t*>(part.data));
+// Calls f(ids, n, at) with a part's tokens first .. first+count-1, a piece after the other: n ids
+// in the type in which they are stored, from token `at` of the part.
+template <class F> void with_ids(const TokenPart& part, int64_t first, int64_t count, const F& f) {
+  constexpr int64_t kPiece = 1 << 18;
+  std::vector<uint32_t> memory;
+  for (int64_t at = first, end = first + count; at < end; at += kPiece) {
+    const int64_t n = std::min(kPiece, end - at), begin = (part.offset + at) * part.width;
+    const void* ids = embedded_text().data() + begin;
+    if (part.file) {
+      memory.resize(size_t(n * part.width + 3) / 4);
+      part.file->read(part.begin + begin, n * part.width, memory.data());
+      ids = memory.data();
+    }
+    switch (part.width) {
+      case 1: f(static_cast<const uint8_t*>(ids), n, at); break;
+      case 2: f(static_cast<const uint16_t*>(ids), n, at); break;
+      default: f(static_cast<const uint32_t*>(ids), n, at);
+    }
   }
 }
 
@@ -39,7 +51,6 @@ Tokens Tokens::slice(int64_t begin, int64_t end) const {
                   to = std::min(end - starts_[p], parts_[p].count);
     if (from >= to) continue;
     TokenPart part = parts_[p];
-    part.data = static_cast<const char*>(part.data) + from * part.width;
     part.offset += from;
     part.count = to - from;
     kept.push_back(std::move(part));
@@ -55,29 +66,33 @@ void Tokens::copy(int64_t begin, std::span<int32_t> out, int64_t vocab_size) con
   for (int64_t done = 0; done < count; p++) {
     const TokenPart& part = parts_[p];
     const int64_t from = begin + done - starts_[p], n = std::min(part.count - from, count - done);
-    with_ids(part, [&](const auto* ids) {
-      for (int64_t i = 0; i < n; i++) {
-        const int64_t id = ids[from + i];
-        require(id < vocab_size, part.name, ": token ", id, " at offset ", part.offset + from + i,
+    with_ids(part, from, n, [&](const auto* ids, int64_t piece, int64_t at) {
+      for (int64_t i = 0; i < piece; i++) {
+        const int64_t id = ids[i];
+        require(id < vocab_size, part.name, ": token ", id, " at offset ", part.offset + at + i,
             " is beyond the model's vocabulary, allowed: 0 to ", vocab_size - 1);
-        out[size_t(done + i)] = int32_t(id);
+        out[size_t(done + at - from + i)] = int32_t(id);
       }
     });
     done += n;
   }
 }
 
+void Tokens::check(int64_t vocab_size) const {
+  std::vector<int32_t> some(1 << 18);
+  for (int64_t at = 0, end = std::min(size(), kLabelled); at < end; at += int64_t(some.size()))
+    copy(at, std::span(some).first(size_t(std::min(int64_t(some.size()), end - at))), vocab_size);
+}
+
 uint64_t token_hash(const Tokens& train, const Tokens& val) {
-  constexpr int64_t budget = int64_t(1) << 28;
   const int64_t total = train.size() + val.size();
   const int64_t share =
-      total <= budget ? total : budget / int64_t(train.parts().size() + val.parts().size());
+      total <= kLabelled ? total : kLabelled / int64_t(train.parts().size() + val.parts().size());
   uint64_t hash = kFnvStart;
   for (const Tokens* t : {&train, &val})
     for (const TokenPart& part : t->parts())
-      hash = with_ids(part, [h = hash, n = std::min(part.count, share)](const auto* ids) mutable {
-        for (int64_t i = 0; i < n; i++) h = fnv1a(h, ids[i]);
-        return h;
+      with_ids(part, 0, std::min(part.count, share), [&](const auto* ids, int64_t n, int64_t) {
+        for (int64_t i = 0; i < n; i++) hash = fnv1a(hash, ids[i]);
       });
   return hash;
 }

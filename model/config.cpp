@@ -75,8 +75,9 @@ static const Size kSizes[] = {{"vocab_size", "vocab_size", &ModelConfig::vocab_s
     {"n_group", "n_group", &ModelConfig::n_group, 1},
     {"topk_group", "topk_group", &ModelConfig::topk_group, 1}};
 
+constexpr int64_t kMost = 1 << 20;  // of any size
+
 Sizes parse_sizes(const std::string& text) {
-  constexpr int64_t kMost = 1 << 20;
   std::string names;
   for (const Size& s : kSizes) names += cat(names.empty() ? "" : ", ", s.name);
   Sizes sizes{text, {}};
@@ -193,7 +194,7 @@ ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
   for (const Size& s : kSizes) {
     const bool no_q_lora =
         s.field == &ModelConfig::q_lora_rank && (!j.find(s.hf_name) || j.at(s.hf_name).is_null());
-    c.*s.field = no_q_lora ? 0 : j.at(s.hf_name).integer();
+    c.*s.field = no_q_lora ? 0 : j.at(s.hf_name).integer(0, kMost);
   }
   c.routed_scaling = j.at("routed_scaling_factor").number();
   // transformers 5 writes rope_parameters, earlier versions and duet rope_theta.

@@ -4,6 +4,7 @@
 // disabled, and started by name.
 #include <csignal>
 #include <cstdlib>
+#include <optional>
 #include <thread>
 
 #include "test/comm_testing.h"
@@ -133,6 +134,28 @@ TEST(CommLaunch, FindsTheInnermostLauncher) {
   environment.push_back({"OMPI_COMM_WORLD_SIZE", "4"});
   EXPECT_EQ(find_launch(lookup).ranks, 4);
   EXPECT_EQ(find_launch(lookup).by, "mpirun");
+  EXPECT_EQ(find_launch(lookup).ranks_here, 4);  // where nobody says
+  EXPECT_EQ(find_launch(lookup).rank, 0);
+  environment.push_back({"OMPI_COMM_WORLD_LOCAL_SIZE", "2"});
+  environment.push_back({"OMPI_COMM_WORLD_RANK", "3"});
+  EXPECT_EQ(find_launch(lookup).ranks_here, 2);
+  EXPECT_EQ(find_launch(lookup).rank, 3);
+  environment = {{"SLURM_STEP_NUM_TASKS", "7"}, {"SLURM_STEP_TASKS_PER_NODE", "3(x2),1"}};
+  EXPECT_EQ(find_launch(lookup).ranks_here, 3);
+}
+
+// A rank that writes for longer than the timeout is waited for by those who were told to.
+TEST(CommFailure, PatienceOutlastsTheTimeout) {
+  const auto late = [](bool patient) {
+    run_ranks({.ranks = 2, .timeout = 0.05}, [&](Comm& world) {
+      std::optional<Patience> patience;
+      if (patient) patience.emplace(world);
+      if (world.rank() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+      world.barrier();
+    });
+  };
+  EXPECT_NO_THROW(late(true));
+  EXPECT_THROW(late(false), Error);
 }
 
 // --- MPI: processes of this test program ---------------------------------------------------------

@@ -2,6 +2,8 @@
 // contents as a plain vector.
 #include "data/dataset.h"
 
+#include "data/batch.h"
+
 #include <sys/stat.h>
 
 #include "test/data_files.h"
@@ -145,6 +147,47 @@ TEST_F(DatasetTest, TokenBeyondTheVocabularyIsNamedWithItsFileAndOffset) {
   const Dataset big = load_dataset(path("big.bin"), 2);
   expect_contains(usage_error([&] { ids(big.val, 128256); }),
       {path("big.bin"), "token 4294967295 at offset 3"});
+}
+
+TEST_F(DatasetTest, ATokenBeyondTheVocabularyIsRefusedAtTheStart) {
+  std::vector<uint16_t> many = counting<uint16_t>(0, 1000);
+  many[700] = 60000;
+  write("f/b.bin", gpt2(many));
+  const Dataset d = load_dataset(path("f"), 2);
+  expect_contains(usage_error([&] { BatchSource(d, 2, 1, 50257); }),
+      {path("f/b.bin"), "token 60000 at offset 700"});
+  BatchSource(d, 2, 1, 60001);
+}
+
+// Whatever happens to a file that a run reads from, it is an error, not a signal.
+TEST_F(DatasetTest, AFileThatShrinksIsAnError) {
+  const std::string text = write("text.txt", std::string(50000, 'x')),
+                    shard = write("a.bin", gpt2(counting<uint16_t>(0, 50000)));
+  for (const std::string& file : {text, shard}) {
+    const Dataset d = load_dataset(file, 8);
+    std::filesystem::resize_file(file, 5000);
+    std::vector<int32_t> out(9);
+    d.train.copy(10, out, 60000);
+    const auto read = [&] { d.train.copy(30000, out, 60000); };
+    try {
+      read();
+      ADD_FAILURE() << file << ": read what is no longer there";
+    } catch (const Error& e) {
+      expect_contains(e.what(), {file, "found 5000:", "shorter"});
+    }
+  }
+}
+
+TEST_F(DatasetTest, TheRunsFolderIsNeverData) {
+  write("f/a.txt", "abcdefgh");
+  const Dataset before = load_dataset(path("f"), 2, path("f/run"));
+  write("f/run/metrics.jsonl", "{}");
+  write("f/run/step-000001/config.json", "{}");
+  EXPECT_EQ(load_dataset(path("f"), 2, path("f/run")).hash, before.hash);
+  EXPECT_EQ(load_dataset(path("f") + "/../f/.", 2, path("f") + "/./run/").hash, before.hash);
+  EXPECT_NE(load_dataset(path("f"), 2).hash, before.hash);
+  expect_contains(usage_error([&] { load_dataset(path("f"), 2, path("f") + "/run/.."); }),
+      {"--data", "folder of --out"});
 }
 
 TEST_F(DatasetTest, EmbeddedTextIsTheProjectsOwn) {

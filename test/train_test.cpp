@@ -98,7 +98,9 @@ TEST_F(Train, SignalFinishesTheStepAndSaves) {
     usleep(150000);
     kill(getpid(), SIGTERM);
   });
-  const std::string text = run(o);
+  std::ostringstream said;
+  EXPECT_EQ(train_command(o, said), 128 + SIGTERM);
+  const std::string text = said.str();
   sender.join();
   EXPECT_NE(text.find("--resume"), std::string::npos) << text;
   EXPECT_TRUE(is_complete(newest_checkpoint(o.out)));
@@ -127,6 +129,7 @@ TEST_F(Train, ImportStartsFromAnotherModelsWeights) {
   run(options("first", 3));
   TrainOptions o = options("second", 1);
   o.init = newest_checkpoint(folder_ + "/first");
+  o.model = {};
   o.adamw.lr = 0;
   o.bias_update_speed = 0;
   run(o);
@@ -163,6 +166,7 @@ TEST_F(Train, ImportReadsAModelInSeveralFiles) {
 
   TrainOptions o = options("second", 1);
   o.init = parts;
+  o.model = {};
   o.adamw.lr = 0;
   o.bias_update_speed = 0;
   run(o);
@@ -172,6 +176,7 @@ TEST_F(Train, ImportReadsAModelInSeveralFiles) {
   fs::remove(parts + "/part-1.safetensors");
   o = options("third", 1);
   o.init = parts;
+  o.model = {};
   try {
     run(o);
     FAIL() << "a missing file went unnoticed";

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <set>
 
+#include "model/base/text.h"
 #include "pipeline/checkpoint/durable.h"
 
 namespace duet {
@@ -133,16 +134,24 @@ Json checkpoint_trainer(const std::string& dir) {
   return fs::exists(file) ? Json::load(file) : Json();
 }
 
+std::string checkpoint_dir(const std::string& out, int64_t step) {
+  return out + format("/step-%06lld", (long long)step);
+}
+
+std::map<int64_t, std::string> run_checkpoints(const std::string& out) {
+  std::map<int64_t, std::string> found;
+  for (const std::string& dir : complete_dirs(out)) {
+    const std::string name = fs::path(dir).filename().string();
+    const auto step = parse_number<int64_t>(std::string_view(name).substr(name.find('-') + 1));
+    if (step && *step <= kMostSteps && "/" + name == checkpoint_dir("", *step)) found[*step] = dir;
+  }
+  return found;
+}
+
 std::string newest_checkpoint(const std::string& out) {
-  if (fs::exists(out + "/config.json")) return out;
-  if (!fs::is_directory(out)) return "";
-  const std::vector<std::string> dirs = complete_dirs(out);
-  const auto newest =
-      std::max_element(dirs.begin(), dirs.end(), [](const std::string& a, const std::string& b) {
-        // step-1000000 comes after step-999999
-        return a.size() != b.size() ? a.size() < b.size() : a < b;
-      });
-  return newest == dirs.end() ? "" : *newest;
+  const std::map<int64_t, std::string> found = run_checkpoints(out);
+  if (!found.empty()) return found.rbegin()->second;
+  return fs::exists(out + "/config.json") ? out : "";
 }
 
 }  // namespace duet

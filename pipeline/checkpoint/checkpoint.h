@@ -4,8 +4,8 @@
 //   config.json            the model's sizes (model/config.h)
 //   model.safetensors      master weights, fp32, under Hugging Face's names and shapes ([out, in])
 //   optimizer.safetensors  AdamW's moments: "m." and "v." + the weight's name
-//   trainer.json           step, seed, what the run was told, and the balancer's state
-//                          (moe/load_monitor.h)
+//   trainer.json           step, what defines the run and what it was told (train/same_run.h), and
+//                          the balancer's state (moe/load_monitor.h)
 //   DONE                   sizes and checksums (durable.h), written last
 //
 // Tensors are in logical order: no trace of schedule, layout, device or expert placement. A
@@ -15,6 +15,7 @@
 // Read next: dump.h.
 #pragma once
 #include <functional>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -57,8 +58,13 @@ enum class Restore { weights, everything };
 void check_checkpoint(const std::string& dir, const ModelConfig& config);
 void read_checkpoint(const std::string& dir, Stream& stream, Params& params, Restore what);
 
-// The newest complete checkpoint of a run's folder, or empty; and of a folder that is a checkpoint
-// itself, the folder.
+// In a run's folder checkpoints are named step-NNNNNN, six digits or more; whatever has another
+// name is left alone. The complete ones, by step.
+constexpr int64_t kMostSteps = 1'000'000'000;
+std::string checkpoint_dir(const std::string& out, int64_t step);
+std::map<int64_t, std::string> run_checkpoints(const std::string& out);
+
+// The newest of them, or empty; of a folder that is a checkpoint itself, the folder.
 std::string newest_checkpoint(const std::string& out);
 ModelConfig checkpoint_config(const std::string& dir);
 Json checkpoint_trainer(const std::string& dir);  // its trainer.json, or null

@@ -30,15 +30,6 @@ std::string parent_of(const std::string& path) {
   return parent.empty() ? "." : parent.string();
 }
 
-void fsync_dir(const std::string& dir) {
-  const int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) throw Error(dir + cannot_be("opened"));
-  const int status = fsync(fd), error = errno;
-  close(fd);
-  if (status != 0 && error != EINVAL)  // EINVAL: a file system that does not sync directories
-    throw Error(dir + cannot_be("synced", error));
-}
-
 std::string checksum_text(const MappedFile& file) {
   return format("%016llx", (unsigned long long)checksum(file.text()));
 }
@@ -54,6 +45,30 @@ std::vector<std::string> folders(const std::string& parent) {
 }
 
 }  // namespace
+
+void sync(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) throw Error(path + cannot_be("opened"));
+  const int status = fsync(fd), error = errno;
+  close(fd);
+  if (status != 0 && error != EINVAL)  // EINVAL: a file system that does not sync directories
+    throw Error(path + cannot_be("synced", error));
+}
+
+void replace_file(const std::string& path, std::string_view content) {
+  FileWriter file(cat(path, kWriting));
+  file.write(content);
+  file.close();
+  fs::rename(file.path(), path);
+  sync(parent_of(path));
+}
+
+void remove_dir(const std::string& dir) {
+  std::error_code error;
+  fs::rename(dir, cat(dir, kWriting), error);
+  if (!error) fs::remove_all(cat(dir, kWriting), error);
+  if (error) throw Error(cat(dir, ": cannot be removed: ", error.message()));
+}
 
 // --- FileWriter ----------------------------------------------------------------------------------
 
@@ -127,13 +142,13 @@ void DurableDir::publish() {
   FileWriter done(tmp_ + "/DONE");
   done.write(Json::object({{"files", list}}).dump(2) + "\n");
   done.close();
-  fsync_dir(tmp_);
+  sync(tmp_);
   std::error_code error;
   fs::remove_all(target_, error);  // not a complete one
   if (!error) fs::rename(tmp_, target_, error);
   if (error) throw Error(cat(tmp_, ": cannot be renamed to ", target_, ": ", error.message()));
   published_ = true;
-  fsync_dir(parent_of(target_));
+  sync(parent_of(target_));
 }
 
 // --- Readers -------------------------------------------------------------------------------------

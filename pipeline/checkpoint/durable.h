@@ -67,6 +67,12 @@ class DurableDir {
   bool published_ = false;
 };
 
+void sync(const std::string& path);  // a file's content, or a folder's list of names, to the disk
+// The file has this content, on the disk, or after a kill the one it had.
+void replace_file(const std::string& path, std::string_view content);
+// A directory with all in it; to any reader it disappears at once.
+void remove_dir(const std::string& dir);
+
 // Whether `dir` has a DONE file.
 bool is_complete(const std::string& dir);
 

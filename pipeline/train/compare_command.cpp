@@ -43,6 +43,7 @@ Outcome train(const Job& job, Comm& world) {
   o.copies = s.weight_copies();
   const std::unique_ptr<Device> device = make_device(job, world.rank());
   Trainer trainer(job, world, *device);
+  if (!job.options.init.empty()) load_checkpoint(trainer, job.options.init, Restore::weights);
   for (int64_t step = 1; step <= job.options.steps; ++step) {
     const StepResult r = train_step(trainer, step);
     o.loss.push_back(r.loss);
@@ -121,6 +122,8 @@ bool compare_command(const CompareOptions& options, std::ostream& out) {
     o.schedule = name;
     jobs.push_back(make_job(o));
   }
+
+  if (!o.init.empty()) check_checkpoint(o.init, jobs[0].config);
 
   std::vector<Outcome> outcomes;
   const auto run = [&](std::span<const Job> some) {

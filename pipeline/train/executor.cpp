@@ -12,17 +12,21 @@ Executor::Executor(
     : schedule_(schedule), pipeline_(pipeline), context_(context), stages_(stages),
       overlap_(overlap) {}
 
-void Executor::run(std::span<const Action> actions, const Tokens& tokens) {
+bool Executor::run(
+    std::span<const Action> actions, const Tokens& tokens, const std::function<bool()>& give_up) {
   waited_ = 0;
   tokens_ = tokens;
+  bool gave_up = false;
   for (const Action& a : actions) {
-    act(a);
+    gave_up = gave_up || (give_up && give_up());
+    gave_up && !a.is_comm() ? pretend(a) : act(a);
     sending_.remove_if([](const Result& r) { return r.request.done(); });
   }
   for (const Result& r : sending_) r.request.wait();
   sending_.clear();
   DUET_CHECK(results_.empty(), "end of a schedule: expected every result used, found ",
       results_.size(), " left over");
+  return gave_up;
 }
 
 void Executor::act(const Action& a) {
@@ -68,6 +72,20 @@ void Executor::pair(const Action& both) {
       {*stages_.at(b.stage), b.microbatch, std::move(dy)});
   keep(Tag::F, f, std::move(result.y));
   keep(Tag::B, b, std::move(result.dx));
+}
+
+// Passes on what came in, or whatever is in memory where nothing did.
+void Executor::pretend(const Action& a) {
+  for_parts(a, [&](const Action& part) {
+    if (part.kind == Kind::W) return;
+    const Tag::Kind kind = part.kind == Kind::F ? Tag::F : Tag::B;
+    const StageOptions& o = stages_.at(part.stage)->options();
+    Buf flow = take(kind, part);
+    if (!flow)
+      flow = context_.device.buffer(
+          context_.tokens(), context_.config.d_model, context_.dtype, Use::messages);
+    if (!(kind == Tag::F ? o.head : o.embedding)) keep(kind, part, std::move(flow));
+  });
 }
 
 // --- results -------------------------------------------------------------------------------------

@@ -31,8 +31,12 @@ class Executor {
 
   // Runs a list with its sends and receives (add_comms.h). tokens(m): the microbatch's tokens,
   // asked by first and last stages. A list without backwards leaves activations: the caller drops
-  // them.
-  void run(std::span<const Action> actions, const Tokens& tokens);
+  // them. give_up is asked before each action: once it says yes nothing more is computed, and
+  // messages flow with whatever is in them, so that no other rank waits for ever. The stages are
+  // then fit for nothing but keeping their parameters. Not where experts are spread over ranks,
+  // which exchange tokens while they compute. Returns whether it gave up.
+  bool run(std::span<const Action> actions, const Tokens& tokens,
+      const std::function<bool()>& give_up = {});
 
   double waited() const { return waited_; }  // seconds the last run stood still for messages
 
@@ -43,6 +47,7 @@ class Executor {
   };
   void act(const Action& a);
   void pair(const Action& a);
+  void pretend(const Action& a);
   void forward(const Action& a);
   void backward(const Action& a);
   Microbatch tokens(const Action& a) const;

@@ -1,8 +1,13 @@
 // See job.h.
 #include "pipeline/train/job.h"
 
+#include <sched.h>
+
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "pipeline/checkpoint/checkpoint.h"
@@ -33,6 +38,14 @@ static void find_ranks(Job& job) {
   job.run = {
       .transport = wire, .ranks = job.layout.world(), .timeout = o.comm_timeout, .link = o.link};
   job.run.link.ranks_per_node = int(o.ranks_per_node);
+  job.cores = usable_cores();
+  const bool processes = launch.ranks > 1;
+  job.ranks_on_cores = processes ? launch.ranks_here : job.run.ranks;
+  const char* mine = std::getenv("SLURM_CPUS_PER_TASK");  // one process's alone
+  if (const auto cores = mine ? parse_number<int>(mine) : std::nullopt; cores && *cores > 0) {
+    job.cores = std::min(job.cores, *cores);
+    if (processes) job.ranks_on_cores = 1;
+  }
   if (!nccl) return;
   require(have_nccl(),
       "--transport: found nccl, allowed: local, mpi (this duet was built without NCCL)");
@@ -94,7 +107,7 @@ Job make_job(TrainOptions options) {
   job.forward_only = forwards(job.compute, job.forward_microbatches);
   job.layer_bounds = split_layers(job.config, o.seq_len, job.compute.model_stages(), o.split);
 
-  job.dataset = load_dataset(o.data, o.seq_len);
+  job.dataset = load_dataset(o.data, o.seq_len, o.out);
   if (o.init.empty())
     job.config.vocab_size = std::max(job.config.vocab_size, job.dataset.vocab_size);
   job.batches = std::make_unique<BatchSource>(
@@ -122,9 +135,34 @@ std::vector<std::pair<int, int>> message_pairs(const Job& job) {
   return pairs;
 }
 
+// The least of cpu.max, "QUOTA PERIOD" or "max PERIOD", of a control group and those above it.
+static double cgroup_cores() {
+  double least = INFINITY;
+  std::ifstream groups("/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {
+    if (!line.starts_with("0::/")) continue;
+    for (std::filesystem::path group = line.substr(4);; group = group.parent_path()) {
+      double quota, period;
+      std::ifstream limit("/sys/fs/cgroup" / group / "cpu.max");
+      if (limit >> quota >> period && period > 0) least = std::min(least, quota / period);
+      if (group.empty()) break;
+    }
+  }
+  return least;
+}
+
+int usable_cores() {
+  int cores = int(std::thread::hardware_concurrency());
+#ifdef CPU_SET
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) cores = CPU_COUNT(&allowed);
+#endif
+  return std::max(1, int(std::min(double(cores), std::ceil(cgroup_cores()))));
+}
+
 int threads_per_rank(const Job& job) {
   if (job.options.threads) return int(job.options.threads);
-  return std::max(1, job.cores / job.run.ranks);
+  return std::max(1, job.cores / job.ranks_on_cores);
 }
 
 std::unique_ptr<Device> make_device(const Job& job, int rank) {
@@ -135,8 +173,8 @@ std::unique_ptr<Device> make_device(const Job& job, int rank) {
 std::string why_not_timed(const Job& job) {
   const int gpus = job.options.device == DeviceKind::cuda ? cuda_device_count() : 0;
   if (gpus && job.run.ranks > gpus) return cat(job.run.ranks, " ranks share ", gpus, " GPUs");
-  if (!gpus && job.run.ranks * threads_per_rank(job) > job.cores)
-    return cat(job.run.ranks, " ranks share ", job.cores, " cores");
+  if (!gpus && job.ranks_on_cores * threads_per_rank(job) > job.cores)
+    return cat(job.ranks_on_cores, " ranks share ", job.cores, " cores");
   return "";
 }
 

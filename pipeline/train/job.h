@@ -28,8 +28,8 @@ struct Job {
   // for validation and sampling: microbatches 0 .. forward_microbatches-1, with sends and receives
   Schedule forward_only;
   int forward_microbatches = 1;
-  // of this node, before any rank keeps to a few
-  int cores = int(std::thread::hardware_concurrency());
+  // that this process may use, before any rank keeps to a few, and the ranks that share them
+  int cores = 1, ranks_on_cores = 1;
   std::vector<int64_t> layer_bounds;  // [model stages + 1]
   Dataset dataset;
   std::unique_ptr<BatchSource> batches;
@@ -43,6 +43,9 @@ Job make_job(TrainOptions options);
 // The ranks that exchange messages: those with neighbouring stages, and those with two copies of a
 // stage.
 std::vector<std::pair<int, int>> message_pairs(const Job& job);
+
+// How many cores this process may use: by its affinity and its control groups' limits.
+int usable_cores();
 
 // The rank's device as the options say.
 std::unique_ptr<Device> make_device(const Job& job, int rank);

@@ -105,7 +105,11 @@ void add_ranks(Command& cli, TrainOptions& o) {
 void add_output(Command& cli, TrainOptions& o) {
   cli.text("--out", o.out, "folder for checkpoints and metrics.jsonl; default: nothing is kept");
   cli.flag("--resume", o.resume, "go on from the newest checkpoint in --out, if there is one");
+  cli.number("--from-step", o.from_step, 0, kSteps,
+      "with --resume: from this step's checkpoint, later ones are set aside; 0: the newest");
   cli.flag("--overwrite", o.overwrite, "replace the run in --out");
+  cli.number(
+      "--keep-last", o.keep_last, 0, kSteps, "how many checkpoints stay, the newest; 0: all");
   cli.number("--checkpoint-every", o.checkpoint_every, 0, kSteps,
       "steps between them; 0: only at the end");
   cli.number("--val-every", o.val_every, 0, kSteps, "steps between them; 0: only at the end");
@@ -147,6 +151,10 @@ ModelConfig TrainOptions::resolve() {
       "fp32)");
   require(!(resume && out.empty()),
       "--resume: found no --out, allowed: with the --out of the run to go on with");
+  require(!(resume && overwrite), "--overwrite: found with --resume, allowed: one of them");
+  require(!from_step || resume, "--from-step: found no --resume, allowed: with it");
+  require(init.empty() || model.values.empty(), "--model: found ", shortened(model.text),
+      " with --init, allowed: one of them (the sizes are the checkpoint's)");
   require(!(dump_step && out.empty()),
       "--dump-step: found no --out, allowed: with an --out to write into");
   require(

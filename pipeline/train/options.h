@@ -75,6 +75,8 @@ struct TrainOptions {
   // What it leaves and says
   std::string out;  // empty: nothing is kept
   bool resume = false, overwrite = false;
+  int64_t from_step = 0;         // 0: the newest checkpoint
+  int64_t keep_last = 0;         // 0: all checkpoints stay
   int64_t checkpoint_every = 0;  // 0: only at the end
   int64_t val_every = 50;        // 0: only at the end
   int64_t val_sequences = 32;

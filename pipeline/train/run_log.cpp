@@ -6,28 +6,57 @@
 #include <filesystem>
 #include <iostream>
 
+#include "model/base/text.h"
 #include "moe/migration.h"
+#include "pipeline/checkpoint/durable.h"
 
 namespace duet {
 
-// Drops the lines of steps that are done again.
-static void truncate_metrics(const std::string& path, int64_t first_step) {
-  std::ifstream in(path);
-  if (!in) return;
-  std::string kept;
-  for (std::string line; std::getline(in, line) && !in.eof();)
-    if (Json::parse(line, path).at("step").integer() < first_step) kept += line + "\n";
-  std::ofstream(path, std::ios::trunc) << kept;
-}
-
 RunLog::RunLog(const Job& job, Device& device, std::ostream& out, int64_t first_step)
     : job_(job), options_(job.options), device_(device), out_(out),
-      terminal_(&out == &std::cout && isatty(STDOUT_FILENO)), first_step_(first_step) {
+      // mpirun gives rank 0 a terminal of its own, whatever its output goes to
+      terminal_(&out == &std::cout && isatty(STDOUT_FILENO) && find_launch().by.empty()),
+      first_step_(first_step) {
   if (options_.out.empty()) return;
-  const std::string path = options_.out + "/metrics.jsonl";
-  truncate_metrics(path, first_step);
-  metrics_.open(path, std::ios::app);
-  require(metrics_.good(), "--out: cannot write ", path);
+  metrics_path_ = options_.out + "/metrics.jsonl";
+  keep_metrics(first_step);
+  metrics_.open(metrics_path_, std::ios::app);
+  require(metrics_.good(), "--out: cannot write ", metrics_path_);
+}
+
+// Notes the steps between two that follow one another in the file.
+static void find_gap(int64_t after, int64_t next, std::vector<std::string>& gaps) {
+  if (next == after + 2) gaps.push_back(cat("step ", after + 1));
+  if (next > after + 2) gaps.push_back(cat("steps ", after + 1, " to ", next - 1));
+}
+
+void RunLog::keep_metrics(int64_t first_step) {
+  std::ifstream in(metrics_path_, std::ios::binary);
+  std::string kept;
+  std::vector<std::string> gaps;
+  int64_t number = 0, last = 0;
+  for (std::string line; std::getline(in, line) && !in.eof();) {
+    ++number;
+    try {
+      const int64_t step = Json::parse(line, metrics_path_).at("step").integer(1, kMostSteps);
+      if (step >= first_step) continue;
+      find_gap(last, step, gaps);
+      last = std::max(last, step);
+      kept += line + "\n";
+    } catch (const UsageError&) {
+      warn(cat("metrics.jsonl: line ", number, " is not a step's: '", shortened(line, 40),
+          "'; it is left out"));
+    }
+  }
+  find_gap(last, first_step, gaps);
+  for (const std::string& gap : gaps) warn("metrics.jsonl: lacks " + gap);
+  std::error_code missing;
+  if (kept.size() != std::filesystem::file_size(metrics_path_, missing) && !missing)
+    replace_file(metrics_path_, kept);
+}
+
+void RunLog::sync_metrics() const {
+  if (!metrics_path_.empty()) sync(metrics_path_);
 }
 
 RunLog::~RunLog() { clear_progress(); }
@@ -115,9 +144,12 @@ void RunLog::traffic_line() {
       1e-6 * double(traffic_.inter) / double(steps_)));
 }
 
-void RunLog::json_document(const std::string& checkpoint) {
+void RunLog::json_document(int64_t step, const std::string& checkpoint, int signal) {
   if (options_.format != Format::json) return;
-  out_ << last_.set("checkpoint", checkpoint.empty() ? Json() : Json(checkpoint)).dump(2)
+  out_ << last_.set("step", step)
+              .set("checkpoint", checkpoint.empty() ? Json() : Json(checkpoint))
+              .set("stopped_by_signal", signal)
+              .dump(2)
        << std::endl;
 }
 
@@ -125,6 +157,13 @@ void RunLog::say(const std::string& line) {
   if (options_.format == Format::json) return;
   clear_progress();
   out_ << line << std::endl;
+}
+
+void RunLog::warn(const std::string& line) {
+  if (options_.format == Format::json)
+    std::cerr << "duet: " << line << std::endl;
+  else
+    say(line);
 }
 
 void RunLog::progress(const StepResult& r) {

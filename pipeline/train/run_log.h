@@ -15,7 +15,7 @@
 // --ep, the balancedness that was achieved, and where a new placement was considered its "replan":
 // balancedness before and predicted over the window, moves and bytes_moved of an expert-parallel
 // group, and whether it was skipped.
-// Read next: train_command.h.
+// Read next: same_run.h.
 #pragma once
 #include <fstream>
 #include <iosfwd>
@@ -29,32 +29,37 @@ namespace duet {
 class RunLog {
  public:
   // Of rank 0. out: where lines go. On resume after `first_step - 1` steps, metrics.jsonl loses
-  // what an interrupted run wrote beyond them.
+  // what an interrupted run wrote beyond them, and lines that are none; what is missing is said.
   RunLog(const Job& job, Device& device, std::ostream& out, int64_t first_step);
   ~RunLog();
 
   void step(const StepResult& result, std::optional<double> val_loss);
   void memory_table();
   void traffic_line();  // of the steps so far; nothing where one rank trains
-  // With --format json nothing is said but this, at the end.
-  void json_document(const std::string& checkpoint);
+  // With --format json nothing is said but this, at the end: the last step's metrics, the step that
+  // the run is at, its checkpoint if it has one, and the signal that stopped it or 0.
+  void json_document(int64_t step, const std::string& checkpoint, int signal);
+  void sync_metrics() const;  // to the disk, before a checkpoint that counts on it
   // A line of its own, clear of the progress line.
   void say(const std::string& line);
+  void warn(const std::string& line);  // on stderr with --format json
 
  private:
   void progress(const StepResult& result);
+  void keep_metrics(int64_t first_step);
   void clear_progress();
   const Job& job_;
   const TrainOptions& options_;
   Device& device_;
   std::ostream& out_;
+  std::string metrics_path_;
   std::ofstream metrics_;
   bool terminal_, progress_shown_ = false;
   int64_t first_step_;
   double seconds_ = 0;  // of all steps so far
   Traffic traffic_;     // likewise
   int64_t steps_ = 0;
-  Json last_;  // metrics of the last step
+  Json last_ = Json::object();  // metrics of the last step
 };
 
 }  // namespace duet

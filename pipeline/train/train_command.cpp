@@ -1,6 +1,9 @@
 // See train_command.h.
 #include "pipeline/train/train_command.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <filesystem>
@@ -8,11 +11,13 @@
 #include <iostream>
 #include <sstream>
 
+#include "model/base/clock.h"
 #include "model/base/command_line.h"
-#include "pipeline/checkpoint/durable.h"
 #include "pipeline/insight/trace/trace.h"
 #include "pipeline/train/generate.h"
+#include "pipeline/train/run_folder.h"
 #include "pipeline/train/run_log.h"
+#include "pipeline/train/same_run.h"
 
 namespace duet {
 
@@ -20,51 +25,39 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// The one thing a signal handler touches: an atomic without a lock may be, and ranks read it from
-// their threads.
+// What a signal handler touches: atomics without a lock may be, and ranks read them from their
+// threads.
 std::atomic<int> stop_signal = 0;
-static_assert(std::atomic<int>::is_always_lock_free);
+std::atomic<int64_t> stop_time = 0;  // nanoseconds_now() then
+static_assert(std::atomic<int>::is_always_lock_free && std::atomic<int64_t>::is_always_lock_free);
 
 // While it lives, SIGINT and SIGTERM ask for a stop instead of ending the process; a second one
 // ends it.
 class StopOnSignal {
  public:
   StopOnSignal() {
-    stop_signal = 0;
-    for (int i : {0, 1})
-      before_[i] = std::signal(kSignals[i], [](int signal) {
-        if (stop_signal) std::signal(signal, SIG_DFL), std::raise(signal);
-        stop_signal = signal;
-      });
+    stop_signal = find_launch().rank == 0 ? 0 : kQuietly;
+    for (int i : {0, 1}) before_[i] = std::signal(kSignals[i], take);
   }
   ~StopOnSignal() {
     for (int i : {0, 1}) std::signal(kSignals[i], before_[i]);
   }
-  bool asked() const { return stop_signal != 0; }
+  int signal() const { return std::max(0, stop_signal.load()); }
+  // A step that ends within a second is worth waiting for.
+  bool overdue() const { return signal() && nanoseconds_now() - stop_time > 1'000'000'000; }
 
  private:
   static constexpr int kSignals[2] = {SIGINT, SIGTERM};
+  static constexpr int kQuietly = -1;  // rank 0 speaks for all processes
+  static void take(int signal) {
+    constexpr std::string_view kHeard = "\nduet: stopping after this step; again to end now\n";
+    if (stop_signal > 0) std::signal(signal, SIG_DFL), std::raise(signal);
+    stop_time = nanoseconds_now();
+    if (stop_signal.exchange(signal) != kQuietly) [[maybe_unused]]
+      const ssize_t written = write(STDERR_FILENO, kHeard.data(), kHeard.size());
+  }
   void (*before_[2])(int);
 };
-
-std::string checkpoint_dir(const TrainOptions& o, int64_t step) {
-  return o.out + format("/step-%06lld", (long long)step);
-}
-
-// Makes the run's folder, or refuses one that holds a run.
-void open_out(const TrainOptions& o) {
-  if (o.out.empty()) return;
-  const bool holds_run = fs::exists(o.out + "/metrics.jsonl") || !newest_checkpoint(o.out).empty();
-  require(!holds_run || o.resume || o.overwrite, "--out: found a run in ", o.out,
-      ", allowed: another folder, --resume or --overwrite");
-  std::error_code error;
-  fs::create_directories(o.out, error);
-  require(!error && fs::is_directory(o.out), "--out: cannot make the folder ", o.out, ": ",
-      error.message());
-  if (!o.overwrite || o.resume) return;
-  for (const std::string& dir : complete_dirs(o.out)) fs::remove_all(dir);
-  fs::remove(o.out + "/metrics.jsonl");
-}
 
 // Refuses a file that cannot be written. Its folder may be the --out that is made later.
 void check_trace(const TrainOptions& o) {
@@ -89,7 +82,10 @@ void say_first_lines(const Job& job, Device& device, RunLog& log) {
   const Layout& l = job.layout;
   log.say(cat("model  ", o.init.empty() ? o.preset : o.init,
       o.model.text.empty() ? "" : " with " + o.model.text, ": ", c.n_layers, " layers, d_model ",
-      c.d_model, ", ", c.n_routed, " routed experts (top ", c.topk, ") + ", c.n_shared, " shared; ",
+      c.d_model, ", ",
+      c.first_k_dense < c.n_layers
+          ? cat(c.n_routed, " routed experts (top ", c.topk, ") + ", c.n_shared, " shared; ")
+          : cat("dense layers of d_ff ", c.d_ff, "; "),
       c.parameters() / 1000, "K parameters, ", c.active_parameters() / 1000, "K active"));
   log.say(cat("batch  ", l.dp > 1 ? cat(l.dp, " x ") : "", o.microbatches, " microbatches of ",
       o.micro_batch_size, " sequences of ", o.seq_len, " tokens; seed ", o.seed));
@@ -102,99 +98,149 @@ void say_first_lines(const Job& job, Device& device, RunLog& log) {
   log.say("data   " + describe(job.dataset));
 }
 
-// What rank 0 alone does with files, so that every rank finds them done.
-void prepare_files(const Job& job, const std::string& resume_from) {
-  const TrainOptions& o = job.options;
-  if (!resume_from.empty()) check_checkpoint(resume_from, job.config);
-  if (!o.init.empty()) check_checkpoint(o.init, job.config);
-  check_trace(o);
-  open_out(o);
+// One rank's part of a run.
+class RankRun {
+ public:
+  RankRun(const Job& job, Comm& world, const StopOnSignal& stop, std::ostream& out);
+  int run();  // returns the signal that stopped it, or 0
+
+ private:
+  void open_files();
+  void say(const std::string& line) {
+    if (log_) log_->say(line);
+  }
+  void save();
+  bool step(Trace& trace);  // whether there is to be another one
+  void sample();
+  // of the step that the run is at, or empty where it has none
+  std::string saved_dir() const {
+    return !o_.out.empty() && saved_ == step_ && step_ > 0 ? checkpoint_dir(o_.out, step_) : "";
+  }
+
+  const Job& job_;
+  const TrainOptions& o_;
+  Comm& world_;
+  const StopOnSignal& stop_;
+  std::ostream& out_;
+  std::optional<RunFolder> folder_;  // rank 0's, as log_ is
+  const std::unique_ptr<Device> device_;
+  std::optional<Trainer> trainer_;
+  std::optional<RunLog> log_;
+  int64_t begin_ = 0, step_ = 0, saved_ = 0;  // steps: done before, done, in the last checkpoint
+  int signal_ = 0;
+};
+
+RankRun::RankRun(const Job& job, Comm& world, const StopOnSignal& stop, std::ostream& out)
+    : job_(job), o_(job.options), world_(world), stop_(stop), out_(out),
+      device_(make_device(job, world.rank())) {
+  if (job.run.transport != Wire::local) require_same_job(world, job);
+  open_files();
+  trainer_.emplace(job, world, *device_);
+  if (begin_)
+    load_checkpoint(*trainer_, checkpoint_dir(o_.out, begin_));
+  else if (!o_.init.empty())
+    load_checkpoint(*trainer_, o_.init, Restore::weights);
+  step_ = saved_ = begin_;
+  if (world.rank() == 0) log_.emplace(job, *device_, out, begin_ + 1);
 }
 
-// One rank from its first step to its last.
-void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostream& out) {
-  const TrainOptions& o = job.options;
-  const std::string resume_from = o.resume ? newest_checkpoint(o.out) : "";
-  world.barrier();  // everyone has looked before rank 0 changes anything
-  if (world.rank() == 0) prepare_files(job, resume_from);
-  world.barrier();
-  const std::unique_ptr<Device> device = make_device(job, world.rank());
-  Trainer trainer(job, world, *device);
-  if (!o.init.empty()) load_checkpoint(trainer, o.init);
-  const int64_t done = resume_from.empty() ? 0 : load_checkpoint(trainer, resume_from);
-
-  const auto [first_traced, last_traced] = o.traced_steps(done);
-  Trace trace(
-      world, job.layout, {o.trace, first_traced, last_traced, job.run.transport == Wire::local});
-
-  std::optional<RunLog> log;
-  if (world.rank() == 0) log.emplace(job, *device, out, done + 1);
-  const auto say = [&](const std::string& line) {
-    if (log) log->say(line);
-  };
-  if (log) say_first_lines(job, *device, *log);
-  if (!resume_from.empty()) say(cat("resume ", resume_from, ", after step ", done));
-
-  int64_t step = done, saved = done;
-  const auto save = [&] {
-    if (o.out.empty() || saved == step) return;
-    save_checkpoint(trainer, checkpoint_dir(o, step), step);
-    saved = step;
-  };
-  bool stopped = false;
-  while (step < o.steps && !stopped) {
-    ++step;
-    const std::string dump =
-        step == o.dump_step ? cat(o.out, "/dump-step-", step, ".safetensors") : "";
-    std::optional<Recorder> recorder;
-    if (trace.records(step)) recorder.emplace(*device);
-    StepResult result = train_step(
-        trainer, step, {dump, [&] { return stop.asked(); }, recorder ? &*recorder : nullptr});
-    if (recorder) {
-      const Overlap overlap = trace.add(step, *recorder).steps;
-      if (overlap.comm > 0) result.overlap = overlap.fraction();
-    }
-    stopped = result.stop;
-    const bool validate = step == o.steps || (o.val_every && step % o.val_every == 0);
-    const std::optional<double> val_loss =
-        validate ? std::optional(validation_loss(trainer)) : std::nullopt;
-    if (log) log->step(result, val_loss);
-    if (log && step == done + 1) log->memory_table();
-    if (o.checkpoint_every && step % o.checkpoint_every == 0) save();
+// Rank 0 looks, then changes what is to be changed; then all know where the run begins.
+void RankRun::open_files() {
+  const Patience while_rank_0_reads(world_);
+  if (world_.rank() == 0) {
+    if (!o_.init.empty()) check_checkpoint(o_.init, job_.config);
+    check_trace(o_);
+    folder_.emplace(job_);
   }
-  if (log) log->traffic_line();
+  begin_ = world_.gather_values(folder_ ? folder_->resumes() : 0)[0];
+  if (job_.run.transport == Wire::local) return;
+  if (begin_) require_same_checkpoint(world_, "--out", checkpoint_dir(o_.out, begin_));
+  if (!o_.init.empty()) require_same_checkpoint(world_, "--init", o_.init);
+}
+
+int RankRun::run() {
+  Trace trace(world_, job_.layout,
+      {o_.trace, o_.traced_steps(begin_).first, o_.traced_steps(begin_).second,
+          job_.run.transport == Wire::local});
+  if (log_) say_first_lines(job_, *device_, *log_);
+  if (begin_) say(cat("resume ", checkpoint_dir(o_.out, begin_), ", after step ", begin_));
+  if (folder_)
+    for (const std::string& note : folder_->notes()) log_->warn(note);
+  if (begin_ && begin_ >= o_.steps)
+    say(cat("nothing to do: the run has done ", begin_, " steps, --steps is ", o_.steps));
+  while (step_ < o_.steps && step(trace)) continue;
+  if (log_) log_->traffic_line();
   save();
-  if (!o.out.empty()) say("saved  " + checkpoint_dir(o, step));
+  if (!saved_dir().empty()) say("saved  " + saved_dir());
   for (const std::string& line : trace.finish()) say(line);
-  if (step < o.steps) {
-    return say(
-        cat("stopped by a signal after step ", step, "; go on with the same command and --resume",
-            o.out.empty() ? " (nothing was kept: give it an --out)" : ""));
+  if (log_) log_->json_document(step_, saved_dir(), signal_);
+  if (signal_)
+    say(cat("stopped by a signal after step ", step_, "; go on with the same command and --resume",
+        o_.out.empty() ? " (nothing was kept: give it an --out)" : ""));
+  else if (o_.sample && o_.format != Format::json)
+    sample();
+  return signal_;
+}
+
+void RankRun::save() {
+  if (o_.out.empty() || saved_ == step_) return;
+  if (log_) log_->sync_metrics();
+  save_checkpoint(*trainer_, checkpoint_dir(o_.out, step_), step_);
+  saved_ = step_;
+  if (folder_) folder_->forget_old();
+}
+
+bool RankRun::step(Trace& trace) {
+  const int64_t step = step_ + 1;
+  const std::string dump =
+      step == o_.dump_step ? cat(o_.out, "/dump-step-", step, ".safetensors") : "";
+  std::optional<Recorder> recorder;
+  if (trace.records(step)) recorder.emplace(*device_);
+  StepResult result = train_step(*trainer_, step,
+      {dump, [&] { return stop_.signal(); }, [&] { return stop_.overdue(); },
+          recorder ? &*recorder : nullptr});
+  signal_ = result.stop;
+  if (result.given_up) return false;
+  step_ = step;
+  if (recorder) {
+    const Overlap overlap = trace.add(step, *recorder).steps;
+    if (overlap.comm > 0) result.overlap = overlap.fraction();
   }
-  if (log) log->json_document(o.out.empty() ? "" : checkpoint_dir(o, step));
-  if (o.sample == 0 || o.format == Format::json) return;
+  const bool validate = step == o_.steps || (o_.val_every && step % o_.val_every == 0);
+  const std::optional<double> val_loss =
+      validate ? std::optional(validation_loss(*trainer_)) : std::nullopt;
+  if (log_) log_->step(result, val_loss);
+  if (log_ && step == begin_ + 1) log_->memory_table();
+  if (o_.checkpoint_every && step % o_.checkpoint_every == 0) save();
+  if (step == o_.steps) signal_ = 0;  // it came too late to stop anything
+  return !signal_;
+}
+
+void RankRun::sample() {
   const Tokenizer tokenizer =
-      job.dataset.tokenizer_path.empty() ? Tokenizer() : Tokenizer(job.dataset.tokenizer_path);
-  if (tokenizer.vocab_size() < job.dataset.vocab_size)
+      job_.dataset.tokenizer_path.empty() ? Tokenizer() : Tokenizer(job_.dataset.tokenizer_path);
+  if (tokenizer.vocab_size() < job_.dataset.vocab_size)
     return say("no sample: the shards' folder has no tokenizer .bin");
   say("sample:");
   std::ostringstream unheard;
-  generate(trainer, tokenizer, {.tokens = o.sample, .seed = o.seed}, log ? out : unheard);
+  generate(*trainer_, tokenizer, {.tokens = o_.sample, .seed = o_.seed}, log_ ? out_ : unheard);
 }
 
 }  // namespace
 
-void add_train_command(CLI::App& duet, int&) {
+void add_train_command(CLI::App& duet, int& exit_status) {
   Command cli(duet, "train", "train a model; without options a demonstration of under a minute");
   const auto o = std::make_shared<TrainOptions>();
   add_train_options(cli, *o);
-  cli.runs([o] { train_command(*o, std::cout); });
+  cli.runs([o, &exit_status] { exit_status = train_command(*o, std::cout); });
 }
 
-void train_command(const TrainOptions& options, std::ostream& out) {
+int train_command(const TrainOptions& options, std::ostream& out) {
   const Job job = make_job(options);
   StopOnSignal stop;
-  run_ranks(job.run, [&](Comm& world) { train_rank(job, world, stop, out); });
+  std::atomic<int> signal = 0;
+  run_ranks(job.run, [&](Comm& world) { signal = RankRun(job, world, stop, out).run(); });
+  return signal ? 128 + signal : 0;
 }
 
 }  // namespace duet

@@ -139,6 +139,9 @@ void add_up(Trainer& t, const Facts& facts, StepResult& r) {
     Scope scope(t.context.recorder, t.context.stream(), {"exchange losses and norms", "wait"});
     all = gather_named(t.world, facts);
   }
+  for (const auto& [rank, stop] : all.at("stop")) r.stop = std::max(r.stop, int(stop[0]));
+  r.given_up = all.contains("given up");
+  if (r.given_up) return;
   const auto sum = [&](const std::string& name) { return sum_over_ranks(all.at(name)); };
   const auto total = [](const std::vector<double>& values, double first = 0) {
     return std::accumulate(values.begin(), values.end(), first);
@@ -150,7 +153,6 @@ void add_up(Trainer& t, const Facts& facts, StepResult& r) {
   r.loss = total(sum("loss")) / double(r.tokens);
   for (const auto& [rank, largest] : all.at("largest"))
     r.largest_gradient = std::max(r.largest_gradient, largest[0]);
-  r.stop = sum("stop")[0] > 0;
   r.idle = sum("idle")[0] / t.world.size();
   r.traffic = {int64_t(sum("bytes")[0]), int64_t(sum("bytes")[1])};
   for (int64_t layer : t.moe_layers()) {
@@ -217,19 +219,25 @@ StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
       };
     stage->on_logits(take_logits);
   }
-  t.executor.run(job.schedule.ranks[size_t(t.pp_rank)], batch);
+  const bool gave_up = t.executor.run(job.schedule.ranks[size_t(t.pp_rank)], batch,
+      job.layout.ep == 1 ? hooks.give_up : std::function<bool()>());
   t.context.stream().synchronize();
   const double schedule_seconds = seconds_now() - begin;
 
   const double largest = reduce_gradients(t);
-  Facts facts = facts_of_step(t);
+  Facts facts = gave_up ? Facts() : facts_of_step(t);
+  if (gave_up) facts["given up"] = {1};
   double& most = facts.try_emplace("largest", 1, 0.0).first->second[0];
   most = std::max(most, largest);
-  facts["stop"] = {double(hooks.asked_to_stop())};
+  facts["stop"] = {double(hooks.stop())};
   facts["idle"] = {t.executor.waited() / schedule_seconds};
   const Traffic sent = t.world.take_traffic();
   facts["bytes"] = {double(sent.intra), double(sent.inter)};
   add_up(t, facts, r);
+  if (r.given_up) {
+    t.context.recorder = nullptr;
+    return r;
+  }
   if (!std::isfinite(r.loss) || !std::isfinite(r.grad_norm))
     throw Error(cat("step ", r.step, ": the loss is ", r.loss, " and the gradient norm ",
         r.grad_norm, ", expected finite numbers; no weight was changed"));

@@ -33,7 +33,7 @@ struct Trainer {
   Comm& world;
   Device& device;
   const int dp_rank, pp_rank;
-  Channels channels;  // before the groups
+  Channels channels;                                  // before the groups
   Comm pipeline, replicas, experts, expert_replicas;  // groups (pipeline/schedule/layout.h)
   Context context;
   std::optional<CommStream> comm;  // of the all-to-alls, with --overlap on; outlives the stages
@@ -84,7 +84,9 @@ struct StepResult {  // the same on every rank, but for seconds
   int64_t tokens = 0;  // of all ranks
   int64_t flops = 0;   // of this rank's GEMMs
   Traffic traffic;     // payload bytes that all ranks sent
-  bool stop = false;   // a rank was asked to stop
+  int stop = 0;        // the signal that asked a rank to stop
+  // a rank was asked to give the step up: nothing else here counts, and no weight changed
+  bool given_up = false;
   // of a recorded step: the part of communication covered by computation, over all ranks
   std::optional<double> overlap;
   std::vector<LayerLoad> loads;
@@ -94,7 +96,8 @@ struct StepResult {  // the same on every rank, but for seconds
 struct StepHooks {
   // file that takes the step's batch, logits, loss and gradients; empty: none
   std::string dump;
-  std::function<bool()> asked_to_stop = [] { return false; };
+  std::function<int()> stop = [] { return 0; };  // the signal that asks for it
+  std::function<bool()> give_up;                 // whether the step is to end without a result
   Recorder* recorder = nullptr;  // of what happens in the step; null: nothing is recorded
 };
 
@@ -106,6 +109,8 @@ struct StepHooks {
 //     bias
 //   every --eplb-interval steps, experts move to where their tokens are
 //
+// A step that is given up ends early, though not at once: a rank's microbatch and the messages come
+// to their ends; where experts are spread over ranks, the whole step.
 // A loss or a gradient norm that is not finite throws Error before any weight changes.
 StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks = {});
 

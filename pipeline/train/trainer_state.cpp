@@ -1,11 +1,13 @@
 // What lasts of a trainer, and whether it is the same elsewhere. See trainer.h.
 #include "comm/gather_named.h"
 #include "model/base/hash.h"
+#include "pipeline/train/same_run.h"
 #include "pipeline/train/trainer.h"
 
 namespace duet {
 
 void save_checkpoint(Trainer& t, const std::string& dir, int64_t step) {
+  const Patience while_it_is_written(t.world);
   const TrainOptions& o = t.job.options;
   const int me = t.world.rank();
   std::map<std::string, const Param*> params;
@@ -25,10 +27,12 @@ void save_checkpoint(Trainer& t, const std::string& dir, int64_t step) {
         {{name, "F32", {numbers.begin() + 1, numbers.end()}}, numbers[0] != 0});
   }
   contents.config = t.job.config.to_json(o.seq_len, "float32");
-  contents.trainer = Json::object({{"step", step}, {"seed", int64_t(o.seed)}, {"data", o.data},
-      {"tokenizer", t.job.dataset.tokenizer_path}, {"seq_len", o.seq_len},
-      {"global_sequences", t.job.global_sequences()}, {"dtype", dtype_name(o.dtype)},
-      {"balancer", t.monitor.state()}});
+  contents.trainer = run_definition(t.job);
+  contents.trainer.set("step", step)
+      .set("data", o.data)
+      .set("tokenizer", t.job.dataset.tokenizer_path)
+      .set("options", run_options(t.job))
+      .set("balancer", t.monitor.state());
   // on rank 0 the tensor; on other ranks nothing, but its owner sends it
   contents.fetch = [&](const LogicalTensor& tensor, State state) {
     const int from = owner.at(tensor.name);
@@ -51,8 +55,9 @@ void save_checkpoint(Trainer& t, const std::string& dir, int64_t step) {
 }
 
 int64_t load_checkpoint(Trainer& t, const std::string& dir, Restore what) {
+  const Patience while_others_read(t.world);
   const Json trainer = what == Restore::everything ? checkpoint_trainer(dir) : Json();
-  const int64_t step = trainer.is_null() ? 0 : trainer.at("step").integer(0);
+  const int64_t step = trainer.is_null() ? 0 : trainer.at("step").integer(0, kMostSteps);
   if (const auto balancer = trainer.is_null() ? std::nullopt : trainer.find("balancer");
       balancer && t.monitor.restore(*balancer))
     t.for_each_moe(
