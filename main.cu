@@ -4,8 +4,13 @@
 //
 // g++ compiles this file as plain C++ (the Makefile says -x c++). Start reading here, then
 // model/README.md.
+#include <sys/resource.h>
+
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <iostream>
+#include <new>
+#include <sstream>
 
 #include "model/base/check.h"
 #include "model/base/text.h"
@@ -26,6 +31,8 @@ class CommandConfig : public CLI::ConfigBase {
   explicit CommandConfig(const CLI::App& duet) : duet_(duet) {}
   std::vector<CLI::ConfigItem> from_config(std::istream& in) const override {
     if (duet_.get_subcommands().empty()) throw CLI::RequiredError::Subcommand(1);
+    for (const char byte : {'\xEF', '\xBB', '\xBF'})  // some editors' byte order mark
+      if (in.peek() == static_cast<unsigned char>(byte)) in.ignore();
     std::vector<CLI::ConfigItem> items = CLI::ConfigBase::from_config(in);
     for (CLI::ConfigItem& item : items) {
       if (item.parents.empty()) item.parents = {duet_.get_subcommands()[0]->get_name()};
@@ -56,6 +63,13 @@ static std::string explained(const CLI::App& duet, const CLI::ParseError& error)
       (of_value ? "" : ", allowed: what duet " + command + "--help lists");
 }
 
+// One line an error's line, none too long for a terminal, whatever file it was made of.
+static void say(const char* what) {
+  std::istringstream lines(what);
+  std::cerr << "duet: ";
+  for (std::string line; std::getline(lines, line);) std::cerr << shortened(line, 1400) << "\n";
+}
+
 int main(int argc, char** argv) try {
   int exit_status = 0;
   CLI::App duet(
@@ -66,7 +80,12 @@ int main(int argc, char** argv) try {
   duet.set_version_flag("--version",
       [] { return cat("duet ", DUET_BUILD, "instruction set  ", cpu_instruction_set()); });
   duet.set_config("--config", "", "a TOML file with options of the command, e.g. steps=300")
-      ->check(CLI::ExistingFile);
+      ->check(CLI::ExistingFile)
+      ->check([](const std::string& path) {  // a pipe would be waited for
+        return std::filesystem::is_regular_file(path)
+            ? ""
+            : cat("--config: found ", shortened(path), ", a pipe or device, allowed: a file");
+      });
   duet.config_formatter(std::make_shared<CommandConfig>(duet));
 
   add_train_command(duet, exit_status);     // trains a model, leaves checkpoints and metrics
@@ -84,9 +103,18 @@ int main(int argc, char** argv) try {
   }
   return exit_status;
 } catch (const UsageError& error) {
-  std::cerr << "duet: " << error.what() << "\n";
+  say(error.what());
   return 2;
+} catch (const std::bad_alloc&) {
+  rusage used;
+  getrusage(RUSAGE_SELF, &used);
+  say(cat("memory is short: the system gave no more of it to this process, which had up to ",
+      used.ru_maxrss >> 10,
+      " MiB (see ulimit -v and free); fewer ranks, a smaller model or shorter ",
+      "sequences need less")
+          .c_str());
+  return 1;
 } catch (const std::exception& error) {
-  std::cerr << "duet: " << error.what() << "\n";
+  say(error.what());
   return 1;
 }

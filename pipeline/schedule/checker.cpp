@@ -11,6 +11,8 @@
 namespace duet {
 namespace {
 
+constexpr int64_t kFew = 1 << 20;  // of what takes no memory to speak of
+
 struct Cell {
   int rank = -1, index = -1;
 };
@@ -30,7 +32,8 @@ std::string grid(const Schedule& s, const std::vector<Cell>& marks) {
     const int begin =
         std::clamp(center - kBefore, 0, std::max(0, int(row.size()) - kBefore - kAfter));
     const int end = std::min(begin + kBefore + kAfter, int(row.size()));
-    out += cat("\n  rank ", rank, begin > 0 ? cat("  .. from ", begin, ":") : ":");
+    const std::string line = s.lines.empty() ? "" : cat(" (line ", s.lines[rank], ")");
+    out += cat("\n  rank ", rank, line, begin > 0 ? cat("  .. from ", begin, ":") : ":");
     for (int i = begin; i < end; ++i) {
       const std::string text = to_string(row[i]);
       out += i == marked ? cat(" >", text, "<") : cat("  ", text);
@@ -48,6 +51,14 @@ template <class... Parts>
 // Rule 1: everything once, and where it belongs.
 void check_set(const Schedule& s) {
   const int stages = s.stages(), M = s.microbatches;
+  // Before memory is taken for all of them: two actions, at least, for each microbatch in a stage.
+  int64_t parts = 0;
+  for (const auto& row : s.ranks)
+    for (const Action& a : row) parts += 1 + a.overlapped();
+  const int64_t visits = int64_t(s.model_stages()) * M;
+  if (visits > kFew && parts < 2 * visits)
+    refuse(s, {{0, 0}}, "found ", parts, " actions, expected at least ", 2 * visits, " for ", M,
+        " microbatches through ", s.model_stages(), " stages");
   using Seen = std::array<Cell, 4>;  // by kind F, I, W, B
   std::vector<Seen> seen(size_t(stages) * M);
   for (int rank = 0; rank < s.pp; ++rank) {
