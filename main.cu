@@ -4,15 +4,13 @@
 //
 // g++ compiles this file as plain C++ (the Makefile says -x c++). Start reading here, then
 // model/README.md.
-#include <sys/resource.h>
-
 #include <CLI/CLI.hpp>
 #include <filesystem>
 #include <iostream>
-#include <new>
 #include <sstream>
 
 #include "model/base/check.h"
+#include "model/base/memory_short.h"
 #include "model/base/text.h"
 #include "model/machine/gemm_cpu.h"
 #include "pipeline/insight/pictures/eplb_command.h"
@@ -84,7 +82,7 @@ int main(int argc, char** argv) try {
       ->check([](const std::string& path) {  // a pipe would be waited for
         return std::filesystem::is_regular_file(path)
             ? ""
-            : cat("--config: found ", shortened(path), ", a pipe or device, allowed: a file");
+            : cat("found ", shortened(path), ", a pipe or device, allowed: a file");
       });
   duet.config_formatter(std::make_shared<CommandConfig>(duet));
 
@@ -106,13 +104,7 @@ int main(int argc, char** argv) try {
   say(error.what());
   return 2;
 } catch (const std::bad_alloc&) {
-  rusage used;
-  getrusage(RUSAGE_SELF, &used);
-  say(cat("memory is short: the system gave no more of it to this process, which had up to ",
-      used.ru_maxrss >> 10,
-      " MiB (see ulimit -v and free); fewer ranks, a smaller model or shorter ",
-      "sequences need less")
-          .c_str());
+  say(memory_is_short().c_str());
   return 1;
 } catch (const std::exception& error) {
   say(error.what());

@@ -182,10 +182,12 @@ TEST(ScheduleFile, SendsAndReceivesAreMatchedAndLeftOut) {
   EXPECT_EQ(error("0SEND_F0", ""),
       "file.csv:2, cell 1: found 1RECV_F0, but no cell has 0SEND_F0, the other end of the message");
   EXPECT_EQ(error("1SEND_B0", "1SEND_B1"),
-      "file.csv:1, cell 3: found 0RECV_B0, but no cell has 1SEND_B0, the other end of the message");
+      "file.csv:2, cell 4: found 1SEND_B1, but no cell has 0RECV_B1, the other end of the message");
   EXPECT_EQ(error("1RECV_F0", "0SEND_F0"), "file.csv:2, cell 1: found 0SEND_F0 a second time");
   EXPECT_EQ(error("0RECV_B0", "1RECV_B0"),
-      "file.csv:2, cell 4: found 1SEND_B0, but no cell has 0RECV_B0, the other end of the message");
+      "file.csv:1, cell 3: found 1RECV_B0 in a row that does not run stage 1");
+  EXPECT_EQ(error("1SEND_B0", "9SEND_B0"),
+      "file.csv:2, cell 4: found 9SEND_B0 in a row that does not run stage 9");
 }
 
 TEST(ScheduleFile, OldNamesOfBackwardsAreRead) {

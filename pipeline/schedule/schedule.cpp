@@ -19,6 +19,31 @@ constexpr int kLargest = 1 << 20;
 constexpr int64_t kMostActions = 1 << 24;  // of a schedule that fits into memory
 constexpr int64_t kActionBytes = 256;      // of one through checker, messages and simulator, about
 
+// Stages are where their actions stand. In a schedule of two directions every microbatch of the
+// second half visits the second half of the stages and none of the first; in one direction half of
+// all actions do. A few wrong cells must not change how the rest is read (the checker is to name
+// them), hence three quarters.
+void infer_placement(Schedule& s) {
+  for (int rank = 0; rank < s.pp; ++rank) {
+    for (const Action& action : s.ranks[rank]) {
+      for_parts(action, [&](const Action& part) {
+        if (part.stage >= s.stages()) s.rank_of.resize(part.stage + 1, -1);
+        if (s.rank_of[part.stage] < 0) s.rank_of[part.stage] = rank;
+      });
+    }
+  }
+  int total = 0, matching = 0;
+  for (const auto& row : s.ranks) {
+    for (const Action& action : row) {
+      for_parts(action, [&](const Action& part) {
+        ++total;
+        matching += s.second_half(part.microbatch) == (part.stage >= s.stages() / 2);
+      });
+    }
+  }
+  s.two_directions = s.stages() % 2 == 0 && s.microbatches > 1 && 4LL * matching > 3LL * total;
+}
+
 struct Place {
   int line = 0, column = 0;
 };
@@ -53,6 +78,12 @@ class CsvReader {
         !microbatches_.empty(), name_, ": expected one row of actions for each rank, found none");
     expect_no_gap(stages_, "stage");
     expect_no_gap(microbatches_, "microbatch");
+    s.microbatches = int(microbatches_.size());
+    infer_placement(s);
+    for (const auto& [message, place] : messages_)
+      require(message.stage < s.stages() && s.lines[s.rank_of[message.stage]] == place.line,
+          where(place), ": found ", to_string(message), " in a row that does not run stage ",
+          message.stage);
     for (const auto& [message, place] : messages_) {
       Action other = message;
       other.kind = Kind(int(message.kind) + (is_send(message.kind) ? 1 : -1));
@@ -60,7 +91,6 @@ class CsvReader {
       require(messages_.contains(other), where(place), ": found ", to_string(message),
           ", but no cell has ", to_string(other), ", the other end of the message");
     }
-    s.microbatches = int(microbatches_.size());
     return s;
   }
 
@@ -125,31 +155,6 @@ class CsvReader {
   std::map<Action, Place, ByFields> messages_;  // sends and receives; duet makes its own
 };
 
-// Stages are where their actions stand. In a schedule of two directions every microbatch of the
-// second half visits the second half of the stages and none of the first; in one direction half of
-// all actions do. A few wrong cells must not change how the rest is read (the checker is to name
-// them), hence three quarters.
-void infer_placement(Schedule& s) {
-  for (int rank = 0; rank < s.pp; ++rank) {
-    for (const Action& action : s.ranks[rank]) {
-      for_parts(action, [&](const Action& part) {
-        if (part.stage >= s.stages()) s.rank_of.resize(part.stage + 1, -1);
-        if (s.rank_of[part.stage] < 0) s.rank_of[part.stage] = rank;
-      });
-    }
-  }
-  int total = 0, matching = 0;
-  for (const auto& row : s.ranks) {
-    for (const Action& action : row) {
-      for_parts(action, [&](const Action& part) {
-        ++total;
-        matching += s.second_half(part.microbatch) == (part.stage >= s.stages() / 2);
-      });
-    }
-  }
-  s.two_directions = s.stages() % 2 == 0 && s.microbatches > 1 && 4LL * matching > 3LL * total;
-}
-
 }  // namespace
 
 const std::vector<ScheduleKind>& schedule_kinds() {
@@ -175,7 +180,7 @@ Schedule make_schedule(const std::string& name, const ScheduleSize& size) {
   const int64_t stages = int64_t(size.pp) * size.virtual_stages;
   require(stages <= kMostActions / size.microbatches, "--microbatches: found ", size.microbatches,
       " through ", size.pp, " ranks of ", size.virtual_stages, " stages, whose actions need about ",
-      stages * size.microbatches / (int64_t(1) << 30) * kActionBytes,
+      stages * size.microbatches * kActionBytes >> 30,
       " GiB, allowed: products of the three up to ", kMostActions, ", ",
       kMostActions * kActionBytes >> 30, " GiB");
   std::string names;
@@ -190,9 +195,7 @@ Schedule make_schedule(const std::string& name, const ScheduleSize& size) {
 bool is_schedule_file(const std::string& name) { return name == "-" || name.ends_with(".csv"); }
 
 Schedule read_csv(const std::string& text, const std::string& name) {
-  Schedule s = CsvReader(text, name).read();
-  infer_placement(s);
-  return s;
+  return CsvReader(text, name).read();
 }
 
 void write_csv(std::ostream& out, const Schedule& s) {

@@ -35,7 +35,7 @@ double threads_there() {
       limit_in("/sys/fs/cgroup/pids.max"), limit_in("/sys/fs/cgroup/pids/pids.max")});
 }
 
-std::string gib(double bytes) { return format("%.3g GiB", bytes / (1 << 30)); }
+std::string gib(double bytes) { return format("%.1f GiB", bytes / (1 << 30)); }
 
 }  // namespace
 

@@ -79,6 +79,7 @@ struct Row {
 // vLLM's: an expert a line, under these names; what comes again, another step's, is added.
 Loads parse_listed(const std::vector<Row>& rows) {
   constexpr const char* kNames[] = {"layer_id", "expert_id", "count"};
+  constexpr int kBelow[] = {4096, kMaxReplicas};
   size_t columns[3];
   for (size_t i = 0; i < 3; ++i) {
     const std::vector<std::string>& header = rows[0].cells;
@@ -95,8 +96,8 @@ Loads parse_listed(const std::vector<Row>& rows) {
     for (size_t i = 0; i < 2; ++i) {
       const std::string& cell = row.cells[columns[i]];
       const std::optional<int> x = parse_number<int>(cell);
-      require(x && *x >= 0 && *x < kMaxReplicas, row.where, ": ", kNames[i], ": found '",
-          shortened(cell), "', allowed: 0 to ", kMaxReplicas - 1);
+      require(x && *x >= 0 && *x < kBelow[i], row.where, ": ", kNames[i], ": found '",
+          shortened(cell), "', allowed: 0 to ", kBelow[i] - 1);
       id[i] = *x;
     }
     std::vector<double>& layer = layers[id[0]];
@@ -248,9 +249,8 @@ void add_eplb_command(CLI::App& duet, int&) {
       duet, "eplb", "plan where experts and their replicas go; without options a demonstration");
   const auto o = std::make_shared<EplbCommandOptions>();
   cli.text("--loads", o->loads,
-      "a run's metrics.jsonl, CSV, a layer a row, JSON [layers][experts], SGLang's or vLLM's dump; "
-      "- "
-      "is stdin; default: loads made up");
+      "a run's metrics.jsonl, CSV with a layer a row, JSON [layers][experts], SGLang's or vLLM's "
+      "dump; - for stdin; default: loads made up");
   cli.number("--replicas", o->replicas, 1, kMaxReplicas, "physical experts of a layer, in all");
   cli.number("--groups", o->groups, 1, kMaxReplicas, "groups of experts");
   cli.number("--nodes", o->nodes, 1, kMaxReplicas, "nodes");
@@ -282,7 +282,8 @@ void eplb_command(const EplbCommandOptions& o, std::ostream& out) {
     return;
   }
   out << "loads: "
-      << (o.loads.empty() ? "the example of EPLB's README (--loads FILE plans for yours)" : o.loads)
+      << (o.loads.empty() ? "the example of EPLB's README (--loads FILE plans for yours)"
+                          : file_name(o.loads))
       << "\n"
       << loads.size() << " layers of " << shape.experts << " experts -> " << shape.replicas
       << " replicas on " << shape.gpus << " GPUs of " << shape.nodes << " nodes, policy "
