@@ -48,17 +48,21 @@ template <class... Parts>
   throw UsageError(cat("schedule ", s.name, ": ", what..., grid(s, marks)));
 }
 
-// Rule 1: everything once, and where it belongs.
-void check_set(const Schedule& s) {
-  const int stages = s.stages(), M = s.microbatches;
-  // Before memory is taken for all of them: two actions, at least, for each microbatch in a stage.
+// Before memory is taken for all that rule 1 looks for: two actions, at least, for each microbatch
+// in a stage.
+void check_count(const Schedule& s) {
   int64_t parts = 0;
   for (const auto& row : s.ranks)
     for (const Action& a : row) parts += 1 + a.overlapped();
-  const int64_t visits = int64_t(s.model_stages()) * M;
+  const int64_t visits = int64_t(s.model_stages()) * s.microbatches;
   if (visits > kFew && parts < 2 * visits)
-    refuse(s, {{0, 0}}, "found ", parts, " actions, expected at least ", 2 * visits, " for ", M,
-        " microbatches through ", s.model_stages(), " stages");
+    refuse(s, {{0, 0}}, "found ", parts, " actions, expected at least ", 2 * visits, " for ",
+        s.microbatches, " microbatches through ", s.model_stages(), " stages");
+}
+
+// Rule 1: everything once, and where it belongs.
+void check_set(const Schedule& s) {
+  const int stages = s.stages(), M = s.microbatches;
   using Seen = std::array<Cell, 4>;  // by kind F, I, W, B
   std::vector<Seen> seen(size_t(stages) * M);
   for (int rank = 0; rank < s.pp; ++rank) {
@@ -156,6 +160,7 @@ Usage count(const Schedule& s) {
 }  // namespace
 
 Usage check(const Schedule& s) {
+  check_count(s);
   check_set(s);
   refuse_stuck(s, run_list(s, [](int, int) {}), "no rank can go on");
   const Schedule with_comms = add_comms(s);
