@@ -10,11 +10,14 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <csignal>
+#include <filesystem>
 #include <iostream>
+#include <sstream>
 #include <thread>
 
 #include "comm/comm.h"
 #include "model/base/check.h"
+#include "model/base/memory_short.h"
 #include "model/base/text.h"
 #include "model/machine/gemm_cpu.h"
 #include "pipeline/insight/pictures/eplb_command.h"
@@ -35,6 +38,8 @@ class CommandConfig : public CLI::ConfigBase {
   explicit CommandConfig(const CLI::App& duet) : duet_(duet) {}
   std::vector<CLI::ConfigItem> from_config(std::istream& in) const override {
     if (duet_.get_subcommands().empty()) throw CLI::RequiredError::Subcommand(1);
+    for (const char byte : {'\xEF', '\xBB', '\xBF'})  // some editors' byte order mark
+      if (in.peek() == static_cast<unsigned char>(byte)) in.ignore();
     std::vector<CLI::ConfigItem> items = CLI::ConfigBase::from_config(in);
     for (CLI::ConfigItem& item : items) {
       if (item.parents.empty()) item.parents = {duet_.get_subcommands()[0]->get_name()};
@@ -81,9 +86,12 @@ static void record_demonstration(const std::string& file, std::ostream& out) {
 
 // Of processes that all have been given the same wrong option the first one speaks: when it ends,
 // the others are ended, unless theirs is another mistake.
-static int report(const std::exception& error, int status) {
+// No line is too long for a terminal, whatever file it was made of.
+static int report(const std::string& error, int status) {
   if (find_launch().rank > 0) std::this_thread::sleep_for(std::chrono::seconds(2));
-  std::cerr << "duet: " << error.what() << "\n";
+  std::istringstream lines(error);
+  std::cerr << "duet: ";
+  for (std::string line; std::getline(lines, line);) std::cerr << shortened(line, 1400) << "\n";
   return status;
 }
 
@@ -117,7 +125,12 @@ int main(int argc, char** argv) try {
   duet.set_version_flag("--version",
       [] { return cat("duet ", DUET_BUILD, "instruction set  ", cpu_instruction_set()); });
   duet.set_config("--config", "", "a TOML file with options of the command, e.g. steps=300")
-      ->check(CLI::ExistingFile);
+      ->check(CLI::ExistingFile)
+      ->check([](const std::string& path) {  // a pipe would be waited for
+        return std::filesystem::is_regular_file(path)
+            ? ""
+            : cat("found ", shortened(path), ", a pipe or device, allowed: a file");
+      });
   duet.config_formatter(std::make_shared<CommandConfig>(duet));
 
   add_train_command(duet, exit_status);     // trains a model, leaves checkpoints and metrics
@@ -138,7 +151,9 @@ int main(int argc, char** argv) try {
   }
   return ended(exit_status);
 } catch (const UsageError& error) {
-  return report(error, 2);
+  return report(error.what(), 2);
+} catch (const std::bad_alloc&) {
+  return report(memory_is_short(), 1);
 } catch (const std::exception& error) {
-  return report(error, 1);
+  return report(error.what(), 1);
 }

@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "comm/transport.h"
+#include "model/base/memory_short.h"
 
 namespace duet {
 namespace {
@@ -255,6 +256,8 @@ void run_mpi(
     world.barrier();
   } catch (const UsageError& e) {
     abort_job(mpi.rank, e.what(), 2);
+  } catch (const std::bad_alloc&) {
+    abort_job(mpi.rank, cat("rank ", mpi.rank, ": ", memory_is_short()), 1);
   } catch (const std::exception& e) {
     abort_job(mpi.rank, cat("rank ", mpi.rank, ": ", e.what()), 1);
   }

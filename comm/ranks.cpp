@@ -12,6 +12,7 @@
 
 #include "comm/nccl.h"
 #include "comm/transport.h"
+#include "model/base/memory_short.h"
 #include "model/machine/gemm_cpu.h"
 
 namespace duet {
@@ -70,6 +71,8 @@ void run_one(int r, const std::vector<std::unique_ptr<Transport>>& transports, O
     std::rethrow_exception(why);
   } catch (const UsageError&) {
     throw;
+  } catch (const std::bad_alloc&) {
+    throw Error(cat("rank ", rank, ": ", memory_is_short()));
   } catch (const std::exception& e) {
     throw Error(cat("rank ", rank, ": ", e.what()));
   }

@@ -10,39 +10,39 @@ namespace duet {
 
 // --- sizes ---------------------------------------------------------------------------------------
 
-static int64_t attention_parameters(const ModelConfig& c) {
-  const int64_t q = c.n_heads * c.qk_head_dim();
-  const int64_t queries = c.q_lora_rank ? c.q_lora_rank * (c.d_model + 1 + q) : c.d_model * q;
-  return queries + c.d_model * (c.kv_lora_rank + c.qk_rope_head_dim) +
-      c.kv_lora_rank * (1 + c.n_heads * (c.qk_nope_head_dim + c.v_head_dim)) +
-      c.n_heads * c.v_head_dim * c.d_model;
+// Counts are doubles, exact up to 2^53: sizes that no machine holds must not overflow before they
+// are refused.
+static double attention_parameters(const ModelConfig& c) {
+  const double d = double(c.d_model), heads = double(c.n_heads), v = double(c.v_head_dim),
+               q = heads * double(c.qk_head_dim()), rank = double(c.kv_lora_rank);
+  const double queries = c.q_lora_rank ? double(c.q_lora_rank) * (d + 1 + q) : d * q;
+  return queries + d * (rank + double(c.qk_rope_head_dim)) +
+      rank * (1 + heads * (double(c.qk_nope_head_dim) + v)) + heads * v * d;
 }
 
 // `experts`: how many routed ones to count in a layer.
-static int64_t layer_parameters(const ModelConfig& c, int64_t layer, int64_t experts) {
-  const int64_t ffn = c.dense(layer)
-      ? 3 * c.d_model * c.d_ff
-      : c.d_model * c.n_routed + 3 * c.d_model * c.d_expert * (c.n_shared + experts);
-  return attention_parameters(c) + 2 * c.d_model + ffn;
+static double layer_parameters(const ModelConfig& c, int64_t layer, int64_t experts) {
+  const double d = double(c.d_model);
+  const double ffn = c.dense(layer)
+      ? 3 * d * double(c.d_ff)
+      : d * double(c.n_routed) + 3 * d * double(c.d_expert) * double(c.n_shared + experts);
+  return attention_parameters(c) + 2 * d + ffn;
 }
 
-int64_t ModelConfig::parameters() const {
-  int64_t sum = 2 * vocab_size * d_model + d_model;
-  for (int64_t l = 0; l < n_layers; ++l) sum += layer_parameters(*this, l, n_routed);
+static double all_parameters(const ModelConfig& c, int64_t experts, int64_t tables) {
+  double sum = double((tables * c.vocab_size + 1) * c.d_model);
+  for (int64_t l = 0; l < c.n_layers; ++l) sum += layer_parameters(c, l, experts);
   return sum;
 }
 
-int64_t ModelConfig::active_parameters() const {
-  int64_t sum = vocab_size * d_model + d_model;
-  for (int64_t l = 0; l < n_layers; ++l) sum += layer_parameters(*this, l, topk);
-  return sum;
-}
+int64_t ModelConfig::parameters() const { return int64_t(all_parameters(*this, n_routed, 2)); }
+int64_t ModelConfig::active_parameters() const { return int64_t(all_parameters(*this, topk, 1)); }
 
 double ModelConfig::layer_flops_per_token(int64_t layer, int64_t seq_len) const {
   // A token attends to (seq_len + 1) / 2 others: 2 FLOP a multiply-add, forward once and backward
   // twice.
   const double scores = 3.0 * double(n_heads * (qk_head_dim() + v_head_dim)) * double(seq_len + 1);
-  return 6.0 * double(layer_parameters(*this, layer, topk)) + scores;
+  return 6.0 * layer_parameters(*this, layer, topk) + scores;
 }
 
 double ModelConfig::train_flops_per_token(int64_t seq_len) const {
@@ -51,11 +51,11 @@ double ModelConfig::train_flops_per_token(int64_t seq_len) const {
   return sum;
 }
 
-// The integer sizes: duet's name, Hugging Face's name, the least value.
+// The integer sizes: duet's name, Hugging Face's name, the least and the most.
 struct Size {
   const char *name, *hf_name;
   int64_t ModelConfig::*field;
-  int64_t least;
+  int64_t least, most = 1 << 20;
 };
 static const Size kSizes[] = {{"vocab_size", "vocab_size", &ModelConfig::vocab_size, 2},
     {"d_model", "hidden_size", &ModelConfig::d_model, 1},
@@ -75,9 +75,8 @@ static const Size kSizes[] = {{"vocab_size", "vocab_size", &ModelConfig::vocab_s
     {"n_group", "n_group", &ModelConfig::n_group, 1},
     {"topk_group", "topk_group", &ModelConfig::topk_group, 1}};
 
-constexpr int64_t kMost = 1 << 20;  // of any size
-
 Sizes parse_sizes(const std::string& text) {
+  constexpr int64_t kMost = Size{}.most;
   std::string names;
   for (const Size& s : kSizes) names += cat(names.empty() ? "" : ", ", s.name);
   Sizes sizes{text, {}};
@@ -95,8 +94,8 @@ Sizes parse_sizes(const std::string& text) {
 
 void ModelConfig::validate() const {
   for (const Size& s : kSizes)
-    require(this->*s.field >= s.least, s.name, ": found ", this->*s.field, ", allowed: at least ",
-        s.least);
+    require(this->*s.field >= s.least && this->*s.field <= s.most, s.name, ": found ",
+        this->*s.field, ", allowed: at least ", s.least, ", at most ", s.most);
   require(qk_rope_head_dim % 2 == 0, "qk_rope_head_dim: found ", qk_rope_head_dim,
       ", allowed: even numbers");
   require(topk <= n_routed, "topk: found ", topk, ", allowed: at most n_routed = ", n_routed);
@@ -107,6 +106,10 @@ void ModelConfig::validate() const {
   require(topk <= topk_group * (n_routed / n_group), "topk: found ", topk,
       ", allowed: at most the experts of topk_group = ", topk_group, " groups, ",
       topk_group * (n_routed / n_group));
+  constexpr double kMost = 1e15;
+  const double all = all_parameters(*this, n_routed, 2);
+  require(all <= kMost, "n_layers, d_model and other sizes: found a model of ", all,
+      " parameters, allowed: at most ", kMost);
 }
 
 // --- presets -------------------------------------------------------------------------------------
@@ -183,7 +186,7 @@ ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
   const auto expect = [&](const Json& in, const char* key, const Json& value) {
     const auto found = in.find(key);
     require(!found || found->dump() == value.dump(), where, ": ", key, ": found ",
-        found ? found->dump() : "", ", allowed: ", value.dump());
+        found ? shortened(found->dump()) : "", ", allowed: ", value.dump());
   };
   require(j.find("model_type").has_value(), where,
       ": model_type: found none, allowed: \"deepseek_v3\"");
@@ -194,14 +197,14 @@ ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
   for (const Size& s : kSizes) {
     const bool no_q_lora =
         s.field == &ModelConfig::q_lora_rank && (!j.find(s.hf_name) || j.at(s.hf_name).is_null());
-    c.*s.field = no_q_lora ? 0 : j.at(s.hf_name).integer(0, kMost);
+    c.*s.field = no_q_lora ? 0 : j.at(s.hf_name).integer(s.least, s.most);
   }
-  c.routed_scaling = j.at("routed_scaling_factor").number();
+  c.routed_scaling = j.at("routed_scaling_factor").number(0, 1e6);
   // transformers 5 writes rope_parameters, earlier versions and duet rope_theta.
   const auto rope = j.find("rope_parameters");
   const bool nested = rope && !rope->is_null();
   if (nested) expect(*rope, "rope_type", "default");
-  c.rope_theta = (nested ? *rope : j).at("rope_theta").number();
+  c.rope_theta = (nested ? *rope : j).at("rope_theta").number(1, 1e15);
   c.validate();
   return c;
 }

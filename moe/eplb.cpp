@@ -16,10 +16,10 @@ EplbShape EplbShape::checked() const {
   require(nodes >= 1, "--nodes ", nodes, ": expected at least 1");
   require(gpus >= 1, "--gpus ", gpus, ": expected at least 1");
   require(experts >= 1, "loads: expected at least 1 expert, found ", experts);
+  require(gpus % nodes == 0, "--gpus ", gpus, ": expected a multiple of --nodes ", nodes);
   if (groups % nodes != 0) s.groups = s.nodes = 1;
   require(experts % s.groups == 0, "--groups ", groups, ": expected a divisor of the ", experts,
       " experts");
-  require(gpus % s.nodes == 0, "--gpus ", gpus, ": expected a multiple of --nodes ", nodes);
   require(replicas >= experts && replicas <= kMaxReplicas, "--replicas ", replicas,
       ": expected at least as many as the ", experts, " experts and at most ", kMaxReplicas);
   require(replicas % gpus == 0, "--replicas ", replicas, ": expected a multiple of --gpus ", gpus);

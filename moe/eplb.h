@@ -29,9 +29,9 @@
 namespace duet {
 
 // The sizes of a plan. Rules: experts, groups, nodes, gpus >= 1; replicas >= experts; gpus divides
-// replicas. Planning is hierarchical where nodes divides groups: then groups must divide experts
-// and nodes must divide gpus, and a group's experts all live on one node, so that node-limited
-// routing keeps its traffic there. Otherwise groups and nodes are ignored.
+// replicas, nodes divides gpus. Planning is hierarchical where nodes divides groups: then groups
+// must divide experts, and a group's experts all live on one node, so that node-limited routing
+// keeps its traffic there. Otherwise groups and nodes are ignored.
 struct EplbShape {
   int experts = 0;   // logical, of one layer
   int replicas = 0;  // physical, of one layer
@@ -106,6 +106,8 @@ ExpertPlacement plan_deepseek(std::span<const float> load, const EplbShape& shap
 ExpertPlacement plan_balanced(
     std::span<const float> load, const EplbShape& shape, bool replicas_may_leave_node);
 
+// The order in which `deepseek` packs: by weight, equal ones as libstdc++'s std::sort leaves them.
+std::vector<int> heaviest_first(std::span<const float> weight);
 // Step 1 of `deepseek`, groups to nodes: the experts in node order. [nodes, experts / nodes]
 std::vector<int> experts_by_node(std::span<const float> load, const EplbShape& shape);
 

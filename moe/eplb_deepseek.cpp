@@ -3,10 +3,11 @@
 // GPUs. See eplb.h; duet's own policy is eplb_balanced.cpp.
 //
 // Ties are part of the answer: equal weights are ordered as libstdc++'s (unstable) std::sort leaves
-// them, which is how the published program's sort leaves them too; everywhere else the first index
-// wins.
+// them, which is how the published program's sort leaves them too. Other libraries leave them
+// otherwise, so the sort is written out here. Everywhere else the first index wins.
 // Read next: eplb_balanced.cpp.
 #include <algorithm>
+#include <bit>
 
 #include "moe/eplb.h"
 
@@ -18,6 +19,48 @@ struct Place {
   int pack, slot;
 };
 
+using Weighed = std::pair<float, int>;
+bool heavier(const Weighed& a, const Weighed& b) { return a.first > b.first; }
+
+// Quicksort down to parts of 16, around the median of the second, the middle and the last, which is
+// put first.
+void partition_roughly(Weighed* first, Weighed* last, int depth) {
+  for (; last - first > 16; --depth) {
+    if (depth == 0) return std::partial_sort(first, last, last, heavier);
+    Weighed *a = first + 1, *b = first + (last - first) / 2, *c = last - 1;
+    if (!heavier(*a, *b)) std::swap(a, b);
+    std::swap(*first, heavier(*b, *c) ? *b : heavier(*a, *c) ? *c : *a);
+    Weighed *left = first + 1, *right = last;
+    for (;; ++left) {
+      while (heavier(*left, *first)) ++left;
+      do --right;
+      while (heavier(*first, *right));
+      if (left >= right) break;
+      std::swap(*left, *right);
+    }
+    partition_roughly(left, last, depth - 1);
+    last = left;
+  }
+}
+
+}  // namespace
+
+std::vector<int> heaviest_first(std::span<const float> weight) {
+  std::vector<Weighed> items;
+  for (size_t i = 0; i < weight.size(); ++i) items.emplace_back(weight[i], int(i));
+  partition_roughly(
+      items.data(), items.data() + items.size(), 2 * (std::bit_width(items.size()) - 1));
+  std::vector<int> order;
+  for (size_t i = 0; i < items.size(); ++i) {  // insertion sort: few are far from their places
+    for (size_t j = i; j > 0 && heavier(items[j], items[j - 1]); --j)
+      std::swap(items[j], items[j - 1]);
+  }
+  for (const Weighed& item : items) order.push_back(item.second);
+  return order;
+}
+
+namespace {
+
 // n items into `packs` packs of equally many, the heaviest first, each to the least loaded pack
 // that is not full.
 void balanced_packing(std::span<const float> weight, int packs, std::span<Place> out) {
@@ -26,13 +69,10 @@ void balanced_packing(std::span<const float> weight, int packs, std::span<Place>
     for (int i = 0; i < n; ++i) out[size_t(i)] = {i, 0};
     return;
   }
-  std::vector<std::pair<float, int>> order(weight.size());
-  for (int i = 0; i < n; ++i) order[size_t(i)] = {weight[size_t(i)], i};
-  std::sort(
-      order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+  const std::vector<int> order = heaviest_first(weight);
   std::vector<float> load(size_t(packs), 0.f);
   std::vector<int> items(size_t(packs), 0);
-  for (const auto& [w, i] : order) {
+  for (const int i : order) {
     int best = -1;
     float least = 0;
     for (int p = 0; p < packs; ++p) {
@@ -42,7 +82,7 @@ void balanced_packing(std::span<const float> weight, int packs, std::span<Place>
       least = take ? load[size_t(p)] : least;
     }
     out[size_t(i)] = {best, items[size_t(best)]++};
-    load[size_t(best)] += w;
+    load[size_t(best)] += weight[size_t(i)];
   }
 }
 

@@ -3,6 +3,8 @@
 //
 // The program is the duet that `make test` builds beside this one, from the same objects.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "test/data_files.h"
 #include "test/processes.h"
@@ -39,7 +41,7 @@ struct Wrong {
   std::vector<std::string> words;
 };
 
-TEST_F(CommandLine, WrongValuesAreNamedWithWhatIsAllowed) {
+TEST_F(CommandLine, WrongNumbersAreNamedWithWhatIsAllowed) {
   const std::vector<Wrong> table = {
       // numbers: below, above, beyond 32 and 64 bits, not numbers
       {"train --pp 4294967297", {"--pp: found '4294967297', allowed: 1 to 4096"}},
@@ -72,7 +74,15 @@ TEST_F(CommandLine, WrongValuesAreNamedWithWhatIsAllowed) {
       {"eplb --replicas 1099511627776", {"--replicas", "1099511627776", "1 to 16384"}},
       {"bench --steps 0", {"--steps", "'0'", "1 to"}},
       {"compare --steps 0", {"--steps", "0", "at least 1"}},
-      // one of a few
+      {"train --threads 1000000", {"--threads: found '1000000', allowed: 0 to 4096"}},
+      {"train --dp 100000", {"--dp: found '100000', allowed: 0 to 4096"}},
+      {"train --beta2 1", {"--beta2: found '1', allowed: 0 to 0.999999"}},
+  };
+  for (const Wrong& wrong : table) expect_refused(wrong.arguments, wrong.words);
+}
+
+TEST_F(CommandLine, OtherValuesAreNamedWithWhatIsAllowed) {
+  const std::vector<Wrong> table = {
       {"train --dtype fp8", {"--dtype: found 'fp8', allowed: fp32, bf16"}},
       {"train --dtype 0", {"--dtype", "'0'", "fp32, bf16"}},
       {"train --device tpu", {"--device: found 'tpu', allowed: cpu, cuda"}},
@@ -86,7 +96,12 @@ TEST_F(CommandLine, WrongValuesAreNamedWithWhatIsAllowed) {
       {"eplb --policy best", {"--policy: found 'best', allowed: deepseek, balanced"}},
       {"eplb --format png", {"--format: found 'png', allowed: text, json, svg"}},
       {"generate --device ''", {"--device: found '', allowed: cpu, cuda"}},
-      // small languages
+  };
+  for (const Wrong& wrong : table) expect_refused(wrong.arguments, wrong.words);
+}
+
+TEST_F(CommandLine, SmallLanguagesAreCheckedItemByItem) {
+  const std::vector<Wrong> table = {
       {"train --model depth=3", {"--model: found 'depth=3'", "n_layers"}},
       {"train --model n_layers=4,depth=4", {"--model: found 'depth=4'"}},
       {"train --model n_layers=x", {"--model: found 'n_layers=x'", "whole"}},
@@ -102,10 +117,17 @@ TEST_F(CommandLine, WrongValuesAreNamedWithWhatIsAllowed) {
       {"train --trace t.json --trace-steps '2 3'", {"--trace-steps: found '2 3'", "2-3"}},
       {"schedule --cost F=0", {"--cost: found 'F=0'", "positive"}},
       {"schedule --pp 4096 --microbatches 1048576",
-          {"--microbatches: found 1048576 through 4096 ranks", "up to 16777216"}},
+          {"--microbatches: found 1048576 through 4096 ranks", "GiB", "up to 16777216"}},
       {"schedule --schedule 2f2b", {"--schedule", "2f2b", "dualpipe"}},
       {"compare --schedules 1f1b,2f2b", {"--schedule", "2f2b", "dualpipe"}},
-      // options and commands that there are not
+      {"schedule --schedule nowhere.csv", {"nowhere.csv: cannot be opened"}},
+      {"schedule --schedule .csv", {".csv: cannot be opened"}},
+  };
+  for (const Wrong& wrong : table) expect_refused(wrong.arguments, wrong.words);
+}
+
+TEST_F(CommandLine, OptionsThatThereAreNotAreNamed) {
+  const std::vector<Wrong> table = {
       {"train --stepz 3", {"found --stepz 3, allowed: what duet train --help lists"}},
       {"train more", {"more", "--help"}},
       {"frobnicate", {"found frobnicate, allowed: what duet --help lists"}},
@@ -119,6 +141,59 @@ TEST_F(CommandLine, WrongValuesAreNamedWithWhatIsAllowed) {
       {"schedule --compare --format csv", {"--format", "csv", "text, json, svg"}},
   };
   for (const Wrong& wrong : table) expect_refused(wrong.arguments, wrong.words);
+}
+
+// Pipes, devices and folders are refused, never waited for; nor is what is not there.
+TEST_F(CommandLine, WhatIsNoFileIsRefused) {
+  ASSERT_EQ(mkfifo(path("pipe.csv").c_str(), 0600), 0);
+  ASSERT_EQ(symlink("/dev/zero", path("zero.csv").c_str()), 0);
+  fs::create_directory(path("folder.csv"));
+  for (const char* option : {"eplb --loads", "eplb --format svg --loads", "schedule --schedule",
+           "train --schedule", "compare --schedules", "train --config", "generate --from",
+           "generate --tokenizer", "train --steps 1 --data", "train --init"})
+    for (const char* file : {"pipe.csv", "zero.csv", "folder.csv"}) {
+      if (file[0] == 'f' && std::string(option).ends_with("--data")) continue;
+      const Ended e = duet(cat(option, " ", file));
+      EXPECT_EQ(e.status, 2) << option << " " << file << ": " << e.output;
+      expect_contains(e.output, {file});
+      EXPECT_LT(std::count(e.output.begin(), e.output.end(), '\n'), 3) << e.output;
+    }
+}
+
+TEST_F(CommandLine, AMinusIsStandardInput) {
+  write("s.csv",
+      "\xEF\xBB\xBF"
+      "0F0,0B0\n1F0,1B0\n");
+  write("loads.csv", "1,2,3,4\n");
+  const std::string plan = " --replicas 4 --groups 1 --nodes 1 --gpus 2 --format json";
+  EXPECT_EQ(duet("schedule --format csv --schedule - < s.csv").output, "0F0,0B0\n1F0,1B0\n");
+  EXPECT_EQ(duet("eplb --loads - < loads.csv" + plan).output,
+      duet("eplb --loads loads.csv" + plan).output);
+  expect_refused("schedule --schedule - < /dev/null", {"standard input: expected one row"}, 2);
+  expect_refused("eplb --loads - < /dev/null", {"standard input: expected at least one layer"}, 2);
+}
+
+TEST_F(CommandLine, AbsurdSizesAreRefusedBeforeAnythingIsMade) {
+  write("big.csv", "0F1048574\n");
+  for (const Wrong& wrong :
+      std::vector<Wrong>{{"train --model n_layers=1000000", {"--model", "GiB"}},
+          {"train --model n_layers=1000,d_model=1000000", {"--model", "GiB"}},
+          {"train --dp 4096 --pp 4096", {"--dp, --pp", "threads"}},
+          {"compare --steps 1 --model n_layers=1000000", {"--model", "GiB"}},
+          {"schedule --schedule big.csv", {"big.csv:1, cell 1: found microbatch 1048574"}},
+          {"train --schedule big.csv", {"big.csv:1, cell 1: found microbatch 1048574"}}})
+    expect_refused(wrong.arguments, wrong.words, 1);
+  write("hf/config.json", "{\"model_type\":\"deepseek_v3\",\"vocab_size\":1000000000000000000}");
+  expect_refused(
+      "train --init hf", {"hf/config.json: vocab_size", "2 .. 1048576", "1000000000000000000"}, 2);
+}
+
+TEST_F(CommandLine, GenerateSpeaksOfItsOwnOptions) {
+  const Ended e =
+      run_command(cat("cd '", folder_, "' && OMPI_COMM_WORLD_SIZE=2 '", duet_, "' generate"));
+  EXPECT_EQ(e.status, 2);
+  expect_contains(e.output, {"generate: found 2 processes of mpirun, allowed: one"});
+  EXPECT_EQ(e.output.find("--dp"), std::string::npos) << e.output;
 }
 
 TEST_F(CommandLine, LongAndManyLinedValuesAreShortened) {
@@ -161,6 +236,8 @@ TEST_F(CommandLine, TomlIsCheckedLikeTheCommandLine) {
   refused("not toml\n", {"--config", "not toml"});
   refused("link = \"intra=3\"\n", {"--link", "intra=3"});
   expect_refused("train --config none.toml", {"--config", "none.toml"}, 1);
+  write("f.toml", "\xEF\xBB\xBFsteps = -1\n");
+  expect_refused("train --config f.toml", {"--steps", "'-1'"}, 1);
   expect_refused("--config f.toml", {"subcommand is required"}, 1);
 }
 

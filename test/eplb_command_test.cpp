@@ -58,6 +58,68 @@ TEST_F(EplbCommand, CsvAndJsonSayTheSame) {
   EXPECT_EQ(Json::parse(csv, "t").at("phy2log").items().size(), 2u);
 }
 
+TEST_F(EplbCommand, EveryFormSaysTheSame) {
+  EplbCommandOptions o{.replicas = 6, .groups = 1, .nodes = 1, .gpus = 2, .format = Format::json};
+  o.loads = write("a.csv", "3,5,30,4\n0,0,2,9\n");
+  const std::string csv = run(o);
+  int n = 0;
+  for (const char* text :
+      {"[[3,5,30,4],[0,0,2,9]]", "\n[[[1,5,0,4],[0,0,2,0]],[[2,0,30,0],[0,0,0,9]]]",
+          "{\"logical_count\":[[3,5,30,4],[0,0,2,9]]}",
+          "{\"rank\":0,\"logical_count\":[[[1,5,0,4],[0,0,2,0]],[[2,0,30,0],[0,0,0,9]]]}",
+          "\xEF\xBB\xBF{\"weight\":[[3,5,30,4],[0,0,2,9]]}",
+          "\xEF\xBB\xBF"
+          "3,5,30,4\n0,0,2,9\n",
+          "layer_id,expert_id,count\n3,0,3\n3,1,5\n3,2,30\n3,3,4\n7,3,9\n7,2,2\n",
+          "\xEF\xBB\xBFstep, count "
+          ",expert_id,layer_id\r\n1,1,0,3\r\n2,2,0,3\r\n1,5,1,3\r\n1,30,2,3\r\n"
+          "1,4,3,3\r\n1,9,3,4\r\n1,2,2,4\r\n"}) {
+    o.loads = write(cat(n++, ".any"), text);
+    EXPECT_EQ(run(o), csv) << text;
+  }
+}
+
+TEST_F(EplbCommand, WrongDumpsAreNamed) {
+  const auto error = [&](const std::string& text) { return error_of({.loads = write("d", text)}); };
+  EXPECT_EQ(error("[[1,2],[1,2,3]]"), "d: layer 1: expected 2 experts like layer 0, found 3");
+  EXPECT_EQ(error("[[[1],[2]],[[1]]]"), "d: found a step of 1 layers, allowed: 2 like the first");
+  EXPECT_EQ(
+      error("[[[1,2]],[[1]]]"), "d, layer 0: found 1 experts, allowed: 2 like the first step");
+  EXPECT_EQ(error("[]"), "d: expected at least one layer of at least one expert, found none");
+  EXPECT_EQ(error("[1,2]"), "d: expected an array, found 1");
+  EXPECT_EQ(
+      error("[[3e38],[3e38],[-1]]"), "d, layer 2: expected a load, a finite number >= 0, found -1");
+  EXPECT_EQ(error("layer_id,expert_id\n1,2\n"), "d: line 1: expected a column count, found none");
+  EXPECT_EQ(error("layer_id,expert_id,count\n1,2\n"), "d: line 2: expected 3 columns, found 2");
+  EXPECT_EQ(error("layer_id,expert_id,count\n1,99999999,2\n"),
+      "d: line 2: expert_id: found '99999999', allowed: 0 to 16383");
+  EXPECT_EQ(error("layer_id,expert_id,count\n1,2,x\n"),
+      "d: line 2, column 3: expected a number, found 'x'");
+  EXPECT_EQ(error("layer_id,expert_id,count\n"),
+      "d: expected at least one layer of at least one expert, found none");
+}
+
+TEST_F(EplbCommand, WhatIsIgnoredOrWastedIsSaid) {
+  const std::string loads = write("a.csv", "90,132,40,61,104,165,39,4");
+  EXPECT_EQ(error_of({.loads = loads, .groups = 8, .nodes = 3, .gpus = 16}),
+      "--gpus 16: expected a multiple of --nodes 3");
+  const Json j = Json::parse(run({.loads = loads,
+                                 .replicas = 12,
+                                 .groups = 8,
+                                 .nodes = 3,
+                                 .gpus = 6,
+                                 .format = Format::json}),
+      "t");
+  EXPECT_EQ(j.at("remark").string(),
+      "--nodes 3 does not divide --groups 8: planned without groups and nodes");
+  // one expert, two slots
+  const std::string twice = write("b.csv", "100,1\n");
+  const std::string text = run({.loads = twice, .replicas = 4, .groups = 1, .nodes = 1, .gpus = 1});
+  EXPECT_NE(text.find("0* 0* 0* 1\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("several replicas of an expert on one GPU"), std::string::npos) << text;
+  EXPECT_EQ(run({}).find("several replicas"), std::string::npos);
+}
+
 TEST_F(EplbCommand, TextShowsBothPoliciesWork) {
   const std::string loads = write("a.csv", "90,132,40,61,104,165,39,4,73,56,183,86");
   EXPECT_NE(run({.loads = loads}).find("balancedness 0.540 -> 0.828"), std::string::npos);
@@ -70,7 +132,8 @@ TEST_F(EplbCommand, TextShowsBothPoliciesWork) {
 }
 
 TEST_F(EplbCommand, WrongInputIsNamed) {
-  EXPECT_EQ(error_of({.loads = folder_ + "/none.csv"}), "--loads none.csv: cannot be read");
+  EXPECT_EQ(error_of({.loads = folder_ + "/none.csv"}),
+      "none.csv: cannot be opened: No such file or directory");
   EXPECT_EQ(error_of({.loads = write("e.csv", "\n")}),
       "e.csv: expected at least one layer of at least one expert, found none");
   EXPECT_EQ(error_of({.loads = write("a.csv", "1,2\n1,x\n")}),

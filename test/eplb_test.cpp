@@ -336,6 +336,33 @@ TEST(Eplb, OneExpertTakesAll) {
   EXPECT_LT(balancedness(gpu_load(plan_experts(load, s), load)), 0.8);
 }
 
+// The published order of ties, whatever library this is built with; and where it is libstdc++, on
+// loads of every kind.
+TEST(EplbDeepseek, TiesAreOrderedAsPublished) {
+  Load ties;
+  for (int i = 0; i < 24; ++i) ties.push_back(float(i % 3));
+  EXPECT_EQ(heaviest_first(ties),
+      (std::vector<int>{
+          23, 2, 20, 5, 17, 8, 14, 11, 1, 22, 19, 16, 13, 10, 7, 4, 12, 15, 9, 18, 6, 21, 3, 0}));
+  EXPECT_EQ(heaviest_first(Load{}), std::vector<int>());
+#ifdef __GLIBCXX__
+  std::mt19937 random(9);
+  for (int n = 1; n < 300; ++n)
+    for (int kind = 0; kind < kKinds + 2; ++kind) {
+      Load load = random_load(n, std::min(kind, kKinds - 1), random);
+      if (kind == kKinds) std::sort(load.begin(), load.end());
+      if (kind > kKinds) std::fill(load.begin(), load.end(), 1.f);
+      std::vector<std::pair<float, int>> sorted;
+      for (int i = 0; i < n; ++i) sorted.emplace_back(load[size_t(i)], i);
+      std::sort(sorted.begin(), sorted.end(),
+          [](const auto& a, const auto& b) { return a.first > b.first; });
+      std::vector<int> expected;
+      for (const auto& [weight, i] : sorted) expected.push_back(i);
+      ASSERT_EQ(heaviest_first(load), expected) << n << " loads of kind " << kind;
+    }
+#endif
+}
+
 // --- placements ----------------------------------------------------------------------------------
 
 TEST(Eplb, HashKnowsEverySlot) {

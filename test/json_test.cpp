@@ -1,11 +1,15 @@
 // Json: what is written reads back to the same bits, and what is wrong is named.
 #include "model/base/json.h"
 
+#include <sys/stat.h>
+
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <random>
 
+#include "model/base/read_file.h"
+#include "test/processor_clock.h"
 #include "test/testing.h"
 
 namespace duet {
@@ -112,6 +116,62 @@ TEST(Json, RefusesWhatIsNotJson) {
   EXPECT_EQ(error_of([&] { Json::load("/none.json"); }),
       "/none.json: cannot be opened: No such file or directory");
   EXPECT_EQ(error_of([&] { Json::load("/"); }), "/: cannot be read: Is a directory");
+}
+
+// model.safetensors.index.json of DeepSeek-V3 has 91,991 tensors.
+TEST(Json, ReadsAModelsIndexAtOnce) {
+  std::string text = "{\"weight_map\":{";
+  for (int i = 0; i < 91991; ++i)
+    text += cat(i ? "," : "", "\"model.layers.", i / 1500, ".mlp.experts.", i, ".weight\":\"model-",
+        i % 163, ".safetensors\"");
+  const double begin = processor_seconds();
+  const Json::Object map = Json::parse(text + "}}", "index").at("weight_map").members();
+  EXPECT_LT(processor_seconds() - begin, 2);  // looked up one by one, keys take a minute
+  ASSERT_EQ(map.size(), 91991u);
+  EXPECT_EQ(map[91990].first, "model.layers.61.mlp.experts.91990.weight");
+  EXPECT_EQ(map[91990].second.string(), "model-58.safetensors");
+}
+
+TEST(Json, NumbersHaveBounds) {
+  const Json j = Json::parse(R"({"x":2.5,"n":9223372036854775807})", "f");
+  EXPECT_EQ(j.at("x").number(0, 3), 2.5);
+  EXPECT_EQ(
+      error_of([&] { j.at("x").number(0, 2); }), "f: x: expected a number in 0 .. 2, found 2.5");
+  EXPECT_EQ(error_of([&] { j.at("n").integer(0, 9); }),
+      "f: n: expected an integer in 0 .. 9, found 9223372036854775807");
+}
+
+TEST(Json, LongTextsAreShortenedInMessages) {
+  const std::string big(100000, 'x');
+  for (const std::string& text : {"\"" + big, "{\"" + big + "\":1,\"" + big + "\":2}",
+           "[" + big + "]", "{\"a\":\"" + big + "\"}", "{\"" + big + "\":{\"a\":\"\"}}"})
+    EXPECT_LT(error_of([&] {
+      const Json j = Json::parse(text, "f");
+      j.members().at(0).second.integer();
+    }).size(),
+        600u);
+}
+
+class ReadFile : public FolderTest {};
+
+TEST_F(ReadFile, LeavesOutTheByteOrderMark) {
+  EXPECT_EQ(read_file(write("a", "\xEF\xBB\xBF{}\n")), "{}\n");
+  EXPECT_EQ(read_file(write("b", "\xEF\xBB")), "\xEF\xBB");
+  EXPECT_EQ(read_file(write("c", "")), "");
+  EXPECT_EQ(Json::load(path("a")).dump(), "{}");
+  const std::string long_text(200001, 'y');
+  EXPECT_EQ(read_file(write("d", long_text)), long_text);
+}
+
+TEST_F(ReadFile, RefusesWhatIsNoFileWithoutWaiting) {
+  ASSERT_EQ(mkfifo(path("pipe").c_str(), 0600), 0);
+  EXPECT_EQ(error_of([&] { read_file(path("pipe")); }),
+      path("pipe") + ": expected a file, found a pipe or device");
+  EXPECT_EQ(error_of([&] { read_file("/dev/zero"); }),
+      "/dev/zero: expected a file, found a pipe or device");
+  EXPECT_EQ(error_of([&] { read_file(folder_); }), folder_ + ": cannot be read: Is a directory");
+  EXPECT_EQ(error_of([&] { read_file(path("none")); }),
+      path("none") + ": cannot be opened: No such file or directory");
 }
 
 }  // namespace

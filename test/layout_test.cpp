@@ -10,6 +10,7 @@
 #include "comm/gather_named.h"
 #include "pipeline/schedule/layout.h"
 #include "test/data_files.h"
+#include "test/processor_clock.h"
 
 namespace duet {
 namespace {
@@ -100,6 +101,52 @@ TEST(SplitLayers, EqualLayersGiveTheEarlierPartsMore) {
   EXPECT_EQ(split_layers(c, 64, 2, {}), (Bounds{0, 4, 7}));
   c.vocab_size = 1 << 16;  // a head that outweighs all layers: the last part has one
   EXPECT_EQ(split_layers(c, 64, 2, {}), (Bounds{0, 6, 7}));
+}
+
+// Cuts tried one by one, of equal ones the last: the definition, cubic in the layers.
+Bounds naive_split(const ModelConfig& c, int stages) {
+  std::vector<double> up_to = {0};
+  for (int64_t l = 0; l < c.n_layers; ++l)
+    up_to.push_back(up_to.back() + c.layer_flops_per_token(l, 64));
+  up_to.back() += c.head_flops_per_token();
+  const size_t n = size_t(c.n_layers);
+  std::vector<std::vector<double>> largest(
+      size_t(stages) + 1, std::vector<double>(n + 1, HUGE_VAL));
+  std::vector<std::vector<size_t>> cut(size_t(stages) + 1, std::vector<size_t>(n + 1));
+  largest[0][0] = 0;
+  for (size_t s = 1; s <= size_t(stages); ++s)
+    for (size_t l = s; l <= n; ++l)
+      for (size_t k = s - 1; k < l; ++k)
+        if (const double part = std::max(largest[s - 1][k], up_to[l] - up_to[k]);
+            part <= largest[s][l])
+          largest[s][l] = part, cut[s][l] = k;
+  Bounds bounds = {int64_t(n)};
+  for (size_t s = size_t(stages), l = n; s > 0; --s)
+    bounds.insert(bounds.begin(), int64_t(l = cut[s][l]));
+  return bounds;
+}
+
+TEST(SplitLayers, IsTheDefinitionsForManyLayers) {
+  std::mt19937 rng(6);
+  for (int i = 0; i < 60; ++i) {
+    ModelConfig c;
+    c.n_layers = 1 + rng() % 90;
+    c.first_k_dense = rng() % (c.n_layers + 1);
+    c.d_ff = 32 << rng() % 6;
+    c.vocab_size = 64 << rng() % 9;
+    const int stages = int(1 + rng() % c.n_layers);
+    EXPECT_EQ(split_layers(c, 64, stages, {}), naive_split(c, stages))
+        << c.n_layers << " layers, " << stages << " stages";
+  }
+}
+
+TEST(SplitLayers, AMillionLayersAreCutAtOnce) {
+  ModelConfig c;
+  c.n_layers = 1'000'000;
+  const double begin = processor_seconds();
+  const Bounds bounds = split_layers(c, 64, 8, {});
+  EXPECT_LT(processor_seconds() - begin, 5);
+  EXPECT_EQ(bounds.back(), 1'000'000);
 }
 
 TEST(SplitLayers, TakesAndRefusesWhatTheUserSays) {

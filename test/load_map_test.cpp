@@ -44,7 +44,7 @@ TEST_F(LoadMap, RanksReportWhatTheyCompute) {
   o.ep = o.pp = 2;
   o.schedule = "dualpipe";
   run(o);
-  const RunLoads loads = read_metrics(o.out + "/metrics.jsonl");
+  const RunLoads loads = read_metrics(contents(o.out + "/metrics.jsonl"), "metrics.jsonl");
   ASSERT_EQ(loads.layers.size(), 2u);
   for (const LayerHistory& layer : loads.layers) {
     EXPECT_EQ(layer.ranks, loads_in_order(layer.experts, 2));
@@ -54,7 +54,7 @@ TEST_F(LoadMap, RanksReportWhatTheyCompute) {
 }
 
 TEST_F(LoadMap, ReadsARun) {
-  const RunLoads run = read_metrics(file(kTwoSteps));
+  const RunLoads run = read_metrics(kTwoSteps, "metrics.jsonl");
   EXPECT_EQ(run.first_step, 7);
   EXPECT_EQ(run.steps, 2);
   ASSERT_EQ(run.layers.size(), 1u);
@@ -113,6 +113,11 @@ TEST_F(LoadMap, WrongLinesAreNamed) {
       "tokens_per_rank: found none, allowed: in all lines or in none");
   expect_refused([&] { eplb(file("{\"step\":1,\"moe\":[]}\n"), Format::svg); },
       {"line 1: moe: found no layer with experts"});
+  for (const Format format : {Format::svg, Format::text})  // a run that was killed early
+    expect_refused([&] { eplb(file(kTwoSteps.substr(0, kTwoSteps.find('\n'))), format); },
+        {"metrics.jsonl: found no whole line"});
+  expect_refused([&] { eplb(file(""), Format::svg); }, {"metrics.jsonl"});
+  expect_refused([&] { eplb(file(kTwoSteps.substr(0, 20)), Format::text); }, {"metrics.jsonl: "});
 }
 
 }  // namespace

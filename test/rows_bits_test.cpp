@@ -251,6 +251,9 @@ TEST(Exp, IsWithinItsUlpOverItsRange) {
   EXPECT_EQ(exp_(0.0f), 1.0f);
   EXPECT_EQ(exp_(-1000.0f), exp_(-87.0f));
   EXPECT_EQ(exp_(1000.0f), exp_(88.0f));
+  EXPECT_TRUE(std::isnan(exp_(std::nanf(""))));
+  EXPECT_EQ(exp_(INFINITY), exp_(88.0f));
+  EXPECT_EQ(exp_(-INFINITY), exp_(-87.0f));
   EXPECT_EQ(exp_(-1.0), std::exp(-1.0));
 }
 

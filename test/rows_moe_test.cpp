@@ -98,6 +98,43 @@ TYPED_TEST(RouterRows, Forward) {
     }
 }
 
+// A bias of -inf, or any other that no score reaches, takes its expert out; a group whose score is
+// -inf with it, for that is the sum of its two best.
+TYPED_TEST(RouterRows, InfiniteBiasesAreNeverChosen) {
+  using T = typename TestFixture::T;
+  const double inf = std::numeric_limits<double>::infinity();
+  const RouterShape shapes[] = {
+      {8, 2, 4, 2, 1.5}, {8, 2, 1, 1, 1.0}, {12, 3, 4, 2, 1.0}, {64, 6, 32, 6, 1.0}};
+  for (const RouterShape& s : shapes)
+    for (double never : {-inf, -1e30, -1e35}) {
+      const int64_t tokens = 12;
+      const int size = s.experts / s.groups;
+      Mat<T> x(tokens, s.experts), bias(1, s.experts), w(tokens, s.topk), total(tokens, 1),
+          scratch(tokens, s.experts + s.groups);
+      Mat<int32_t> idx(tokens, s.topk), plain(tokens, s.topk);
+      x.random(this->rng, 2), bias.random(this->rng, 0.3);
+      // an expert of each second group, so that enough groups are whole
+      for (int q = 0; q < s.groups; q += 2) bias(0, q * size) = T(never);
+      this->template run<RouterF>(tokens,
+          {.x = x,
+              .bias = bias,
+              .topk_idx = idx,
+              .topk_w = w,
+              .plain_idx = plain,
+              .total = total,
+              .scratch = scratch,
+              .shape = s});
+      for (int64_t t = 0; t < tokens; ++t) {
+        std::vector<double> biased;
+        for (int64_t i = 0; i < s.experts; ++i)
+          biased.push_back(bias(0, i) < T(-1e20) ? -inf : double(T(x(t, i) + bias(0, i))));
+        const std::vector<int> choice = naive_choice(biased, s);
+        for (int j = 0; j < s.topk; ++j)
+          ASSERT_EQ(idx(t, j), choice[size_t(j)]) << s.experts << " experts, token " << t;
+      }
+    }
+}
+
 // Training that has diverged is found by its loss; until then every choice must be a row that
 // exists.
 TYPED_TEST(RouterRows, NanLogitsChooseExpertsThatExist) {

@@ -2,6 +2,7 @@
 // refused by name.
 #include "pipeline/checkpoint/safetensors.h"
 
+#include <cmath>
 #include <cstring>
 #include <random>
 
@@ -28,6 +29,10 @@ class Safetensors : public FolderTest {
 std::string tensor(const char* name, const char* dtype, const char* shape, const char* offsets) {
   return cat("\"", name, "\":{\"dtype\":\"", dtype, "\",\"shape\":", shape,
       ",\"data_offsets\":", offsets, "}");
+}
+
+std::string f4_at(int begin) {
+  return tensor("w", "F32", "[4]", cat("[", begin, ",", begin + 16, "]").c_str());
 }
 
 TEST_F(Safetensors, RoundTrip) {
@@ -123,8 +128,12 @@ TEST_F(Safetensors, RefusesDamageByName) {
       {"{" + f4 + "}", 15,
           ": a: the data ends at byte 16, but the file has only 15 bytes of data: truncated?"},
       {"{" + f4 + "}", 17, ": 1 bytes after the last tensor"},
-      {"{" + tensor("a", "F16", "[4]", "[0,8]") + "}", 8,
-          ": a: expected dtype F64, F32, BF16, I64 or I32, found F16"},
+      {"{" + tensor("a", "F16", "[4]", "[0,8]") + "}", 8, "no error"},
+      {"{" + tensor("a", "F16", "[4]", "[0,4]") + "}", 4,
+          ": a: F16 [4] needs 8 bytes, data_offsets give 4"},
+      {"{" + tensor("a", "F8_E4M3", "[4]", "[0,4]") + "," + f4_at(4) + "}", 20, "no error"},
+      {"{" + tensor("a", "F8_E4M3", "[4]", "[0,4]") + "," + f4_at(8) + "}", 24,
+          ": w: a gap of 4 bytes before it"},
       {"{" + tensor("a", "F32", "[5]", "[0,16]") + "}", 16,
           ": a: F32 [5] needs 20 bytes, data_offsets give 16"},
       {"{" + tensor("a", "F32", "[-1]", "[0,4]") + "}", 4,
@@ -149,6 +158,58 @@ TEST_F(Safetensors, RefusesDamageByName) {
         c.error == "no error" ? found : found.substr(std::min(path.size(), found.size())), c.error)
         << c.header;
   }
+}
+
+// Every half there is: sign, exponent and fraction by the format's definition.
+TEST_F(Safetensors, HalvesAreConverted) {
+  std::vector<uint16_t> bits(1 << 16);
+  for (size_t i = 0; i < bits.size(); ++i) bits[i] = uint16_t(i);
+  FileWriter out(path);
+  SafetensorsWriter writer(out, {{"h", "F16", {1 << 16}}});
+  writer.write("h", bits.data(), 2 << 16);
+  writer.finish();
+  out.close();
+  const SafetensorsReader reader(path);
+  const std::vector<float> found = reader.floats(reader.at("h", {1 << 16}));
+  for (int i = 0; i < 1 << 16; ++i) {
+    const int e = i >> 10 & 31, f = i & 1023;
+    if (e == 31) {
+      EXPECT_TRUE(f ? std::isnan(found[i]) : std::isinf(found[i])) << i;
+    } else {
+      const double size =
+          e ? (1 + f / 1024.) * std::pow(2., e - 15) : f / 1024. * std::pow(2., -14);
+      ASSERT_EQ(double(found[i]), i >> 15 ? -size : size) << i;
+    }
+    ASSERT_TRUE(std::isnan(found[i]) || std::signbit(found[i]) == bool(i >> 15)) << i;
+  }
+  EXPECT_EQ(found[0x3c00], 1.f);
+  EXPECT_EQ(found[0x7bff], 65504.f);
+  EXPECT_EQ(found[0x8001], -0x1p-24f);
+}
+
+TEST_F(Safetensors, WhatIsNotFiniteIsNamed) {
+  for (const auto& [bad, text] :
+      std::map<float, std::string>{{INFINITY, "inf"}, {-INFINITY, "-inf"}}) {
+    const float values[] = {0, 1, bad, std::nanf("")};
+    FileWriter out(path);
+    SafetensorsWriter writer(out, {{"e.bias", "F32", {4}}});
+    writer.write("e.bias", values, 16);
+    writer.finish();
+    out.close();
+    const SafetensorsReader reader(path);
+    EXPECT_TRUE(std::isnan(reader.floats(reader.at("e.bias", {4}))[3]));
+    EXPECT_EQ(error_of([&] { reader.finite(reader.at("e.bias", {4})); }),
+        path + ": e.bias: found " + text + " at element 2, allowed: finite numbers");
+  }
+}
+
+// A tensor that is not read may have any type; one that is read may not.
+TEST_F(Safetensors, OtherTypesAreRefusedOnlyWhereTheyAreRead) {
+  raw("{" + tensor("a", "F8_E4M3", "[4]", "[0,4]") + "," + f4_at(4) + "}", 20);
+  const SafetensorsReader reader(path);
+  EXPECT_EQ(reader.floats(reader.at("w", {4})), std::vector<float>(4));
+  EXPECT_EQ(error_of([&] { reader.floats(reader.at("a", {4})); }),
+      path + ": a: expected dtype F32, BF16, F16 or F64, found F8_E4M3");
 }
 
 TEST_F(Safetensors, RefusesWhatIsNotSafetensors) {

@@ -7,6 +7,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "pipeline/schedule/add_comms.h"
+#include "pipeline/schedule/checker.h"
 #include "test/random_schedule.h"
 
 namespace duet {
@@ -18,10 +20,7 @@ std::string csv(const Schedule& s) {
   return out.str();
 }
 
-Schedule from_text(const std::string& text) {
-  std::istringstream in(text);
-  return read_csv(in, "file.csv");
-}
+Schedule from_text(const std::string& text) { return read_csv(text, "file.csv"); }
 
 void expect_same(const Schedule& a, const Schedule& b) {
   EXPECT_EQ(a.pp, b.pp);
@@ -130,7 +129,7 @@ TEST(Schedule, SizesThatDoNotExistAreRefusedByName) {
   EXPECT_NE(error("magic", {2, 2})
                 .find("gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, or a file"),
       std::string::npos);
-  EXPECT_NE(error("nowhere.csv", {0, 0}).find("cannot open nowhere.csv"), std::string::npos);
+  EXPECT_NE(error("nowhere.csv", {0, 0}).find("nowhere.csv: cannot be opened"), std::string::npos);
 }
 
 TEST(ScheduleFile, EveryGeneratorReadsBackWithItsPlacement) {
@@ -161,10 +160,84 @@ TEST(ScheduleFile, RemarksAndEmptyCellsAreSkipped) {
 TEST(ScheduleFile, ErrorsNameLineAndCell) {
   EXPECT_NE(error_of("0F0,0B0\n1F0,,1Q0\n").find("file.csv:2, cell 3: expected an action"),
       std::string::npos);
-  EXPECT_NE(error_of("0F0,0SEND_F0\n").find("leave sends and receives out"), std::string::npos);
+  EXPECT_NE(
+      error_of("0F0,0SEND_F0\n").find("file.csv:1, cell 2: found 0SEND_F0"), std::string::npos);
   EXPECT_NE(error_of("").find("found none"), std::string::npos);
   EXPECT_NE(error_of("0F0,2F0\n").find("stage 1 is missing"), std::string::npos);
   EXPECT_NE(error_of("0F99999999\n").find("expected numbers below"), std::string::npos);
+}
+
+// As PyTorch writes them once they are lowered.
+TEST(ScheduleFile, SendsAndReceivesAreMatchedAndLeftOut) {
+  for (const ScheduleKind& kind : schedule_kinds()) {
+    const Schedule s = kind.make({4, 8, 2});
+    expect_same(from_text(csv(add_comms(s))), s);
+  }
+  const std::string lowered = "0F0,0SEND_F0,0RECV_B0,0B0\n1RECV_F0,1F0,1B0,1SEND_B0\n";
+  EXPECT_EQ(csv(from_text(lowered)), "0F0,0B0\n1F0,1B0\n");
+  const auto error = [&](const std::string& from, const std::string& to) {
+    std::string text = lowered;
+    return error_of(text.replace(text.find(from), from.size(), to));
+  };
+  EXPECT_EQ(error("0SEND_F0", ""),
+      "file.csv:2, cell 1: found 1RECV_F0, but no cell has 0SEND_F0, the other end of the message");
+  EXPECT_EQ(error("1SEND_B0", "1SEND_B1"),
+      "file.csv:2, cell 4: found 1SEND_B1, but no cell has 0RECV_B1, the other end of the message");
+  EXPECT_EQ(error("1RECV_F0", "0SEND_F0"), "file.csv:2, cell 1: found 0SEND_F0 a second time");
+  EXPECT_EQ(error("0RECV_B0", "1RECV_B0"),
+      "file.csv:1, cell 3: found 1RECV_B0 in a row that does not run stage 1");
+  EXPECT_EQ(error("1SEND_B0", "9SEND_B0"),
+      "file.csv:2, cell 4: found 9SEND_B0 in a row that does not run stage 9");
+}
+
+TEST(ScheduleFile, OldNamesOfBackwardsAreRead) {
+  EXPECT_EQ(csv(from_text("0F0,0BW0\n1F0,1B0,1W0\n")), "0F0,0B0\n1F0,1I0,1W0\n");
+  EXPECT_EQ(csv(from_text("# I\n0F0,0B0,,0W0\n")), "0F0,0I0,0W0\n");
+  EXPECT_EQ(csv(from_text("0F0,0BW0\n")), "0F0,0B0\n");
+  EXPECT_EQ(csv(from_text("0F0,0B0\n")), "0F0,0B0\n");
+  EXPECT_NE(
+      error_of("0F0,0I0,0W0,0F1,0BW1\n").find("cell 5: expected an action"), std::string::npos);
+}
+
+TEST(ScheduleFile, ATypingErrorIsNamedAndNotWhatItLeavesMissing) {
+  EXPECT_EQ(error_of("0F0,0F1,0F2\n1F0,1F1,100F2\n"),
+      "file.csv:2, cell 3: found stage 100, but stages 2 to 99 are missing: no row has an action "
+      "of it");
+  EXPECT_EQ(error_of("# x\n0F0,,0F100\n"),
+      "file.csv:2, cell 3: found microbatch 100, but microbatches 1 to 99 are missing: no row has "
+      "an "
+      "action of it");
+  EXPECT_EQ(error_of("1F0\n"),
+      "file.csv:1, cell 1: found stage 1, but stage 0 is missing: no row has an action of it");
+  const std::string big(100000, 'x');
+  EXPECT_LT(error_of("0F0," + big + "\n").size(), 400u);
+}
+
+// What would take stages x microbatches is not taken for a few cells.
+TEST(ScheduleFile, FewCellsTakeLittleMemory) {
+  EXPECT_NE(error_of("0F1048574\n").find("cell 1: found microbatch 1048574"), std::string::npos);
+  std::string text, row;
+  for (int m = 0; m < 5000; ++m) row += cat(m ? "," : "", "0F", m);
+  for (int stage = 1; stage < 1000; ++stage) text += cat("\n", stage, "F0");
+  try {
+    check(from_text(row + text));
+    FAIL();
+  } catch (const UsageError& e) {
+    EXPECT_NE(std::string(e.what()).find("found 5999 actions, expected at least 10000000 for 5000 "
+                                         "microbatches through 1000 stages"),
+        std::string::npos)
+        << e.what();
+  }
+}
+
+TEST(ScheduleFile, TheCheckerNamesLines) {
+  try {
+    check(from_text("# a remark\n0F0,0B0\n\n1F0,1I0\n"));
+    FAIL();
+  } catch (const UsageError& e) {
+    EXPECT_NE(std::string(e.what()).find("lacks a W at stage 1"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("rank 1 (line 4):"), std::string::npos) << e.what();
+  }
 }
 
 TEST(ScheduleFile, SizesGivenMustBeTheFiles) {

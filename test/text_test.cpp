@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <random>
+
+#include "model/base/json.h"
 #include "test/data_files.h"
 
 namespace duet {
@@ -76,6 +79,57 @@ TEST(Text, LongAndManyLinedTextsAreShortened) {
   EXPECT_LT(text.size(), 140u);
   expect_contains(text, {"xxx...", "end (100003 characters)"});
 }
+
+std::string printed(const std::vector<std::string>& pieces) {
+  Printable printable;
+  std::string all;
+  for (const std::string& piece : pieces) all += printable.add(piece);
+  return all + printable.add("", true);
+}
+
+TEST(Printable, LeavesTextAndEscapesTheRest) {
+  EXPECT_EQ(printed({"a\tb\n\u00e9\u20ac\U0001F600"}), "a\tb\n\u00e9\u20ac\U0001F600");
+  EXPECT_EQ(printed({"\x1b[2J\x07\r\x7f", std::string(1, '\0')}), "\\x1b[2J\\x07\\x0d\\x7f\\x00");
+  EXPECT_EQ(printed({"\xc2\x9b"
+                     "31m"}),
+      "\\xc2\\x9b31m");  // a control character of two bytes
+  EXPECT_EQ(printed({"\xff"
+                     "a\x80\xc3("}),
+      "\\xffa\\x80\\xc3(");
+  // longer than need be, a surrogate, beyond U+10FFFF, cut off
+  EXPECT_EQ(printed({"\xc0\xaf \xe0\x80\xaf"}), "\\xc0\\xaf \\xe0\\x80\\xaf");
+  EXPECT_EQ(printed({"\xed\xa0\x80"}), "\\xed\\xa0\\x80");
+  EXPECT_EQ(printed({"\xf4\x90\x80\x80"}), "\\xf4\\x90\\x80\\x80");
+  EXPECT_EQ(printed({"\xe2\x82"}), "\\xe2\\x82");
+}
+
+TEST(Printable, WaitsForTheRestOfACharacter) {
+  Printable printable;
+  EXPECT_EQ(printable.add("a\xf0\x9f"), "a");
+  EXPECT_EQ(printable.add("\x98"), "");
+  EXPECT_EQ(printable.add("\x80"
+                          "b"),
+      "\U0001F600b");
+  EXPECT_EQ(printed({"\xe2", "x"}), "\\xe2x");
+}
+
+// Whatever the bytes, and however they are cut, what comes out is the same, and is text.
+TEST(Printable, RandomBytesInAnyPieces) {
+  std::mt19937 random(1);
+  for (int n = 0; n < 2000; ++n) {
+    std::string bytes;
+    for (int i = 0; i < 12; ++i)
+      bytes += char(random() % 3 ? 0x80 + random() % 128 : random() % 128);
+    std::vector<std::string> pieces;
+    for (char c : bytes) pieces.emplace_back(1, c);
+    const std::string once = printed({bytes});
+    ASSERT_EQ(printed(pieces), once);
+    ASSERT_EQ(Json::parse(Json(once).dump(), "t").string(), once);  // valid UTF-8
+    for (unsigned char c : once) ASSERT_TRUE((c >= ' ' && c != 127) || c == '\n' || c == '\t');
+  }
+}
+
+TEST(Format, IsNotCut) { EXPECT_EQ(format("%s!", std::string(5000, 'a').c_str()).size(), 5001u); }
 
 }  // namespace
 }  // namespace duet

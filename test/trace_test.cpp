@@ -18,7 +18,8 @@ namespace {
 
 struct Event {
   std::string phase, name, lane;
-  int64_t pid, tid, begin, end, id;  // nanoseconds
+  int64_t pid, tid, begin, end;  // nanoseconds
+  std::string id;
   Json args;
 };
 
@@ -30,12 +31,12 @@ std::vector<Event> events_of(const Json& file) {
     const std::string& phase = j.at("ph").string();
     if (phase == "M") continue;
     Event e{phase, j.at("name").string(), j.at("cat").string(), j.at("pid").integer(),
-        j.at("tid").integer(), ns(j.at("ts")), 0, 0, Json()};
+        j.at("tid").integer(), ns(j.at("ts")), 0, "", Json()};
     e.end = phase == "X" ? e.begin + ns(j.at("dur")) : e.begin;
     if (phase == "X")
       e.args = j.at("args");
     else
-      e.id = j.at("id").integer();
+      e.id = j.at("id").string();
     events.push_back(e);
   }
   return events;
@@ -164,7 +165,7 @@ TEST_F(TraceTest, ArrowsJoinEachSendToTheWaitForItsMessage) {
     EXPECT_EQ(trace.finish().size(), 2u);
   });
   const auto events = events_of(Json::load(folder_ + "/trace.json"));
-  std::map<int64_t, std::vector<const Event*>> arrows;
+  std::map<std::string, std::vector<const Event*>> arrows;
   for (const Event& e : events)
     if (e.phase != "X") arrows[e.id].push_back(&e);
   EXPECT_EQ(arrows.size(), size_t(2 * 2 * 2 * 2));  // steps, pipelines, microbatches, directions

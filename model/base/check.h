@@ -33,10 +33,9 @@ template <class... Parts> std::string cat(const Parts&... parts) {
   return out.str();
 }
 
-// As printf; at most 511 characters.
-template <class... Args> std::string format(const char* pattern, Args... args) {
-  char text[512];
-  std::snprintf(text, sizeof text, pattern, args...);
+template <class... Args> std::string format(const char* pattern, Args... args) {  // as printf
+  std::string text(size_t(std::snprintf(nullptr, 0, pattern, args...)), ' ');
+  std::snprintf(text.data(), text.size() + 1, pattern, args...);
   return text;
 }
 

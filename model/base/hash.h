@@ -1,7 +1,7 @@
 // Hashes: a word's bits scattered, a sequence's label, a file's checksum. All are against
 // accidents, not against intent. What they return is part of what duet promises (initial values,
 // batches, checkpoints, printed hashes), so it never changes.
-// Read next: clock.h.
+// Read next: memory_short.h.
 #pragma once
 #include <bit>
 #include <cstdint>

@@ -1,9 +1,11 @@
 // See json.h. The only file that includes nlohmann/json.hpp.
 #include "model/base/json.h"
 
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
+
+#include "model/base/read_file.h"
+#include "model/base/text.h"
 
 namespace duet {
 
@@ -42,32 +44,68 @@ Json& Json::push(const Json& value) {
 
 namespace {
 
-// Follows the parser, and refuses what it accepts: keys that occur twice, and a million '[', for
-// values are printed recursively.
-struct Watcher {
-  using Event = nlohmann::json::parse_event_t;
+// Makes the value of what the parser meets. The parser's own way looks for each key among those
+// before it, which takes minutes where a model's index names 90,000 tensors, and accepts what is
+// refused here: keys that occur twice, and a million '[', for values are printed recursively.
+struct Builder {
+  using Value = nlohmann::ordered_json;
   struct Open {
+    Value value;
     std::string key = "";  // whose value is being read
     std::set<std::string> keys = {};
   };
   const std::string& where;
+  Value root = {};
   std::vector<Open> open = {};  // arrays and objects, each within the one before
 
   [[noreturn]] void refuse(const std::string& why) const {
     std::string path;
     for (size_t i = 0; i + 1 < open.size(); ++i)
-      if (!open[i].key.empty()) path += (path.empty() ? ": " : ".") + open[i].key;
+      if (!open[i].key.empty()) path += (path.empty() ? ": " : ".") + shortened(open[i].key);
     throw UsageError(where + path + ": " + why);
   }
-  bool operator()(int, Event event, nlohmann::ordered_json& parsed) {
-    if (event == Event::object_end || event == Event::array_end) open.pop_back();
-    if (event == Event::object_start || event == Event::array_start) open.emplace_back();
-    if (open.size() > 200) refuse("nested deeper than the 200 levels allowed");
-    if (event != Event::key) return true;
-    auto& [key, keys] = open.back();
-    key = parsed.get<std::string>();
-    if (!keys.insert(key).second) refuse("the key \"" + key + "\" occurs twice");
+  bool add(Value value) {
+    if (open.empty())
+      root = std::move(value);
+    else if (auto& [outer, key, keys] = open.back(); outer.is_array())
+      outer.push_back(std::move(value));
+    else
+      outer.get_ref<Value::object_t&>().emplace_back(key, std::move(value));
     return true;
+  }
+  bool begin(Value value) {
+    open.push_back({std::move(value)});
+    if (open.size() > 200) refuse("nested deeper than the 200 levels allowed");
+    return true;
+  }
+  bool end() {
+    Value value = std::move(open.back().value);
+    open.pop_back();
+    return add(std::move(value));
+  }
+
+  // --- what the parser calls ---
+  bool null() { return add(nullptr); }
+  bool boolean(bool b) { return add(b); }
+  bool number_integer(int64_t i) { return add(i); }
+  bool number_unsigned(uint64_t i) { return add(i); }
+  bool number_float(double x, const std::string&) { return add(x); }
+  bool string(std::string& s) { return add(std::move(s)); }
+  bool binary(Value::binary_t&) { return false; }  // not in text
+  bool start_object(size_t) { return begin(Value::object()); }
+  bool start_array(size_t) { return begin(Value::array()); }
+  bool end_object() { return end(); }
+  bool end_array() { return end(); }
+  bool key(std::string& k) {
+    open.back().key = k;
+    if (!open.back().keys.insert(k).second) refuse("the key \"" + shortened(k) + "\" occurs twice");
+    return true;
+  }
+  bool parse_error(size_t, const std::string&, const nlohmann::json::exception& e) {
+    // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
+    const std::string what = e.what();
+    throw UsageError(
+        where + ": not valid JSON: " + shortened(what.substr(what.find("] ") + 2), 300));
   }
 };
 
@@ -76,26 +114,13 @@ struct Watcher {
 Json Json::parse(std::string_view text, const std::string& where) {
   Json j;
   j.where_ = std::make_shared<const std::string>(where);
-  try {
-    Watcher watcher{where};
-    *j.value_ = Value::parse(text.begin(), text.end(), std::ref(watcher));
-  } catch (const nlohmann::json::exception& e) {
-    // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
-    const std::string what = e.what();
-    throw UsageError(where + ": not valid JSON: " + what.substr(what.find("] ") + 2));
-  }
+  Builder builder{where};
+  Value::sax_parse(text.begin(), text.end(), &builder);
+  *j.value_ = std::move(builder.root);
   return j;
 }
 
-Json Json::load(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  require(bool(in), path, cannot_be("opened"));
-  std::string text;
-  char block[1 << 16];
-  while (in.read(block, sizeof block) || in.gcount() > 0) text.append(block, size_t(in.gcount()));
-  require(!in.bad(), path, cannot_be("read"));
-  return parse(text, path);
-}
+Json Json::load(const std::string& path) { return parse(read_file(path), file_name(path)); }
 
 std::string Json::dump(int indent) const {
   return value_->dump(indent, ' ', false, Value::error_handler_t::replace);
@@ -107,7 +132,7 @@ Json Json::part(const Value& value, const std::string& key) const {
   Json j = *this;
   j.value_ = std::shared_ptr<Value>(value_, const_cast<Value*>(&value));  // changed only by own()
   if (!key.empty() && where_) {
-    j.where_ = std::make_shared<const std::string>(*where_ + (root_ ? ": " : ".") + key);
+    j.where_ = std::make_shared<const std::string>(*where_ + (root_ ? ": " : ".") + shortened(key));
     j.root_ = false;
   }
   return j;
@@ -123,6 +148,8 @@ void Json::fail(const std::string& expected, std::string found) const {
 }
 
 bool Json::is_null() const { return value_->is_null(); }
+
+bool Json::is_array() const { return value_->is_array(); }
 
 bool Json::is_integer() const {
   return value_->is_number_integer() &&
@@ -144,9 +171,11 @@ int64_t Json::integer(int64_t lo, int64_t hi) const {
   return i;
 }
 
-double Json::number() const {
+double Json::number(double lo, double hi) const {
   expect(value_->is_number(), "a number");
-  return value_->get<double>();
+  const auto x = value_->get<double>();
+  if (!(x >= lo && x <= hi)) fail(cat("a number in ", lo, " .. ", hi), dump());
+  return x;
 }
 
 std::string Json::string() const {

@@ -21,6 +21,7 @@
 // which costs a file three seconds to compile.
 // Read next: hash.h.
 #pragma once
+#include <cfloat>
 #include <concepts>
 #include <cstdint>
 #include <memory>
@@ -62,16 +63,17 @@ class Json {
 
   // --- text --- `where` names the text in errors: a file, an option.
   static Json parse(std::string_view text, const std::string& where);
-  static Json load(const std::string& path);
-  std::string dump(int indent = -1) const;  // < 0: all on one line
+  static Json load(const std::string& path);  // see read_file.h
+  std::string dump(int indent = -1) const;    // < 0: all on one line
 
-  // --- read --- all throw UsageError where the value is of another type, or an integer is not
+  // --- read --- all throw UsageError where the value is of another type, or a number is not
   // within lo .. hi
   bool is_null() const;
+  bool is_array() const;
   bool is_integer() const;
   bool boolean() const;
   int64_t integer(int64_t lo = INT64_MIN, int64_t hi = INT64_MAX) const;
-  double number() const;  // an integer counts
+  double number(double lo = -DBL_MAX, double hi = DBL_MAX) const;  // an integer counts
   std::string string() const;
   Array items() const;
   Object members() const;

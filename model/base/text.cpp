@@ -80,8 +80,54 @@ std::string shortened(std::string_view text, size_t most) {
         " characters)");
   }
   std::replace_if(
-      s.begin(), s.end(), [](unsigned char c) { return c < ' '; }, '?');
+      s.begin(), s.end(), [](unsigned char c) { return c < ' ' || c == 127; }, '?');
   return s;
+}
+
+// The bytes of the UTF-8 character that begins here, 0 where none does; more than there are where
+// it is not whole.
+static size_t character_length(std::string_view text) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const int lead = byte(0);
+  const size_t length = lead < 0x80 ? 1
+      : lead < 0xC2                 ? 0
+      : lead < 0xE0                 ? 2
+      : lead < 0xF0                 ? 3
+      : lead < 0xF5                 ? 4
+                                    : 0;
+  for (size_t i = 1; i < std::min(length, text.size()); ++i) {
+    // shorter forms, surrogates and what is beyond U+10FFFF
+    const int least = i > 1 ? 0x80
+        : lead == 0xE0      ? 0xA0
+        : lead == 0xF0      ? 0x90
+                            : 0x80,
+              most = i > 1 ? 0xBF
+        : lead == 0xED     ? 0x9F
+        : lead == 0xF4     ? 0x8F
+                           : 0xBF;
+    if (byte(i) < least || byte(i) > most) return 0;
+  }
+  return length;
+}
+
+std::string Printable::add(std::string_view bytes, bool last) {
+  waiting_ += bytes;
+  std::string out;
+  std::string_view left = waiting_;
+  while (!left.empty()) {
+    size_t length = character_length(left);
+    if (length > left.size() && !last) break;
+    const unsigned char first = left[0], second = left.size() > 1 ? left[1] : 0;
+    const bool control = length == 1
+        ? first == 127 || (first < ' ' && first != '\n' && first != '\t')
+        : length == 2 && first == 0xC2 && second < 0xA0;
+    const bool good = length > 0 && length <= left.size() && !control;
+    if (!good) length = 1;
+    out += good ? std::string(left.substr(0, length)) : format("\\x%02x", first);
+    left.remove_prefix(length);
+  }
+  waiting_ = left;
+  return out;
 }
 
 }  // namespace duet

@@ -4,7 +4,7 @@
 //
 // Where a text is not as it should be the answer is empty, and whoever asked, who knows the option
 // or the file, says so.
-// Read next: json.h.
+// Read next: read_file.h.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -55,5 +55,16 @@ void read_keys(
 
 // For one line of a message: the middle of a long text left out, no line ends or other controls.
 std::string shortened(std::string_view text, size_t most = 100);
+
+// What a model says, token after token, as a terminal may have it: bytes that are not UTF-8 and
+// control characters, line ends and tabs apart, become \xNN. The bytes of a character that is not
+// whole yet wait for the next ones, or for the last.
+class Printable {
+ public:
+  std::string add(std::string_view bytes, bool last = false);
+
+ private:
+  std::string waiting_;
+};
 
 }  // namespace duet

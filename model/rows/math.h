@@ -22,7 +22,9 @@ HD float fused_multiply_add(float a, float b, float c) {
 HD float exp_(float x) {
   x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
   const float t = x * 1.44269504f;
-  const int n = int(t + (t < 0 ? -0.5f : 0.5f));
+  // NaN goes through r; the bound, below all other t, keeps it from a cast that has no value for it
+  const float whole = t > -126.0f ? t : -126.0f;
+  const int n = int(whole + (whole < 0 ? -0.5f : 0.5f));
   float r = fused_multiply_add(float(n), -0.693359375f, x);
   r = fused_multiply_add(float(n), 2.12194440e-4f, r);
   float p = 1.3888889e-3f;

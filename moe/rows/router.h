@@ -18,7 +18,11 @@ struct RouterShape {
   double scaling;  // routed_scaling_factor
 };
 
-inline constexpr float kMasked = -1e30f;  // the paper's -inf, in a file compiled for finite math
+// The paper's -inf, in a file compiled for finite math.
+inline constexpr float kMasked = -1e30f;
+// A choice is never below: an expert whose bias is -inf is the last to be chosen, and a group with
+// such an expert, whose score is this or twice this, still differs from a masked one.
+inline constexpr float kNever = -1e29f;
 
 // Visits the k largest of values[0..n) in descending order (of equal ones the first), and masks
 // them in `values` on the way. Where nothing but NaN is left the choice is arbitrary, but one of
@@ -65,7 +69,10 @@ struct RouterF {
     select_top(g, choice, s.experts, s.topk, [&](int j, int i) {
       if (g.lane() == 0) plain[j] = i;
     });
-    for (int i = g.lane(); i < s.experts; i += Group::size) choice[i] = score[i] + bias[i];
+    for (int i = g.lane(); i < s.experts; i += Group::size) {
+      const T biased = score[i] + bias[i];
+      choice[i] = biased > T(kNever) ? biased : T(kNever);
+    }
     if (s.topk_groups < s.groups) mask_groups(g, choice, s);
     select_top(g, choice, s.experts, s.topk, [&](int j, int i) {
       if (g.lane() == 0)

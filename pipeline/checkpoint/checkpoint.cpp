@@ -106,7 +106,7 @@ static void read_tensors(const TensorFiles& files, Stream& stream, Params& param
     const auto has = [&](const SafetensorsReader& file) { return file.find(name) != nullptr; };
     const auto found = std::find_if(files.begin(), files.end(), has);
     const SafetensorsReader& file = found == files.end() ? files.front() : *found;
-    std::vector<float> host = file.floats(file.at(name, t.shape));  // throws where it is missing
+    std::vector<float> host = file.finite(file.at(name, t.shape));  // throws where it is missing
     if (p.transposed) host = transposed(host, p.cols, p.rows);
     stream.copy(state_of(p, state).data, host.data(), host.size() * sizeof(float));
     stream.synchronize();

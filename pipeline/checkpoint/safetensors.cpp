@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "model/base/json.h"
+#include "model/base/text.h"
 
 namespace duet {
 
@@ -21,13 +23,25 @@ constexpr int64_t kMaxHeader = 100'000'000;  // the format's own limit
 int64_t element_size(const std::string& dtype) {
   if (dtype == "F64" || dtype == "I64") return 8;
   if (dtype == "F32" || dtype == "I32") return 4;
-  return dtype == "BF16" ? 2 : 0;
+  return dtype == "BF16" || dtype == "F16" ? 2 : 0;
 }
+
+// IEEE half precision, as it lies in a file.
+struct Half {
+  uint16_t bits;
+  explicit operator float() const {
+    const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    const float size = exponent == 31 ? (fraction ? NAN : INFINITY)
+        : exponent == 0               ? std::ldexp(float(fraction), -24)
+                                      : std::ldexp(float(1024 + fraction), exponent - 25);
+    return bits >> 15 ? -size : size;
+  }
+};
 
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (int64_t n : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(n);
-  return text + "]";
+  return shortened(text + "]");
 }
 
 }  // namespace
@@ -40,7 +54,7 @@ int64_t TensorSpec::elements() const {
 
 int64_t TensorSpec::bytes() const { return elements() * element_size(dtype); }
 
-std::string TensorSpec::text() const { return dtype + " " + shape_text(shape); }
+std::string TensorSpec::text() const { return shortened(dtype) + " " + shape_text(shape); }
 
 // --- Writer --------------------------------------------------------------------------------------
 
@@ -92,9 +106,7 @@ SafetensorsReader::Entry parse_entry(
   SafetensorsReader::Entry t;
   t.name = name;
   t.dtype = j.at("dtype").string();
-  const int64_t element = element_size(t.dtype);
-  require(element > 0, j.where(), ": expected dtype F64, F32, BF16, I64 or I32, found ", t.dtype);
-  int64_t bytes = element;
+  int64_t bytes = element_size(t.dtype);
   for (const Json& d : j.at("shape").items()) {
     t.shape.push_back(d.integer(0));
     const bool overflow = __builtin_mul_overflow(bytes, t.shape.back(), &bytes);
@@ -103,8 +115,9 @@ SafetensorsReader::Entry parse_entry(
   const auto offsets = j.at("data_offsets").items();
   require(offsets.size() == 2, j.where(), ": expected two data_offsets, found ", offsets.size());
   const int64_t begin = offsets[0].integer(0), end = offsets[1].integer(begin);
-  require(end - begin == bytes, j.where(), ": ", t.text(), " needs ", bytes,
-      " bytes, data_offsets give ", end - begin);
+  t.size = end - begin;  // of a dtype that is not known, and not read, whatever it is
+  require(t.size == bytes || element_size(t.dtype) == 0, j.where(), ": ", t.text(), " needs ",
+      bytes, " bytes, data_offsets give ", t.size);
   require(end <= int64_t(data.size()), j.where(), ": the data ends at byte ", end,
       ", but the file has only ", data.size(), " bytes of data: truncated?");
   t.data = data.data() + begin;
@@ -129,14 +142,15 @@ SafetensorsReader::SafetensorsReader(const std::string& path) : path_(path), fil
   std::vector<const Entry*> in_order;
   for (const auto& [name, tensor] : tensors_) in_order.push_back(&tensor);
   std::sort(in_order.begin(), in_order.end(), [](const Entry* a, const Entry* b) {
-    return std::pair(a->data, a->bytes()) < std::pair(b->data, b->bytes());
+    return std::pair(a->data, a->size) < std::pair(b->data, b->size);
   });
   const char* end = data.data();
   for (const Entry* t : in_order) {
-    require(t->data >= end, path_, ": ", t->name, ": overlaps the tensor before it by ",
-        end - t->data, " bytes");
-    require(t->data == end, path_, ": ", t->name, ": a gap of ", t->data - end, " bytes before it");
-    end = t->data + t->bytes();
+    const std::string name = shortened(t->name);
+    require(t->data >= end, path_, ": ", name, ": overlaps the tensor before it by ", end - t->data,
+        " bytes");
+    require(t->data == end, path_, ": ", name, ": a gap of ", t->data - end, " bytes before it");
+    end = t->data + t->size;
   }
   const int64_t left = data.data() + data.size() - end;
   require(left == 0, path_, ": ", left, " bytes after the last tensor");
@@ -164,9 +178,25 @@ std::vector<float> SafetensorsReader::floats(const Entry& t) const {
       out[i] = float(x);
     }
   };
-  require(t.dtype == "F32" || t.dtype == "BF16" || t.dtype == "F64", path_, ": ", t.name,
-      ": expected dtype F32, BF16 or F64, found ", t.dtype);
-  t.dtype == "F32" ? convert(float()) : t.dtype == "BF16" ? convert(bf16()) : convert(double());
+  if (t.dtype == "F32")
+    convert(float());
+  else if (t.dtype == "BF16")
+    convert(bf16());
+  else if (t.dtype == "F16")
+    convert(Half());
+  else if (t.dtype == "F64")
+    convert(double());
+  else
+    throw UsageError(cat(
+        path_, ": ", t.name, ": expected dtype F32, BF16, F16 or F64, found ", shortened(t.dtype)));
+  return out;
+}
+
+std::vector<float> SafetensorsReader::finite(const Entry& t) const {
+  std::vector<float> out = floats(t);
+  for (size_t i = 0; i < out.size(); ++i)
+    require(std::isfinite(out[i]), path_, ": ", t.name, ": found ", out[i], " at element ", i,
+        ", allowed: finite numbers");
   return out;
 }
 

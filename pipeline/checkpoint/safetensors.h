@@ -2,7 +2,8 @@
 // tensors' raw bytes without gaps.
 //
 // The header maps each name to {"dtype", "shape", "data_offsets": [begin, end]} and "__metadata__"
-// to strings. Dtypes here: F64, I64, F32, I32, BF16. The writer puts larger dtypes first and sorts
+// to strings. Dtypes here: F64, I64, F32, I32, BF16, F16; tensors of others may be in a file and
+// are refused where they are read. The writer puts larger dtypes first and sorts
 // by name within one, so that every tensor lies at a multiple of its element size; it needs the
 // shapes in advance and then takes tensor after tensor, so no copy of the model is made. The reader
 // maps the file and trusts nothing: whatever does not fit is a UsageError naming the file and the
@@ -48,8 +49,9 @@ class SafetensorsWriter {
 class SafetensorsReader {
  public:
   struct Entry : TensorSpec {
-    // bytes() of them; valid as long as the reader; aligned only as the file is
+    // valid as long as the reader; aligned only as the file is
     const char* data = nullptr;
+    int64_t size = 0;  // bytes of it
   };
   explicit SafetensorsReader(const std::string& path);
 
@@ -57,8 +59,9 @@ class SafetensorsReader {
   const Entry* find(const std::string& name) const;
   // which must exist with this shape
   const Entry& at(const std::string& name, const std::vector<int64_t>& shape) const;
-  // of an F32, BF16 or F64 tensor
+  // of an F32, BF16, F16 or F64 tensor
   std::vector<float> floats(const Entry& tensor) const;
+  std::vector<float> finite(const Entry& tensor) const;  // where NaN and infinity are refused
 
  private:
   std::string path_;

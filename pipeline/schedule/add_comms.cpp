@@ -23,12 +23,6 @@ template <class Recv> void for_messages_needed(const Schedule& s, const Action& 
   });
 }
 
-bool is_forward(Kind kind) { return kind == Kind::SEND_F || kind == Kind::RECV_F; }
-bool is_send(Kind kind) { return kind == Kind::SEND_F || kind == Kind::SEND_B; }
-int other_stage(const Action& comm) {
-  return comm.stage + (is_forward(comm.kind) == is_send(comm.kind) ? 1 : -1);
-}
-
 // Numbers messages by their receiver's stage: 0 .. 2 S M - 1.
 size_t message_id(const Schedule& s, const Action& comm) {
   const int receiver = is_send(comm.kind) ? other_stage(comm) : comm.stage;

@@ -11,6 +11,8 @@
 namespace duet {
 namespace {
 
+constexpr int64_t kFew = 1 << 20;  // of what takes no memory to speak of
+
 struct Cell {
   int rank = -1, index = -1;
 };
@@ -30,7 +32,8 @@ std::string grid(const Schedule& s, const std::vector<Cell>& marks) {
     const int begin =
         std::clamp(center - kBefore, 0, std::max(0, int(row.size()) - kBefore - kAfter));
     const int end = std::min(begin + kBefore + kAfter, int(row.size()));
-    out += cat("\n  rank ", rank, begin > 0 ? cat("  .. from ", begin, ":") : ":");
+    const std::string line = s.lines.empty() ? "" : cat(" (line ", s.lines[rank], ")");
+    out += cat("\n  rank ", rank, line, begin > 0 ? cat("  .. from ", begin, ":") : ":");
     for (int i = begin; i < end; ++i) {
       const std::string text = to_string(row[i]);
       out += i == marked ? cat(" >", text, "<") : cat("  ", text);
@@ -43,6 +46,18 @@ std::string grid(const Schedule& s, const std::vector<Cell>& marks) {
 template <class... Parts>
 [[noreturn]] void refuse(const Schedule& s, const std::vector<Cell>& marks, const Parts&... what) {
   throw UsageError(cat("schedule ", s.name, ": ", what..., grid(s, marks)));
+}
+
+// Before memory is taken for all that rule 1 looks for: two actions, at least, for each microbatch
+// in a stage.
+void check_count(const Schedule& s) {
+  int64_t parts = 0;
+  for (const auto& row : s.ranks)
+    for (const Action& a : row) parts += 1 + a.overlapped();
+  const int64_t visits = int64_t(s.model_stages()) * s.microbatches;
+  if (visits > kFew && parts < 2 * visits)
+    refuse(s, {{0, 0}}, "found ", parts, " actions, expected at least ", 2 * visits, " for ",
+        s.microbatches, " microbatches through ", s.model_stages(), " stages");
 }
 
 // Rule 1: everything once, and where it belongs.
@@ -133,6 +148,7 @@ Usage count(const Schedule& s) {
 }  // namespace
 
 Usage check(const Schedule& s) {
+  check_count(s);
   check_set(s);
   refuse_stuck(s, run_list(s, [](int, int) {}), "no rank can go on");
   const Schedule with_comms = add_comms(s);

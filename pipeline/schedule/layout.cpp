@@ -71,14 +71,16 @@ std::vector<int64_t> split_layers(
   std::vector<std::vector<size_t>> cut(size_t(stages) + 1, std::vector<size_t>(n + 1));
   largest[0][0] = 0;
   for (size_t s = 1; s <= size_t(stages); ++s)
-    for (size_t l = s; l <= n; ++l)
-      for (size_t k = s - 1; k < l; ++k) {
-        const double part = std::max(largest[s - 1][k], up_to[l] - up_to[k]);
-        if (part <= largest[s][l]) {
-          largest[s][l] = part;
-          cut[s][l] = k;
-        }
-      }
+    for (size_t l = s, k = s - 1; l <= n; ++l) {
+      // the larger k, the smaller the last part and the larger the others: the best k is in a
+      // valley, and not before that of l - 1
+      const auto worst = [&](size_t at) {
+        return std::max(largest[s - 1][at], up_to[l] - up_to[at]);
+      };
+      while (k + 1 < l && worst(k + 1) <= worst(k)) ++k;
+      largest[s][l] = worst(k);
+      cut[s][l] = k;
+    }
   std::vector<int64_t> bounds(size_t(stages) + 1);
   size_t l = n;
   for (size_t s = size_t(stages); s > 0; --s) {

@@ -2,10 +2,12 @@
 #include "pipeline/schedule/schedule.h"
 
 #include <algorithm>
-#include <fstream>
-#include <istream>
+#include <map>
 #include <ostream>
+#include <sstream>
+#include <tuple>
 
+#include "model/base/read_file.h"
 #include "model/base/text.h"
 #include "pipeline/schedule/published/published.h"
 
@@ -15,27 +17,7 @@ namespace {
 // of a stage or microbatch number in a file: a typing error, not a schedule
 constexpr int kLargest = 1 << 20;
 constexpr int64_t kMostActions = 1 << 24;  // of a schedule that fits into memory
-
-std::vector<Action> read_row(const std::string& line, const std::string& where) {
-  std::vector<Action> row;
-  int column = 0;
-  for (const std::string& cell : split(line)) {
-    ++column;
-    if (cell.empty()) continue;
-    const auto action = parse_action(cell);
-    require(action.has_value(), where, ", cell ", column,
-        ": expected an action such as 0F1, 2I0, 2W0, 2B0 or ", "(0F1;7B0)OVERLAP_F_B, found ",
-        cell);
-    require(!action->is_comm(), where, ", cell ", column, ": found ", cell,
-        "; leave sends and receives out, duet adds them");
-    const int largest =
-        std::max({action->stage, action->microbatch, action->b_stage, action->b_microbatch});
-    require(largest < kLargest, where, ", cell ", column, ": expected numbers below ", kLargest,
-        ", found ", cell);
-    row.push_back(*action);
-  }
-  return row;
-}
+constexpr int64_t kActionBytes = 256;      // of one through checker, messages and simulator, about
 
 // Stages are where their actions stand. In a schedule of two directions every microbatch of the
 // second half visits the second half of the stages and none of the first; in one direction half of
@@ -62,6 +44,117 @@ void infer_placement(Schedule& s) {
   s.two_directions = s.stages() % 2 == 0 && s.microbatches > 1 && 4LL * matching > 3LL * total;
 }
 
+struct Place {
+  int line = 0, column = 0;
+};
+
+// A file: its rows first, then its cells.
+class CsvReader {
+ public:
+  CsvReader(const std::string& text, const std::string& name) : name_(name) {
+    std::istringstream in(text);
+    int number = 0;
+    for (std::string line; std::getline(in, line);) {
+      ++number;
+      if (!line.starts_with("#") && !trimmed(line).empty()) lines_.push_back({number, line});
+    }
+    // PyTorch 2.5 and before wrote B for the backward for inputs and BW for the full one.
+    const auto has = [&](char kind) {
+      return std::any_of(lines_.begin(), lines_.end(),
+          [&](const auto& line) { return line.second.find(kind) != std::string::npos; });
+    };
+    old_ = has('W') && !has('I');
+  }
+
+  Schedule read() {
+    Schedule s;
+    s.name = name_;
+    s.pp = int(lines_.size());
+    for (const auto& [number, line] : lines_) {
+      s.lines.push_back(number);
+      s.ranks.push_back(read_row(line, number));
+    }
+    require(
+        !microbatches_.empty(), name_, ": expected one row of actions for each rank, found none");
+    expect_no_gap(stages_, "stage");
+    expect_no_gap(microbatches_, "microbatch");
+    s.microbatches = int(microbatches_.size());
+    infer_placement(s);
+    for (const auto& [message, place] : messages_)
+      require(message.stage < s.stages() && s.lines[s.rank_of[message.stage]] == place.line,
+          where(place), ": found ", to_string(message), " in a row that does not run stage ",
+          message.stage);
+    for (const auto& [message, place] : messages_) {
+      Action other = message;
+      other.kind = Kind(int(message.kind) + (is_send(message.kind) ? 1 : -1));
+      other.stage = other_stage(message);
+      require(messages_.contains(other), where(place), ": found ", to_string(message),
+          ", but no cell has ", to_string(other), ", the other end of the message");
+    }
+    return s;
+  }
+
+ private:
+  struct ByFields {
+    bool operator()(const Action& a, const Action& b) const {
+      return std::tie(a.kind, a.stage, a.microbatch) < std::tie(b.kind, b.stage, b.microbatch);
+    }
+  };
+
+  std::string where(const Place& at) const {
+    return cat(name_, ":", at.line, ", cell ", at.column);
+  }
+
+  std::vector<Action> read_row(const std::string& line, int number) {
+    std::vector<Action> row;
+    Place at{number, 0};
+    for (std::string cell : split(line)) {
+      ++at.column;
+      if (cell.empty()) continue;
+      const std::string found = shortened(cell);
+      const size_t full = old_ ? cell.find("BW") : cell.npos;
+      if (full != cell.npos) cell.erase(full + 1, 1);
+      std::optional<Action> action = parse_action(cell);
+      require(action.has_value(), where(at),
+          ": expected an action such as 0F1, 2I0, 2W0, 2B0 or (0F1;7B0)OVERLAP_F_B, found ", found);
+      if (old_ && full == cell.npos && action->kind == Kind::B) action->kind = Kind::I;
+      const int largest =
+          std::max({action->stage, action->microbatch, action->b_stage, action->b_microbatch});
+      require(
+          largest < kLargest, where(at), ": expected numbers below ", kLargest, ", found ", found);
+      if (action->is_comm()) {
+        require(
+            messages_.emplace(*action, at).second, where(at), ": found ", found, " a second time");
+        continue;
+      }
+      row.push_back(*action);
+      for_parts(*action, [&](const Action& part) {
+        stages_.try_emplace(part.stage, at);
+        microbatches_.try_emplace(part.microbatch, at);
+      });
+    }
+    return row;
+  }
+
+  // Names the first cell beyond a gap: what is missing is rarely wrong, a typing error is.
+  void expect_no_gap(const std::map<int, Place>& numbers, const char* what) const {
+    int next = 0;
+    for (const auto& [number, place] : numbers) {
+      const std::string missing = number == next + 1
+          ? cat(what, " ", next, " is missing")
+          : cat(what, what[0] == 's' ? "s " : "es ", next, " to ", number - 1, " are missing");
+      require(number == next++, where(place), ": found ", what, " ", number, ", but ", missing,
+          ": no row has an action of it");
+    }
+  }
+
+  const std::string& name_;
+  std::vector<std::pair<int, std::string>> lines_;  // a row's number in the file, its text
+  bool old_ = false;
+  std::map<int, Place> stages_, microbatches_;  // where each comes first
+  std::map<Action, Place, ByFields> messages_;  // sends and receives; duet makes its own
+};
+
 }  // namespace
 
 const std::vector<ScheduleKind>& schedule_kinds() {
@@ -73,10 +166,8 @@ const std::vector<ScheduleKind>& schedule_kinds() {
 }
 
 Schedule make_schedule(const std::string& name, const ScheduleSize& size) {
-  if (name.ends_with(".csv")) {
-    std::ifstream file(name);
-    require(file.good(), "--schedule: cannot open ", name);
-    Schedule s = read_csv(file, name);
+  if (is_schedule_file(name)) {
+    Schedule s = read_csv(read_file(name), file_name(name));
     require(
         size.pp == 0 || size.pp == s.pp, "--pp: ", name, " has ", s.pp, " ranks, found ", size.pp);
     require(size.microbatches == 0 || size.microbatches == s.microbatches, "--microbatches: ", name,
@@ -86,39 +177,25 @@ Schedule make_schedule(const std::string& name, const ScheduleSize& size) {
   require(size.pp >= 1 && size.pp <= 4096, "--pp: expected 1 to 4096 ranks, found ", size.pp);
   require(size.microbatches >= 1 && size.microbatches <= kLargest, "--microbatches: expected 1 to ",
       kLargest, ", found ", size.microbatches);
-  require(int64_t(size.pp) * size.virtual_stages <= kMostActions / size.microbatches,
-      "--microbatches: found ", size.microbatches, " through ", size.pp, " ranks of ",
-      size.virtual_stages, " stages, allowed: products of the three up to ", kMostActions);
+  const int64_t stages = int64_t(size.pp) * size.virtual_stages;
+  require(stages <= kMostActions / size.microbatches, "--microbatches: found ", size.microbatches,
+      " through ", size.pp, " ranks of ", size.virtual_stages, " stages, whose actions need about ",
+      stages * size.microbatches * kActionBytes >> 30,
+      " GiB, allowed: products of the three up to ", kMostActions, ", ",
+      kMostActions * kActionBytes >> 30, " GiB");
   std::string names;
   for (const ScheduleKind& kind : schedule_kinds()) {
     if (name == kind.name) return kind.make(size);
     names += cat(kind.name, ", ");
   }
-  throw UsageError(
-      cat("--schedule: expected ", names, "or a file that ends in .csv, found ", shortened(name)));
+  throw UsageError(cat("--schedule: expected ", names,
+      "or a file that ends in .csv, or - for standard input, found ", shortened(name)));
 }
 
-Schedule read_csv(std::istream& in, const std::string& name) {
-  Schedule s;
-  s.name = name;
-  int line_number = 0;
-  for (std::string line; std::getline(in, line);) {
-    const std::string where = cat(name, ":", ++line_number);
-    if (!line.empty() && line.back() == '\r') line.pop_back();
-    if (!line.starts_with("#") && line.find_first_not_of(" \t") != line.npos)
-      s.ranks.push_back(read_row(line, where));
-  }
-  s.pp = int(s.ranks.size());
-  for (const auto& row : s.ranks) {
-    for (const Action& a : row)
-      s.microbatches = std::max({s.microbatches, a.microbatch + 1, a.b_microbatch + 1});
-  }
-  require(s.microbatches > 0, name, ": expected one row of actions for each rank, found none");
-  infer_placement(s);
-  for (int stage = 0; stage < s.stages(); ++stage)
-    require(
-        s.rank_of[stage] >= 0, name, ": stage ", stage, " is missing: no row has an action of it");
-  return s;
+bool is_schedule_file(const std::string& name) { return name == "-" || name.ends_with(".csv"); }
+
+Schedule read_csv(const std::string& text, const std::string& name) {
+  return CsvReader(text, name).read();
 }
 
 void write_csv(std::ostream& out, const Schedule& s) {

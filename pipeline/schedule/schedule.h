@@ -12,9 +12,11 @@
 //                    .. M-1 visit S/2 .. S-1; stages s and S/2+s compute the same s-th of S/2
 //                    parts: two copies of its weights, on mirrored ranks
 //
-// Files are PyTorch's pipelining CSV: one row a rank, one cell an action, empty cells skipped. Who
+// Files are PyTorch's pipelining CSV: one row a rank, one cell an action, empty cells are idle. Who
 // runs a stage is seen from the rows, and the directions from the (stage, microbatch) set: DualPipe
-// and a V share their stage numbers and differ in that.
+// and a V share their stage numbers and differ in that. Sends and receives must match and are left
+// out, for duet adds its own. A file with W and without I is one of PyTorch 2.5 or before, whose B
+// is I and whose BW is B.
 // Read next: published/published.h.
 #pragma once
 #include <iosfwd>
@@ -33,6 +35,7 @@ struct Schedule {
   bool two_directions = false;
   std::vector<int> rank_of;                // [stages]
   std::vector<std::vector<Action>> ranks;  // [pp], each any length
+  std::vector<int> lines;                  // [pp] of the file, where it came from one
 
   int stages() const { return int(rank_of.size()); }
   // parts the model is cut into
@@ -66,12 +69,14 @@ struct ScheduleKind {
 };
 const std::vector<ScheduleKind>& schedule_kinds();  // in the order of their publication
 
-// From a generator's name or from a file (whatever ends in .csv). For a file, sizes that are not 0
-// must be the file's. Throws UsageError for an unknown name and for sizes the schedule does not
-// exist for. What comes from a file is not checked yet.
+// From a generator's name or from a file (whatever ends in .csv; "-" is standard input). For a
+// file, sizes that are not 0 must be the file's. Throws UsageError for an unknown name and for
+// sizes the schedule does not exist for. What comes from a file is not checked yet.
 Schedule make_schedule(const std::string& name, const ScheduleSize& size);
 
-Schedule read_csv(std::istream& in, const std::string& name);
+bool is_schedule_file(const std::string& name);
+
+Schedule read_csv(const std::string& text, const std::string& name);
 void write_csv(std::ostream& out, const Schedule& schedule);
 
 }  // namespace duet

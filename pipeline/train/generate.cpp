@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <iostream>
 #include <numeric>
 #include <random>
@@ -34,15 +35,20 @@ void generate(
     Trainer& trainer, const Tokenizer& tokenizer, const SampleOptions& o, std::ostream& out) {
   std::vector<int32_t> ids = tokenizer.encode(o.prompt);
   std::mt19937_64 random(o.seed);
-  out << o.prompt << std::flush;
+  Printable printable;
+  const auto print = [&](std::string_view bytes, bool last = false) {
+    out << (o.raw ? std::string(bytes) : printable.add(bytes, last)) << std::flush;
+  };
+  print(o.prompt);
   for (int64_t i = 0; i < o.tokens; ++i) {
     const std::vector<float> logits = next_token_logits(trainer, ids);
     // a model's vocabulary may be padded
     const size_t known = std::min(logits.size(), size_t(tokenizer.vocab_size()));
     const double draw = double(random() >> 11) * 0x1p-53;
     ids.push_back(sample_token(std::span(logits).first(known), o, draw));
-    out << tokenizer.decode(std::span(ids).last(1)) << std::flush;
+    print(tokenizer.decode(std::span(ids).last(1)));
   }
+  print("", true);
   out << std::endl;
 }
 
@@ -60,16 +66,34 @@ void add_generate_command(CLI::App& duet, int&) {
   cli.number("--top-k", o->sample.top_k, 0, INT32_MAX,
       "sample from the k most likely tokens; 0: from all");
   cli.number("--seed", o->sample.seed, 0, INT64_MAX, "of the sampling");
-  cli.text("--tokenizer", o->tokenizer, "llm.c's tokenizer .bin; default: bytes");
+  cli.flag("--raw", o->sample.raw,
+      "sampled bytes as they are; else \\xNN for control characters and what is not UTF-8");
+  cli.text("--tokenizer", o->tokenizer,
+      "llm.c's tokenizer .bin; default: the one the run was trained with, else bytes");
   cli.choice("--device", o->device, {DeviceKind::cpu, DeviceKind::cuda}, device_kind_name,
       "where it runs; default: cuda if there is one");
   cli.number("--threads", o->threads, 0, 4096, "cores used; 0: all");
   cli.runs([o] { generate_command(*o, std::cout); });
 }
 
+// The tokenizer that is asked for, else the one that the checkpoint names.
+static Tokenizer tokenizer_of(const GenerateOptions& g, const std::string& dir) {
+  if (!g.tokenizer.empty()) return Tokenizer(g.tokenizer);
+  const Json trainer = dir.empty() ? Json() : checkpoint_trainer(dir);
+  const auto named = trainer.is_null() ? std::nullopt : trainer.find("tokenizer");
+  const std::string path = named ? named->string() : "";
+  if (path.empty()) return Tokenizer();
+  require(std::filesystem::exists(path), named->where(), ": found ", shortened(path),
+      ", which is not there, allowed: name it with --tokenizer");
+  return Tokenizer(path);
+}
+
 void generate_command(const GenerateOptions& g, std::ostream& out) {
   const SampleOptions& s = g.sample;
   require(!s.prompt.empty(), "--prompt: found nothing, allowed: at least one character");
+  const Launch launch = find_launch();
+  require(launch.ranks == 1, "generate: found ", launch.ranks, " processes of ", launch.by,
+      ", allowed: one, for a sample has one rank");
   TrainOptions o;
   o.device = g.device;
   o.threads = g.threads;
@@ -80,23 +104,31 @@ void generate_command(const GenerateOptions& g, std::ostream& out) {
     o.sample = 0;
     o.val_every = 0;
   }
-  const std::string dir = newest_checkpoint(g.from);
+  const std::string dir = g.from.empty() ? "" : newest_checkpoint(g.from);
   require(g.from.empty() || !dir.empty(), "--from: found no checkpoint in ", g.from,
       ", allowed: a run's folder or a checkpoint");
+  const Tokenizer tokenizer = tokenizer_of(g, dir);
   if (!dir.empty()) {
     o.init = dir;
-    o.seq_len = Json::load(dir + "/config.json").at("max_position_embeddings").integer(1);
+    // memory is for the context that will be there, not for the longest that the model knows
+    const int64_t most =
+        Json::load(dir + "/config.json").at("max_position_embeddings").integer(1, INT32_MAX);
+    o.seq_len = std::min(most, int64_t(tokenizer.encode(s.prompt).size()) + s.tokens);
     o.micro_batch_size = o.microbatches = 1;
   }
-  const Job job = make_job(o);
-  const Tokenizer tokenizer = g.tokenizer.empty() ? Tokenizer() : Tokenizer(g.tokenizer);
-  require(tokenizer.vocab_size() <= job.config.vocab_size, "--tokenizer: found ",
-      tokenizer.vocab_size(), " tokens, allowed: at most the model's ", job.config.vocab_size);
+  const Job job = make_job(o, dir.empty());
+  require(tokenizer.vocab_size() <= job.config.vocab_size || g.tokenizer.empty(),
+      "--tokenizer: found ", tokenizer.vocab_size(), " tokens, allowed: at most the model's ",
+      job.config.vocab_size);
+  for (int32_t id : tokenizer.encode(s.prompt))
+    require(id < job.config.vocab_size, "--prompt: found token ", id, ", '",
+        Printable().add(tokenizer.decode({&id, 1}), true), "', allowed: those below the model's ",
+        job.config.vocab_size);
   if (!dir.empty()) check_checkpoint(dir, job.config);
   run_ranks(job.run, [&](Comm& world) {
     const std::unique_ptr<Device> device = make_device(job, world.rank());
     Trainer trainer(job, world, *device);
-    if (!dir.empty()) load_checkpoint(trainer, dir);
+    if (!dir.empty()) load_checkpoint(trainer, dir, Restore::weights);
     for (int64_t step = 1; dir.empty() && step <= o.steps; ++step) train_step(trainer, step);
     generate(trainer, tokenizer, s, out);
   });

@@ -23,6 +23,7 @@ struct SampleOptions {
   double temperature = 0.8;  // 0: always the most likely token
   int64_t top_k = 0;         // sample from the k most likely only; 0: from all
   uint64_t seed = 0;
+  bool raw = false;  // bytes as they are sampled, instead of Printable's
 };
 
 // The token to follow, given the logits of the last one; `draw` in [0, 1). Of equal logits the
@@ -36,7 +37,7 @@ void generate(
 struct GenerateOptions {
   // a run's folder or a checkpoint; empty: a small model trained on the spot
   std::string from;
-  std::string tokenizer;             // llm.c's tokenizer .bin; empty: bytes
+  std::string tokenizer;             // llm.c's .bin; empty: the one that the checkpoint names
   std::optional<DeviceKind> device;  // empty: cuda if there is one
   int64_t threads = 0;
   SampleOptions sample;

@@ -12,6 +12,7 @@
 
 #include "pipeline/checkpoint/checkpoint.h"
 #include "pipeline/schedule/add_comms.h"
+#include "pipeline/train/estimate.h"
 
 namespace duet {
 
@@ -90,7 +91,7 @@ static Schedule forwards(const Schedule& s, int microbatches) {
   return add_comms(f);
 }
 
-Job make_job(TrainOptions options) {
+Job make_job(TrainOptions options, bool with_data) {
   Job job;
   job.config = options.resolve();
   if (!options.init.empty()) job.config = checkpoint_config(options.init);
@@ -98,6 +99,7 @@ Job make_job(TrainOptions options) {
   const TrainOptions& o = job.options;
   find_ranks(job);
   find_balancer(job);
+  check_fits(job);
 
   job.compute = make_schedule(o.schedule, {int(o.pp), int(o.microbatches), int(o.virtual_stages)});
   job.usage = check(job.compute);
@@ -107,6 +109,7 @@ Job make_job(TrainOptions options) {
   job.forward_only = forwards(job.compute, job.forward_microbatches);
   job.layer_bounds = split_layers(job.config, o.seq_len, job.compute.model_stages(), o.split);
 
+  if (!with_data) return job;
   job.dataset = load_dataset(o.data, o.seq_len, o.out);
   if (o.init.empty())
     job.config.vocab_size = std::max(job.config.vocab_size, job.dataset.vocab_size);

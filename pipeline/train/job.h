@@ -37,8 +37,9 @@ struct Job {
   int64_t global_sequences() const;  // of a step
 };
 
-// Throws UsageError that names the option for whatever does not fit together.
-Job make_job(TrainOptions options);
+// Throws UsageError that names the option for whatever does not fit together. Without data the job
+// can only generate.
+Job make_job(TrainOptions options, bool with_data = true);
 
 // The ranks that exchange messages: those with neighbouring stages, and those with two copies of a
 // stage.

@@ -1,6 +1,6 @@
 // TrainOptions: everything that `duet train` can be told, with its defaults. What an option means
 // is said once, in options.cpp, where --help has it from; here stand types and what empty means.
-// Read next: job.h.
+// Read next: estimate.h.
 #pragma once
 #include <cstdint>
 #include <optional>

@@ -3,11 +3,13 @@
 
 #include <algorithm>
 #include <cfloat>
-#include <fstream>
 #include <iostream>
+#include <map>
+#include <sstream>
 
 #include "model/base/command_line.h"
 #include "model/base/json.h"
+#include "model/base/read_file.h"
 #include "moe/eplb.h"
 #include "pipeline/insight/pictures/load_map.h"
 
@@ -26,29 +28,103 @@ float checked_load(double x, const std::string& where) {
   return float(x);
 }
 
+// [layers][experts], or [steps][layers][experts], summed.
+Loads parse_layers(const Json& json, const std::string& where) {
+  std::vector<std::vector<double>> sum;
+  const auto add = [&](const Json& layers) {
+    const Json::Array rows = layers.items();
+    require(sum.empty() || rows.size() == sum.size(), where, ": found a step of ", rows.size(),
+        " layers, allowed: ", sum.size(), " like the first");
+    sum.resize(rows.size());
+    for (size_t layer = 0; layer < rows.size(); ++layer) {
+      const Json::Array loads = rows[layer].items();
+      if (sum[layer].empty()) sum[layer].resize(loads.size());
+      require(loads.size() == sum[layer].size(), where, ", layer ", layer, ": found ", loads.size(),
+          " experts, allowed: ", sum[layer].size(), " like the first step");
+      for (size_t e = 0; e < loads.size(); ++e)
+        sum[layer][e] += checked_load(loads[e].number(), cat(where, ", layer ", layer));
+    }
+  };
+  const Json::Array outer = json.items();
+  const bool steps = !outer.empty() && outer[0].is_array() && !outer[0].items().empty() &&
+      outer[0].items()[0].is_array();
+  for (const Json& step : steps ? outer : Json::Array{json}) add(step);
+  Loads loads;
+  for (const std::vector<double>& layer : sum)
+    for (loads.emplace_back(); double x : layer) loads.back().push_back(checked_load(x, where));
+  return loads;
+}
+
+// An array, or the object's member that other programs and EPLB's README call it.
 Loads parse_json(const std::string& text, const std::string& path) {
   const Json json = Json::parse(text, path);
+  if (json.is_array()) return parse_layers(json, path);
+  if (const auto sglang = json.find("logical_count"))
+    return parse_layers(*sglang, path + ": logical_count");
+  return parse_layers(json.at("weight"), path + ": weight");
+}
+
+// A line of a CSV with commas between, and where it stands.
+struct Row {
+  std::string where;
+  std::vector<std::string> cells;
+  double number(size_t column) const {
+    const std::string at = cat(where, ", column ", column + 1);
+    const std::optional<double> x = parse_number<double>(cells[column]);
+    require(x.has_value(), at, ": expected a number, found '", shortened(cells[column]), "'");
+    return checked_load(*x, at);
+  }
+};
+
+// vLLM's: an expert a line, under these names; what comes again, another step's, is added.
+Loads parse_listed(const std::vector<Row>& rows) {
+  constexpr const char* kNames[] = {"layer_id", "expert_id", "count"};
+  constexpr int kBelow[] = {4096, kMaxReplicas};
+  size_t columns[3];
+  for (size_t i = 0; i < 3; ++i) {
+    const std::vector<std::string>& header = rows[0].cells;
+    columns[i] = size_t(std::find(header.begin(), header.end(), kNames[i]) - header.begin());
+    require(columns[i] < header.size(), rows[0].where, ": expected a column ", kNames[i],
+        ", found none");
+  }
+  std::map<int, std::vector<double>> layers;
+  size_t experts = 0;
+  for (const Row& row : std::span(rows).subspan(1)) {
+    require(row.cells.size() == rows[0].cells.size(), row.where, ": expected ",
+        rows[0].cells.size(), " columns, found ", row.cells.size());
+    int id[2];  // layer, expert
+    for (size_t i = 0; i < 2; ++i) {
+      const std::string& cell = row.cells[columns[i]];
+      const std::optional<int> x = parse_number<int>(cell);
+      require(x && *x >= 0 && *x < kBelow[i], row.where, ": ", kNames[i], ": found '",
+          shortened(cell), "', allowed: 0 to ", kBelow[i] - 1);
+      id[i] = *x;
+    }
+    std::vector<double>& layer = layers[id[0]];
+    experts = std::max(experts, size_t(id[1]) + 1);
+    layer.resize(std::max(layer.size(), experts));
+    layer[size_t(id[1])] += row.number(columns[2]);
+  }
   Loads loads;
-  for (const Json& layer : json.at("weight").items()) {
-    std::vector<float>& row = loads.emplace_back();
-    const std::string where = cat(path, ": weight, layer ", loads.size() - 1);
-    for (const Json& x : layer.items()) row.push_back(checked_load(x.number(), where));
+  for (auto& [id, layer] : layers) {
+    layer.resize(experts);
+    loads.emplace_back();
+    for (double x : layer) loads.back().push_back(checked_load(x, cat("layer ", id)));
   }
   return loads;
 }
 
-Loads parse_csv(std::istream& file, const std::string& path) {
-  Loads loads;
+Loads parse_csv(const std::string& text, const std::string& path) {
+  std::vector<Row> rows;
+  std::istringstream lines(text);
   std::string line;
-  for (int number = 1; std::getline(file, line); ++number) {
-    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    std::vector<float>& row = loads.emplace_back();
-    for (const std::string& cell : split(line)) {
-      const std::string where = cat(path, ": line ", number, ", column ", row.size() + 1);
-      const std::optional<double> x = parse_number<double>(cell);
-      require(x.has_value(), where, ": expected a number, found '", shortened(cell), "'");
-      row.push_back(checked_load(*x, where));
-    }
+  for (int number = 1; std::getline(lines, line); ++number)
+    if (!trimmed(line).empty()) rows.push_back({cat(path, ": line ", number), split(line)});
+  if (text.find("expert_id") < text.find('\n')) return parse_listed(rows);
+  Loads loads;
+  for (const Row& row : rows) {
+    loads.emplace_back();
+    for (size_t i = 0; i < row.cells.size(); ++i) loads.back().push_back(float(row.number(i)));
   }
   return loads;
 }
@@ -65,19 +141,12 @@ Loads summed(const RunLoads& run) {
   return loads;
 }
 
-Loads read_loads(const std::string& path) {
-  std::ifstream file(path);
-  require(file.good(), "--loads ", path, ": cannot be read");
-  if (is_metrics(path)) return summed(read_metrics(path));
-  file >> std::ws;
-  Loads loads;
-  if (file.peek() == '{') {
-    loads = parse_json({std::istreambuf_iterator<char>(file), {}}, path);
-  } else {
-    file.clear();
-    file.seekg(0);
-    loads = parse_csv(file, path);
-  }
+Loads read_loads(const std::string& option) {
+  const std::string text = read_file(option), path = file_name(option);
+  if (is_metrics(text)) return summed(read_metrics(text, path));
+  const size_t first = text.find_first_not_of(" \t\r\n");
+  const bool json = first != text.npos && (text[first] == '{' || text[first] == '[');
+  const Loads loads = json ? parse_json(text, path) : parse_csv(text, path);
   require(!loads.empty() && !loads[0].empty(), path,
       ": expected at least one layer of at least one expert, found none");
   for (size_t i = 0; i < loads.size(); ++i)
@@ -102,7 +171,16 @@ EplbShape shape_of(const EplbCommandOptions& o, size_t experts) {
   return shape;
 }
 
-Json to_json(const std::vector<ExpertPlacement>& plan, const Loads& loads) {
+// Why the nodes do not count; empty where they do.
+std::string ignored_nodes(const EplbShape& shape) {
+  return shape.checked().nodes == shape.nodes
+      ? ""
+      : cat("--nodes ", shape.nodes, " does not divide --groups ", shape.groups,
+            ": planned without groups and nodes");
+}
+
+Json to_json(
+    const std::vector<ExpertPlacement>& plan, const Loads& loads, const std::string& remark) {
   int max_count = 0;
   for (const ExpertPlacement& p : plan) max_count = std::max(max_count, p.max_count);
   Json phy2log = Json::array(), log2phy = Json::array(), logcnt = Json::array(),
@@ -121,8 +199,9 @@ Json to_json(const std::vector<ExpertPlacement>& plan, const Loads& loads) {
     gpu.push(Json(load));
     balance.push(balancedness(load));
   }
-  return Json::object({{"phy2log", phy2log}, {"log2phy", log2phy}, {"logcnt", logcnt},
+  Json all = Json::object({{"phy2log", phy2log}, {"log2phy", log2phy}, {"logcnt", logcnt},
       {"gpu_load", gpu}, {"balancedness", balance}});
+  return remark.empty() ? all : all.set("remark", remark);
 }
 
 // --- text ----------------------------------------------------------------------------------------
@@ -146,14 +225,21 @@ void print_layer(const ExpertPlacement& plan, std::span<const float> load, std::
              balancedness(before), balancedness(after), max_of(before), max_of(after),
              static_cast<unsigned long long>(plan.hash()))
       << "  GPU  experts in order                   planned                            experts\n";
+  const int n = plan.slots_per_gpu();
+  bool pairs = false;
   for (int g = 0; g < plan.gpus; ++g) {
     const double x = before[size_t(g)], y = after[size_t(g)];
     out << format("%5d  %s %-9.6g %s %-9.6g", g, bar(x / scale, 24).c_str(), x,
         bar(y / scale, 24).c_str(), y);
-    for (int i = 0; i < plan.slots_per_gpu(); ++i)
-      out << ' ' << plan.phy2log[size_t(g * plan.slots_per_gpu() + i)];
+    const auto slots = std::span(plan.phy2log).subspan(size_t(g * n), size_t(n));
+    for (int32_t e : slots) {
+      const bool twice = std::count(slots.begin(), slots.end(), e) > 1;
+      out << ' ' << e << (twice ? "*" : "");
+      pairs |= twice;
+    }
     out << '\n';
   }
+  if (pairs) out << "  * several replicas of an expert on one GPU: all but one are wasted slots\n";
 }
 
 }  // namespace
@@ -163,8 +249,8 @@ void add_eplb_command(CLI::App& duet, int&) {
       duet, "eplb", "plan where experts and their replicas go; without options a demonstration");
   const auto o = std::make_shared<EplbCommandOptions>();
   cli.text("--loads", o->loads,
-      "JSON {\"weight\": [[...]]}, CSV, a layer a row, or a run's metrics.jsonl, summed; default: "
-      "loads made up");
+      "a run's metrics.jsonl, CSV with a layer a row, JSON [layers][experts], SGLang's or vLLM's "
+      "dump; - for stdin; default: loads made up");
   cli.number("--replicas", o->replicas, 1, kMaxReplicas, "physical experts of a layer, in all");
   cli.number("--groups", o->groups, 1, kMaxReplicas, "groups of experts");
   cli.number("--nodes", o->nodes, 1, kMaxReplicas, "nodes");
@@ -181,29 +267,29 @@ void add_eplb_command(CLI::App& duet, int&) {
 void eplb_command(const EplbCommandOptions& o, std::ostream& out) {
   const EplbOptions policy = policy_of(o);
   if (o.format == Format::svg) {
-    require(is_metrics(o.loads),
+    const std::string text = o.loads.empty() ? "" : read_file(o.loads);
+    require(is_metrics(text),
         "--format svg: expected --loads OUT/metrics.jsonl of a training run, found ",
         o.loads.empty() ? "none" : o.loads);
-    return paint_load_map(out, read_metrics(o.loads));
+    return paint_load_map(out, read_metrics(text, file_name(o.loads)));
   }
   const Loads loads = o.loads.empty() ? kExample : read_loads(o.loads);
   const EplbShape shape = shape_of(o, loads[0].size());
   std::vector<ExpertPlacement> plan;
   for (const std::vector<float>& load : loads) plan.push_back(plan_experts(load, shape, policy));
   if (o.format == Format::json) {
-    out << to_json(plan, loads).dump() << '\n';
+    out << to_json(plan, loads, ignored_nodes(shape)).dump() << '\n';
     return;
   }
   out << "loads: "
-      << (o.loads.empty() ? "the example of EPLB's README (--loads FILE plans for yours)" : o.loads)
+      << (o.loads.empty() ? "the example of EPLB's README (--loads FILE plans for yours)"
+                          : file_name(o.loads))
       << "\n"
       << loads.size() << " layers of " << shape.experts << " experts -> " << shape.replicas
       << " replicas on " << shape.gpus << " GPUs of " << shape.nodes << " nodes, policy "
       << policy_name(o.policy)
       << (o.replicas_may_leave_node ? ", replicas may leave their node" : "") << '\n';
-  if (shape.checked().nodes != shape.nodes)
-    out << "--nodes " << o.nodes << " does not divide --groups " << o.groups
-        << ": planned without groups and nodes\n";
+  if (const std::string remark = ignored_nodes(shape); !remark.empty()) out << remark << '\n';
   for (size_t layer = 0; layer < plan.size(); ++layer) {
     out << "\nlayer " << layer << ": ";
     print_layer(plan[layer], loads[layer], out);

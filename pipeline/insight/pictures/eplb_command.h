@@ -2,9 +2,10 @@
 // published README. What the policies reach on random loads, and what becomes of plans while loads
 // drift, `make study` prints.
 //
-// Loads are JSON, {"weight": [[tokens per expert], a list per layer]}, CSV, a layer a row, or a
-// training run's metrics.jsonl, summed over its steps; the last can also be drawn, step by step
-// (load_map.h).
+// Loads are JSON, [layers][experts] or steps of them, bare, as "weight" or as SGLang's
+// "logical_count"; CSV, a layer a row, or vLLM's with layer_id, expert_id, count; or a training
+// run's metrics.jsonl, summed over its steps like all that has steps. The last can also be drawn,
+// step by step (load_map.h).
 // Read next: train/options.h.
 #pragma once
 #include <iosfwd>
@@ -22,15 +23,15 @@ namespace duet {
 void add_eplb_command(CLI::App& duet, int& exit_status);
 
 struct EplbCommandOptions {
-  std::string loads;  // file; empty: the demonstration
+  std::string loads;  // file; "-": standard input; empty: the demonstration
   int replicas = 16;  // physical experts of a layer
   int groups = 4;     // of experts
   int nodes = 2;
   int gpus = 8;  // in all
   EplbPolicy policy = EplbPolicy::deepseek;
   bool replicas_may_leave_node = false;
-  // text; json: {"phy2log","log2phy","logcnt","gpu_load","balancedness"}, lists over layers; svg: a
-  // run's heat map, no plan
+  // text; json: {"phy2log","log2phy","logcnt","gpu_load","balancedness"}, lists over layers, and a
+  // "remark" where nodes do not count; svg: a run's heat map, no plan
   Format format = Format::text;
 };
 

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <numeric>
+#include <sstream>
 
 #include "model/base/json.h"
 #include "moe/eplb.h"
@@ -15,35 +15,37 @@ namespace duet {
 
 using Tokens = LayerHistory::Tokens;
 
-bool is_metrics(const std::string& path) {
-  std::ifstream file(path);
-  std::string line;
-  std::getline(file, line);
+bool is_metrics(const std::string& text) {
+  const std::string line = text.substr(0, text.find('\n'));
   return line.find("\"step\"") != std::string::npos && line.find("\"moe\"") != std::string::npos;
 }
+
+// Bounds of what a run writes.
+constexpr int64_t kMostTokens = int64_t(1) << 53, kMostSteps = 1'000'000'000, kMostLayers = 1 << 20;
 
 // Adds a step, which has as many tokens as those before.
 static void add_step(const Json& tokens, Tokens& steps) {
   std::vector<double>& row = steps.emplace_back();
-  for (const Json& x : tokens.items()) row.push_back(double(x.integer(0)));
+  for (const Json& x : tokens.items()) row.push_back(double(x.integer(0, kMostTokens)));
   const size_t allowed = std::max<size_t>(steps[0].size(), 1);
   require(
       row.size() == allowed, tokens.where(), ": found ", row.size(), " loads, allowed: ", allowed);
 }
 
-RunLoads read_metrics(const std::string& path) {
+RunLoads read_metrics(const std::string& text, const std::string& path) {
   RunLoads run;
-  std::ifstream file(path);
+  std::istringstream file(text);
   // a killed run's last line may be half of one
   for (std::string line; std::getline(file, line) && !file.eof(); ++run.steps) {
     const std::string where = cat(path, ": line ", run.steps + 1);
     const Json json = Json::parse(line, where);
-    const int64_t step = json.at("step").integer();
+    const int64_t step = json.at("step").integer(0, kMostSteps);
     const Json::Array layers = json.at("moe").items();
     if (run.steps == 0) {
       require(!layers.empty(), where, ": moe: found no layer with experts, allowed: at least one");
       run.first_step = step;
-      for (const Json& layer : layers) run.layers.push_back({layer.at("layer").integer()});
+      for (const Json& layer : layers)
+        run.layers.push_back({layer.at("layer").integer(0, kMostLayers)});
     }
     const int64_t allowed = run.first_step + run.steps;
     require(step == allowed, where, ": step: found ", step, ", allowed: ", allowed);
@@ -58,9 +60,10 @@ RunLoads read_metrics(const std::string& path) {
           ranks ? "it" : "none", ", allowed: in all lines or in none");
       if (ranks) add_step(*ranks, layer.ranks);
       const auto replan = layers[i].find("replan");
-      if (replan && replan->at("moves").integer() > 0) layer.moved.push_back(step);
+      if (replan && replan->at("moves").integer(0, kMostTokens) > 0) layer.moved.push_back(step);
     }
   }
+  require(run.steps > 0, path, ": found no whole line, allowed: at least one, of a step");
   return run;
 }
 

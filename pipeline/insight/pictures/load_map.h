@@ -28,10 +28,10 @@ struct RunLoads {
   std::vector<LayerHistory> layers;  // with experts
 };
 
-bool is_metrics(const std::string& path);  // by its first line
+bool is_metrics(const std::string& text);  // of a file, by its first line
 // Throws UsageError that names the file, the line and the member where it is not what duet train
 // writes.
-RunLoads read_metrics(const std::string& path);
+RunLoads read_metrics(const std::string& text, const std::string& path);
 
 // Loads of ranks if every expert lay on one, the experts in order. [steps, ranks]
 LayerHistory::Tokens loads_in_order(const LayerHistory::Tokens& experts, size_t ranks);

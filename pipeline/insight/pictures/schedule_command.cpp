@@ -204,7 +204,9 @@ void add_schedule_command(CLI::App& duet, int&) {
       "draw, check and time a schedule; without options DualPipe, 8 ranks, 20 microbatches");
   const auto o = std::make_shared<ScheduleOptions>();
   cli.text("--schedule", o->schedule,
-      "gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, or a CSV file; default: dualpipe");
+      "gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, a CSV file, or - for one on "
+      "stdin; "
+      "default: dualpipe");
   cli.number("--pp", o->pp, 0, 4096, "pipeline ranks; 0: 8, or the file's");
   cli.number(
       "--microbatches", o->microbatches, 0, 1 << 20, "per step; 0: 20 or 2 a rank, or the file's");
@@ -226,7 +228,7 @@ void schedule_command(const ScheduleOptions& options, std::ostream& out, const T
   const Costs& costs = options.cost;
   const std::string name = options.schedule.empty() ? "dualpipe" : options.schedule;
   ScheduleSize size{options.pp, options.microbatches, options.virtual_stages};
-  if (options.compare || !name.ends_with(".csv")) {
+  if (options.compare || !is_schedule_file(name)) {
     if (size.pp == 0) size.pp = 8;
     if (size.microbatches == 0) size.microbatches = std::max(20, 2 * size.pp);
   }

@@ -33,12 +33,12 @@ bool receives(const Mark& mark) {
   return !std::strcmp(mark.name, "RECV_F") || !std::strcmp(mark.name, "RECV_B");
 }
 
-// Which message a SEND or RECV is about, one number on both sides: (step, pipeline, direction,
-// sender's stage, microbatch).
-int64_t message_of(const Mark& m, int64_t step, int pipeline) {
-  const bool forward = m.name[5] == 'F';
-  const int sender = receives(m) ? m.stage + (forward ? -1 : 1) : m.stage;
-  return ((((step & 0x7fff) << 10 | pipeline) << 1 | forward) << 10 | sender) << 16 | m.microbatch;
+// Which message a SEND or RECV is about, one name on both sides: step, pipeline, direction,
+// sender's stage, microbatch.
+std::string message_of(const Mark& m, int64_t step, int pipeline) {
+  const char direction = m.name[5];
+  const int sender = receives(m) ? m.stage + (direction == 'F' ? -1 : 1) : m.stage;
+  return cat(step, '.', pipeline, direction, sender, '.', m.microbatch);
 }
 
 Json to_json(const Overlap& o) {
@@ -143,7 +143,7 @@ std::string Trace::events(int64_t origin) const {
     add(metadata(rank, "thread_name", Json::object({{"name", kLanes[i]}})).set("tid", i));
     add(metadata(rank, "thread_sort_index", Json::object({{"sort_index", i}})).set("tid", i));
   }
-  std::set<int64_t> waited;  // messages
+  std::set<std::string> waited;  // messages
   for (const Entry& e : entries_)
     if (receives(e.mark) && !std::strcmp(e.mark.lane, "wait"))
       waited.insert(message_of(e.mark, e.step, layout_.dp_rank(rank)));

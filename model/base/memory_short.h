@@ -1,0 +1,22 @@
+// What is said where std::bad_alloc would be: what is short, and who has how much.
+// Read next: clock.h.
+#pragma once
+#include <sys/resource.h>
+
+#include <new>
+#include <string>
+
+#include "model/base/check.h"
+
+namespace duet {
+
+inline std::string memory_is_short() {
+  rusage used;
+  getrusage(RUSAGE_SELF, &used);
+  return cat("memory is short: the system gave this process no more, which had up to ",
+      used.ru_maxrss >> 10,
+      " MiB (see free and ulimit -v); fewer ranks, a smaller model and shorter ",
+      "sequences need less");
+}
+
+}  // namespace duet

@@ -1,0 +1,73 @@
+// What a job needs at the least: beside what the same run says that it took; and what no machine
+// has.
+#include "pipeline/train/estimate.h"
+
+#include "run_testing.h"
+
+namespace duet {
+namespace {
+
+class Estimate : public RunTest {
+ protected:
+  // MiB in a row of the table that a run prints.
+  static double printed(const std::string& text, const std::string& row) {
+    const size_t at = text.find("\n  " + row + " ");
+    EXPECT_NE(at, std::string::npos) << text;
+    return std::stod(text.substr(at + 3 + row.size()));
+  }
+};
+
+TEST_F(Estimate, IsWhatTheTableOfTheRunSays) {
+  for (const int64_t dp : {1, 2}) {
+    TrainOptions o = options("", 1);
+    o.dp = o.ep = dp;
+    const std::string text = run(o);
+    const Need need = need_of(make_job(o));
+    const auto mib = [&](double bytes) { return bytes / double(dp << 20); };  // of a rank
+    EXPECT_NEAR(printed(text, "weights") / mib(need.weights), 1, 0.1) << text;
+    EXPECT_NEAR(printed(text, "gradients") / mib(need.gradients), 1, 0.1) << text;
+    EXPECT_NEAR(printed(text, "moments") / mib(need.moments), 1, 0.1) << text;
+    EXPECT_LT(mib(need.activations), printed(text, "activations")) << text;
+    EXPECT_GT(mib(need.activations), 0.05 * printed(text, "activations")) << text;
+    EXPECT_EQ(need.threads, dp);
+  }
+}
+
+TEST_F(Estimate, WhatNoMachineHasIsRefusedByTheOptionsName) {
+  const auto refused = [&](auto change, const std::vector<std::string>& words) {
+    TrainOptions o = options("", 1);
+    change(o);
+    expect_refused([&] { make_job(o); }, words);
+  };
+  const auto sizes = [](const char* text) {
+    return [=](TrainOptions& o) { o.model = parse_sizes(text); };
+  };
+  refused(
+      sizes("n_layers=1000000"), {"--preset, --model: found a job", "GiB (weights ", "allowed: "});
+  refused(sizes("n_layers=1000,d_model=1000000"),
+      {"--preset, --model: found a job", " GiB", "moments"});
+  refused(sizes("d_model=1048576,d_expert=1048576,n_routed=1048576,n_layers=1048576"),
+      {"n_layers", "parameters"});
+  refused(sizes("n_layers=9,n_routed=16384,d_expert=1000000"), {"--model", " GiB"});
+  refused(
+      [](TrainOptions& o) {
+        o.dp = 4096;
+        o.pp = 4096;
+      },
+      {"--dp, --pp, --threads", "4096 x 4096", "threads"});
+  refused(
+      [](TrainOptions& o) {
+        o.threads = 4096;
+        o.dp = 4096;
+      },
+      {"--threads", "threads, allowed: "});
+  refused(
+      [](TrainOptions& o) {
+        o.seq_len = INT32_MAX;
+        o.micro_batch_size = 1 << 20;
+      },
+      {"--seq-len, --micro-batch-size", "activations"});
+}
+
+}  // namespace
+}  // namespace duet
