@@ -134,7 +134,8 @@ $(BUILD)/main.cu.o: main.cu $(BUILD)/version.h | found
 	$(call say,CXX ,$<)
 	$(Q)$(COMPILE) -O1 -include $(BUILD)/version.h $(CXXFLAGS) -MMD -MP -x c++ -c -o $@ $<
 # What holds a command's options includes CLI11, which takes long to optimize.
-$(patsubst %,$(BUILD)/%.o,$(filter %_command.cpp $(addprefix pipeline/train/,options.cpp generate.cpp bench.cpp),$(ALL_CPP))): \
+OPTIONS := %_command.cpp $(addprefix pipeline/train/,options.cpp generate.cpp bench.cpp)
+$(patsubst %,$(BUILD)/%.o,$(filter $(OPTIONS),$(ALL_CPP))): \
   FLAGS += -O1
 $(CUBUILD)/%.cu.o: %.cu | found
 	@mkdir -p $(@D)
@@ -156,13 +157,15 @@ $(BUILD)/data/embedded.cpp.o: CPPFLAGS += -DEMBEDDED_TEXT='"$(BUILD)/embedded.tx
 $(BUILD)/data/embedded.cpp.o: $(BUILD)/embedded.txt
 
 # What duet --version says of the build; replaced only when it changes.
+COMMIT = $(or $(shell git describe --always --dirty 2>/dev/null),unknown)
+MPI_VERSION = $(or $(if $(MPI),$(shell $(MPI) --showme:version 2>/dev/null)),none)
 $(BUILD)/version.h: found
 	@mkdir -p $(@D)
-	@printf '%s\n' '#define DUET_BUILD "$(or $(shell git describe --always --dirty 2>/dev/null),unknown)\n" \
+	@printf '%s\n' '#define DUET_BUILD "$(COMMIT)\n" \
 	  "compiler         $(shell $(CXX) --version 2>/dev/null | head -n 1)\n" \
 	  "CUDA             $(or $(if $(NVCC),$(lastword $(shell $(NVCC) --version))),none)\n" \
 	  "NCCL             $(or $(NCCL_LIB),none)\n" \
-	  "MPI              $(or $(if $(MPI),$(shell $(MPI) --showme:version 2>/dev/null)),none)\n"' > $@.new
+	  "MPI              $(MPI_VERSION)\n"' > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 # What the assembler includes is no dependency that the compiler finds.
 $(BUILD)/pipeline/insight/plan/cluster.cpp.o: $(wildcard pipeline/insight/plan/clusters/*.json)

@@ -94,7 +94,7 @@ elif [ "$(id -u)" -eq 0 ] || { has sudo && may_ask; }; then
 else
   echo "setup.sh: installing them needs root:"
   echo "  sudo apt-get install ${missing[*]}"
-  echo "or, for CLI11, nlohmann-json, zlib and GoogleTest (enough, given g++ and make), without root:"
+  echo "or, for the four libraries (enough, given g++ and make), without root:"
   echo "  scripts/setup.sh --local"
   exit 1
 fi

@@ -74,10 +74,7 @@ std::string refusal(const Schedule& s) {
   return "";
 }
 
-Schedule from_text(const std::string& text) {
-  std::istringstream in(text);
-  return read_csv(in, "file.csv");
-}
+Schedule from_text(const std::string& text) { return read_csv(text, "file.csv"); }
 
 // Every generator at every size it exists for.
 template <class Fn> void for_all_published(Fn fn) {

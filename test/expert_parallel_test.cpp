@@ -32,6 +32,43 @@ Choices random_choices(std::mt19937& random, int ranks, int topk, int experts) {
   return choices;
 }
 
+// What leaves a group of one, either way, is in order: nothing need be moved.
+void expect_nothing_moves(const ExchangePlan& plan) {
+  for (const std::vector<int32_t>& index : {plan.leave.token, plan.back.token, plan.back.pos}) {
+    std::vector<int32_t> in_order(index.size());
+    std::iota(in_order.begin(), in_order.end(), 0);
+    EXPECT_EQ(index, in_order);
+  }
+  EXPECT_EQ(plan.pos, plan.local.pos);
+}
+
+// A piece ends just where slot, source or segment of a row change, and none is cut.
+void expect_pieces(
+    const ExchangePlan& plan, const std::vector<std::tuple<int, int, int64_t>>& rows) {
+  std::vector<int64_t> ends = {0};
+  for (size_t row = 1; row < rows.size(); ++row)
+    if (rows[row] != rows[row - 1]) ends.push_back(int64_t(row));
+  if (!rows.empty()) ends.push_back(int64_t(rows.size()));
+  EXPECT_EQ(plan.pieces, ends);
+  EXPECT_EQ(std::set(rows.begin(), rows.end()).size(), ends.size() - 1);
+}
+
+// Each token knows the rows it was sent in, one a rank.
+void expect_rows_of_tokens(
+    const ExchangePlan& plan, const std::vector<int32_t>& mine, int topk, int slots) {
+  for (size_t t = 0; t * size_t(topk) < mine.size(); ++t) {
+    std::set<int> homes;
+    for (int k = 0; k < topk; ++k) homes.insert(mine[t * size_t(topk) + size_t(k)] / slots);
+    for (int k = 0; k < topk; ++k) {
+      const int32_t row = plan.leave.pos[t * size_t(topk) + size_t(k)];
+      EXPECT_EQ(row >= 0, k < int(homes.size()));
+      if (row >= 0) {
+        EXPECT_EQ(plan.leave.token[size_t(row)], int32_t(t));
+      }
+    }
+  }
+}
+
 // What travels is named: a token by (rank, token), a result by (rank, token, expert). The plans of
 // all ranks are carried out.
 TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
@@ -44,15 +81,7 @@ TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
     const Pieces segments{2, 5, 1 + int64_t(random() % 5)};
     for (int r = 0; r < ranks; ++r) plans.emplace_back(choices, topk, slots, r, segments);
 
-    if (ranks == 1) {  // what leaves, either way, is in order: nothing need be moved
-      for (const std::vector<int32_t>& index :
-          {plans[0].leave.token, plans[0].back.token, plans[0].back.pos}) {
-        std::vector<int32_t> in_order(index.size());
-        std::iota(in_order.begin(), in_order.end(), 0);
-        EXPECT_EQ(index, in_order);
-      }
-      EXPECT_EQ(plans[0].pos, plans[0].local.pos);
-    }
+    if (ranks == 1) expect_nothing_moves(plans[0]);
 
     std::vector<std::vector<std::pair<int, int>>> received(plans.size());          // tokens
     std::vector<std::vector<std::tuple<int, int, int>>> returned(plans.size());    // results
@@ -81,15 +110,6 @@ TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
           pieces[size_t(from)][size_t(row)] = {slot, rank, segments.segment(token)};
         }
       }
-    for (int r = 0; r < ranks; ++r) {  // a piece ends just where one of the three changes
-      std::vector<int64_t> ends = {0};
-      const auto& rows = pieces[size_t(r)];
-      for (size_t row = 1; row < rows.size(); ++row)
-        if (rows[row] != rows[row - 1]) ends.push_back(int64_t(row));
-      if (!rows.empty()) ends.push_back(int64_t(rows.size()));
-      EXPECT_EQ(plans[size_t(r)].pieces, ends);
-      EXPECT_EQ(std::set(rows.begin(), rows.end()).size(), ends.size() - 1);  // and none is cut
-    }
     for (int r = 0; r < ranks; ++r) {
       const std::vector<int32_t>& mine = choices[size_t(r)];
       ASSERT_EQ(returned[size_t(r)].size(), mine.size());
@@ -97,18 +117,8 @@ TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
         const auto expected = std::tuple(r, int(j) / topk, int(mine[j]));
         EXPECT_EQ(returned[size_t(r)][size_t(plans[size_t(r)].pos[j])], expected);
       }
-      // and each token knows the rows it was sent in, one a rank
-      for (size_t t = 0; t * size_t(topk) < mine.size(); ++t) {
-        std::set<int> homes;
-        for (int k = 0; k < topk; ++k) homes.insert(mine[t * size_t(topk) + size_t(k)] / slots);
-        for (int k = 0; k < topk; ++k) {
-          const int32_t row = plans[size_t(r)].leave.pos[t * size_t(topk) + size_t(k)];
-          EXPECT_EQ(row >= 0, k < int(homes.size()));
-          if (row >= 0) {
-            EXPECT_EQ(plans[size_t(r)].leave.token[size_t(row)], int32_t(t));
-          }
-        }
-      }
+      expect_pieces(plans[size_t(r)], pieces[size_t(r)]);
+      expect_rows_of_tokens(plans[size_t(r)], mine, topk, slots);
     }
   }
 }

@@ -40,13 +40,55 @@ template <class T> int64_t block_end(const Product<T>& p, int64_t k0, size_t& fi
   return p.pieces[first] - p.pieces[0];
 }
 
+// Columns j .. of C against one block of k: what its row tiles share.
+template <class T> struct Panel {
+  int64_t k0, depth, j;
+  bool first_of_block;
+  const T *b, *next;  // the panel of B, where it lies or copied; where the next one lies
+  Tile<T> tile;       // but for what depends on the rows
+  int vecs;
+};
+
+// Rows i0 .. i1-1 of a panel.
+template <class T>
+void multiply_rows(const Product<T>& p, const Panel<T>& panel, int64_t i0, int64_t i1) {
+  const bool nt = p.g.form == Form::NT, tn = p.g.form == Form::TN, causal = p.g.causal;
+  const int64_t k0 = panel.k0, j = panel.j;
+  const T* next = panel.next;
+  Tile<T> t = panel.tile;
+  for (int64_t i = i0; i < i1; i += kTileRows) {
+    const int rows = int(std::min<int64_t>(kTileRows, i1 - i));
+    int64_t begin = 0, end = panel.depth;  // what is not zero in this block of k
+    if (causal && p.g.form == Form::NN) end = std::min(end, i + rows - k0);
+    if (causal && tn) begin = std::max<int64_t>(0, i - k0);
+    if (begin >= end && k0 > 0) continue;
+    t.depth = std::max<int64_t>(0, end - begin);
+    t.a = p.a + i * p.a_row + (k0 + begin) * p.a_k;
+    t.b = panel.b + begin * t.b_k;
+    t.c = reinterpret_cast<T*>(p.c) + i * p.ldc + j;
+    t.exact = reinterpret_cast<double*>(p.c) + i * p.ldc + j;
+    // The first two tiles look ahead to the next panel of B; the others, during the first panel, to
+    // the next rows of A.
+    const int64_t nth = (i - i0) / kTileRows;
+    const T* next_a = t.a + kTileRows * p.a_row;
+    t.ahead = {t.a};
+    if (nth < 2 && next) {
+      t.ahead = nt ? Ahead<T>::across(next + nth * 16 * p.b_col, p.b_col)
+                   : Ahead<T>::down(next + nth * Ahead<T>::kLine, p.b_k);
+    } else if (panel.first_of_block && i + 2 * kTileRows <= i1) {
+      t.ahead =
+          tn ? Ahead<T>::down(next_a + kTileRows - 1, p.a_k) : Ahead<T>::across(next_a, p.a_row);
+    }
+    kTiles<T>[!p.pieces.empty()][rows - 1][panel.vecs - 1](t);
+  }
+}
+
 // Rows i0 .. i1-1, columns j0 .. j1-1 of C.
 template <class T>
 void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
   constexpr int N = Vec<T>::N, kWidth = kTileVecs * N;
-  const bool nt = p.g.form == Form::NT, tn = p.g.form == Form::TN, causal = p.g.causal;
-  alignas(64) T panel[kBlock * kWidth];
-  const bool exact = !p.pieces.empty();
+  const bool nt = p.g.form == Form::NT, exact = !p.pieces.empty();
+  alignas(64) T copy[kBlock * kWidth];
   static_assert(kMaxPiece <= kBlock);
   if (exact && p.depth == 0) return;  // an empty group adds nothing
   size_t piece = 0;
@@ -57,7 +99,7 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
     for (int64_t j = j0; j < j1; j += kWidth) {
       const int cols = int(std::min<int64_t>(kWidth, j1 - j)), vecs = (cols + N - 1) / N;
       // above lies nothing but what causal leaves out
-      const int64_t first = causal && nt ? std::max(i0, j) : i0;
+      const int64_t first = p.g.causal && nt ? std::max(i0, j) : i0;
       const T* b = p.b + k0 * p.b_k + j * p.b_col;
       const T* next = nullptr;  // panel
       if (j + kWidth < j1)
@@ -68,45 +110,18 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
       // with fewer rows a copy does not pay
       if (first < i1 && (nt || i1 - first > 2 * kTileRows)) {
         if (nt)
-          pack_transposed(b, p.b_col, depth, cols, vecs * N, panel);
+          pack_transposed(b, p.b_col, depth, cols, vecs * N, copy);
         else
-          pack(b, p.b_k, depth, cols, vecs * N, panel);
-        b = panel, b_k = vecs * N;
+          pack(b, p.b_k, depth, cols, vecs * N, copy);
+        b = copy, b_k = vecs * N;
       }
-      Tile<T> t = {.a_row = p.a_row,
-          .a_k = p.a_k,
-          .b_k = b_k,
-          .ldc = p.ldc,
-          .alpha = T(p.g.alpha),
-          .add = p.g.accumulate || k0 > 0,
-          .last = Vec<T>::mask(cols - (vecs - 1) * N),
-          .cols = cols};
+      Tile<T> t = {.a_row = p.a_row, .a_k = p.a_k, .b_k = b_k, .ldc = p.ldc};
+      t.alpha = T(p.g.alpha);
+      t.add = p.g.accumulate || k0 > 0;
+      t.last = Vec<T>::mask(cols - (vecs - 1) * N);
+      t.cols = cols;
       if (exact) t.pieces = p.pieces.subspan(first_piece, piece - first_piece + 1);
-      for (int64_t i = first; i < i1; i += kTileRows) {
-        const int rows = int(std::min<int64_t>(kTileRows, i1 - i));
-        int64_t begin = 0, end = depth;  // what is not zero in this block of k
-        if (causal && p.g.form == Form::NN) end = std::min(depth, i + rows - k0);
-        if (causal && tn) begin = std::max<int64_t>(0, i - k0);
-        if (begin >= end && k0 > 0) continue;
-        t.depth = std::max<int64_t>(0, end - begin);
-        t.a = p.a + i * p.a_row + (k0 + begin) * p.a_k;
-        t.b = b + begin * b_k;
-        t.c = reinterpret_cast<T*>(p.c) + i * p.ldc + j;
-        t.exact = reinterpret_cast<double*>(p.c) + i * p.ldc + j;
-        // The first two tiles look ahead to the next panel of B; the others, during the first
-        // panel, to the next rows of A.
-        const int64_t nth = (i - first) / kTileRows;
-        const T* next_a = t.a + kTileRows * p.a_row;
-        t.ahead = {t.a};
-        if (nth < 2 && next) {
-          t.ahead = nt ? Ahead<T>::across(next + nth * 16 * p.b_col, p.b_col)
-                       : Ahead<T>::down(next + nth * Ahead<T>::kLine, p.b_k);
-        } else if (j == j0 && i + 2 * kTileRows <= i1) {
-          t.ahead = tn ? Ahead<T>::down(next_a + kTileRows - 1, p.a_k)
-                       : Ahead<T>::across(next_a, p.a_row);
-        }
-        kTiles<T>[exact][rows - 1][vecs - 1](t);
-      }
+      multiply_rows(p, {k0, depth, j, j == j0, b, next, t, vecs}, first, i1);
     }
   }
 }

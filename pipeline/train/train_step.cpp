@@ -102,8 +102,14 @@ template <class T> void add_to(std::vector<double>& sum, const std::vector<T>& v
   for (size_t i = 0; i < values.size(); ++i) sum[i] += double(values[i]);
 }
 
-Facts facts_of_step(Trainer& t) {
-  Facts facts;
+// largest: element of a gradient before the reduction.
+Facts facts_of_step(Trainer& t, bool gave_up, double largest) {
+  const Traffic sent = t.world.take_traffic();
+  Facts facts = {{"bytes", {double(sent.intra), double(sent.inter)}}, {"largest", {largest}}};
+  if (gave_up) {
+    facts["given up"] = {1};
+    return facts;
+  }
   const int microbatches = int(t.job.options.microbatches), dp = t.job.layout.dp;
   const int size = int(t.job.options.micro_batch_size);
   for (auto& [s, stage] : t.stages) {
@@ -112,8 +118,7 @@ Facts facts_of_step(Trainer& t) {
       const Comm& copies = set == &stage->params() ? t.replicas : t.expert_replicas;
       if (copies.rank() != 0) continue;  // who has copies of all that the first one has
       const std::vector<double> squares = set->squares(t.context.stream());
-      double& largest = facts.try_emplace("largest", 1, 0.0).first->second[0];
-      largest = std::max(largest, set->largest_gradient());
+      facts["largest"][0] = std::max(facts["largest"][0], set->largest_gradient());
       auto square = squares.begin();
       for (const Param& p : set->all())
         if (p.trained) facts["square " + p.name] = {*square++};
@@ -225,14 +230,9 @@ StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
   const double schedule_seconds = seconds_now() - begin;
 
   const double largest = reduce_gradients(t);
-  Facts facts = gave_up ? Facts() : facts_of_step(t);
-  if (gave_up) facts["given up"] = {1};
-  double& most = facts.try_emplace("largest", 1, 0.0).first->second[0];
-  most = std::max(most, largest);
+  Facts facts = facts_of_step(t, gave_up, largest);
   facts["stop"] = {double(hooks.stop())};
   facts["idle"] = {t.executor.waited() / schedule_seconds};
-  const Traffic sent = t.world.take_traffic();
-  facts["bytes"] = {double(sent.intra), double(sent.inter)};
   add_up(t, facts, r);
   if (r.given_up) {
     t.context.recorder = nullptr;
