@@ -104,7 +104,7 @@ Analysis analyze(const AnalyzeOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   Analysis a;
   for (const std::string& file : files_of(options.traces))
-    add(a, read_trace(file, read_file(file), a.names), classifier);
+    add(a, read_trace(file, bytes_of_file(file), a.names), classifier);
   finish(a);
   a.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return a;

@@ -12,8 +12,11 @@ namespace duet {
 
 constexpr size_t kChunk = 1 << 18;
 
-ReadBytes read_file(const std::string& path) {
-  require(!std::filesystem::is_directory(path), path, ": expected a file, found a folder");
+ReadBytes bytes_of_file(const std::string& path) {
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  require(!exists(status) || is_regular_file(status), path,
+      ": expected a file, found a folder, pipe or device");
   std::shared_ptr<FILE> file(std::fopen(path.c_str(), "rb"), [](FILE* f) { f&& std::fclose(f); });
   require(
       file != nullptr, path, ": expected a file that can be read, found: ", std::strerror(errno));

@@ -13,8 +13,8 @@ namespace duet {
 
 // Writes up to `most` bytes and returns how many; 0: the end.
 using ReadBytes = std::function<size_t(char* to, size_t most)>;
-ReadBytes read_file(const std::string& path);   // throws UsageError if it cannot be opened
-ReadBytes read_memory(std::string_view bytes);  // which outlive the reading
+ReadBytes bytes_of_file(const std::string& path);  // throws UsageError if it cannot be opened
+ReadBytes read_memory(std::string_view bytes);     // which outlive the reading
 
 class Unpack {
  public:
