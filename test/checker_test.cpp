@@ -209,7 +209,8 @@ TEST(Checker, SaysWhatIsWrongAndMarksIt) {
   EXPECT_NE(
       refusal(from_text("0F0,0B0,0F1,0I1\n")).find("microbatch 1 lacks a W at stage 0 on rank 0"),
       std::string::npos);
-  EXPECT_NE(refusal(from_text("0F0,0B0,0W0\n")).find("0W0 beside a B"), std::string::npos);
+  EXPECT_NE(
+      refusal(from_text("0F0,0B0,0W0,0F1,0I1,0W1\n")).find("0W0 beside a B"), std::string::npos);
   EXPECT_NE(refusal(from_text("0F0,0B0\n1F0,1B0,0F1,0B1\n"))
                 .find("0F1 is on rank 1, but stage 0 is on rank 0"),
       std::string::npos);

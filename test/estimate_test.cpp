@@ -21,6 +21,7 @@ TEST_F(Estimate, IsWhatTheTableOfTheRunSays) {
   for (const int64_t dp : {1, 2}) {
     TrainOptions o = options("", 1);
     o.dp = o.ep = dp;
+    o.model = parse_sizes("n_layers=3,d_model=512");  // the table has one decimal
     const std::string text = run(o);
     const Need need = need_of(make_job(o));
     const auto mib = [&](double bytes) { return bytes / double(dp << 20); };  // of a rank
@@ -28,7 +29,7 @@ TEST_F(Estimate, IsWhatTheTableOfTheRunSays) {
     EXPECT_NEAR(printed(text, "gradients") / mib(need.gradients), 1, 0.1) << text;
     EXPECT_NEAR(printed(text, "moments") / mib(need.moments), 1, 0.1) << text;
     EXPECT_LT(mib(need.activations), printed(text, "activations")) << text;
-    EXPECT_GT(mib(need.activations), 0.05 * printed(text, "activations")) << text;
+    EXPECT_GT(mib(need.activations), 0.02 * printed(text, "activations")) << text;
     EXPECT_EQ(need.threads, dp);
   }
 }

@@ -32,7 +32,8 @@ std::string grid(const Schedule& s, const std::vector<Cell>& marks) {
     const int begin =
         std::clamp(center - kBefore, 0, std::max(0, int(row.size()) - kBefore - kAfter));
     const int end = std::min(begin + kBefore + kAfter, int(row.size()));
-    const std::string line = s.lines.empty() ? "" : cat(" (line ", s.lines[rank], ")");
+    const std::string line =
+        s.lines.empty() || s.lines[rank] == rank + 1 ? "" : cat(" (line ", s.lines[rank], ")");
     out += cat("\n  rank ", rank, line, begin > 0 ? cat("  .. from ", begin, ":") : ":");
     for (int i = begin; i < end; ++i) {
       const std::string text = to_string(row[i]);
