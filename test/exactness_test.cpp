@@ -300,7 +300,7 @@ TEST_F(Exactness, RefusesWhatDoesNotFitTogetherAndWritesNothing) {
   refused(options("dualpipev", 4, 7), {"--microbatches", "8", "7"});
   refused(options("interleaved", 8), {"--pp", "16 stages", "8 layers"});
   refused(options("2f2b", 2), {"--schedule", "2f2b", "dualpipe"});
-  refused(options(folder_ + "/none.csv", 2), {"--schedule", "none.csv"});
+  refused(options(folder_ + "/none.csv", 2), {"none.csv", "cannot be opened"});
   TrainOptions o = options("dualpipe", 4);
   o.split = {3, 2, 2, 2};
   refused(o, {"--split", "9 layers", "8 layers"});

@@ -116,6 +116,7 @@ TEST_F(Generate, WeightsThatAreNotFiniteAreRefused) {
       fs::copy(dir + "/config.json", path("bad"), fs::copy_options::overwrite_existing);
       TrainOptions o = options("again", 1);
       o.init = path("bad");
+      o.model = {};
       expect_refused([&] { run(o); }, {"model.safetensors: " + name + ": found ", " at element 1"});
       fs::remove_all(path("again"));
     }
