@@ -5,6 +5,8 @@
 // g++ compiles this file as plain C++ (the Makefile says -x c++). Start reading here, then
 // model/README.md.
 #include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <exception>
 #include <iostream>
 
 #include "model/base/check.h"
@@ -56,7 +58,19 @@ static std::string explained(const CLI::App& duet, const CLI::ParseError& error)
       (of_value ? "" : ", allowed: what duet " + command + "--help lists");
 }
 
+// What fails where nothing may fail (destructors of the JSON library need memory) ends in one line.
+[[noreturn]] static void say_and_exit() {
+  try {
+    if (std::current_exception()) throw;
+  } catch (const std::exception& error) {
+    std::cerr << "duet: " << error.what() << "\n";
+    std::_Exit(1);
+  } catch (...) {}
+  std::abort();
+}
+
 int main(int argc, char** argv) try {
+  std::set_terminate(say_and_exit);
   int exit_status = 0;
   CLI::App duet(
       "duet trains small DeepSeek-V3-style mixture-of-experts models, on a laptop or on GPUs.\n"
