@@ -58,6 +58,13 @@ static std::string explained(const CLI::App& duet, const CLI::ParseError& error)
       (of_value ? "" : ", allowed: what duet " + command + "--help lists");
 }
 
+// Without the bytes of an input that a terminal would obey; a checker's picture has several lines.
+static std::string shown(std::string text) {
+  for (char& c : text)
+    if (c != '\n' && (static_cast<unsigned char>(c) < ' ' || c == 127)) c = '?';
+  return text;
+}
+
 // What fails where nothing may fail (destructors of the JSON library need memory) ends in one line.
 [[noreturn]] static void say_and_exit() {
   try {
@@ -98,9 +105,9 @@ int main(int argc, char** argv) try {
   }
   return exit_status;
 } catch (const UsageError& error) {
-  std::cerr << "duet: " << error.what() << "\n";
+  std::cerr << "duet: " << shown(error.what()) << "\n";
   return 2;
 } catch (const std::exception& error) {
-  std::cerr << "duet: " << error.what() << "\n";
+  std::cerr << "duet: " << shown(error.what()) << "\n";
   return 1;
 }

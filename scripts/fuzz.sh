@@ -30,7 +30,7 @@ for target in $targets; do
   printf '  %-14s %9d inputs  %s\n' "$target" "${runs:-0}" "$([ $status -eq 0 ] && echo "no fault" || echo FAULT)"
   [ $status -eq 0 ] && continue
   failed=1
-  grep -vE '^(#[0-9]+\s|INFO|stat::)' "$out/$target/log" | tail -n 40
+  grep -vE '^(#[0-9]+\s|\s+NEW_FUNC|INFO|stat::|0x|Base64|MS: )' "$out/$target/log" | tail -n 30 | cut -c 1-200
   echo "  the input is in $out/$target"
 done
 echo "$total inputs in $SECONDS s"

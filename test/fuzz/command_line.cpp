@@ -75,6 +75,8 @@ void run_command_line(std::string_view input) {
   if (status != 0 && status != 2) fault(cat("exit status ", status, ": ", text), input);
   if (status == 0 && !text.empty()) fault("exit status 0, and said: " + text, input);
   if (status == 2 && text.back() != '\n') fault("not a line: " + text, input);
+  for (const unsigned char c : text)
+    if (c != '\n' && (c < ' ' || c == 127)) fault("control characters in: " + text, input);
   if (status == 2) expect_one_line(text.substr(0, text.size() - 1), input);
 }
 

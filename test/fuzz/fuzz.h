@@ -27,7 +27,8 @@ const std::vector<Target>& targets();
 // The path of a file of this name with these bytes, in a folder of this process.
 std::string as_file(std::string_view bytes, const std::string& name);
 
-// Fails where the text is not one line that a terminal shows as it is.
+// Fails where the text is not one line of at most 2000 bytes. Control characters are main.cu's
+// business, and looked for there (command_line.cpp).
 void expect_one_line(const std::string& text, std::string_view input);
 // Ends the process, and the fuzzer keeps the input.
 [[noreturn]] void fault(const std::string& what, std::string_view input);
