@@ -118,8 +118,8 @@ FAULTOBJ := $(patsubst %,$(BUILD)/%.o,$(wildcard test/faults/*.cpp))
 # What the fuzzed readers need of duet.
 FUZZOBJ := $(patsubst %,$(BUILD)/%.o,\
   $(filter-out $(if $(CLANG),test/fuzz/loop.cpp),$(wildcard test/fuzz/*.cpp)) \
-  $(filter model/base/% model/config.cpp model/machine/% data/% comm/% moe/eplb% moe/load_monitor.cpp \
-    pipeline/schedule/% pipeline/checkpoint/durable.cpp pipeline/checkpoint/safetensors.cpp \
+  $(filter model/base/% model/config.cpp model/machine/% data/% comm/% moe/eplb% \
+    moe/load_monitor.cpp pipeline/schedule/% pipeline/checkpoint/durable.cpp pipeline/checkpoint/safetensors.cpp \
     pipeline/insight/pictures/% pipeline/train/options.cpp,$(CPP)))
 
 duet: $(BUILD)/duet$(CAPABLE)

@@ -25,12 +25,15 @@ for target in $targets; do
   (cd "$out/$target" && exec "$program" --target="$target" "${limit[@]}" -max_len=4096 -seed=1 \
     -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 "${folders[@]}") >"$out/$target/log" 2>&1
   status=$?
-  runs=$(sed -nE 's/^(stat::number_of_executed_units: *|Done )([0-9]+).*/\2/p' "$out/$target/log" | tail -n 1)
+  runs=$(sed -nE 's/^(stat::number_of_executed_units: *|Done )([0-9]+).*/\2/p' \
+    "$out/$target/log" | tail -n 1)
   total=$((total + ${runs:-0}))
-  printf '  %-14s %9d inputs  %s\n' "$target" "${runs:-0}" "$([ $status -eq 0 ] && echo "no fault" || echo FAULT)"
+  printf '  %-14s %9d inputs  %s\n' "$target" "${runs:-0}" \
+    "$([ $status -eq 0 ] && echo "no fault" || echo FAULT)"
   [ $status -eq 0 ] && continue
   failed=1
-  grep -vE '^(#[0-9]+\s|\s+NEW_FUNC|INFO|stat::|0x|Base64|MS: )' "$out/$target/log" | tail -n 30 | cut -c 1-200
+  grep -vE '^(#[0-9]+\s|\s+NEW_FUNC|INFO|stat::|0x|Base64|MS: )' \
+    "$out/$target/log" | tail -n 30 | cut -c 1-200
   echo "  the input is in $out/$target"
 done
 echo "$total inputs in $SECONDS s"

@@ -15,11 +15,11 @@
 namespace duet {
 namespace {
 
-// The options of a command of duet's, with another body.
+// The options of a command of duet's; in place of its body, which owns them, all is well.
 void without_body(
     CLI::App& duet, const char* name, int& status, void (*add)(CLI::App& duet, int& status)) {
   add(duet, status);
-  duet.get_subcommand(name)->callback([] {});
+  duet.get_subcommand(name)->parse_complete_callback([] { throw CLI::Success(); });
 }
 
 void schedule_options(CLI::App& duet, int& status) {
