@@ -1,12 +1,16 @@
 # duet's build. `make` says what it found and builds ./duet. `make run`, `make test`, `make bench`
-# are the other targets, and `make study`, which prints tables of moe/README.md.
+# are the other targets; `make faults`, which fails every call of the system and cuts the power, of
+# which `make test` tries a few; `make fuzz`, which feeds every reader with damaged input for
+# FUZZ_SECONDS=60 in all, or FUZZ_RUNS=N inputs each; and `make study`, which prints tables of
+# moe/README.md.
 #
 #   CXX=g++|clang++     the host compiler (g++ 12 or newer, clang++ 14 or newer)
 #   MARCH=native        the CPU's instruction set, e.g. MARCH=x86-64-v3
 #   ARCH=90             the GPU's compute capability; default: the GPUs found, else 80, 90 and PTX
 #   CUDA= NCCL= MPI=    empty switches one off; CUDA=DIR and NCCL=DIR say where it is, MPI=FILE is
 #                       OpenMPI's mpicxx
-#   SAN=thread|address  instrumented build: CPU only, ranks are threads
+#   SAN=thread|address|undefined|address,undefined
+#                       instrumented build: CPU only, ranks are threads
 #   V=1                 print whole commands
 #
 # Capability is chosen by file: without nvcc the *.cu files are left out and the *_nocuda.cpp files
@@ -67,13 +71,13 @@ CLANG := $(findstring clang,$(shell $(CXX) --version 2>/dev/null))
 # CPPFLAGS, CXXFLAGS, LDFLAGS and NVCCFLAGS are the user's and come last. system: include folders,
 # but for the compiler's own, which must keep their place.
 system   = $(addprefix -isystem ,$(filter-out /usr/include,$(wildcard $(1))))
-BUILD   := build/$(notdir $(lastword $(CXX)))-$(MARCH)$(addprefix -,$(SAN))
+BUILD   := build/$(notdir $(lastword $(CXX)))-$(MARCH)$(addprefix -,$(subst $(comma),-,$(SAN)))
 CAPABLE := $(if $(NVCC),-cuda)$(if $(NCCL_LIB),-nccl)$(if $(MPI),-mpi)
 PREFLAGS := -I. $(call system,.deps/usr/include /opt/homebrew/include)
 SET := $(shell $(CXX) -march=$(MARCH) -E -x c /dev/null >/dev/null 2>&1 && echo march || echo mcpu)
 FLAGS   := -std=c++20 -O3 -g1 -ffp-contract=off -pthread -Wall -Wextra -Wno-unused-parameter \
            -Wno-missing-field-initializers -$(SET)=$(MARCH) \
-           $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer)
+           $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
 # Row files: reductions over lanes may be reassociated, which is what vectorizes them. No peeling
 # for alignment: a row's bits must not depend on where it lies.
 ROWFLAGS := -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math \
@@ -108,6 +112,16 @@ TESTOBJ := $(patsubst %,$(BUILD)/%.o,$(wildcard test/*.cpp))
 STUDIES := $(BUILD)/test/study/eplb_study.cpp.o  # tested too
 STUDYOBJ := $(patsubst %,$(BUILD)/%.o,$(wildcard test/study/*.cpp))
 
+# The library that makes calls of the system fail: it needs glibc, and no sanitizer beside it.
+FAULTS := $(if $(SAN),,$(if $(filter Linux,$(shell uname)),$(BUILD)/faults.so))
+FAULTOBJ := $(patsubst %,$(BUILD)/%.o,$(wildcard test/faults/*.cpp))
+# What the fuzzed readers need of duet.
+FUZZOBJ := $(patsubst %,$(BUILD)/%.o,\
+  $(filter-out $(if $(CLANG),test/fuzz/loop.cpp),$(wildcard test/fuzz/*.cpp)) \
+  $(filter model/base/% model/config.cpp model/machine/% data/% comm/% moe/eplb% \
+    moe/load_monitor.cpp pipeline/schedule/% pipeline/checkpoint/durable.cpp pipeline/checkpoint/safetensors.cpp \
+    pipeline/insight/pictures/% pipeline/train/options.cpp,$(CPP)))
+
 duet: $(BUILD)/duet$(CAPABLE)
 	@ln -sf $< $@
 .DEFAULT_GOAL := duet
@@ -123,6 +137,15 @@ $(BUILD)/test_duet$(CAPABLE): $(OBJ) $(TESTOBJ) $(STUDIES)
 $(BUILD)/study$(CAPABLE): $(OBJ) $(STUDYOBJ)
 	$(call say,LINK,$@)
 	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/faults.so: $(FAULTOBJ)
+	$(call say,LINK,$@)
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -shared -o $@ $^ -ldl
+$(FAULTOBJ): CXXFLAGS += -fPIC
+
+$(BUILD)/fuzz: $(FUZZOBJ)
+	$(call say,LINK,$@)
+	$(Q)$(CXX) $(FLAGS) $(if $(CLANG),-fsanitize=fuzzer) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(BUILD)/%_cpu.cpp.o: %_cpu.cpp | found
 	@mkdir -p $(@D)
@@ -170,9 +193,10 @@ $(BUILD)/version.h: found
 # What the assembler includes is no dependency that the compiler finds.
 $(BUILD)/pipeline/insight/plan/cluster.cpp.o: $(wildcard pipeline/insight/plan/clusters/*.json)
 
--include $(OBJ:.o=.d) $(TESTOBJ:.o=.d) $(STUDYOBJ:.o=.d) $(BUILD)/main.cu.d
+-include $(OBJ:.o=.d) $(TESTOBJ:.o=.d) $(STUDYOBJ:.o=.d) $(FAULTOBJ:.o=.d) $(FUZZOBJ:.o=.d)
+-include $(BUILD)/main.cu.d
 
-.PHONY: duet found run test bench study clean
+.PHONY: duet found run test faults fuzz fuzzed bench study clean
 GPUS := $(or $(ARCH),80$(comma) 90 and PTX)
 NEEDED := !__has_include(<CLI/CLI.hpp>) || !__has_include(<nlohmann/json.hpp>) || \
           !__has_include(<zlib.h>)
@@ -187,8 +211,17 @@ found:
 
 run: duet
 	./duet train --steps 500 --log-every 20 --sample 400 --out out --overwrite
-test: $(BUILD)/test_duet$(CAPABLE) $(patsubst main.cu,duet,$(wildcard main.cu))
+test: $(BUILD)/test_duet$(CAPABLE) $(FAULTS) $(patsubst main.cu,duet,$(wildcard main.cu))
 	scripts/run_tests.sh $<
+faults: $(BUILD)/test_duet$(CAPABLE) $(FAULTS) duet
+	DUET_FAULTS=all GTEST_FILTER='Faults.*' $<
+# libFuzzer comes with clang; another compiler gets test/fuzz/loop.cpp.
+FUZZCXX ?= $(if $(CLANG),$(CXX),$(or $(shell command -v clang++ || command -v clang++-14),$(CXX)))
+FUZZSAN := address,undefined$(if $(findstring clang,$(FUZZCXX)),$(comma)fuzzer-no-link)
+fuzz:
+	@$(MAKE) CXX="$(FUZZCXX)" SAN=$(FUZZSAN) CXXFLAGS="-O1 $(CXXFLAGS)" fuzzed
+fuzzed: $(BUILD)/fuzz
+	scripts/fuzz.sh $<
 bench: duet $(BUILD)/study$(CAPABLE)
 	scripts/bench.sh ./duet $(BUILD)/study$(CAPABLE)
 study: $(BUILD)/study$(CAPABLE)

@@ -1,23 +1,15 @@
 // duet's command line: the roll-call of its commands. Each command's options and body live with its
-// subject; here are only the TOML file, the version, and errors turned into the exit status: 0
-// done, 1 failed while running, 2 wrong input, 128 + a signal that stopped it.
+// subject; here are only the TOML file and the version. How it ends: comm/process.h.
 //
 // g++ compiles this file as plain C++ (the Makefile says -x c++). The reading of the whole begins
 // here.
 // Read next: model/README.md.
-#include <pthread.h>
-
 #include <CLI/CLI.hpp>
-#include <chrono>
-#include <csignal>
 #include <filesystem>
 #include <iostream>
-#include <sstream>
-#include <thread>
 
-#include "comm/comm.h"
+#include "comm/process.h"
 #include "model/base/check.h"
-#include "model/base/memory_short.h"
 #include "model/base/text.h"
 #include "model/machine/gemm_cpu.h"
 #include "pipeline/insight/pictures/eplb_command.h"
@@ -84,76 +76,41 @@ static void record_demonstration(const std::string& file, std::ostream& out) {
   train_command(o, out);
 }
 
-// Of processes that all have been given the same wrong option the first one speaks: when it ends,
-// the others are ended, unless theirs is another mistake.
-// No line is too long for a terminal, whatever file it was made of.
-static int report(const std::string& error, int status) {
-  if (find_launch().rank > 0) std::this_thread::sleep_for(std::chrono::seconds(2));
-  std::istringstream lines(error);
-  std::cerr << "duet: ";
-  for (std::string line; std::getline(lines, line);) std::cerr << shortened(line, 1400) << "\n";
-  return status;
-}
+int main(int argc, char** argv) {
+  return run_process([&] {
+    int exit_status = 0;
+    CLI::App duet(
+        "duet trains small DeepSeek-V3-style mixture-of-experts models, on a laptop or on GPUs.\n"
+        "Change the schedule, or the layout: not one bit of the loss changes.");
+    duet.require_subcommand(1);
+    duet.get_formatter()->column_width(40);
+    duet.set_version_flag("--version",
+        [] { return cat("duet ", DUET_BUILD, "instruction set  ", cpu_instruction_set()); });
+    duet.set_config("--config", "", "a TOML file with options of the command, e.g. steps=300")
+        ->check(CLI::ExistingFile)
+        ->check([](const std::string& path) {  // a pipe would be waited for
+          return std::filesystem::is_regular_file(path)
+              ? ""
+              : cat("found ", shortened(path), ", a pipe or device, allowed: a file");
+        });
+    duet.config_formatter(std::make_shared<CommandConfig>(duet));
 
-// The status, or where what was printed has not arrived, 1.
-static int ended(int status) {
-  if (std::cout.flush().good()) return status;
-  std::cerr << "duet: standard output: expected to write it all, found it full or closed\n";
-  return 1;
-}
+    add_train_command(duet, exit_status);     // trains a model, leaves checkpoints and metrics
+    add_generate_command(duet, exit_status);  // text from a checkpoint
+    add_compare_command(duet, exit_status);   // trains under each schedule: not one bit may differ
+    add_schedule_command(duet, exit_status);  // draws, checks and times a pipeline schedule
+    add_eplb_command(duet, exit_status);      // plans where experts and their replicas go
+    add_plan_command(duet, exit_status);      // what a step of a large model will cost, and where
+    // where the time of a trace went
+    add_analyze_command(duet, exit_status, record_demonstration);
+    add_bench_command(duet, exit_status);  // tokens/s and GFLOP/s of this machine
 
-// Ranks are threads, whose stacks glibc otherwise makes as small as `ulimit -s` says.
-static void give_threads_room() {
-#ifdef __GLIBC__
-  pthread_attr_t usual;
-  pthread_attr_init(&usual);
-  pthread_attr_setstacksize(&usual, 8 << 20);
-  pthread_setattr_default_np(&usual);
-  pthread_attr_destroy(&usual);
-#endif
-}
-
-int main(int argc, char** argv) try {
-  std::signal(SIGPIPE, SIG_IGN);  // a run whose reader has gone keeps its work; see ended()
-  give_threads_room();
-  int exit_status = 0;
-  CLI::App duet(
-      "duet trains small DeepSeek-V3-style mixture-of-experts models, on a laptop or on GPUs.\n"
-      "Change the schedule, or the layout: not one bit of the loss changes.");
-  duet.require_subcommand(1);
-  duet.get_formatter()->column_width(40);
-  duet.set_version_flag("--version",
-      [] { return cat("duet ", DUET_BUILD, "instruction set  ", cpu_instruction_set()); });
-  duet.set_config("--config", "", "a TOML file with options of the command, e.g. steps=300")
-      ->check(CLI::ExistingFile)
-      ->check([](const std::string& path) {  // a pipe would be waited for
-        return std::filesystem::is_regular_file(path)
-            ? ""
-            : cat("found ", shortened(path), ", a pipe or device, allowed: a file");
-      });
-  duet.config_formatter(std::make_shared<CommandConfig>(duet));
-
-  add_train_command(duet, exit_status);     // trains a model, leaves checkpoints and metrics
-  add_generate_command(duet, exit_status);  // text from a checkpoint
-  add_compare_command(duet, exit_status);   // trains under each schedule: not one bit may differ
-  add_schedule_command(duet, exit_status);  // draws, checks and times a pipeline schedule
-  add_eplb_command(duet, exit_status);      // plans where experts and their replicas go
-  add_plan_command(duet, exit_status);      // what a step of a large model will cost, and where
-  // where the time of a trace went
-  add_analyze_command(duet, exit_status, record_demonstration);
-  add_bench_command(duet, exit_status);  // tokens/s and GFLOP/s of this machine
-
-  try {
-    duet.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return ended(duet.exit(error));  // --help, --version
-    throw UsageError(explained(duet, error));
-  }
-  return ended(exit_status);
-} catch (const UsageError& error) {
-  return report(error.what(), 2);
-} catch (const std::bad_alloc&) {
-  return report(memory_is_short(), 1);
-} catch (const std::exception& error) {
-  return report(error.what(), 1);
+    try {
+      duet.parse(argc, argv);
+    } catch (const CLI::ParseError& error) {
+      if (error.get_exit_code() == 0) return duet.exit(error);  // --help, --version
+      throw UsageError(explained(duet, error));
+    }
+    return exit_status;
+  });
 }

@@ -1,6 +1,6 @@
 // run_ranks: starting ranks, and stopping all when one fails. And what a rank can know before it
 // has spoken to another: who started it, and which build on which processor it is.
-// Read next: rows_cuda.cu.
+// Read next: process.h.
 #include <sched.h>
 
 #include <algorithm>
@@ -45,8 +45,24 @@ void keep_to_own_cores([[maybe_unused]] int rank, [[maybe_unused]] int ranks) {
 #endif
 }
 
-void run_one(int r, const std::vector<std::unique_ptr<Transport>>& transports, Outcome& outcome,
-    const std::function<void(Comm&)>& rank) {
+using Transports = std::vector<std::unique_ptr<Transport>>;
+
+// `ranks` ranks from r on have ended, or never begun. The first failure stops the others.
+void note_end(
+    int r, int ranks, std::exception_ptr why, const Transports& transports, Outcome& outcome) {
+  std::lock_guard lock(outcome.mutex);
+  outcome.running -= ranks;
+  if (why && outcome.failed_rank < 0) {
+    outcome.failed_rank = r;
+    outcome.why = why;
+    for (const auto& t : transports)
+      t->state->fail(std::make_exception_ptr(Stopped(cat("stopped: rank ", r, " failed"))));
+  }
+  outcome.changed.notify_all();
+}
+
+void run_one(
+    int r, const Transports& transports, Outcome& outcome, const std::function<void(Comm&)>& rank) {
   std::exception_ptr why;
   try {
     Comm world(*transports[size_t(r)]);
@@ -55,15 +71,7 @@ void run_one(int r, const std::vector<std::unique_ptr<Transport>>& transports, O
   } catch (...) {
     why = std::current_exception();
   }
-  std::lock_guard lock(outcome.mutex);
-  outcome.running--;
-  if (why && outcome.failed_rank < 0) {
-    outcome.failed_rank = r;
-    outcome.why = why;
-    for (const auto& t : transports)
-      t->state->fail(std::make_exception_ptr(Stopped(cat("stopped: rank ", r, " failed"))));
-  }
-  outcome.changed.notify_all();
+  note_end(r, 1, why, transports, outcome);
 }
 
 [[noreturn]] void rethrow_named(int rank, std::exception_ptr why) {
@@ -83,11 +91,19 @@ void run_local(const RunOptions& options, const std::function<void(Comm&)>& rank
   Outcome outcome;
   outcome.running = options.ranks;
   std::vector<std::thread> threads;
-  for (int r = 0; r < options.ranks; r++)
-    threads.emplace_back([&, r] {
-      if (options.link.emulated()) keep_to_own_cores(r, options.ranks);
-      run_one(r, transports, outcome, rank);
-    });
+  threads.reserve(size_t(options.ranks));
+  try {
+    for (int r = 0; r < options.ranks; r++)
+      threads.emplace_back([&, r] {
+        if (options.link.emulated()) keep_to_own_cores(r, options.ranks);
+        run_one(r, transports, outcome, rank);
+      });
+  } catch (const std::exception& e) {
+    const int started = int(threads.size());
+    const Error why(cat("expected a thread for each of ", options.ranks, " ranks, found that only ",
+        started, " can be started: ", e.what()));
+    note_end(started, options.ranks - started, std::make_exception_ptr(why), transports, outcome);
+  }
 
   std::unique_lock lock(outcome.mutex);
   outcome.changed.wait(lock, [&] { return outcome.running == 0 || outcome.why; });

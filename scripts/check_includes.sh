@@ -48,7 +48,7 @@ only() {
 options="$(echo pipeline/*/*_command.cpp pipeline/*/*/*_command.cpp \
   pipeline/train/{options,generate,bench}.cpp)"
 only 'CLI(/|11)' "main.cu model/base/command_line.h $options"
-only model/base/command_line "$options"
+only model/base/command_line "$options test/fuzz/command_line.cpp"
 only nlohmann/ "model/base/json.h model/base/json.cpp $(echo pipeline/insight/{trace,plan}/*)"
 
 # A function, formatted, ends with a bare brace in the column in which it began.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <new>
 #include <utility>
 
 namespace duet {
@@ -75,8 +76,13 @@ Buf Device::take(int64_t rows, int64_t cols, Dtype dtype, Use use, bool host) {
 }
 
 void Device::give(Buf& buf) {
-  free_[buf.host_].emplace(buf.capacity_, buf.tensor_.data);
   if (!buf.host_) stats_[int(buf.use_)].now -= buf.capacity_;
+  try {
+    free_[buf.host_].emplace(buf.capacity_, buf.tensor_.data);
+  } catch (const std::bad_alloc&) {  // called by a destructor: the system gets it instead
+    release(buf.tensor_.data, buf.host_);
+    if (!buf.host_) pool_bytes_ -= buf.capacity_;
+  }
 }
 
 void Device::drain_pool() {

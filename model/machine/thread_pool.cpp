@@ -27,10 +27,20 @@ constexpr int kSpins = 3000;  // of a waiting worker before it sleeps: some 50 t
 ThreadPool::ThreadPool(int threads) {
   DUET_CHECK(threads >= 1 && threads < int(kCount), "threads: expected 1 to ", kCount - 1,
       ", found ", threads);
-  for (int i = 1; i < threads; i++) workers_.emplace_back([this] { worker(); });
+  workers_.reserve(size_t(threads));
+  try {
+    for (int i = 1; i < threads; i++) workers_.emplace_back([this] { worker(); });
+  } catch (const std::exception& e) {
+    const int started = size();
+    stop();
+    throw Error(cat("threads: expected to start ", threads, ", found that only ", started,
+        " can be: ", e.what()));
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stop_ = true;
   state_.fetch_add(kNumber);
   state_.notify_all();

@@ -48,6 +48,7 @@ class ThreadPool {
   void run(const Loop& loop);
   void work_on_pieces();
   void worker();
+  void stop();  // ends the workers
 
   // state_: how many workers are inside the loop (low 16 bits), kOpen while it may be joined, above
   // them the loop's number.

@@ -38,7 +38,8 @@ std::string checksum_text(const MappedFile& file) {
 std::vector<std::string> folders(const std::string& parent) {
   std::vector<std::string> paths;
   std::error_code none;
-  for (const auto& entry : fs::directory_iterator(parent, none))
+  if (!fs::is_directory(parent, none)) return paths;
+  for (const auto& entry : fs::directory_iterator(parent))  // throws where it cannot be read
     if (entry.is_directory()) paths.push_back(entry.path().string());
   std::sort(paths.begin(), paths.end());
   return paths;

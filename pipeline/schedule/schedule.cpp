@@ -201,7 +201,7 @@ Schedule read_csv(const std::string& text, const std::string& name) {
 void write_csv(std::ostream& out, const Schedule& s) {
   for (const auto& row : s.ranks) {
     for (size_t i = 0; i < row.size(); ++i) out << (i ? "," : "") << to_string(row[i]);
-    out << "\n";
+    out << (row.empty() ? ",\n" : "\n");  // an empty line would be no rank
   }
 }
 

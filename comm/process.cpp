@@ -1,0 +1,74 @@
+// See process.h.
+#include "comm/process.h"
+
+#include <pthread.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
+#include <exception>
+#include <iostream>
+#include <sstream>
+#include <thread>
+
+#include "comm/comm.h"
+#include "model/base/memory_short.h"
+#include "model/base/text.h"
+
+namespace duet {
+namespace {
+
+// Of processes that all have been given the same wrong option the first one speaks: when it ends,
+// the others are ended, unless theirs is another mistake.
+int report(std::string error, int status) {
+  if (find_launch().rank > 0) std::this_thread::sleep_for(std::chrono::seconds(2));
+  for (char& c : error)
+    if (c != '\n' && (static_cast<unsigned char>(c) < ' ' || c == 127)) c = '?';
+  std::istringstream lines(error);
+  std::cerr << "duet: ";
+  for (std::string line; std::getline(lines, line);) std::cerr << shortened(line, 1400) << "\n";
+  return status;
+}
+
+// What fails where nothing may fail (destructors of the JSON library need memory) ends in one line.
+[[noreturn]] void report_and_exit() {
+  try {
+    if (std::current_exception()) throw;
+  } catch (const std::exception& error) {
+    std::cerr << "duet: " << error.what() << "\n";
+    std::_Exit(1);
+  } catch (...) {
+    // not duet's
+  }
+  std::abort();
+}
+
+// Ranks are threads, whose stacks glibc otherwise makes as small as `ulimit -s` says.
+void give_threads_room() {
+#ifdef __GLIBC__
+  pthread_attr_t usual;
+  pthread_attr_init(&usual);
+  pthread_attr_setstacksize(&usual, 8 << 20);
+  pthread_setattr_default_np(&usual);
+  pthread_attr_destroy(&usual);
+#endif
+}
+
+}  // namespace
+
+int run_process(const std::function<int()>& command) try {
+  std::set_terminate(report_and_exit);
+  std::signal(SIGPIPE, SIG_IGN);  // a run whose reader has gone keeps its work
+  give_threads_room();
+  const int status = command();
+  if (std::cout.flush().good()) return status;
+  return report("standard output: expected to write it all, found it full or closed", 1);
+} catch (const UsageError& error) {
+  return report(error.what(), 2);
+} catch (const std::bad_alloc&) {
+  return report(memory_is_short(), 1);
+} catch (const std::exception& error) {
+  return report(error.what(), 1);
+}
+
+}  // namespace duet
