@@ -224,9 +224,9 @@ TEST_F(Train, RefusesWrongOptionsAndWritesNothing) {
         o.data = folder_ + "/short.txt";
       },
       {"short.txt"});
-  refused([](TrainOptions& o) { o.seq_len = 100000000; },
-      {"words.txt", "78951", "--seq-len 100000000"});
-  refused([](TrainOptions& o) { o.data = "", o.seq_len = 100000000; }, {"embedded"});
+  refused([](TrainOptions& o) { o.seq_len = 1000000; },
+      {"words.txt", "78951", "--seq-len 1000000"});
+  refused([](TrainOptions& o) { o.data = "", o.seq_len = 1000000; }, {"embedded"});
   refused(
       [](TrainOptions& o) {
         o.model = parse_sizes("vocab_size=100");

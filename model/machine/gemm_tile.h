@@ -103,23 +103,42 @@ template <class T, int R, int NV> void tile(const Tile<T>& t) {
   }
 }
 
+// The first Vec<double>::N of p, in fp64.
+template <class T> typename Vec<double>::V widened(const T* p) {
+  typedef T Part __attribute__((vector_size(Vec<double>::N * sizeof(T))));
+  Part x;
+  memcpy(&x, p, sizeof x);
+  return __builtin_convertvector(x, typename Vec<double>::V);
+}
+
 // The exact sum (grid.h) of the pieces of a block of k: C += each piece's products, on the grid.
 template <class T, int R, int NV> void exact_tile(const Tile<T>& t) {
   using V = Vec<T>;
+  using D = Vec<double>;
   constexpr int kWidth = NV * V::N;
+  const auto bias = D::fill(kGridBias), factor = D::fill(kGridFactor);
   alignas(64) double sum[R][kWidth];
-  std::fill_n(&sum[0][0], R * kWidth, kGridBias);
+  alignas(64) T part[R][kWidth];
   Walk<T, R, NV> walk(t);
   for (size_t p = 1; p < t.pieces.size(); p++) {
+    const bool first = p == 1, last = p + 1 == t.pieces.size();
     walk.sum(t.pieces[p] - t.pieces[p - 1]);
-    alignas(64) T part[kWidth];
     UNROLL for (int i = 0; i < R; i++) {
-      UNROLL for (int v = 0; v < NV; v++) V::store(part + v * V::N, walk.acc[i][v]);
-      for (int j = 0; j < kWidth; j++) sum[i][j] = grid_add(sum[i][j], double(part[j]));
+      UNROLL for (int v = 0; v < NV; v++) V::store(part[i] + v * V::N, walk.acc[i][v]);
     }
+    for (int i = 0; i < R; i++)
+      for (int j = 0; j < t.cols; j += D::N) {
+        const auto before = first ? bias : D::load(sum[i] + j);
+        const auto after = D::madd(widened(part[i] + j), factor, before);
+        if (!last) {
+          D::store(sum[i] + j, after);
+          continue;
+        }
+        double* c = t.exact + i * t.ldc + j;
+        const auto mask = D::mask(std::min(t.cols - j, D::N));
+        D::store(c, D::load(c, mask) + (after - bias), mask);
+      }
   }
-  for (int i = 0; i < R; i++)
-    for (int j = 0; j < t.cols; j++) t.exact[i * t.ldc + j] += sum[i][j] - kGridBias;
 }
 
 // kTiles<T>[exact][R - 1][NV - 1]

@@ -32,11 +32,13 @@ inline constexpr double kGridLimit = double(int64_t(1) << (53 - kGridBits));    
 inline constexpr double kBiasedLimit = double(int64_t(1) << (51 - kGridBits));     // 8
 inline constexpr double kGridBias = 1.5 * double(int64_t(1) << (52 - kGridBits));  // 24
 
+inline constexpr double kGridFactor = 1 + 0x1p-52;
+
 HD double grid_add(double acc, double p) {
 #if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-  return __builtin_fma(p, 1 + 0x1p-52, acc);
+  return __builtin_fma(p, kGridFactor, acc);
 #else
-  return p * (1 + 0x1p-52) + acc;  // the product is off the halfway point, too
+  return p * kGridFactor + acc;  // the product is off the halfway point, too
 #endif
 }
 

@@ -32,8 +32,9 @@ struct SumSquares {
     double sum = 0, largest = 0;
     for (int i = g.lane(); i < *a.blocks.count.row<int32_t>(r); i += Group::size) {
       const double d = double(Acc<T>(grad[i]));
+      const double size = d < 0 ? -d : d;
       sum += d * d;
-      largest = d > largest ? d : -d > largest ? -d : largest;
+      largest = size > largest ? size : largest;
     }
     sum = g.sum(sum);
     largest = g.max(largest);
