@@ -57,6 +57,12 @@ enum class Restore { weights, everything };
 void check_checkpoint(const std::string& dir, const ModelConfig& config);
 void read_checkpoint(const std::string& dir, Stream& stream, Params& params, Restore what);
 
+// DIR/model.safetensors, or where a large model lies in several files those that its index names;
+// and these.
+using TensorFiles = std::vector<SafetensorsReader>;
+TensorFiles open_weights(const std::string& dir);
+TensorFiles open_index(const std::string& index);
+
 // The newest complete checkpoint of a run's folder, or empty; and of a folder that is a checkpoint
 // itself, the folder.
 std::string newest_checkpoint(const std::string& out);

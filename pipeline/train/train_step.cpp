@@ -216,6 +216,12 @@ StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
         dump->add(m * job.layout.dp + t.dp_rank, batch(m), logits);
       };
     stage->on_logits(take_logits);
+    Stage::OnLayer take_layer;
+    if (dump)
+      take_layer = [&](int m, int64_t layer, const Tensor& y, const Tensor* chosen) {
+        dump->add(m * job.layout.dp + t.dp_rank, layer, y, chosen);
+      };
+    stage->on_layer(take_layer);
   }
   t.executor.run(job.schedule.ranks[size_t(t.pp_rank)], batch);
   t.context.stream().synchronize();
