@@ -148,8 +148,10 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
         step == o.dump_step ? cat(o.out, "/dump-step-", step, ".safetensors") : "";
     std::optional<Recorder> recorder;
     if (trace.records(step)) recorder.emplace(*device);
-    StepResult result = train_step(
-        trainer, step, {dump, [&] { return stop.asked(); }, recorder ? &*recorder : nullptr});
+    StepResult result = train_step(trainer, step,
+        {.dump = dump,
+            .asked_to_stop = [&] { return stop.asked(); },
+            .recorder = recorder ? &*recorder : nullptr});
     if (recorder) {
       const Overlap overlap = trace.add(step, *recorder).steps;
       if (overlap.comm > 0) result.overlap = overlap.fraction();

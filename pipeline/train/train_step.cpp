@@ -239,6 +239,7 @@ StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
   if (!std::isfinite(r.loss) || !std::isfinite(r.grad_norm))
     throw Error(cat("step ", r.step, ": the loss is ", r.loss, " and the gradient norm ",
         r.grad_norm, ", expected finite numbers; no weight was changed"));
+  hooks.on_gradients();
   if (dump) {
     for (Params* set : t.param_sets()) dump->add(*set);
     dump->write(t.world, hooks.dump, r.loss);
