@@ -12,6 +12,7 @@
 #include "model/base/check.h"
 #include "model/base/text.h"
 #include "model/machine/gemm_cpu.h"
+#include "pipeline/checkpoint/diff_command.h"
 #include "pipeline/insight/pictures/eplb_command.h"
 #include "pipeline/insight/pictures/schedule_command.h"
 #include "pipeline/insight/plan/plan_command.h"
@@ -98,6 +99,7 @@ int main(int argc, char** argv) {
     add_train_command(duet, exit_status);     // trains a model, leaves checkpoints and metrics
     add_generate_command(duet, exit_status);  // text from a checkpoint
     add_compare_command(duet, exit_status);   // trains under each schedule: not one bit may differ
+    add_diff_command(duet, exit_status);      // which tensors of two dumps or checkpoints differ
     add_schedule_command(duet, exit_status);  // draws, checks and times a pipeline schedule
     add_eplb_command(duet, exit_status);      // plans where experts and their replicas go
     add_plan_command(duet, exit_status);      // what a step of a large model will cost, and where

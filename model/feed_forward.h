@@ -45,6 +45,8 @@ class FeedForward {
   // for the next ones. The caller keeps x and dy until experts_w.
   struct Saved {
     virtual ~Saved() = default;
+    // [tokens, topk] where tokens choose experts, else null; from router_f on
+    virtual const Tensor* chosen_experts() const { return nullptr; }
     int microbatch = 0;
     Tensor x, residual;  // before router_f
     Buf y;               // = residual + ffn(x), of combine_f

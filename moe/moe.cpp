@@ -12,6 +12,7 @@
 namespace duet {
 
 struct Moe::MoeSaved : FeedForward::Saved {
+  const Tensor* chosen_experts() const override { return &*topk_idx; }
   // [tokens, experts] affinities, later the logits' gradient; [tokens, 1] their sum
   Buf scores, total;
   Buf topk_idx, topk_w;           // [tokens, topk]

@@ -120,6 +120,10 @@ TEST_F(CommandLine, SmallLanguagesAreCheckedItemByItem) {
           {"--microbatches: found 1048576 through 4096 ranks", "GiB", "up to 16777216"}},
       {"schedule --schedule 2f2b", {"--schedule", "2f2b", "dualpipe"}},
       {"compare --schedules 1f1b,2f2b", {"--schedule", "2f2b", "dualpipe"}},
+      {"compare --layouts 'dp=2 depth=4'", {"--layouts", "'depth=4'", "eplb-interval"}},
+      {"diff", {"A, B: found none", "allowed: two dumps or two checkpoints"}},
+      {"diff a b", {"a: "}},
+      {"diff a b --tolerance -1", {"--tolerance: found '-1'", "0 to"}},
       {"schedule --schedule nowhere.csv", {"nowhere.csv: cannot be opened"}},
       {"schedule --schedule .csv", {".csv: cannot be opened"}},
   };
@@ -248,8 +252,10 @@ TEST_F(CommandLine, HelpAndVersion) {
   const Ended commands = duet("--help");
   EXPECT_EQ(commands.status, 0);
   expect_contains(commands.output,
-      {"train", "generate", "compare", "schedule", "eplb", "bench", "--config", "--version"});
-  for (const char* command : {"train", "generate", "compare", "schedule", "eplb", "bench"}) {
+      {"train", "generate", "compare", "diff", "schedule", "eplb", "bench", "--config",
+          "--version"});
+  for (const char* command :
+      {"train", "generate", "compare", "diff", "schedule", "eplb", "bench"}) {
     const Ended help = duet(cat(command, " --help"));
     EXPECT_EQ(help.status, 0);
     expect_contains(help.output, {"--help", "Usage: ", "="});

@@ -35,6 +35,15 @@ class Command {
 
   void runs(std::function<void()> body) { app_->callback(std::move(body)); }
 
+  // "pp, ep, ...", without --help.
+  std::string option_names() const {
+    std::string names;
+    for (const CLI::Option* option : app_->get_options())
+      if (option->get_name() != "--help")
+        names += (names.empty() ? "" : ", ") + option->get_single_name();
+    return names;
+  }
+
   void flag(const std::string& name, bool& value, const std::string& help) {
     app_->add_flag(name, value, help);
   }

@@ -80,20 +80,22 @@ ModelConfig checkpoint_config(const std::string& dir) {
   return ModelConfig::from_json(Json::load(file), file);
 }
 
-using TensorFiles = std::vector<SafetensorsReader>;
-
-// DIR/model.safetensors, or where a large model lies in several files those that its index names.
-static TensorFiles open_weights(const std::string& dir) {
-  std::set<std::string> names = {"model.safetensors"};
-  const std::string index = dir + "/model.safetensors.index.json";
-  if (!fs::exists(dir + "/model.safetensors") && fs::exists(index)) {
-    names.clear();
-    const Json json = Json::load(index);
-    for (const auto& [tensor, file] : json.at("weight_map").members()) names.insert(file.string());
-    require(!names.empty(), index, ": weight_map: found no tensor, allowed: at least one");
-  }
+TensorFiles open_index(const std::string& index) {
+  std::set<std::string> names;
+  const Json json = Json::load(index);
+  for (const auto& [tensor, file] : json.at("weight_map").members()) names.insert(file.string());
+  require(!names.empty(), index, ": weight_map: found no tensor, allowed: at least one");
   TensorFiles files;
-  for (const std::string& name : names) files.emplace_back(dir + "/" + name);
+  for (const std::string& name : names)
+    files.emplace_back((fs::path(index).parent_path() / name).string());
+  return files;
+}
+
+TensorFiles open_weights(const std::string& dir) {
+  const std::string file = dir + "/model.safetensors", index = file + ".index.json";
+  if (!fs::exists(file) && fs::exists(index)) return open_index(index);
+  TensorFiles files;
+  files.emplace_back(file);
   return files;
 }
 

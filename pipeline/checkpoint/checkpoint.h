@@ -58,6 +58,12 @@ enum class Restore { weights, everything };
 void check_checkpoint(const std::string& dir, const ModelConfig& config);
 void read_checkpoint(const std::string& dir, Stream& stream, Params& params, Restore what);
 
+// DIR/model.safetensors, or where a large model lies in several files those that its index names;
+// and these.
+using TensorFiles = std::vector<SafetensorsReader>;
+TensorFiles open_weights(const std::string& dir);
+TensorFiles open_index(const std::string& index);
+
 // In a run's folder checkpoints are named step-NNNNNN, six digits or more; whatever has another
 // name is left alone. The complete ones, by step.
 constexpr int64_t kMostSteps = 1'000'000'000;

@@ -1,15 +1,17 @@
-// StepDump: one step's batch, logits, loss and every gradient in a safetensors file, so that
-// anyone's own trainer can be compared with duet.
+// StepDump: one step's batch, activations, logits, loss and every gradient in a safetensors file,
+// so that anyone's own trainer can be compared with duet, and two runs with `duet diff`.
 //
 //   input_ids, targets  I32 [sequences, seq_len]         in global sequence order
 //   logits              F32 [sequences, seq_len, vocab]
+//   layer.N.output      F32 [sequences, seq_len, d_model]
+//   layer.N.topk_idx    I32 [sequences, seq_len, topk]   experts that tokens chose
 //   loss                F32 [1]                          mean cross-entropy, nats
 //   grad.NAME           F32 Hugging Face's shape         of the loss and the balance loss (which
 //                                                        `loss` is without), before clipping
 //
 // Each rank adds what it has; rank 0 writes. Everything is held in host memory, on every rank:
 // meant for small models.
-// Read next: insight/README.md.
+// Read next: diff_command.h.
 #pragma once
 #include <map>
 #include <string>
@@ -23,6 +25,8 @@ namespace duet {
 class StepDump {
  public:
   explicit StepDump(const Context& context) : context_(context) {}
+  // A layer's output, and the experts that tokens chose, or null. index: as below.
+  void add(int64_t index, int64_t layer, const Tensor& output, const Tensor* chosen_experts);
   // Of a last stage. index: the microbatch's place in global sequence order, microbatch * dp +
   // dp_rank.
   void add(int64_t index, const Microbatch& batch, const Tensor& logits);

@@ -1,10 +1,11 @@
-// The command `duet compare`: trains the same model on the same batches under each schedule, and
-// says whether a bit differs.
+// The command `duet compare`: trains the same model on the same batches under each schedule and
+// layout, and says whether a bit differs.
 //
-//   schedule   final loss  bits       bubble  measured  activations  MiB  copies
+//   schedule or layout   final loss  bits       bubble  measured  activations  MiB  copies
 //
-// bits          identical to the first row's in loss, gradient norm and, at the end, every weight
-//               and moment; or the first step at which they differ
+// bits          identical to the first row's in loss, gradient norm, every gradient and, at the
+//               end, every weight and moment; or the first step at which they differ, and of its
+//               gradients, or the final state, the first that does in the order of the forward pass
 // bubble        of the checker's list with F = I = W = 1 and nothing gained by overlap, mean over
 //               ranks
 // measured      time that ranks stood still for messages; `-` where ranks share cores or a GPU,
@@ -13,7 +14,7 @@
 //               checker counts; measured in MiB
 // copies        of the parameters
 //
-// On threads the first row is one rank without a pipeline.
+// On threads the first row is one rank. All rows have the same global batch.
 // Read next: generate.h.
 #pragma once
 #include <iosfwd>
@@ -31,7 +32,10 @@ namespace duet {
 void add_compare_command(CLI::App& duet, int& exit_status);
 
 struct CompareOptions {
-  std::vector<std::string> schedules;  // names or CSV files; empty: all published
+  // Both empty: all published schedules and, on threads, some layouts.
+  std::vector<std::string> schedules;  // names or CSV files
+  std::vector<std::string> layouts;    // "dp=2 ep=2 schedule=dualpipe": options over `train`
+  int64_t layouts_pp = 1;              // of those that do not state it
   // schedule, out and the like are not used
   TrainOptions train{.preset = "tiny", .steps = 5, .pp = 4};
 };

@@ -10,7 +10,10 @@ double validation_loss(Trainer& t) {
   const Job& job = t.job;
   const int64_t n = std::min(job.options.val_sequences, job.batches->val_sequences());
   double sum = 0;
-  for (auto& [s, stage] : t.stages) stage->on_logits({});
+  for (auto& [s, stage] : t.stages) {
+    stage->on_logits({});
+    stage->on_layer({});
+  }
   for (int64_t done = 0; done < n;) {
     t.executor.run(job.forward_only.ranks[size_t(t.pp_rank)], [&](int m) {
       // the last round is filled up with sequences that do not count

@@ -36,9 +36,6 @@ void add_model_and_data(Command& cli, TrainOptions& o) {
   cli.number("--segment-tokens", o.segment_tokens, 1, INT32_MAX,
       "tokens of a sequence whose gradients are summed as one: part of the numerics, like the "
       "seed");
-  cli.number("--micro-batch-size", o.micro_batch_size, 0, kMany,
-      "sequences of a microbatch; 0: the preset's");
-  cli.number("--microbatches", o.microbatches, 1, kMany, "per data-parallel rank and step");
 }
 
 void add_length_and_rate(Command& cli, TrainOptions& o) {
@@ -62,31 +59,11 @@ void add_length_and_rate(Command& cli, TrainOptions& o) {
   cli.number("--seed", o.seed, 0, INT64_MAX, "of initial values, batches and sampling");
 }
 
-void add_ranks(Command& cli, TrainOptions& o) {
-  cli.number("--dp", o.dp, 0, kRanks, "data-parallel ranks; 0: the MPI processes / --pp, else 1");
-  cli.number("--pp", o.pp, 1, kRanks, "pipeline ranks; the world is dp x pp");
-  cli.number("--ep", o.ep, 1, kRanks, "ranks over which the experts are spread; divides dp");
-  cli.number("--redundant-experts", o.redundant_experts, 0, kMaxReplicas,
-      "replicas per layer in total; experts + these: divisible by ep");
+void add_machine(Command& cli, TrainOptions& o) {
   cli.flag("--force-balanced-routing", o.force_balanced_routing,
       "experts in turn instead of the router's choice: for measuring time, not for learning");
-  cli.number("--eplb-interval", o.eplb_interval, 0, kSteps,
-      "steps between new placements of experts; 0: none");
-  cli.choice("--replica-split", o.replica_split, {ReplicaSplit::segment, ReplicaSplit::token},
-      split_name, "what goes to one replica whole; token levels better and changes bits");
-  cli.choice("--eplb-policy", o.eplb_policy, {EplbPolicy::deepseek, EplbPolicy::balanced},
-      policy_name, "how they are placed: the published algorithm, or with few moves");
-  cli.number("--eplb-threshold", o.eplb_threshold, 0, 1,
-      "no new placement while balancedness, mean / max load, is above");
   cli.flag("--replicas-may-leave-node", o.replicas_may_leave_node,
       "with balanced: one replica stays on its group's node");
-  cli.text("--schedule", o.schedule,
-      "gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, or a CSV file");
-  cli.number("--virtual-stages", o.virtual_stages, 1, kRanks, "of a rank under interleaved");
-  cli.choice(
-      "--overlap", o.overlap, {true, false}, [](bool on) { return on ? "on" : "off"; },
-      "off: pairs run one after the other and all-to-alls block");
-  cli.parsed("--split", o.split, parse_split, "layers of each stage: 3,4,4,3; default: by cost");
   cli.choice("--transport", o.transport, {Wire::local, Wire::mpi, Wire::nccl}, wire_name,
       "local: threads; nccl: GPU to GPU, one rank on each, MPI processes under mpirun or srun, "
       "else threads; default: mpi under mpirun or srun, else local");
@@ -99,7 +76,6 @@ void add_ranks(Command& cli, TrainOptions& o) {
       "where it runs; default: cuda if there is one");
   cli.choice("--dtype", o.dtype, {Dtype::f32, Dtype::bf16}, dtype_name,
       "bf16: on cuda; master weights, gradients and moments stay fp32");
-  cli.number("--threads", o.threads, 0, kRanks, "cores a rank uses; 0: its part of the node's");
 }
 
 void add_output(Command& cli, TrainOptions& o) {
@@ -127,10 +103,38 @@ void add_output(Command& cli, TrainOptions& o) {
 
 }  // namespace
 
+void add_layout_options(Command& cli, TrainOptions& o) {
+  cli.number("--micro-batch-size", o.micro_batch_size, 0, kMany,
+      "sequences of a microbatch; 0: the preset's");
+  cli.number("--microbatches", o.microbatches, 1, kMany, "per data-parallel rank and step");
+  cli.number("--dp", o.dp, 0, kRanks, "data-parallel ranks; 0: the MPI processes / --pp, else 1");
+  cli.number("--pp", o.pp, 1, kRanks, "pipeline ranks; the world is dp x pp");
+  cli.number("--ep", o.ep, 1, kRanks, "ranks over which the experts are spread; divides dp");
+  cli.number("--redundant-experts", o.redundant_experts, 0, kMaxReplicas,
+      "replicas per layer in total; experts + these: divisible by ep");
+  cli.number("--eplb-interval", o.eplb_interval, 0, kSteps,
+      "steps between new placements of experts; 0: none");
+  cli.choice("--replica-split", o.replica_split, {ReplicaSplit::segment, ReplicaSplit::token},
+      split_name, "what goes to one replica whole; token levels better and changes bits");
+  cli.choice("--eplb-policy", o.eplb_policy, {EplbPolicy::deepseek, EplbPolicy::balanced},
+      policy_name, "how they are placed: the published algorithm, or with few moves");
+  cli.number("--eplb-threshold", o.eplb_threshold, 0, 1,
+      "no new placement while balancedness, mean / max load, is above");
+  cli.text("--schedule", o.schedule,
+      "gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, or a CSV file");
+  cli.number("--virtual-stages", o.virtual_stages, 1, kRanks, "of a rank under interleaved");
+  cli.choice(
+      "--overlap", o.overlap, {true, false}, [](bool on) { return on ? "on" : "off"; },
+      "off: pairs run one after the other and all-to-alls block");
+  cli.parsed("--split", o.split, parse_split, "layers of each stage: 3,4,4,3; default: by cost");
+  cli.number("--threads", o.threads, 0, kRanks, "cores a rank uses; 0: its part of the node's");
+}
+
 void add_train_options(Command& cli, TrainOptions& o) {
   add_model_and_data(cli, o);
   add_length_and_rate(cli, o);
-  add_ranks(cli, o);
+  add_layout_options(cli, o);
+  add_machine(cli, o);
   add_output(cli, o);
 }
 

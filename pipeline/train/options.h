@@ -97,5 +97,7 @@ struct TrainOptions {
 };
 
 void add_train_options(Command& cli, TrainOptions& options);
+// Those among them that say how a step is spread over ranks and cores, and that change no bit.
+void add_layout_options(Command& cli, TrainOptions& options);
 
 }  // namespace duet

@@ -49,6 +49,9 @@ void Stage::run(Phase phase, int microbatch, int layer) {
   Saved& s = saved(microbatch);
   const Scope scope = this->scope(phase_name(phase), microbatch, options_.layer_begin + layer);
   layers_[size_t(layer)].run(phase, s.layers[size_t(layer)], s.flow);
+  if (phase == Phase::combine_f && on_layer_)
+    on_layer_(microbatch, options_.layer_begin + layer, s.flow,
+        s.layers[size_t(layer)].ffn->chosen_experts());
   if (phase == Phase::attention_w) s.layers.pop_back();  // the last to need it
 }
 

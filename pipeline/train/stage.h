@@ -66,6 +66,12 @@ class Stage {
     on_logits_ = std::move(fn);
   }
 
+  // Called in forward with each layer's output [tokens, d_model], and with the experts that tokens
+  // chose [tokens, topk], or null of a dense layer. layer: of the model.
+  using OnLayer = std::function<void(
+      int microbatch, int64_t layer, const Tensor& output, const Tensor* chosen_experts)>;
+  void on_layer(OnLayer fn) { on_layer_ = std::move(fn); }
+
   // A new step: gradients and loads to zero.
   void begin_step();
 
@@ -98,6 +104,7 @@ class Stage {
   std::vector<std::unique_ptr<Saved>> saved_;  // [microbatches]
   Buf loss_host_;                              // [microbatches, tokens]
   std::function<void(int, const Tensor&)> on_logits_;
+  OnLayer on_layer_;
 };
 
 }  // namespace duet

@@ -197,8 +197,10 @@ bool RankRun::step(Trace& trace) {
   std::optional<Recorder> recorder;
   if (trace.records(step)) recorder.emplace(*device_);
   StepResult result = train_step(*trainer_, step,
-      {dump, [&] { return stop_.signal(); }, [&] { return stop_.overdue(); },
-          recorder ? &*recorder : nullptr});
+      {.dump = dump,
+          .stop = [&] { return stop_.signal(); },
+          .give_up = [&] { return stop_.overdue(); },
+          .recorder = recorder ? &*recorder : nullptr});
   signal_ = result.stop;
   if (result.given_up) return false;
   step_ = step;

@@ -194,6 +194,19 @@ void update(Trainer& t, const StepResult& r) {
   });
 }
 
+// What the stage computes in forward goes into the dump, if there is one.
+void take_activations(Stage& stage, StepDump* dump, const Executor::Tokens& batch, Trainer& t) {
+  stage.on_logits({});
+  stage.on_layer({});
+  if (!dump) return;
+  const auto index = [&t](int m) { return m * t.job.layout.dp + t.dp_rank; };
+  if (stage.options().head)
+    stage.on_logits([=](int m, const Tensor& x) { dump->add(index(m), batch(m), x); });
+  stage.on_layer([=](int m, int64_t layer, const Tensor& y, const Tensor* chosen) {
+    dump->add(index(m), layer, y, chosen);
+  });
+}
+
 }  // namespace
 
 StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
@@ -217,12 +230,7 @@ StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
   for (auto& [s, stage] : t.stages) {
     Scope scope(t.context.recorder, t.context.stream(), {"zero gradients", "compute", s});
     stage->begin_step();
-    std::function<void(int, const Tensor&)> take_logits;
-    if (dump && stage->options().head)
-      take_logits = [&](int m, const Tensor& logits) {
-        dump->add(m * job.layout.dp + t.dp_rank, batch(m), logits);
-      };
-    stage->on_logits(take_logits);
+    take_activations(*stage, dump ? &*dump : nullptr, batch, t);
   }
   const bool gave_up = t.executor.run(job.schedule.ranks[size_t(t.pp_rank)], batch,
       job.layout.ep == 1 ? hooks.give_up : std::function<bool()>());
@@ -241,6 +249,7 @@ StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
   if (!std::isfinite(r.loss) || !std::isfinite(r.grad_norm))
     throw Error(cat("step ", r.step, ": the loss is ", r.loss, " and the gradient norm ",
         r.grad_norm, ", expected finite numbers; no weight was changed"));
+  hooks.on_gradients();
   if (dump) {
     for (Params* set : t.param_sets()) dump->add(*set);
     dump->write(t.world, hooks.dump, r.loss);

@@ -4,7 +4,7 @@
 //   validation_loss                    of sequences that are not trained on   evaluate.cpp
 //   next_token_logits                  what may follow a text                 evaluate.cpp
 //   save_checkpoint, load_checkpoint                                          trainer_state.cpp
-//   fingerprint, copies_agree          whether bits are the same              trainer_state.cpp
+//   tensor_hashes, fingerprint, copies_agree   whether bits are the same      trainer_state.cpp
 //   place_experts, rebalance           experts move to other ranks            trainer_experts.cpp
 //
 // All are collective: every rank of the world calls them in the same order, with its own Trainer.
@@ -98,6 +98,8 @@ struct StepHooks {
   std::string dump;
   std::function<int()> stop = [] { return 0; };  // the signal that asks for it
   std::function<bool()> give_up;                 // whether the step is to end without a result
+  // called on every rank when gradients are finished, before any weight changes
+  std::function<void()> on_gradients = [] {};
   Recorder* recorder = nullptr;  // of what happens in the step; null: nothing is recorded
 };
 
@@ -129,7 +131,13 @@ void save_checkpoint(Trainer& t, const std::string& dir, int64_t step);
 // optimizer's and the balancer's state. Returns the step after which it was saved, or 0.
 int64_t load_checkpoint(Trainer& t, const std::string& dir, Restore what = Restore::everything);
 
-// A hash of every weight and moment, the same for the same bits however they are spread over ranks.
+// A hash of every tensor, by name: of the finished gradient, or of weight and moments. The same for
+// the same bits however they are spread over ranks.
+enum class Hashed { gradient, state };
+using TensorHashes = std::map<std::string, uint64_t>;
+TensorHashes tensor_hashes(Trainer& t, Hashed what);
+// One hash of them all, and of the trainer's state.
+uint64_t fingerprint(const TensorHashes& hashes);
 uint64_t fingerprint(Trainer& t);
 // Whether the replicas of each expert, the two copies of each mirrored stage, and the data-parallel
 // replicas, hold the same bits.

@@ -71,29 +71,40 @@ int64_t load_checkpoint(Trainer& t, const std::string& dir, Restore what) {
 // --- bits ----------------------------------------------------------------------------------------
 
 // By name, of every copy.
-static Gathered<std::vector<uint64_t>> tensor_hashes(Trainer& t) {
+static Gathered<std::vector<uint64_t>> hashes_of_copies(Trainer& t, Hashed what) {
   std::map<std::string, std::vector<uint64_t>> mine;
   for (Params* set : t.param_sets())
     for (const Param& p : set->all()) {
       std::string bytes;
-      for (State state : kStates) {
-        const std::vector<float> values = to_host(t.context.stream(), state_of(p, state));
+      const auto add = [&](const Tensor& x) {
+        const std::vector<float> values = to_host(t.context.stream(), x);
         bytes.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
-      }
+      };
+      if (what == Hashed::gradient)
+        add(p.grad);
+      else
+        for (State state : kStates) add(state_of(p, state));
       mine[p.name].push_back(checksum(bytes));
     }
   return gather_named(t.world, mine);
 }
 
-uint64_t fingerprint(Trainer& t) {
+TensorHashes tensor_hashes(Trainer& t, Hashed what) {
+  TensorHashes all;
+  for (const auto& [name, hashes] : hashes_of_copies(t, what)) all[name] = hashes[0].second[0];
+  return all;
+}
+
+uint64_t fingerprint(const TensorHashes& hashes) {
   std::string text;
-  for (const auto& [name, hashes] : tensor_hashes(t))
-    text += cat(name, ' ', hashes[0].second[0], '\n');
+  for (const auto& [name, hash] : hashes) text += cat(name, ' ', hash, '\n');
   return checksum(text);
 }
 
+uint64_t fingerprint(Trainer& t) { return fingerprint(tensor_hashes(t, Hashed::state)); }
+
 bool copies_agree(Trainer& t) {
-  for (const auto& [name, hashes] : tensor_hashes(t))
+  for (const auto& [name, hashes] : hashes_of_copies(t, Hashed::state))
     for (const auto& [rank, of_rank] : hashes)
       for (uint64_t hash : of_rank)
         if (hash != hashes[0].second[0]) return false;
