@@ -1,4 +1,5 @@
-# duet's build. `make` says what it found and builds ./duet; `make run`, `make test`, `make bench` are the three other targets.
+# duet's build. `make` says what it found and builds ./duet; `make run`, `make test`, `make bench` are the three other targets;
+# `make emulated` builds ./duet-emulated, the product with an emulated GPU (test/emulated/README.md).
 #
 #   CXX=g++|clang++     the host compiler (g++ 12 or newer, clang++ 14 or newer)
 #   MARCH=native        the CPU's instruction set, e.g. MARCH=x86-64-v3
@@ -74,7 +75,7 @@ ifneq ($(NVCC),)
 NVFLAGS := -std=c++20 -O3 $(GENCODE) -I. -Xcompiler -Wall -ccbin $(lastword $(CXX)) --expt-relaxed-constexpr \
            -diag-suppress 20012
 PREFLAGS += $(call system,$(CUDA)/include $(if $(NCCL_LIB),$(NCCL)/include))
-LIBS    += $(foreach l,$(CUBLAS) $(CUDART) $(NCCL_LIB),$(l) -Wl$(comma)-rpath$(comma)$(patsubst %/,%,$(dir $(l))))
+CUDALIBS := $(foreach l,$(CUBLAS) $(CUDART) $(NCCL_LIB),$(l) -Wl$(comma)-rpath$(comma)$(patsubst %/,%,$(dir $(l))))
 endif
 ifneq ($(MPI),)
 PREFLAGS += $(call system,$(shell $(MPI) --showme:incdirs))
@@ -100,11 +101,30 @@ duet: $(BUILD)/duet$(CAPABLE)
 
 $(BUILD)/duet$(CAPABLE): $(OBJ) $(BUILD)/main.cu.o
 	$(call say,LINK,$@)
-	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(CUDALIBS)
 
 $(BUILD)/test_duet$(CAPABLE): $(OBJ) $(TESTOBJ)
 	$(call say,LINK,$@)
-	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ -lgtest_main -lgtest $(LIBS)
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ -lgtest_main -lgtest $(LIBS) $(CUDALIBS)
+
+# The emulated GPU: the files that need CUDA or NCCL are compiled by the host's compiler against test/emulated's headers; all other
+# objects are the CPU-only build's.
+EMULATOR := $(filter-out %_test.cpp %/main.cpp,$(wildcard test/emulated/*.cpp))
+EMULATED_OBJ := $(patsubst %,$(BUILD)/%.o,$(filter-out %_nocuda.cpp %_nonccl.cpp %_nccl.cpp,$(CPP)) $(EMULATOR)) \
+                $(patsubst %,$(BUILD)/emulated/%.o,$(foreach d,$(FOLDERS),$(wildcard $(d)/*.cu)) $(filter %_nccl.cpp,$(ALL_CPP)))
+EMULATED_TESTOBJ := $(patsubst %,$(BUILD)/%.o,test/cuda_test.cpp test/comm_test.cpp test/emulated/main.cpp \
+                      $(wildcard test/emulated/*_test.cpp))
+
+$(BUILD)/duet-emulated: $(EMULATED_OBJ) $(BUILD)/main.cu.o
+	$(call say,LINK,$@)
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+$(BUILD)/test_emulated: $(EMULATED_OBJ) $(EMULATED_TESTOBJ)
+	$(call say,LINK,$@)
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ -lgtest $(LIBS)
+$(BUILD)/emulated/%.o: % | found
+	@mkdir -p $(@D)
+	$(call say,EMU ,$<)
+	$(Q)$(COMPILE) -Itest/emulated -include test/emulated/cuda_runtime.h $(CXXFLAGS) -MMD -MP -x c++ -c -o $@ $<
 
 $(BUILD)/%_cpu.cpp.o: %_cpu.cpp | found
 	@mkdir -p $(@D)
@@ -131,9 +151,9 @@ $(BUILD)/embedded.txt: found
 $(BUILD)/data/embedded.cpp.o: CPPFLAGS += -DEMBEDDED_TEXT='"$(BUILD)/embedded.txt"'
 $(BUILD)/data/embedded.cpp.o: $(BUILD)/embedded.txt
 
--include $(OBJ:.o=.d) $(TESTOBJ:.o=.d) $(BUILD)/main.cu.d
+-include $(OBJ:.o=.d) $(TESTOBJ:.o=.d) $(BUILD)/main.cu.d $(EMULATED_OBJ:.o=.d) $(EMULATED_TESTOBJ:.o=.d)
 
-.PHONY: duet found run test bench clean
+.PHONY: duet emulated found run test bench clean
 found:
 	@echo "duet: $(CXX), -march=$(MARCH)$(if $(SAN), with the $(SAN) sanitizer)"
 	@echo "  CUDA  $(if $(NVCC),$(NVCC)$(comma) for GPU architecture $(or $(ARCH),80$(comma) 90 and PTX),none: CPU only)"
@@ -143,11 +163,13 @@ found:
 	  $(COMPILE) $(CXXFLAGS) -E -x c++ - >/dev/null 2>&1 || \
 	  { echo "CLI11 or nlohmann-json is missing: run scripts/setup.sh"; exit 1; }
 
+emulated: $(BUILD)/duet-emulated
+	@ln -sf $< duet-emulated
 run: duet
 	./duet train --steps 500 --log-every 20 --sample 400 --out out --overwrite
-test: $(BUILD)/test_duet$(CAPABLE) $(patsubst main.cu,duet,$(wildcard main.cu))
-	scripts/run_tests.sh $<
+test: $(BUILD)/test_duet$(CAPABLE) $(if $(SAN),,$(BUILD)/test_emulated) $(patsubst main.cu,duet,$(wildcard main.cu))
+	scripts/run_tests.sh $(filter $(BUILD)/test_%,$^)
 bench: duet
 	scripts/bench.sh ./duet
 clean:
-	rm -rf build duet
+	rm -rf build duet duet-emulated
