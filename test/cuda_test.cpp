@@ -15,6 +15,7 @@
 #include "model/machine/launch.h"
 #include "model/rows/list.h"
 #include "moe/rows/list.h"
+#include "test/comm_testing.h"
 
 namespace duet {
 namespace {
@@ -564,6 +565,13 @@ TEST(CudaDevice, WithoutAGpuTheOptionIsNamed) {
   } catch (const UsageError& e) {
     EXPECT_EQ(std::string(e.what()).rfind("--device cuda: ", 0), 0u);
   }
+}
+
+TEST(CudaDevice, WithoutNcclItsTransportIsNamed) {
+  if (have_nccl()) GTEST_SKIP() << "built with NCCL";
+  const std::string error = error_of({.transport = Wire::nccl, .ranks = 2}, [](Comm&) {});
+  EXPECT_EQ(error.rfind("usage: --transport nccl: this duet was built without NCCL", 0), 0u)
+      << error;
 }
 
 }  // namespace

@@ -7,8 +7,8 @@
 // meeting between them is seen in one of the two worlds. Not emulated: the memory model (every
 // meeting orders memory here), warps that run at once, masks other than of the whole warp.
 //
-// A fiber is made once, with makecontext, and then entered and left by the compiler's own setjmp and
-// longjmp, which only change stacks.
+// A fiber is made once, with makecontext, and then entered and left by the compiler's own setjmp
+// and longjmp, which only change stacks.
 #include <sys/mman.h>
 #include <ucontext.h>
 

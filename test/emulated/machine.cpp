@@ -200,15 +200,16 @@ void Machine::wait(Lock& lock, const Point& p) {
   waited_ = true;
 }
 
-// Where somebody only asks, time passes: the GPU gets on with it, or not yet.
+// Where somebody only asks, the answer is of now; but time passes, and the GPU gets on with it.
 bool Machine::query(Lock& lock, const Point& p) {
-  if (!p.reached() && (options.order == Order::eager || coin()))
+  if (p.reached()) return true;
+  if (options.order == Order::eager || coin())
     while (!p.reached()) {
       const Queue q = pick(p.queue);
       if (!q) break;
       run_first(lock, q);
     }
-  return p.reached();
+  return false;
 }
 
 void Machine::drive() {

@@ -5,9 +5,9 @@
 // the other, holds a stream until the other sides are there, says "in progress" for a while, and
 // reports failures late. Unlike it, it notices misuse: sides of unequal size, messages without
 // another side at the end, calls while the communicator is not ready or of one that is no more,
-// memory that is not the GPU's, two ranks on a GPU. An operation that waits occupies its GPU, so
-// operations of several communicators may be under way in different orders on two ranks only if all
-// of them fit on the GPU at once: where they do not, a complaint says so.
+// memory that the GPU does not reach, two ranks on a GPU. An operation that waits occupies its GPU,
+// so operations of several communicators may be under way in different orders on two ranks only if
+// all of them fit on the GPU at once: where they do not, a complaint says so.
 #include "test/emulated/nccl.h"
 
 #include <unistd.h>
@@ -183,7 +183,8 @@ ncclResult_t take(Call& c, ncclComm_t raw, const std::vector<Post>& calls) {
     blame(call.stream != calls[0].stream, "a group with two streams for a communicator");
     blame(call.peer < 0 || call.peer >= comm->size || call.peer == comm->rank, "no such peer");
     const Allocation* memory = c.machine.find(call.data, call.bytes);
-    blame(!memory || memory->device != comm->device, "not in the memory of its GPU");
+    blame(!memory || (memory->device >= 0 && memory->device != comm->device),
+        "memory that its GPU does not reach");
   }
   if (std::exchange(library().break_next, false)) comm->error = ncclInternalError;
   if (comm->error != ncclSuccess) return ncclInProgress;  // said later
