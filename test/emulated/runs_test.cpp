@@ -83,6 +83,7 @@ TEST_F(EmulatedRuns, SchedulesAndPipelineRanksHaveTheBitsOfOneRank) {
 TEST_F(EmulatedRuns, SoDoFourPipelineRanksThatShareAGpuOrHaveTheirOwn) {
   TrainOptions o = options("1f1b", 1, 1);
   o.model = "n_layers=8";
+  o.microbatches = 8;
   std::vector<std::string> one;
   {
     const Behaviour behaviour(nth(1));
@@ -206,12 +207,11 @@ TEST_F(EmulatedRuns, WriteTextAndTraces) {
   EXPECT_GT(texts.begin()->size(), 6u);
 }
 
-// The host that looks at a GPU's memory, and the GPU that runs out of it.
 TEST_F(EmulatedRuns, TooLittleMemoryIsAnErrorThatSaysSo) {
-  const Behaviour behaviour({.memory = 40 << 20});
+  const Behaviour behaviour({.memory = 34 << 20});
   try {
     train(options("1f1b", 1));
-    FAIL() << "40 MiB were enough";
+    FAIL() << "34 MiB were enough";
   } catch (const Error& e) {
     EXPECT_NE(std::string(e.what()).find("no memory: asked for"), std::string::npos) << e.what();
   }

@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""Plants faults in the CUDA code, one at a time, and says how many the tests on the emulated GPU catch.
+
+    scripts/mutation_test.py [PART_OF_A_NAME...]
+
+A fault is a text of a source file replaced by another. Only the changed file is compiled anew, from a
+copy in build/mutants; the sources stay as they are. A fault is caught when a test fails, crashes or
+takes too long. Exit status 1 if one is not caught, or its text is no longer in the source.
+Variables: CXX (default: ccache g++ where there is ccache), TIMEOUT (seconds a fault may take, 120).
+"""
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+DEVICE, GEMM = "model/machine/device_cuda.cu", "model/machine/gemm_cuda.cu"
+LOCAL, NCCL, COMM = "comm/local.cpp", "comm/nccl.cpp", "comm/comm.cpp"
+RECORD = "    CUDA_CHECK(cudaEventRecord(e.raw.event, stream_));"
+# name, file, text, what stands there instead
+FAULTS = [
+    ("an event is not recorded", DEVICE, RECORD, ""),
+    ("an event is recorded in another stream", DEVICE, RECORD, RECORD.replace(", stream_", "")),
+    ("a stream does not wait", DEVICE,
+     "    CUDA_CHECK(cudaStreamWaitEvent(stream_, static_cast<CudaEvent&>(event).raw.event, 0));", ""),
+    ("synchronize does not", DEVICE, "    CUDA_CHECK(cudaStreamSynchronize(stream_));", ""),
+    ("an event's synchronize does not", DEVICE, "CUDA_CHECK(cudaEventSynchronize(raw.event));", ""),
+    ("every event is done", DEVICE, "    if (status == cudaErrorNotReady) return false;",
+     "    if (status == cudaErrorNotReady) return true;"),
+    ("ordinary memory is not copied aside", DEVICE,
+     "if (source.type == cudaMemoryTypeUnregistered) return copy_staged(dst, src, bytes);", ""),
+    ("the copy aside is let go at once", DEVICE, "    staged_.push_back(std::move(s));\n    record(*staged_.back().copied);",
+     ""),
+    ("a copy is too short", DEVICE, "cudaMemcpyAsync(dst, src, bytes,", "cudaMemcpyAsync(dst, src, bytes - 1,"),
+    ("a fill is left out", DEVICE, "CUDA_CHECK(cudaMemsetAsync(dst, 0, bytes, stream_));", ";"),
+    ("a copy goes to the default stream", DEVICE, "cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, stream_)",
+     "cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, nullptr)"),
+    ("a failed host function is forgotten", DEVICE, "    task->failure->error = std::current_exception();", ""),
+    ("host functions go on after a failure", DEVICE, "  if (task->failure->error) return;", ""),
+    ("memory is freed under queued work", DEVICE, "    cudaDeviceSynchronize();\n", ""),
+    ("no memory is left an error for the next kernel", DEVICE,
+     "    cudaGetLastError();  // or the next row kernel would find it", ""),
+    ("B is not transposed", GEMM, "g.form == Form::NT ? CUBLAS_OP_T : CUBLAS_OP_N", "CUBLAS_OP_N"),
+    ("A is not transposed", GEMM, "g.form == Form::TN ? CUBLAS_OP_T : CUBLAS_OP_N", "CUBLAS_OP_N"),
+    ("A's leading dimension is its columns", GEMM, "in, g.a.ld, beta, g.c.data, out, g.c.ld, compute",
+     "in, g.a.cols, beta, g.c.data, out, g.c.ld, compute"),
+    ("C's leading dimension is its rows", GEMM, "g.c.data, out, g.c.ld, compute", "g.c.data, out, g.c.rows, compute"),
+    ("C is never added to", GEMM, "beta64 = g.accumulate ? 1 : 0", "beta64 = 0"),
+    ("alpha is forgotten", GEMM, "const double alpha64 = g.alpha", "const double alpha64 = 1"),
+    ("a batch shares A", GEMM, "g.a.ld, g.stride_a, beta", "g.a.ld, 0, beta"),
+    ("an empty sum leaves what was there", GEMM, "  if (!g.accumulate) zero(g);  // an empty sum", ""),
+    ("the workspace is set before the stream", GEMM,
+     "    CUDA_CHECK(cublasSetWorkspace(handle_, workspace_->data, size_t(kWorkspaceBytes)));",
+     "    CUDA_CHECK(cublasSetWorkspace(handle_, workspace_->data, size_t(kWorkspaceBytes)));\n"
+     "    CUDA_CHECK(cublasSetStream(handle_, stream));"),
+    ("all groups share B", GEMM, "one.b.data = at(g.b, i * g.stride_b);", ""),
+    ("products go to the default stream", GEMM, "CUDA_CHECK(cublasSetStream(handle_, stream));",
+     "CUDA_CHECK(cublasSetStream(handle_, nullptr));"),
+    ("sums of bf16 may be rounded", GEMM, "int(CUBLAS_DEFAULT_MATH) | int(CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)",
+     "CUBLAS_DEFAULT_MATH"),
+    ("a message does not wait for its sender", LOCAL, "    lane.wait(*send.ready);", ""),
+    ("a message does not wait for its receiver", LOCAL, "    lane.wait(*recv.ready);", ""),
+    ("a message's copy is not marked", LOCAL, "    lane.record(*send.copied);", ""),
+    ("a send over NCCL does not wait", NCCL,
+     "  edge.lane->wait(*p.ready);\n  p.copied = launch(*edge.lane, {*this, edge.comm, {&leg, 1}", 
+     "  p.copied = launch(*edge.lane, {*this, edge.comm, {&leg, 1}"),
+    ("a receive over NCCL does not wait", NCCL,
+     "  edge.lane->wait(*p->ready);", ""),
+    ("NCCL is not asked whether it is ready", NCCL, "  op.link.settle(lock, op.comm, op.text);", ""),
+    ("nobody waits for what was received", COMM, "  p->deliver();\n  wait_on(stream, *p);", "  p->deliver();"),
+]
+# the quick ones first
+TESTS = ["Cuda.*:CudaRows.*:CommOverlap.OnA*", "Cuda/CommConformance.*:Nccl/CommConformance.*:Nccl.*",
+         "EmulatedRuns.Transports*:EmulatedRuns.SoDo*:EmulatedRuns.AResumed*",
+         "EmulatedRuns.SchedulesAnd*:EmulatedRuns.TooLittle*:EmulatedRuns.Bf16*"]
+
+
+def run(command, **more):
+    return subprocess.run(command, shell=isinstance(command, str), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)
+
+
+def settings():
+    """How make compiles and links the tests, and their objects."""
+    cxx = os.environ.get("CXX", "ccache g++" if shutil.which("ccache") else "g++")
+    make = ["make", "CUDA=", f"CXX={cxx}"]
+    built = run(make + ["--eval", "mutants: ; @$(MAKE) $(BUILD)/test_emulated", "mutants"])
+    if built.returncode:
+        sys.exit(built.stdout)
+    show = r"show: ; @printf '%s\n' 'compile=$(COMPILE) $(CXXFLAGS)' 'build=$(BUILD)' 'link=$(CXX) $(FLAGS) $(LDFLAGS)'" \
+           r" 'objects=$(EMULATED_OBJ) $(EMULATED_TESTOBJ)' 'libs=-lgtest $(LIBS)'"
+    lines = run(make + ["--eval", show, "show"]).stdout.splitlines()
+    return dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
+
+
+def caught(fault, make, timeout):
+    name, path, old, new = fault
+    text = open(path).read()
+    if text.count(old) != 1:
+        return f"its text is {text.count(old)} times in {path}"
+    folder = "build/mutants"
+    os.makedirs(folder, exist_ok=True)
+    source, binary = f"{folder}/mutant.cpp", f"{folder}/test"
+    open(source, "w").write(text.replace(old, new))
+    gpu = "-Itest/emulated -include test/emulated/cuda_runtime.h" if path.endswith(".cu") else ""
+    flags = "-w -Wno-error"
+    built = run(f"{make['compile']} {gpu} {flags} -c -o {source}.o {source}")
+    if built.returncode:
+        return "does not compile: " + built.stdout[:400]
+    own = {f"{make['build']}/{path}.o", f"{make['build']}/emulated/{path}.o"}
+    objects = " ".join(o for o in make["objects"].split() if o not in own)
+    built = run(f"{make['link']} -o {binary} {objects} {source}.o {make['libs']}")
+    if built.returncode:
+        return "does not link: " + built.stdout[:400]
+    for tests in TESTS:
+        try:
+            done = run(f"exec {binary} --gtest_filter='{tests}' --gtest_fail_fast", timeout=timeout)
+        except subprocess.TimeoutExpired:
+            return "caught: takes too long"
+        if done.returncode:
+            failed = re.findall(r"\[  FAILED  \] (\S+)", done.stdout) or re.findall(r"\[ RUN      \] (\S+)", done.stdout)[-1:]
+            return "caught: " + (failed[0] if failed else "the program ends")
+    return "NOT CAUGHT"
+
+
+def main():
+    os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+    chosen = [f for f in FAULTS if not sys.argv[1:] or any(a in f[0] for a in sys.argv[1:])]
+    make, score = settings(), 0
+    for fault in chosen:
+        result = caught(fault, make, float(os.environ.get("TIMEOUT", "120")))
+        score += result.startswith("caught")
+        print(f"{fault[0]:48} {result}", flush=True)
+    print(f"{score} of {len(chosen)} faults caught")
+    return score != len(chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
