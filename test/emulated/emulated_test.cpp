@@ -177,6 +177,7 @@ TEST(EmulatedKernels, ALaunchThatNoGpuTakesIsRefused) {
 // --- memory --------------------------------------------------------------------------------------
 
 TEST(EmulatedMemoryDeathTest, TheHostCannotTouchAGpus) {
+  const Behaviour lazy({.order = Order::lazy});
   OnGpu<int> x(1);
   OwnStream s;
   cudaMemsetAsync(x.p, 0, 4, s);

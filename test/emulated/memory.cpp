@@ -3,10 +3,10 @@
 // Each allocation has pages of its own and ends, but for what 256-byte alignment leaves, where a
 // page begins that nobody can touch: what writes past its end faults. Freed memory is never handed
 // out again and cannot be touched any more. And as long as all streams belong to one host thread,
-// device memory can be touched only from when work runs to the end of the next wait, so that a host
-// that reads or writes it otherwise faults, as it would with a GPU. Where several ranks are threads
-// of one process, one may wait while another's work runs, and the host's touching it is not
-// noticed.
+// device memory can be touched only from when work runs to the end of a wait (in lazy order of the
+// next one, else of one in eight), so that a host that reads or writes it otherwise faults, as it
+// would with a GPU. Where several ranks are threads of one process, one may wait while another's
+// work runs, and the host's touching it is not noticed.
 #include <sys/mman.h>
 #include <unistd.h>
 
