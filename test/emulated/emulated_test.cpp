@@ -6,6 +6,7 @@
 #include <numeric>
 #include <set>
 
+#include "model/machine/device.h"
 #include "test/emulated/cublas_v2.h"
 #include "test/emulated/nccl.h"
 #include "test/emulated/testing.h"
@@ -183,6 +184,21 @@ TEST(EmulatedMemoryDeathTest, TheHostCannotTouchAGpus) {
   cudaMemsetAsync(x.p, 0, 4, s);
   cudaStreamSynchronize(s);
   EXPECT_DEATH(*x.p = 1, "emulated GPU: address 0x[0-9a-f]+ touched");
+}
+
+// The product's own order of things: what a device still has queued when it goes must be done
+// before its memory goes.
+TEST(EmulatedMemory, GoesWithADeviceOnlyOnceItsWorkIsDone) {
+  const Behaviour lazy({.order = Order::lazy});
+  {
+    auto device = make_cuda_device(0);
+    const Buf x = device->buffer(1, 1000, Dtype::f32, Use::scratch);
+    device->compute().zero(x->data, size_t(x->bytes()));
+  }
+  const Behaviour eager({.order = Order::eager});
+  OwnStream s;
+  OnGpu<int> y(1);
+  cudaMemsetAsync(y.p, 0, 4, s);
 }
 
 TEST(EmulatedMemoryDeathTest, NorAnybodyWhatWasFreedOrLiesBehindTheEnd) {

@@ -96,8 +96,21 @@ Queue Machine::find(cudaStream_t stream) {
   return found->second;
 }
 
-// Its work goes on: whoever still waits for it holds the queue.
-void Machine::drop_stream(cudaStream_t stream) { streams.erase(find(stream).get()); }
+// Its work goes on.
+void Machine::drop_stream(cudaStream_t stream) {
+  std::erase_if(dropped_, [](const Queue& q) { return q->ops.empty() && !q->busy; });
+  dropped_.push_back(find(stream));
+  streams.erase(stream);
+}
+
+std::vector<Point> Machine::all_of(int device) const {
+  std::vector<Point> all{now(gpus[size_t(device)].default_stream)};
+  for (const auto& [p, q] : streams)
+    if (q->device == device) all.push_back(now(q));
+  for (const Queue& q : dropped_)
+    if (q->device == device) all.push_back(now(q));
+  return all;
+}
 
 Point Machine::enqueue(Lock& lock, const Queue& q, Op op) {
   Queue& plain = gpus[size_t(q->device)].default_stream;
@@ -143,6 +156,7 @@ Queue Machine::any() {
     if (may_run(*q, needs)) may.push_back(q);
   };
   for (const auto& [p, q] : streams) look(q);
+  for (const Queue& q : dropped_) look(q);
   for (const Gpu& g : gpus) look(g.default_stream);
   // The map is in the order of addresses, which differ from run to run.
   std::sort(

@@ -92,6 +92,7 @@ class Machine {
   void wait(Lock&, const Point&);   // runs work, and waits for that of others, until it is reached
   bool query(Lock&, const Point&);  // reached? Now and then work is run to get there
   Point now(const Queue& q) const { return {q, q->issued}; }
+  std::vector<Point> all_of(int device) const;
   bool coin() { return random() & 1; }
   void fail(int device, const std::string& why);
   void complain(const std::string& text) { held_against.push_back(text); }
@@ -124,7 +125,8 @@ class Machine {
   void drive();
 
   std::map<const char*, Allocation> allocations_;  // by where they begin
-  uint64_t made_ = 0;                              // streams
+  std::vector<Queue> dropped_;  // streams that were destroyed, perhaps with work queued
+  uint64_t made_ = 0;           // streams
   int running_ = 0;
   bool open_ = true, waited_ = false;
   std::deque<std::pair<Queue, std::function<void()>>> host_work_;

@@ -107,9 +107,7 @@ cudaError_t cudaDeviceGetPCIBusId(char* bus, int length, int device) {
 cudaError_t cudaDeviceSynchronize() {
   return with_gpu("cudaDeviceSynchronize", [](Call& c) {
     c.machine.counts.synchronisations++;
-    std::vector<Point> all{c.machine.now(c.machine.find(nullptr))};
-    for (const auto& [p, q] : c.machine.streams)
-      if (q->device == current_device) all.push_back(c.machine.now(q));
+    const std::vector<Point> all = c.machine.all_of(current_device);
     for (const Point& p : all) c.machine.wait(c.lock, p);
     return cudaSuccess;
   });
