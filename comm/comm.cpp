@@ -1,121 +1,61 @@
 // Groups, messages in the order of streams, and every collective, built once over a transport's
-// messages. Read next: ranks.cpp.
+// messages.
+// Read next: sum.h.
 #include "comm/comm.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <numeric>
 #include <utility>
 
-#include "comm/gpu_link.h"
-#include "comm/nccl.h"
+#include "comm/link_times.h"
 #include "comm/sum.h"
+#include "comm/transport.h"
 #include "model/machine/compile_cpu.h"
 
 namespace duet {
 
 DUET_COMPILE_CPU(OrderedSum)
+DUET_COMPILE_CPU(Rounded)
 DUET_COMPILE_CPU(LinkBook)
 DUET_COMPILE_CPU(LinkWait)
 
 namespace {
 
-// Runs `work` in the stream's order. What it throws, maybe on the stream's thread, becomes the
-// rank's failure, and then nothing more is posted.
-void in_order(Stream& stream, Transport& transport, std::function<void()> work) {
-  transport.check();
-  stream.host([&transport, work = std::move(work)] {
-    try {
-      transport.check();
-      work();
-    } catch (...) {
-      transport.fail(std::current_exception());
-      throw;
-    }
-  });
-}
-
-NcclLink& link_of(Transport& transport) {
-  DUET_CHECK(transport.link,
-      "a message in GPU memory under --transport nccl: expected Channels, made before");
-  return *transport.link;
-}
-
-void* element(const Tensor& t, int64_t i) {
-  return static_cast<char*>(t.data) + i * dtype_size(t.dtype);
-}
-
-void check_contiguous(const Tensor& t) {
+Bytes bytes_of(const Tensor& t) {
   DUET_CHECK(t.ld == t.cols || t.rows <= 1, "a message: expected contiguous rows, found ld ", t.ld,
       ", columns ", t.cols);
+  return {static_cast<std::byte*>(t.data), size_t(t.bytes())};
 }
 
-// Waits until p is done. What else NCCL has under way goes on meanwhile.
-void await(Post& p) { p.transport.link ? p.transport.link->wait(p) : p.transport.wait(p); }
-
-// Work enqueued on `stream` from now on starts after the message, whose copy and arrival have been
-// enqueued.
-void wait_on(Stream& stream, const Post& p) {
-  if (p.copied) stream.wait(*p.copied);
-  if (p.gpu_arrival) launch<LinkWait>(stream, 1, {.x = p.gpu_arrival});
-}
-
-// For the host, which knows events alone: `copied` becomes the message's arrival.
-void deliver(Post& p) {
-  p.deliver();
-  if (!p.gpu_arrival) return;
-  wait_on(*p.own_lane, p);
-  p.gpu_arrival = {};
-  p.copied = p.own_lane->device().make_event();
-  p.own_lane->record(*p.copied);
-}
+Bytes bytes_of(std::string& text) { return std::as_writable_bytes(std::span(text)); }
 
 }  // namespace
 
-bool Request::done() const {
-  if (post_->link) return post_->link->finished(*post_);
-  if (!post_->transport.done(*post_)) return false;
-  deliver(*post_);
-  return !post_->copied || post_->copied->done();
-}
+bool Request::done() const { return message_->done(); }
+void Request::wait() const { message_->wait(); }
 
-void Request::wait() const {
-  if (post_->link) return post_->link->finish(*post_);
-  post_->transport.wait(*post_);
-  deliver(*post_);
-  if (post_->copied) post_->copied->synchronize();
+Unwinding::Unwinding(Transport& transport)
+    : transport_(transport), exceptions_(std::uncaught_exceptions()) {}
+
+Unwinding::~Unwinding() {
+  if (std::uncaught_exceptions() > exceptions_)
+    transport_.state->fail(std::make_exception_ptr(Stopped("stopped: the rank failed")));
 }
 
 CommStream::CommStream(Comm& world, Device& device)
-    : transport_(world.transport_), exceptions_(std::uncaught_exceptions()),
-      stream_(device.make_stream()) {}
-
-CommStream::~CommStream() {
-  if (std::uncaught_exceptions() > exceptions_)
-    transport_->fail(std::make_exception_ptr(Stopped("stopped: the rank failed")));
-}
-
-Traffic Comm::take_traffic() { return std::exchange(transport_->traffic, {}); }
+    : stream_(device.make_stream()), unwinding_(*world.transport_) {}
 
 Channels::Channels(Comm& world, Device& device, const std::vector<std::pair<int, int>>& pairs)
-    : transport_(world.transport_) {
-  DUET_CHECK(!transport_->link, "expected one Channels at a time");
-  if (transport_->nccl && device.is_cuda() && world.size() > 1)
-    NcclLink::open(*transport_, world, device, pairs);
-  if (transport_->link_model().emulated() && device.is_cuda())
-    transport_->gpu_link = std::make_unique<GpuLink>(device);
-}
+    : open_(world.transport_->open(world, device, pairs)), unwinding_(*world.transport_) {}
 
-Channels::~Channels() {
-  transport_->link.reset();
-  transport_->gpu_link.reset();
-}
+Traffic Comm::take_traffic() { return std::exchange(transport_->state->traffic, {}); }
 
 // --- groups --------------------------------------------------------------------------------------
 
-Comm::Comm(Transport& transport) : Comm(transport, std::vector<int>(size_t(transport.size())), 0) {
+Comm::Comm(Transport& transport)
+    : Comm(transport, std::vector<int>(size_t(transport.state->size)), 0) {
   std::iota(ranks_.begin(), ranks_.end(), 0);
-  rank_ = transport.rank();
+  rank_ = transport.state->rank;
 }
 
 Comm::Comm(Transport& transport, std::vector<int> ranks, uint32_t id)
@@ -128,173 +68,82 @@ Comm Comm::group(std::vector<int> ranks) {
   DUET_CHECK(
       me != made.ranks_.end(), "a group: expected its list to name rank ", rank_, " that makes it");
   made.rank_ = int(me - made.ranks_.begin());
-  if (transport_->link) transport_->link->add_group(made, made.id_);
+  transport_->add_group(made, made.id_);
   return made;
 }
 
 // --- messages ------------------------------------------------------------------------------------
 
-std::shared_ptr<Post> Comm::make_post(
-    bool send, const Leg& leg, uint32_t tag, const char* collective) const {
-  DUET_CHECK(leg.peer >= 0 && leg.peer < size(), "a message: expected a peer in 0..", size() - 1,
-      ", found ", leg.peer);
-  auto p = std::make_shared<Post>(*transport_, send, world_rank(leg.peer), tag);
-  if (send) transport_->count(p->peer, leg.bytes);
-  p->data = leg.data;
-  p->bytes = leg.bytes;
-  p->collective = collective;
-  return p;
+Request Comm::post(bool send, Stream* after, Bytes memory, int peer, Tag tag) {
+  DUET_CHECK(peer >= 0 && peer < size(), "a message: expected a peer in 0..", size() - 1,
+      ", found ", peer);
+  const Side side{send, world_rank(peer), pack(tag), memory};
+  if (send) transport_->state->count(side.peer, int64_t(memory.size()));
+  return Request(transport_->begin(side, after));
 }
 
-void Comm::post(Stream& after, const std::shared_ptr<Post>& p, bool collective) {
-  Device& device = after.device();
-  if (!device.is_cuda()) return in_order(after, *transport_, [p] { p->transport.post(*p); });
-  transport_->check();
-  p->ready = device.make_event();
-  after.record(*p->ready);
-  if (transport_->nccl) return link_of(*transport_).post(*p);
-  if (transport_->link_model().emulated()) {
-    DUET_CHECK(transport_->gpu_link,
-        "a message in GPU memory over an emulated link: expected Channels, made before");
-    p->gpu_arrival = transport_->gpu_link->next_arrival();
-  }
-  if (!collective) p->own_lane = device.make_stream();
-  p->lane = collective ? &after : p->own_lane.get();
-  if (!transport_->moves_gpu_memory()) {
-    p->staging = device.host_buffer(1, (p->bytes + 3) / 4, Dtype::i32);
-    p->gpu_data = std::exchange(p->data, p->staging->data);
-  }
-  if (p->staging && p->send) {
-    p->lane->wait(*p->ready);
-    p->lane->copy(p->data, p->gpu_data, size_t(p->bytes));
-    p->lane->record(*p->ready);
-  }
-  transport_->post(*p);
+Request Comm::isend(Stream& after, const Tensor& t, int peer, Tag tag) {
+  return post(true, &after, bytes_of(t), peer, tag);
 }
 
-void Comm::wait(Stream& stream, const std::shared_ptr<Post>& p) {
-  if (!stream.device().is_cuda())
-    return in_order(stream, *transport_, [p] { p->transport.wait(*p); });
-  // between threads and over NCCL, until both sides have posted; between processes, until the
-  // message is here
-  await(*p);
-  p->deliver();
-  wait_on(stream, *p);
+Request Comm::irecv(Stream& after, const Tensor& t, int peer, Tag tag) {
+  return post(false, &after, bytes_of(t), peer, tag);
 }
 
-Request Comm::message(bool send, Stream& after, const Tensor& t, int peer, Tag tag) {
-  check_contiguous(t);
-  Request request;
-  request.post_ = make_post(send, {peer, t.data, t.bytes()}, pack(tag), nullptr);
-  post(after, request.post_, false);
-  return request;
+void Comm::wait(Stream& stream, const Request& request) { request.message_->wait(stream); }
+
+void Comm::send(std::span<const std::byte> bytes, int peer, Tag tag) {
+  post(true, nullptr, {const_cast<std::byte*>(bytes.data()), bytes.size()}, peer, tag).wait();
 }
 
-// --- what collectives are made of ----------------------------------------------------------------
-// A collective is one Leg to every rank of the group and one from every rank; the first of each is
-// the rank's own.
-
-// Each rank goes on with its successor, so that they do not all begin with rank 0.
-template <class Fn> std::vector<Leg> Comm::legs(const Fn& leg) const {
-  std::vector<Leg> all;
-  for (int i = 0; i < size(); i++) all.push_back(leg((rank_ + i) % size()));
-  return all;
-}
-
-std::vector<std::shared_ptr<Post>> Comm::make_posts(
-    const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs) {
-  const uint32_t tag = pack_collective(id_, collectives_++);
-  std::vector<std::shared_ptr<Post>> posts;
-  for (size_t i = 1; i < recvs.size(); i++) posts.push_back(make_post(false, recvs[i], tag, name));
-  for (size_t i = 1; i < sends.size(); i++) posts.push_back(make_post(true, sends[i], tag, name));
-  return posts;
-}
-
-// Tensors, in the stream's order. What a rank sends to itself is a copy.
-void Comm::exchange(Stream& stream, const char* name, const std::vector<Leg>& sends,
-    const std::vector<Leg>& recvs) {
-  DUET_CHECK(sends[0].bytes == recvs[0].bytes, name, ": a rank sends itself ", sends[0].bytes,
-      " bytes and expects ", recvs[0].bytes);
-  const auto posts = make_posts(name, sends, recvs);
-  if (recvs[0].data != sends[0].data && sends[0].bytes > 0)
-    stream.copy(recvs[0].data, sends[0].data, size_t(sends[0].bytes));
-  if (transport_->nccl && stream.device().is_cuda())
-    return exchange_nccl(stream, name, sends, recvs);
-  for (const auto& p : posts) post(stream, p, true);
-  for (const auto& p : posts) wait(stream, p);
-}
-
-// A collective is one NCCL group. Two ranks that disagree would hang there, or take one thing for
-// another; so each first tells the others on the host what it is about to do.
-void Comm::exchange_nccl(Stream& stream, const char* name, const std::vector<Leg>& sends,
-    const std::vector<Leg>& recvs) {
-  if (size() == 1) return;
-  struct Claim {
-    char name[24];
-    int64_t bytes;
-  };
-  std::vector<Claim> mine(sends.size()), theirs(recvs.size());
-  std::vector<Leg> to, from;
-  for (size_t i = 0; i < sends.size(); i++) {
-    snprintf(mine[i].name, sizeof mine[i].name, "%s", name);
-    mine[i].bytes = sends[i].bytes;
-    to.push_back({sends[i].peer, &mine[i], sizeof(Claim)});
-    from.push_back({recvs[i].peer, &theirs[i], sizeof(Claim)});
-  }
-  const std::string what = cat(name, " ", collectives_ & 4095, " of group ", id_);
-  exchange_host(name, to, from, [&] {
-    for (size_t i = 1; i < recvs.size(); i++)
-      DUET_CHECK(strcmp(theirs[i].name, name) == 0 && theirs[i].bytes == recvs[i].bytes, what,
-          ": this side expects ", recvs[i].bytes, " bytes from rank ", world_rank(recvs[i].peer),
-          ", which sends ", theirs[i].bytes, " in its ", theirs[i].name);
-  });
-  link_of(*transport_)
-      .collective(stream, id_, std::span(sends).subspan(1), std::span(recvs).subspan(1), what);
-}
-
-// Host values. `received` is called once all has come, be what is sent taken or not.
-void Comm::exchange_host(const char* name, const std::vector<Leg>& sends,
-    const std::vector<Leg>& recvs, const std::function<void()>& received) {
-  const auto posts = make_posts(name, sends, recvs);
-  transport_->check();
-  for (const auto& p : posts) transport_->post(*p);
-  for (const auto& p : posts)
-    if (!p->send) await(*p);
-  received();
-  for (const auto& p : posts) await(*p);
+void Comm::recv(std::span<std::byte> bytes, int peer, Tag tag) {
+  post(false, nullptr, bytes, peer, tag).wait();
 }
 
 // --- collectives ---------------------------------------------------------------------------------
 
+// What all collectives are made of: send(r) goes to rank r, recv(r) comes from it. Each rank begins
+// with its successor, so that they do not all begin with rank 0; what it sends to itself is a copy.
+void Comm::exchange(Stream* stream, const char* name, const PartOf& send, const PartOf& recv) {
+  const Bytes from = send(rank_), to = recv(rank_);
+  DUET_CHECK(from.size() == to.size(), name, ": a rank sends itself ", from.size(),
+      " bytes and expects ", to.size());
+  Collective c{name, id_, collectives_++ & 4095, ranks_};
+  for (int i = 1; i < size(); i++) {
+    const int r = (rank_ + i) % size();
+    c.recvs.push_back({r, recv(r)});
+    c.sends.push_back({r, send(r)});
+    transport_->state->count(world_rank(r), int64_t(c.sends.back().memory.size()));
+  }
+  if (from.data() != to.data() && !from.empty())
+    stream ? stream->copy(to.data(), from.data(), from.size())
+           : void(memcpy(to.data(), from.data(), from.size()));
+  transport_->exchange(c, stream);
+}
+
 void Comm::all_to_all_v(Stream& stream, const Tensor& send, std::span<const int64_t> send_offsets,
     const Tensor& recv, std::span<const int64_t> recv_offsets) {
-  check_contiguous(send);
-  check_contiguous(recv);
   const size_t n = ranks_.size() + 1;
   DUET_CHECK(send_offsets.size() == n && recv_offsets.size() == n, "all-to-all: expected ", n,
       " offsets, found ", send_offsets.size(), " and ", recv_offsets.size());
   DUET_CHECK(send_offsets.back() <= send.rows && recv_offsets.back() <= recv.rows,
       "all-to-all: expected offsets within ", send.rows, " and ", recv.rows, " rows, found ",
       send_offsets.back(), " and ", recv_offsets.back());
-  const auto rows = [](const Tensor& t, std::span<const int64_t> offsets, int r) {
-    const Tensor part = t.row_slice(offsets[r], offsets[r + 1] - offsets[r]);
-    return Leg{r, part.data, part.bytes()};
+  const auto rows = [](const Tensor& t, std::span<const int64_t> offsets) {
+    return [all = bytes_of(t), offsets, row = size_t(t.cols * dtype_size(t.dtype))](int r) {
+      return all.subspan(size_t(offsets[r]) * row, size_t(offsets[r + 1] - offsets[r]) * row);
+    };
   };
-  exchange(stream, "all-to-all", legs([&](int r) { return rows(send, send_offsets, r); }),
-      legs([&](int r) { return rows(recv, recv_offsets, r); }));
+  exchange(&stream, "all-to-all", rows(send, send_offsets), rows(recv, recv_offsets));
 }
 
 void Comm::all_gather(Stream& stream, const Tensor& mine, const Tensor& all) {
-  check_contiguous(mine);
-  check_contiguous(all);
+  const Bytes part = bytes_of(mine), parts = bytes_of(all);
   DUET_CHECK(all.size() == size() * mine.size() && all.dtype == mine.dtype, "all-gather: expected ",
       size(), " parts of ", mine.size(), " elements, found ", all.size(), " elements");
-  exchange(stream, "all-gather", legs([&](int r) {
-    return Leg{r, mine.data, mine.bytes()};
-  }),
-      legs([&](int r) {
-        return Leg{r, element(all, r * mine.size()), mine.bytes()};
-      }));
+  exchange(
+      &stream, "all-gather", [&](int) { return part; },
+      [&](int r) { return parts.subspan(size_t(r) * part.size(), part.size()); });
 }
 
 // Elements of t that a rank sums: a multiple of 64, so that slices begin aligned.
@@ -304,68 +153,68 @@ static int64_t slice_of(int64_t elements, int ranks) {
 
 int64_t Comm::scratch_size(int64_t elements) const { return slice_of(elements, size()) * size(); }
 
-// Each rank collects everyone's part of its own slice, sums it in rank order, and gives the sum to
-// all.
-void Comm::all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch) {
-  if (size() == 1) return;
-  check_contiguous(t);
-  check_contiguous(scratch);
+// The slice of t that rank r of `ranks` sums. [1, n]
+static Tensor slice(const Tensor& t, int r, int ranks) {
+  const int64_t step = slice_of(t.size(), ranks), begin = std::min(r * step, t.size());
+  return t.reshape(1, t.size()).col_slice(begin, std::min(step, t.size() - begin));
+}
+
+static int64_t blocks_of(const Tensor& t) {
+  return (t.cols + OrderedSum::kBlock - 1) / OrderedSum::kBlock;
+}
+
+// Each rank collects everyone's part of its own slice and sums it in rank order, in place.
+void Comm::reduce_scatter(Stream& stream, const Tensor& t, const Tensor& scratch) {
   DUET_CHECK(scratch.size() >= scratch_size(t.size()) && scratch.dtype == t.dtype,
       "all-reduce: expected a scratch of ", scratch_size(t.size()), " elements, found ",
       scratch.size());
-  const int64_t step = slice_of(t.size(), size());
-  const auto slice = [&](int r) {  // of t
-    const int64_t begin = std::min(r * step, t.size()), end = std::min(begin + step, t.size());
-    return Leg{r, element(t, begin), (end - begin) * dtype_size(t.dtype)};
-  };
-  const Leg mine = slice(rank_);
-  const int64_t n = mine.bytes / dtype_size(t.dtype);
-  exchange(stream, "all-reduce", legs(slice), legs([&](int r) {
-    return Leg{r, element(scratch, r * n), mine.bytes};
-  }));
-  launch<OrderedSum>(stream, (n + OrderedSum::kBlock - 1) / OrderedSum::kBlock,
-      {.x = {scratch.data, t.dtype, size(), n, n}, .y = {mine.data, t.dtype, 1, n, n}});
-  exchange(stream, "all-reduce", legs([&](int r) {
-    return Leg{r, mine.data, mine.bytes};
-  }),
-      legs(slice));
+  const Tensor mine = slice(t, rank_, size());
+  const Tensor collected{scratch.data, t.dtype, size(), mine.cols, mine.cols};
+  exchange(
+      &stream, "all-reduce", [&](int r) { return bytes_of(slice(t, r, size())); },
+      [&](int r) { return bytes_of(collected.row_slice(r, 1)); });
+  launch<OrderedSum>(stream, blocks_of(mine), {.x = collected, .y = mine});
 }
 
-// --- host values ---------------------------------------------------------------------------------
-
-void Comm::host_message(bool send, const Leg& leg, Tag tag) {
-  const auto p = make_post(send, leg, pack(tag), nullptr);
-  transport_->check();
-  transport_->post(*p);
-  await(*p);
+// Gives each rank's slice to all.
+void Comm::gather_slices(Stream& stream, const Tensor& t) {
+  const auto of_rank = [&](int r) { return bytes_of(slice(t, r, size())); };
+  exchange(
+      &stream, "all-reduce", [&](int) { return of_rank(rank_); }, of_rank);
 }
 
-void Comm::send(std::span<const std::byte> bytes, int peer, Tag tag) {
-  host_message(true, {peer, const_cast<std::byte*>(bytes.data()), int64_t(bytes.size())}, tag);
+void Comm::all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch) {
+  if (size() == 1) return;
+  bytes_of(t), bytes_of(scratch);  // contiguous
+  reduce_scatter(stream, t, scratch);
+  gather_slices(stream, t);
 }
 
-void Comm::recv(std::span<std::byte> bytes, int peer, Tag tag) {
-  host_message(false, {peer, bytes.data(), int64_t(bytes.size())}, tag);
+void Comm::all_reduce_to_fp32(Stream& stream, const Tensor& t, const Tensor& scratch) {
+  if (size() == 1) return;
+  DUET_CHECK(t.dtype == Dtype::f64, "all-reduce to fp32: expected sums in fp64");
+  reduce_scatter(stream, t, scratch);
+  const Tensor rounded{scratch.data, Dtype::f32, 1, t.size(), t.size()};
+  const Tensor mine = slice(t, rank_, size()), all = t.reshape(1, t.size());
+  launch<Rounded>(stream, blocks_of(mine), {slice(rounded, rank_, size()), mine, false});
+  gather_slices(stream, rounded);
+  launch<Rounded>(stream, blocks_of(all), {rounded, all, true});
 }
+
+// --- of host values ------------------------------------------------------------------------------
 
 std::vector<std::string> Comm::gather(const std::string& mine) {
   std::vector<std::string> all(ranks_.size());
   std::vector<int64_t> lengths(ranks_.size());
   int64_t length = int64_t(mine.size());
-  exchange_host("gather", legs([&](int r) {
-    return Leg{r, &length, sizeof length};
-  }),
-      legs([&](int r) {
-        return Leg{r, &lengths[size_t(r)], sizeof length};
-      }));
+  std::string text = mine;
+  exchange(
+      nullptr, "gather", [&](int) { return std::as_writable_bytes(std::span(&length, 1)); },
+      [&](int r) { return std::as_writable_bytes(std::span(&lengths[size_t(r)], 1)); });
   for (size_t r = 0; r < all.size(); r++) all[r].resize(size_t(lengths[r]));
-  exchange_host("gather", legs([&](int r) {
-    return Leg{r, const_cast<char*>(mine.data()), length};
-  }),
-      legs([&](int r) {
-        return Leg{r, all[size_t(r)].data(), lengths[size_t(r)]};
-      }));
-  all[size_t(rank_)] = mine;
+  exchange(
+      nullptr, "gather", [&](int) { return bytes_of(text); },
+      [&](int r) { return bytes_of(all[size_t(r)]); });
   return all;
 }
 

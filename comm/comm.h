@@ -35,7 +35,7 @@
 // Contract: one thread per rank, the rank's own, uses its Comms. Tensors are contiguous (ld ==
 // cols), of equal dtype and stated shape on all ranks, and live until the message is done. A broken
 // contract throws Error.
-// Read next: transport.h; README.md is the chapter.
+// Read next: gather_named.h.
 #pragma once
 #include <cstddef>
 #include <cstdlib>
@@ -53,9 +53,8 @@
 namespace duet {
 
 class Transport;
-struct Post;
-struct Leg;
-struct NcclApi;
+class Message;
+using Bytes = std::span<std::byte>;
 
 // --- ranks ---------------------------------------------------------------------------------------
 
@@ -68,12 +67,9 @@ struct RunOptions {
   Wire transport = Wire::local;
   int ranks = 1;         // in MPI processes it must equal their number
   double timeout = 300;  // seconds a rank waits for a message (--comm-timeout)
-  // null: the NCCL that this program is linked with; tests bring a stand-in
-  const NcclApi* nccl = nullptr;
   // which ranks share a node, and, under local alone, an emulated interconnect; with it all ranks
-  // are on
+  // are on the CPU or on one GPU, whose clock they read
   LinkModel link;
-  // the CPU or on one GPU, whose clock they read
 };
 
 class Comm;
@@ -120,13 +116,27 @@ struct Traffic {
 class Request {
  public:
   Request() = default;
-  explicit operator bool() const { return post_ != nullptr; }
+  explicit operator bool() const { return message_ != nullptr; }
   bool done() const;
   void wait() const;  // the calling thread waits
 
  private:
   friend class Comm;
-  std::shared_ptr<Post> post_;
+  explicit Request(std::shared_ptr<Message> message) : message_(std::move(message)) {}
+  std::shared_ptr<Message> message_;
+};
+
+// Dropped by an exception, it fails the rank, so that nothing which is dropped after it waits for
+// other ranks.
+class Unwinding {
+ public:
+  explicit Unwinding(Transport& transport);
+  Unwinding(const Unwinding&) = delete;
+  ~Unwinding();
+
+ private:
+  Transport& transport_;
+  const int exceptions_;
 };
 
 // A further stream of the device, for messages. Unlike one from make_stream it does not hold up a
@@ -134,15 +144,12 @@ class Request {
 class CommStream {
  public:
   CommStream(Comm& world, Device& device);
-  CommStream(const CommStream&) = delete;
-  ~CommStream();
   operator Stream&() { return *stream_; }
   Stream* operator->() { return stream_.get(); }
 
  private:
-  Transport* transport_;
-  int exceptions_;
   std::unique_ptr<Stream> stream_;
+  Unwinding unwinding_;
 };
 
 // What NCCL, or an emulated link, needs before messages in GPU memory can flow; else it does
@@ -154,11 +161,10 @@ class CommStream {
 class Channels {
  public:
   Channels(Comm& world, Device& device, const std::vector<std::pair<int, int>>& pairs);
-  Channels(const Channels&) = delete;
-  ~Channels();
 
  private:
-  Transport* transport_;
+  std::shared_ptr<void> open_;
+  Unwinding unwinding_;
 };
 
 class Comm {
@@ -179,20 +185,19 @@ class Comm {
 
   // `peer` is a rank of this group. The buffer is read, or written, after the work enqueued on
   // `after` so far.
-  Request isend(Stream& after, const Tensor& t, int peer, Tag tag) {
-    return message(true, after, t, peer, tag);
-  }
-  Request irecv(Stream& after, const Tensor& t, int peer, Tag tag) {
-    return message(false, after, t, peer, tag);
-  }
+  Request isend(Stream& after, const Tensor& t, int peer, Tag tag);
+  Request irecv(Stream& after, const Tensor& t, int peer, Tag tag);
   // Work enqueued on `stream` from now on starts after the message.
-  void wait(Stream& stream, const Request& request) { wait(stream, request.post_); }
+  void wait(Stream& stream, const Request& request);
 
   // --- collectives, in a stream's order; n = size() ---
 
   // t [rows, cols], fp32 or fp64, in place. scratch: at least scratch_size(t.size()) elements of
   // the same dtype, contents lost.
   void all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch);
+  // The same of exact sums (model/machine/grid.h): t, fp64, becomes the sum rounded once to fp32,
+  // and only that travels to all, in half the bytes. After it, scratch's elements are fp64, too.
+  void all_reduce_to_fp32(Stream& stream, const Tensor& t, const Tensor& scratch);
   int64_t scratch_size(int64_t elements) const;
   // mine [rows, cols] of rank r becomes the r-th part of all [n * rows, cols]; mine may be that
   // part.
@@ -218,25 +223,14 @@ class Comm {
   void require_same(const std::string& what, const std::string& text);
 
  private:
+  void reduce_scatter(Stream& stream, const Tensor& t, const Tensor& scratch);
+  void gather_slices(Stream& stream, const Tensor& t);
   friend class CommStream;
   friend class Channels;
+  using PartOf = std::function<Bytes(int rank)>;  // of this group
   Comm(Transport& transport, std::vector<int> ranks, uint32_t id);
-  std::shared_ptr<Post> make_post(
-      bool send, const Leg& leg, uint32_t tag, const char* collective) const;
-  void post(Stream& after, const std::shared_ptr<Post>& p, bool collective);
-  void wait(Stream& stream, const std::shared_ptr<Post>& p);
-  Request message(bool send, Stream& after, const Tensor& t, int peer, Tag tag);
-  void host_message(bool send, const Leg& leg, Tag tag);
-  template <class Fn> std::vector<Leg> legs(const Fn& leg) const;
-  std::vector<std::shared_ptr<Post>> make_posts(
-      const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs);
-  void exchange(Stream& stream, const char* name, const std::vector<Leg>& sends,
-      const std::vector<Leg>& recvs);
-  void exchange_nccl(Stream& stream, const char* name, const std::vector<Leg>& sends,
-      const std::vector<Leg>& recvs);
-  void exchange_host(
-      const char* name, const std::vector<Leg>& sends, const std::vector<Leg>& recvs,
-      const std::function<void()>& received = [] {});
+  Request post(bool send, Stream* after, Bytes memory, int peer, Tag tag);
+  void exchange(Stream* stream, const char* name, const PartOf& send, const PartOf& recv);
 
   Transport* transport_;
   std::vector<int> ranks_;  // of the world

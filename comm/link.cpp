@@ -1,34 +1,16 @@
-// See link.h.
+// See link.h. A link in words and in nanoseconds.
 #include "comm/link.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <iterator>
 #include <sstream>
 
 #include "model/base/check.h"
+#include "model/base/text.h"
 
 namespace duet {
 namespace {
-
-struct Unit {
-  const char* name;
-  double value;
-};
-constexpr Unit kBandwidths[] = {{"GB/s", 1e9}, {"MB/s", 1e6}, {"KB/s", 1e3}, {"B/s", 1}};
-constexpr Unit kTimes[] = {{"s", 1}, {"ms", 1e-3}, {"us", 1e-6}, {"ns", 1e-9}};
-
-// "40GB/s" in `units`, or -1.
-template <size_t n> double parse_quantity(const std::string& text, const Unit (&units)[n]) {
-  double value = 0;
-  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || !std::isfinite(value)) return -1;
-  const std::string unit(stop, text.data() + text.size());
-  for (const Unit& u : units)
-    if (unit == u.name) return value * u.value;
-  return -1;
-}
 
 std::string bandwidth_text(double bytes_per_s) {
   for (const Unit& u : kBandwidths)
@@ -58,87 +40,19 @@ std::string LinkModel::text() const {
       " between nodes, latency ", latency * 1e6, " us");
 }
 
-LinkModel parse_link(const std::string& text, int ranks_per_node) {
+LinkModel parse_link(const std::string& text) {
   LinkModel model;
-  model.ranks_per_node = ranks_per_node;
-  std::string seen;
-  std::istringstream items(text);
-  for (std::string item; std::getline(items, item, ',');) {
-    const std::string key = item.substr(0, item.find('=')),
-                      value = item.substr(std::min(item.size(), key.size() + 1));
-    const double x =
-        key == "latency" ? parse_quantity(value, kTimes) : parse_quantity(value, kBandwidths);
-    const bool known =
-        key == "intra" || key == "inter" ? x >= 1e3 : key == "latency" && x >= 0 && x <= 1;
-    require(known && seen.find(key) == std::string::npos, "--link: found '", item, "' in '", text,
-        "', allowed: intra= and inter= with GB/s, MB/s or KB/s, at least 1KB/s, latency= with s, "
-        "ms, us or ns, at most 1s,",
-        " each once, e.g. intra=160GB/s,inter=40GB/s,latency=5us");
-    seen += key + ",";
-    (key == "intra" ? model.intra : key == "inter" ? model.inter : model.latency) = x;
-  }
+  read_keys("--link", text,
+      "intra= and inter= with GB/s, MB/s or KB/s, at least 1KB/s, latency= with s, ms, us or ns, "
+      "at most 1s, e.g. intra=160GB/s,inter=40GB/s,latency=5us",
+      [&](const std::string& key, const std::string& value) {
+        const bool latency = key == "latency";
+        if (!latency && key != "intra" && key != "inter") return false;
+        const auto x = latency ? parse_quantity(value, kTimes) : parse_quantity(value, kBandwidths);
+        (latency ? model.latency : key == "intra" ? model.intra : model.inter) = x.value_or(-1);
+        return x && (latency ? *x >= 0 && *x <= 1 : *x >= 1e3);
+      });
   return model;
-}
-
-// --- the times at which a direction is taken -----------------------------------------------------
-
-namespace {
-
-using Taken = std::map<Time, Time>;
-
-// The end of what has the direction at `t`; `t` itself where nothing has.
-Time free_from(const Taken& taken, Time t) {
-  const auto next = taken.upper_bound(t);
-  return next == taken.begin() ? t : std::max(t, std::prev(next)->second);
-}
-
-// Where the free time around `t` ends.
-Time free_until(const Taken& taken, Time t) {
-  const auto next = taken.upper_bound(t);
-  return next == taken.end() ? Time::max() : next->first;
-}
-
-// Takes the free time [begin, end), joined to its neighbours.
-void take(Taken& taken, Time begin, Time end) {
-  auto next = taken.upper_bound(begin);
-  if (next != taken.end() && next->first == end) {
-    end = next->second;
-    next = taken.erase(next);
-  }
-  if (next != taken.begin() && std::prev(next)->second == begin)
-    std::prev(next)->second = end;
-  else
-    taken.emplace(begin, end);
-}
-
-void forget_before(Taken& taken, Time now) {
-  while (!taken.empty() && taken.begin()->second <= now) taken.erase(taken.begin());
-}
-
-}  // namespace
-
-Time Links::send(int from, int to, int64_t bytes, Time now) {
-  std::lock_guard lock(mutex_);
-  now_ = std::max(now_, now);
-  Taken &out = out_[size_t(from)], &in = in_[size_t(to)];
-  forget_before(out, now_);
-  forget_before(in, now_);
-
-  auto left = model_.duration(from, to, bytes);
-  Time t = now_;
-  while (left.count() > 0) {
-    const Time free = free_from(in, free_from(out, t));
-    if (free > t) {  // one of them; the other may be taken there
-      t = free;
-      continue;
-    }
-    const Time end = std::min({t + left, free_until(out, t), free_until(in, t)});
-    take(out, t, end);
-    take(in, t, end);
-    left -= end - t;
-    t = end;
-  }
-  return t + model_.delay();
 }
 
 }  // namespace duet

@@ -1,5 +1,5 @@
-// An emulated interconnect: the local transport's messages take the time that a cluster's links
-// would take.
+// An emulated interconnect: messages between threads take the time that a cluster's links would
+// take.
 //
 //   --link intra=160GB/s,inter=40GB/s,latency=5us --ranks-per-node 8
 //
@@ -7,15 +7,13 @@
 // schedule must hide is there, on one machine.
 //
 // THE MODEL. Each rank has one link to the network, full duplex: an outgoing and an incoming
-// direction. A message of b bytes needs b / bandwidth seconds, in which it has the sender's
-// outgoing and the receiver's incoming direction to itself; the bandwidth is `intra` between ranks
-// of a node, `inter` between nodes. It starts when both sides have posted, takes the time that both
-// directions have free, earliest first, in pieces where messages that came before leave gaps (as
-// packets would), and arrives `latency` after its last piece. Both sides then have it: a send is
-// done when its message has arrived.
-//
-// On a GPU, which alone knows when its buffers are ready, the GPU keeps the times (gpu_link.h), and
-// gaps are not filled.
+// direction. A direction serves the messages that want it one after the other, as they come, for
+// bytes / bandwidth seconds each; the bandwidth is `intra` between ranks of a node, `inter` between
+// nodes. A message comes when both sides have posted it and its data is ready; it wants the
+// sender's outgoing and the receiver's incoming direction, each of which serves it by itself, and
+// it arrives `latency` after the later of the two is through with it. So an all-to-all takes its
+// busiest link's time, in whatever order its messages come. What takes no time waits for nobody.
+// Both sides then have it: a send is done when its message has arrived.
 //
 // Since it is time that is looked at, each rank then keeps to cores of its own, if there are enough
 // (ranks.cpp).
@@ -23,20 +21,14 @@
 // Not emulated: what a message costs the processor (on a real machine a network card copies; here
 // whoever posts second), nor links faster than that copy. Host values, a few bytes, travel as all
 // else does.
-// Read next: link.cpp, then local.cpp, which asks for each message's arrival, and Transport::wait,
-// which waits for it.
+// Read next: link_times.h.
 #pragma once
 #include <chrono>
 #include <cstdint>
 #include <limits>
-#include <map>
-#include <mutex>
 #include <string>
-#include <vector>
 
 namespace duet {
-
-using Time = std::chrono::steady_clock::time_point;
 
 struct LinkModel {
   // bytes per second and direction, within a node
@@ -50,7 +42,7 @@ struct LinkModel {
   bool same_node(int a, int b) const {
     return ranks_per_node == 0 || a / ranks_per_node == b / ranks_per_node;
   }
-  // for which a message has either direction
+  // for which either direction serves a message
   std::chrono::nanoseconds duration(int from, int to, int64_t bytes) const;
   std::chrono::nanoseconds delay() const;  // the latency
   // "160 GB/s within a node, 40 GB/s between nodes, latency 5 us", for people
@@ -60,23 +52,6 @@ struct LinkModel {
 // text: empty, or some of intra=, inter= (a number with GB/s, MB/s, KB/s or B/s, powers of 1000, at
 // least 1KB/s) and latency= (with s, ms, us or ns, at most 1s), with commas between; what is not
 // named costs no time. Throws UsageError.
-LinkModel parse_link(const std::string& text, int ranks_per_node);
-
-// The links of all ranks of a process. Any thread may call it.
-class Links {
- public:
-  Links(const LinkModel& model, int ranks)
-      : model_(model), out_(size_t(ranks)), in_(size_t(ranks)) {}
-  // A message of `bytes` may leave rank `from` for rank `to` at `now`; returns when it arrives.
-  Time send(int from, int to, int64_t bytes, Time now);
-
- private:
-  // of one direction of one link: begin and end of the times that messages have it
-  using Taken = std::map<Time, Time>;
-  const LinkModel model_;
-  std::mutex mutex_;
-  Time now_;                     // the latest `now`; what ended before it is forgotten
-  std::vector<Taken> out_, in_;  // [ranks]
-};
+LinkModel parse_link(const std::string& text);
 
 }  // namespace duet

@@ -1,137 +1,163 @@
 // The local transport: ranks are threads of one process, and a message is one copy from the
-// sender's buffer to the receiver's, made by whoever posts second. On GPUs the copy is enqueued
-// instead, behind the events that say that both buffers are ready. Every wait that it enqueues is
+// sender's memory to the receiver's, made by whoever posts second. On GPUs the copy is enqueued
+// instead, behind the events that say that both memories are ready. Every wait that it enqueues is
 // for work enqueued earlier by somebody, so streams cannot wait for one another in a circle.
 //
-// Read next: comm.cpp.
-#include <algorithm>
-#include <deque>
-#include <optional>
-#include <unordered_map>
+// Over an emulated link (link.h) a message is met and copied as ever, and done when it arrives.
+// Read next: link.h.
+#include <map>
+#include <thread>
 
-#include "comm/gpu_link.h"
+#include "comm/link_times.h"
 #include "comm/transport.h"
 
 namespace duet {
 namespace {
 
-// Where posts wait for their other sides.
-class Exchange {
- public:
-  explicit Exchange(const RunOptions& options) {
-    if (options.link.emulated()) links_.emplace(options.link, options.ranks);
-  }
-  Links* links() { return links_ ? &*links_ : nullptr; }  // null: not emulated
+struct LocalMessage : Message {
+  using Message::Message;
+  // Over an emulated link, in host memory: when it arrives; set before it is met.
+  Time arrival;
+  // In GPU memory: this side's direction and arrival, for LinkBook, [1, 1]; and, for the host,
+  // which knows events alone, one of the arrival.
+  Tensor direction, gpu_arrival;
+  std::unique_ptr<Event> arrived;
 
-  // The other side of p if it has been posted, else p is left here and null returned.
-  Post* match(Post& p) {
+  uint64_t key() const {
+    const int source = side.send ? state.rank : side.peer,
+              target = side.send ? side.peer : state.rank;
+    return uint64_t(source) << 43 | uint64_t(target) << kTagBits | side.tag;
+  }
+  bool done() override { return Message::done() && arrival <= std::chrono::steady_clock::now(); }
+  void wait() override {
+    Message::wait();
+    state.sleep_until(arrival);
+  }
+  void land(Stream& stream) override {
+    stream.wait(*gpu->copied);
+    if (gpu_arrival) launch<LinkWait>(stream, 1, {.x = gpu_arrival});
+  }
+  Event* landed() override {
+    if (!gpu_arrival) return Message::landed();
+    if (!arrived) {
+      land(gpu->lane());
+      arrived = record(gpu->lane());
+    }
+    return arrived.get();
+  }
+};
+
+// What the ranks of a process share: where sides wait for their other sides, and the links.
+class Process {
+ public:
+  explicit Process(const RunOptions& options) : links(options.link, options.ranks) {}
+  Links links;
+
+  // The other side of m if it has been posted, else m is left here and null returned.
+  LocalMessage* match(LocalMessage& m) {
     std::lock_guard lock(mutex_);
-    std::deque<Post*>& waiting = waiting_[key(p)];
-    if (waiting.empty() || waiting.front()->send == p.send) {
-      waiting.push_back(&p);
+    const auto first = waiting_.lower_bound(m.key());
+    if (first == waiting_.end() || first->first != m.key() ||
+        first->second->side.send == m.side.send) {
+      waiting_.emplace(m.key(), &m);
       return nullptr;
     }
-    Post* other = waiting.front();
-    DUET_CHECK(other->bytes == p.bytes, p.text(), ": this side expects ", p.bytes,
-        " bytes, the other ", other->bytes);
+    LocalMessage* other = first->second;
+    const size_t mine = m.side.memory.size(), theirs = other->side.memory.size();
     DUET_CHECK(
-        !other->lane == !p.lane, p.text(), ": one side is in a GPU's memory, the other is not");
-    waiting.pop_front();
-    if (waiting.empty()) waiting_.erase(key(p));
+        mine == theirs, m.side.text(), ": this side expects ", mine, " bytes, the other ", theirs);
+    DUET_CHECK(
+        !other->gpu == !m.gpu, m.side.text(), ": one side is in a GPU's memory, the other is not");
+    waiting_.erase(first);
     return other;
   }
 
-  // Takes p back; false if it has been matched.
-  bool remove(Post& p) {
+  bool remove(LocalMessage& m) {  // takes m back; false if it has been matched
     std::lock_guard lock(mutex_);
-    const auto entry = waiting_.find(key(p));
-    if (entry == waiting_.end()) return false;
-    const auto at = std::find(entry->second.begin(), entry->second.end(), &p);
-    if (at == entry->second.end()) return false;
-    entry->second.erase(at);
-    if (entry->second.empty()) waiting_.erase(entry);
-    return true;
+    return std::erase_if(waiting_, [&](const auto& entry) { return entry.second == &m; }) > 0;
   }
 
  private:
-  static uint64_t key(const Post& p) {
-    const int source = p.send ? p.transport.rank() : p.peer,
-              target = p.send ? p.peer : p.transport.rank();
-    return uint64_t(source) << 43 | uint64_t(target) << kTagBits | p.tag;
-  }
   std::mutex mutex_;
-  // all of one entry are sends, or all are receives
-  std::unordered_map<uint64_t, std::deque<Post*>> waiting_;
-  std::optional<Links> links_;
+  // by key, in the order of posting; all of one key are sends, or all are receives
+  std::multimap<uint64_t, LocalMessage*> waiting_;
 };
 
 class LocalTransport final : public Transport {
  public:
-  LocalTransport(int rank, const RunOptions& options, std::shared_ptr<Exchange> exchange)
-      : Transport(rank, options.ranks, options), exchange_(std::move(exchange)) {}
+  LocalTransport(int rank, const RunOptions& options, std::shared_ptr<Process> process)
+      : Transport(std::make_shared<RankState>(rank, options.ranks, options)),
+        process_(std::move(process)) {}
 
-  void post(Post& p) override {
-    Post* other = exchange_->match(p);
-    p.posted = true;
+  std::unique_ptr<Message> make(const Side& side, Stream* after) override {
+    auto m = std::make_unique<LocalMessage>(*this, side, after);
+    if (!after || !state->link.emulated()) return m;
+    const std::shared_ptr<GpuLink> link = link_.lock();
+    DUET_CHECK(
+        link, "a message in GPU memory over an emulated link: expected Channels, made before");
+    m->direction = side.send ? link->out() : link->in();
+    m->gpu_arrival = link->next_arrival();
+    return m;
+  }
+
+  void post(Message& posted) override {
+    auto& m = static_cast<LocalMessage&>(posted);
+    LocalMessage* other = process_->match(m);
+    m.posted = true;
     if (!other) return;
-    Post& send = p.send ? p : *other;
-    Post& recv = p.send ? *other : p;
-    if (p.lane) {
-      enqueue_copy(send, recv, *p.lane);
-    } else {
-      if (Links* links = exchange_->links()) {
-        const Time now = std::chrono::steady_clock::now();
-        p.arrival = other->arrival =
-            links->send(send.transport.rank(), recv.transport.rank(), p.bytes, now);
-      }
-      if (p.bytes > 0) memcpy(recv.data, send.data, size_t(p.bytes));
-    }
-    static_cast<LocalTransport&>(other->transport).finish(*other);
-    finish(p);
+    LocalMessage &send = m.side.send ? m : *other, &recv = m.side.send ? *other : m;
+    m.gpu ? enqueue_copy(send, recv, m.gpu->lane()) : copy(send, recv);
+    other->state.set(other->met);
+    state->set(m.met);
   }
 
-  void cancel(Post& p) override {
-    if (exchange_->remove(p)) return;
-    std::unique_lock lock(mutex_);
-    cv_.wait(lock, [&] { return p.done; });  // matched: the other side is copying
+  void cancel(Message& m) override {
+    if (process_->remove(static_cast<LocalMessage&>(m))) return;
+    while (!m.met) std::this_thread::yield();  // matched: the other side is copying
   }
 
-  bool moves_gpu_memory() const override { return true; }
+  std::shared_ptr<void> open(Comm&, Device& device, const Pairs&) override {
+    if (!state->link.emulated() || !device.is_cuda()) return nullptr;
+    const auto link = std::make_shared<GpuLink>(device);
+    link_ = link;
+    return link;
+  }
 
  private:
-  void finish(Post& p) {
-    std::lock_guard lock(mutex_);
-    complete(p);
-  }
-  static void enqueue_copy(Post& send, Post& recv, Stream& lane) {
-    send.copied = recv.copied = lane.device().make_event();
-    lane.wait(*send.ready);
-    lane.wait(*recv.ready);
-    if (const Transport& from = send.transport, &to = recv.transport; send.gpu_arrival) {
-      const LinkModel& model = from.link_model();
-      launch<LinkBook>(lane, 1,
-          {.x = from.gpu_link->out(),
-              .y = to.gpu_link->in(),
-              .sent = send.gpu_arrival,
-              .received = recv.gpu_arrival,
-              .duration = uint64_t(model.duration(from.rank(), to.rank(), send.bytes).count()),
-              .latency = uint64_t(model.delay().count())});
-    }
-    lane.copy(recv.data, send.data, size_t(send.bytes));
-    lane.record(*send.copied);
+  void copy(LocalMessage& send, LocalMessage& recv) {
+    const Bytes from = send.side.memory;
+    if (state->link.emulated())
+      send.arrival = recv.arrival = process_->links.send(
+          send.state.rank, recv.state.rank, int64_t(from.size()), std::chrono::steady_clock::now());
+    if (!from.empty()) memcpy(recv.side.memory.data(), from.data(), from.size());
   }
 
-  std::shared_ptr<Exchange> exchange_;
+  void enqueue_copy(LocalMessage& send, LocalMessage& recv, Stream& lane) {
+    const Bytes from = send.side.memory;
+    lane.wait(*send.gpu->ready);
+    lane.wait(*recv.gpu->ready);
+    if (const LinkModel& link = state->link; link.emulated()) {
+      const auto took = link.duration(send.state.rank, recv.state.rank, int64_t(from.size()));
+      launch<LinkBook>(lane, 1,
+          {send.direction, recv.direction, send.gpu_arrival, recv.gpu_arrival,
+              uint64_t(took.count()), uint64_t(link.delay().count())});
+    }
+    lane.copy(recv.side.memory.data(), from.data(), from.size());
+    send.gpu->copied = recv.gpu->copied = record(lane);
+  }
+
+  const std::shared_ptr<Process> process_;
+  std::weak_ptr<GpuLink> link_;  // while there are Channels
 };
 
 }  // namespace
 
 std::vector<std::unique_ptr<Transport>> make_local_ranks(const RunOptions& options) {
-  auto exchange = std::make_shared<Exchange>(options);
-  std::vector<std::unique_ptr<Transport>> transports;
+  const auto process = std::make_shared<Process>(options);
+  std::vector<std::unique_ptr<Transport>> ranks;
   for (int r = 0; r < options.ranks; r++)
-    transports.push_back(std::make_unique<LocalTransport>(r, options, exchange));
-  return transports;
+    ranks.push_back(with_nccl(std::make_unique<LocalTransport>(r, options, process), options));
+  return ranks;
 }
 
 }  // namespace duet

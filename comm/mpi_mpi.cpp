@@ -8,11 +8,10 @@
 //
 // Failing: a rank that throws prints its error and aborts the job; of a killed one mpirun and srun
 // --kill-on-bad-exit take care.
-// Read next: scripts/train.sbatch, README.md.
+// Read next: mpi_nompi.cpp.
 #include <mpi.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
@@ -35,14 +34,46 @@ std::string mpi_text(int code) {
   return std::string(text, size_t(length));
 }
 
+struct MpiMessage : Message {
+  MpiMessage(Transport& transport, const Side& side, Stream* after)
+      : Message(transport, side, after), memory(side.memory) {
+    if (!gpu) return;
+    staging = after->device().host_buffer(1, (int64_t(memory.size()) + 3) / 4, Dtype::i32);
+    memory = {static_cast<std::byte*>(staging->data), memory.size()};
+    if (side.send) sent = copy(memory, side.memory);
+  }
+  ~MpiMessage() override {
+    if (!gpu || !gpu->copied) return;
+    try {
+      gpu->copied->synchronize();  // staging serves another message next
+    } catch (const std::exception&) {
+      // the stream's failure is reported where it is waited for
+    }
+  }
+  Event* landed() override {
+    if (gpu && !side.send && !gpu->copied) gpu->copied = copy(side.memory, memory);
+    return Message::landed();
+  }
+  std::unique_ptr<Event> copy(Bytes to, Bytes from) {
+    gpu->lane().wait(*gpu->ready);
+    gpu->lane().copy(to.data(), from.data(), from.size());
+    return record(gpu->lane());
+  }
+
+  Bytes memory;                 // MPI's
+  Buf staging;                  // on behalf of GPU memory
+  std::unique_ptr<Event> sent;  // after which staging can be sent
+  int64_t pieces = 0;           // under way; the transport's
+};
+
 class MpiTransport final : public Transport {
  public:
-  MpiTransport(int rank, int size, const RunOptions& options)
-      : Transport(rank, size, options), thread_([this] {
+  explicit MpiTransport(std::shared_ptr<RankState> state)
+      : Transport(std::move(state)), thread_([this] {
           try {
             progress();
           } catch (...) {
-            fail(std::current_exception());
+            this->state->fail(std::current_exception());
           }
         }) {}
   ~MpiTransport() override {
@@ -54,27 +85,29 @@ class MpiTransport final : public Transport {
     thread_.join();
   }
 
-  void post(Post& p) override {
+  std::unique_ptr<Message> make(const Side& side, Stream* after) override {
+    return std::make_unique<MpiMessage>(*this, side, after);
+  }
+
+  void post(Message& m) override {
     std::lock_guard lock(mutex_);
-    p.posted = true;
-    fresh_.push_back(&p);
+    m.posted = true;
+    fresh_.push_back(static_cast<MpiMessage*>(&m));
     work_.notify_one();
   }
 
   // Only a rank that fails drops a message under way. It ends with its process; until then nobody
-  // may look for its post.
-  void cancel(Post& p) override {
+  // may look for its side.
+  void cancel(Message& m) override {
     std::lock_guard lock(mutex_);
-    std::erase(fresh_, &p);
+    std::erase(fresh_, &m);
     for (Piece& piece : pieces_)
-      if (piece.post == &p) piece.post = nullptr;
+      if (piece.message == &m) piece.message = nullptr;
   }
 
-  bool moves_gpu_memory() const override { return false; }
-
  private:
-  struct Piece {  // one MPI message
-    Post* post;   // null: taken back
+  struct Piece {          // one MPI message
+    MpiMessage* message;  // null: taken back
     int bytes;
   };
 
@@ -100,72 +133,66 @@ class MpiTransport final : public Transport {
   // Gives MPI what was posted; a message that is still being copied from a GPU is kept, and so are
   // later ones of the same tag.
   void start_fresh() {
-    for (Post* p : std::exchange(fresh_, {})) {
-      const auto same = [&](const Post* kept) {
-        return kept->peer == p->peer && kept->tag == p->tag && kept->send == p->send;
+    for (MpiMessage* m : std::exchange(fresh_, {})) {
+      const Side& side = m->side;
+      const auto same = [&](const MpiMessage* kept) {
+        return kept->side.peer == side.peer && kept->side.tag == side.tag &&
+            kept->side.send == side.send;
       };
-      const bool copying = p->send && p->ready && !p->ready->done();
+      const bool copying = m->sent && !m->sent->done();
       if (copying || std::any_of(fresh_.begin(), fresh_.end(), same))
-        fresh_.push_back(p);
+        fresh_.push_back(m);
       else
-        start(*p);
+        start(*m);
     }
   }
 
-  void start(Post& p) {
-    p.pieces = std::max<int64_t>(1, (p.bytes + kLargest - 1) / kLargest);
-    for (int64_t i = 0; i < p.pieces; i++) {
-      const int bytes = int(std::min(kLargest, p.bytes - i * kLargest));
-      char* data = static_cast<char*>(p.data) + i * kLargest;
+  void start(MpiMessage& m) {
+    const auto& [send, peer, tag, memory, collective] = m.side;
+    const int64_t size = int64_t(m.memory.size());
+    m.pieces = std::max<int64_t>(1, (size + kLargest - 1) / kLargest);
+    for (int64_t i = 0; i < m.pieces; i++) {
+      const int bytes = int(std::min(kLargest, size - i * kLargest));
+      std::byte* data = m.memory.data() + i * kLargest;
       MPI_Request& request = requests_.emplace_back();
-      const int code = p.send
-          ? MPI_Isend(data, bytes, MPI_BYTE, p.peer, int(p.tag), MPI_COMM_WORLD, &request)
-          : MPI_Irecv(data, bytes, MPI_BYTE, p.peer, int(p.tag), MPI_COMM_WORLD, &request);
-      DUET_CHECK(code == MPI_SUCCESS, p.text(), ": ", mpi_text(code));
-      pieces_.push_back({&p, bytes});
+      const int code = send
+          ? MPI_Isend(data, bytes, MPI_BYTE, peer, int(tag), MPI_COMM_WORLD, &request)
+          : MPI_Irecv(data, bytes, MPI_BYTE, peer, int(tag), MPI_COMM_WORLD, &request);
+      DUET_CHECK(code == MPI_SUCCESS, m.side.text(), ": ", mpi_text(code));
+      pieces_.push_back({&m, bytes});
     }
   }
 
-  // Looks once at all that is under way; true if something ended.
+  // Looks at all that is under way; true if something ended.
   bool test() {
-    int count = 0;
-    ended_.resize(requests_.size());
-    statuses_.resize(requests_.size());
-    const int code = MPI_Testsome(
-        int(requests_.size()), requests_.data(), &count, ended_.data(), statuses_.data());
-    if (count == 0 || count == MPI_UNDEFINED) return false;
-    std::lock_guard lock(mutex_);
-    for (size_t i = 0; i < size_t(count); i++)
-      finish(pieces_[size_t(ended_[i])], code == MPI_ERR_IN_STATUS ? statuses_[i].MPI_ERROR : code,
-          statuses_[i]);
-    size_t kept = 0;
-    for (size_t i = 0; i < requests_.size(); i++) {
-      if (requests_[i] == MPI_REQUEST_NULL) continue;
-      requests_[kept] = requests_[i];
-      pieces_[kept++] = pieces_[i];
+    for (bool moved = false;; moved = true) {
+      int i = 0, ended = 0;
+      MPI_Status status;
+      const int code = MPI_Testany(int(requests_.size()), requests_.data(), &i, &ended, &status);
+      if (!ended || i == MPI_UNDEFINED) return moved;
+      std::lock_guard lock(mutex_);
+      finish(pieces_[size_t(i)], code, status);
+      pieces_.erase(pieces_.begin() + i);
+      requests_.erase(requests_.begin() + i);
     }
-    requests_.resize(kept);
-    pieces_.resize(kept);
-    return true;
   }
 
   void finish(const Piece& piece, int code, const MPI_Status& status) {
-    Post* p = piece.post;
-    if (!p) return;
+    MpiMessage* m = piece.message;
+    if (!m) return;
     int bytes = piece.bytes;
-    if (!p->send) MPI_Get_count(&status, MPI_BYTE, &bytes);
-    DUET_CHECK(code == MPI_SUCCESS && bytes == piece.bytes, p->text(), ": this side expects ",
-        p->bytes, " bytes, the other ",
+    if (!m->side.send) MPI_Get_count(&status, MPI_BYTE, &bytes);
+    DUET_CHECK(code == MPI_SUCCESS && bytes == piece.bytes, m->side.text(), ": this side expects ",
+        m->memory.size(), " bytes, the other ",
         code == MPI_SUCCESS ? "sends fewer" : "sends more: " + mpi_text(code));
-    if (--p->pieces == 0) complete(*p);
+    if (--m->pieces == 0) state->set(m->met);
   }
 
+  std::mutex mutex_;
   std::condition_variable work_;
-  std::vector<Post*> fresh_;           // not yet given to MPI
+  std::vector<MpiMessage*> fresh_;     // not yet given to MPI
   std::vector<Piece> pieces_;          // under way
-  std::vector<MPI_Request> requests_;  // theirs; the thread's own, as are the next two
-  std::vector<int> ended_;
-  std::vector<MPI_Status> statuses_;
+  std::vector<MPI_Request> requests_;  // theirs; the thread's own
   bool ending_ = false;
   std::thread thread_;
 };
@@ -219,12 +246,12 @@ void run_mpi(
         " ranks, found ", mpi.size, "; start duet with mpirun -np ", options.ranks);
     require(
         mpi.usable, option, "this MPI lacks MPI_THREAD_MULTIPLE or tags of ", kTagBits, " bits");
-    MpiTransport transport(mpi.rank, mpi.size, options);
-    transport.nccl = options.nccl;
-    Comm world(transport);
+    const auto state = std::make_shared<RankState>(mpi.rank, mpi.size, options);
+    const auto transport = with_nccl(std::make_unique<MpiTransport>(state), options);
+    Comm world(*transport);
     world.require_same("build", build_text());
     rank(world);
-    transport.check();
+    state->check();
     world.barrier();
   } catch (const UsageError& e) {
     abort_job(mpi.rank, e.what(), 2);

@@ -1,6 +1,6 @@
 // run_ranks: starting ranks, and stopping all when one fails. And what a rank can know before it
-// has spoken to another: who started it, and which build on which processor it is. Read next:
-// local.cpp, mpi_mpi.cpp.
+// has spoken to another: who started it, and which build on which processor it is.
+// Read next: rows_cuda.cu.
 #include <sched.h>
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 #include <fstream>
 #include <thread>
 
-#include "comm/nccl.h"
+#include "comm/transport.h"
 #include "model/machine/gemm_cpu.h"
 
 namespace duet {
@@ -49,7 +49,7 @@ void run_one(int r, const std::vector<std::unique_ptr<Transport>>& transports, O
   try {
     Comm world(*transports[size_t(r)]);
     rank(world);
-    transports[size_t(r)]->check();
+    transports[size_t(r)]->state->check();
   } catch (...) {
     why = std::current_exception();
   }
@@ -59,7 +59,7 @@ void run_one(int r, const std::vector<std::unique_ptr<Transport>>& transports, O
     outcome.failed_rank = r;
     outcome.why = why;
     for (const auto& t : transports)
-      t->fail(std::make_exception_ptr(Stopped(cat("stopped: rank ", r, " failed"))));
+      t->state->fail(std::make_exception_ptr(Stopped(cat("stopped: rank ", r, " failed"))));
   }
   outcome.changed.notify_all();
 }
@@ -76,7 +76,6 @@ void run_one(int r, const std::vector<std::unique_ptr<Transport>>& transports, O
 
 void run_local(const RunOptions& options, const std::function<void(Comm&)>& rank) {
   const auto transports = make_local_ranks(options);
-  for (const auto& t : transports) t->nccl = options.nccl;
   Outcome outcome;
   outcome.running = options.ranks;
   std::vector<std::thread> threads;
@@ -104,8 +103,7 @@ void run_local(const RunOptions& options, const std::function<void(Comm&)>& rank
 
 }  // namespace
 
-void run_ranks(const RunOptions& asked, const std::function<void(Comm& world)>& rank) {
-  RunOptions options = asked;
+void run_ranks(const RunOptions& options, const std::function<void(Comm& world)>& rank) {
   require(options.ranks >= 1, "ranks: expected at least 1, found ", options.ranks);
   require(
       options.timeout > 0, "--comm-timeout: expected more than 0 seconds, found ", options.timeout);
@@ -113,11 +111,9 @@ void run_ranks(const RunOptions& asked, const std::function<void(Comm& world)>& 
       "--link: found --transport ", wire_name(options.transport),
       ", allowed: local (elsewhere messages take what they take)");
   const Launch launch = find_launch();
-  if (options.transport != Wire::nccl)
-    options.nccl = nullptr;
-  else if (!options.nccl)
-    options.nccl = &nccl_api();
-  if (options.transport == Wire::mpi || (options.nccl && launch.ranks > 1))
+  const bool nccl = options.transport == Wire::nccl;
+  require(!nccl || have_nccl(), "--transport nccl: this duet was built without NCCL");
+  if (options.transport == Wire::mpi || (nccl && launch.ranks > 1))
     return run_mpi(options, launch, rank);
   require(launch.ranks == 1, "--transport local: ", launch.by, " started ", launch.ranks,
       " processes, and each would run all ranks by itself; use --transport mpi, or start duet "

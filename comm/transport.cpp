@@ -1,16 +1,18 @@
-// What all transports share: tags and their text, waiting, failing. Read next: local.cpp.
+// What all transports share: tags and their text, waiting, failing, the order of streams.
+// Read next: comm.cpp.
 #include "comm/transport.h"
 
 #ifdef __linux__
 #include <sys/prctl.h>
 #endif
 
-#include <chrono>
-
-#include "comm/gpu_link.h"
-#include "comm/nccl.h"
+#include <algorithm>
 
 namespace duet {
+
+using Clock = std::chrono::steady_clock;
+
+// --- names ---------------------------------------------------------------------------------------
 
 uint32_t pack(Tag tag) {
   DUET_CHECK(
@@ -23,94 +25,176 @@ std::string action_text(uint32_t tag) {
   return cat(tag >> 11 & 511, "FBW?"[tag >> 20 & 3], tag & 2047);
 }
 
-uint32_t pack_collective(uint32_t group, uint32_t number) {
-  DUET_CHECK(group < 1024, "a world has at most 1023 groups a rank");
-  return 1u << 22 | group << 12 | (number & 4095);
+static uint32_t pack(const Collective& c) {
+  DUET_CHECK(c.group < 1024, "a world has at most 1023 groups a rank");
+  return 1u << 22 | c.group << 12 | c.number;
 }
 
-std::string Post::text() const {
+std::string Collective::text() const { return cat(name, " ", number, " of group ", group); }
+
+std::string Side::text() const {
   const std::string action = collective
-      ? cat(collective, " ", tag & 4095, " of group ", tag >> 12 & 1023)
+      ? Collective{collective, tag >> 12 & 1023, tag & 4095, {}}.text()
       : action_text(tag);
   return cat(action, send ? " to be taken by rank " : " from rank ", peer);
 }
 
-Post::~Post() {
-  if (posted && !transport.done(*this)) link ? link->cancel(*this) : transport.cancel(*this);
-  if (!staging || !copied) return;
-  try {
-    copied->synchronize();  // staging serves another message next
-  } catch (const std::exception&) {
-    // the stream's failure is reported where it is waited for
+// --- a rank --------------------------------------------------------------------------------------
+
+RankState::RankState(int rank, int size, const RunOptions& options)
+    : rank(rank), size(size), timeout(options.timeout), link(options.link) {}
+
+void RankState::count(int peer, int64_t bytes) {
+  (link.same_node(rank, peer) ? traffic.intra : traffic.inter) += bytes;
+}
+
+void RankState::wait(const Condition& ended, const std::function<std::string()>& awaited) {
+  constexpr auto kPause = std::chrono::microseconds(20);
+  constexpr double kForever = 1e9;  // what a clock can add
+  const auto deadline = Clock::now() +
+      std::chrono::duration_cast<Clock::duration>(
+          std::chrono::duration<double>(std::min(timeout, kForever)));
+  std::unique_lock lock(mutex_);
+  for (bool late = false; !ended(); late = Clock::now() >= deadline) {
+    if (failure_) std::rethrow_exception(failure_);
+    if (late) time_out(awaited());
+    if (!progress) {
+      changed_.wait_until(lock, deadline);
+      continue;
+    }
+    lock.unlock();
+    const bool moved = progress();
+    lock.lock();
+    if (!moved && !ended()) changed_.wait_for(lock, kPause);
   }
 }
 
-void Post::deliver() {
-  if (!staging || send || copied) return;
-  copied = lane->device().make_event();
-  lane->wait(*ready);
-  lane->copy(gpu_data, data, size_t(bytes));
-  lane->record(*copied);
-}
-
-Transport::Transport(int rank, int size, const RunOptions& options)
-    : rank_(rank), size_(size), timeout_(options.timeout), link_(options.link) {}
-Transport::~Transport() = default;
-
-void Transport::count(int peer, int64_t bytes) {
-  (link_.same_node(rank_, peer) ? traffic.intra : traffic.inter) += bytes;
+void RankState::set(std::atomic<bool>& flag) {
+  std::lock_guard lock(mutex_);
+  flag = true;
+  changed_.notify_all();
 }
 
 // Waking takes about 20 microseconds, so a sleep ends that much early; what is left is spun.
-void Transport::sleep_until_arrival(std::unique_lock<std::mutex>& lock, const Post& p) {
-  if (p.arrival <= std::chrono::steady_clock::now()) return;
+void RankState::sleep_until(Clock::time_point time) {
+  if (time <= Clock::now()) return;
 #ifdef __linux__
   prctl(PR_SET_TIMERSLACK, 1UL);  // else the thread sleeps 50 microseconds longer than it asks for
 #endif
-  if (cv_.wait_until(
-          lock, p.arrival - std::chrono::microseconds(20), [&] { return failure_ != nullptr; }))
+  std::unique_lock lock(mutex_);
+  const auto failed = [&] { return failure_ != nullptr; };
+  if (changed_.wait_until(lock, time - std::chrono::microseconds(20), failed))
     std::rethrow_exception(failure_);
   lock.unlock();
-  while (std::chrono::steady_clock::now() < p.arrival) continue;
+  while (Clock::now() < time) continue;
 }
 
-void Transport::wait(Post& p) {
-  std::unique_lock lock(mutex_);
-  cv_.wait_for(lock, std::chrono::duration<double>(timeout_), [&] { return p.done || failure_; });
-  if (p.done && p.arrival != Time()) return sleep_until_arrival(lock, p);
-  if (p.done) return;
-  if (failure_) std::rethrow_exception(failure_);
-  time_out(p.text());
+void RankState::time_out(const std::string& awaited) const {
+  throw Error(cat("waited ", timeout, " s for ", awaited, "; it did not come (--comm-timeout)"));
 }
 
-void Transport::time_out(const std::string& awaited) const {
-  throw Error(cat("waited ", timeout_, " s for ", awaited, "; it did not come (--comm-timeout)"));
+void RankState::in_order(Stream& stream, std::function<void()> work) {
+  check();
+  stream.host([this, work = std::move(work)] {
+    try {
+      check();
+      work();
+    } catch (...) {
+      fail(std::current_exception());
+      throw;
+    }
+  });
 }
 
-bool Transport::done(Post& p) {
-  std::lock_guard lock(mutex_);
-  return p.done && (p.arrival == Time() || p.arrival <= std::chrono::steady_clock::now());
-}
-
-void Transport::fail(std::exception_ptr why) {
+void RankState::fail(std::exception_ptr why) {
   std::lock_guard lock(mutex_);
   if (!failure_) failure_ = why;
-  cv_.notify_all();
+  changed_.notify_all();
 }
 
-bool Transport::failed() {
+bool RankState::failed() {
   std::lock_guard lock(mutex_);
   return failure_ != nullptr;
 }
 
-void Transport::check() {
+void RankState::check() {
   std::lock_guard lock(mutex_);
   if (failure_) std::rethrow_exception(failure_);
 }
 
-void Transport::complete(Post& p) {
-  p.done = true;
-  cv_.notify_all();
+// --- a message -----------------------------------------------------------------------------------
+
+std::unique_ptr<Event> record(Stream& stream) {
+  std::unique_ptr<Event> event = stream.device().make_event();
+  stream.record(*event);
+  return event;
+}
+
+OnGpu::OnGpu(const Side& side, Stream& after)
+    : ready(record(after)), device_(after.device()), lane_(side.collective ? &after : nullptr) {}
+
+Stream& OnGpu::lane() {
+  if (!lane_) lane_ = (own_lane_ = device_.make_stream()).get();
+  return *lane_;
+}
+
+Message::Message(Transport& transport, const Side& side, Stream* after)
+    : transport(transport), state(*transport.state), side(side) {
+  if (after) gpu.emplace(side, *after);
+}
+
+bool Message::done() {
+  if (!met) return false;
+  const Event* event = landed();
+  return !event || event->done();
+}
+
+void Message::meet() {
+  state.wait([&] { return met.load(); }, [&] { return side.text(); });
+}
+
+void Message::wait() {
+  meet();
+  if (Event* event = landed()) event->synchronize();
+}
+
+void Message::land(Stream& stream) {
+  if (Event* event = landed()) stream.wait(*event);
+}
+
+void Message::wait(Stream& stream) {
+  if (!gpu) return state.in_order(stream, [self = shared_from_this()] { self->wait(); });
+  meet();
+  land(stream);
+}
+
+// --- a transport ---------------------------------------------------------------------------------
+
+std::shared_ptr<Message> Transport::begin(const Side& side, Stream* after) {
+  state->check();
+  const bool on_gpu = after && after->device().is_cuda();
+  const std::shared_ptr<Message> message(
+      make(side, on_gpu ? after : nullptr).release(), [](Message* m) {
+        if (m->posted && !m->met) m->transport.cancel(*m);
+        delete m;
+      });
+  const auto post = [message] { message->transport.post(*message); };
+  after && !on_gpu ? state->in_order(*after, post) : post();
+  return message;
+}
+
+std::vector<std::shared_ptr<Message>> Transport::begin_all(const Collective& c, Stream* after) {
+  const uint32_t tag = pack(c);
+  std::vector<std::shared_ptr<Message>> begun;
+  for (const bool send : {false, true})
+    for (const auto& [peer, memory] : send ? c.sends : c.recvs)
+      begun.push_back(begin({send, c.ranks[size_t(peer)], tag, memory, c.name}, after));
+  return begun;
+}
+
+void Transport::exchange(const Collective& collective, Stream* stream) {
+  for (const auto& message : begin_all(collective, stream))
+    stream ? message->wait(*stream) : message->wait();
 }
 
 }  // namespace duet

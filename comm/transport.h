@@ -1,25 +1,38 @@
-// Transport: how one rank's messages reach another. Collectives and groups are built on these
-// verbs, once, in comm.cpp.
+// Transport: how one rank's messages reach another. Groups and collectives are built on it once, in
+// comm.cpp, which does not know what carries a message.
 //
-// A message has two sides, each a Post: one rank posts the send, the other the receive, in either
-// order; they match when peers and tag agree, and of several with the same peers and tag in the
-// order in which each side posted them. Posting never blocks and never copies the data aside: the
-// buffer belongs to the message until the post is done (rendezvous), and messages with different
-// tags do not wait for one another.
+// A MESSAGE has two sides: one rank posts the send, another the receive, in either order. They
+// match when peers and tag agree, and of several with the same peers and tag in the order in which
+// each rank posted its sides. Posting never blocks and never copies the data aside: the memory
+// belongs to the message until it is done (rendezvous), and messages with different tags do not
+// wait for one another.
 //
-//   local.cpp     ranks are threads: whoever posts second copies from buffer to buffer
-//   mpi_mpi.cpp   ranks are processes: a thread of each rank makes all MPI calls
-//   nccl.h        no transport: it rides on one of these two and takes over what lies in GPU memory
+// THE VERBS. A transport makes the sides of messages, in the host's memory or in a GPU's, posts
+// them, and takes back those that are dropped; sides are waited for, by a thread or by a stream. A
+// transport may also do a whole collective in its own way, and be told what messages will flow
+// (`open`, `add_group`). What each needs to know of a message it keeps in a Message of its own:
 //
-// Threads: post, wait and done may be called by any thread of the rank.
-// Errors: the first failure of a rank (`fail`) is kept; it wakes all that wait, and whatever is
-// called then throws it.
-// Read next: local.cpp, then comm.cpp.
+//   local.cpp     ranks are threads: whoever posts second copies from memory to memory, on GPUs
+//                 behind events; over an emulated link it books when the message arrives
+//   mpi_mpi.cpp   ranks are processes: a thread of each rank makes all MPI calls; GPU memory goes
+//                 by way of host memory
+//   nccl_nccl.cpp on top of one of these two: it takes over what lies in GPU memory
+//
+// MET AND DONE. A side is `met` once the host need do no more for it but wait: its data is there,
+// or, in GPU memory, what brings the data has been enqueued. It is done when the data is there.
+//
+// THREADS. A side is made by the rank's thread; any thread of the rank may post it and wait.
+// FAILING. The first failure of a rank is kept; it wakes all that wait, and whatever is called then
+// throws it.
+// Read next: transport.cpp.
 #pragma once
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,102 +40,49 @@
 
 namespace duet {
 
-class NcclLink;
-class GpuLink;
-
 // Tags travel as 23 bits, what every MPI gives: 0, kind 2, stage 9, microbatch 11; or 1, group 10,
 // number of the collective 12.
 constexpr int kTagBits = 23;
 constexpr uint32_t kHeaderTag = 3u << 20;  // no Tag's: an NCCL message's announcement
 uint32_t pack(Tag tag);
 std::string action_text(uint32_t packed_tag);  // "3F7"
-uint32_t pack_collective(uint32_t group, uint32_t number);
 
-// One rank's part of a collective.
-struct Leg {
-  int peer;  // in the group
-  void* data;
-  int64_t bytes;
-};
+// --- a rank --------------------------------------------------------------------------------------
 
-// One side of a message. Destroyed before it is done, it takes the message back: nobody touches the
-// buffer afterwards.
-struct Post {
-  Post(Transport& t, bool is_send, int to, uint32_t packed_tag)
-      : transport(t), send(is_send), peer(to), tag(packed_tag) {}
-  Post(const Post&) = delete;
-  ~Post();
-  std::string text() const;  // what is awaited, for people: "3F7 from rank 1"
-
-  Transport& transport;
-  const bool send;
-  const int peer;      // rank in the world
-  const uint32_t tag;  // kTagBits bits
-  void* data = nullptr;
-  int64_t bytes = 0;
-  const char* collective = nullptr;  // its name; null for a message of isend and irecv
-
-  // Only for memory on a GPU: the buffer may be used after `ready`, `copied` tells when that has
-  // happened, and copies are enqueued on `lane`. Between threads it is one copy, on the lane of
-  // whoever posts second, and `copied` is set before the post is done. Between processes it goes by
-  // way of `staging`, host memory, to which `data` then points. Over NCCL it goes by `link`, and
-  // the post is done once NCCL has been called.
-  std::shared_ptr<Event> ready, copied;
-  Stream* lane = nullptr;
-  NcclLink* link = nullptr;
-  std::unique_ptr<Stream> own_lane;  // keeps the lane where it serves this message alone
-  Buf staging;
-  void* gpu_data = nullptr;
-  void deliver();  // what came by staging: enqueues its copy to the GPU, once
-
-  // [1, 1] over an emulated link between threads: LinkWait waits for it, after `copied`
-  Tensor gpu_arrival;
-  // of CPU memory, over an emulated link; set before `done`, from when on it is waited for
-  Time arrival;
-  bool posted = false, done = false;  // `done` is guarded by the transport's mutex
-  int64_t pieces = 0;                 // under way, where a transport cuts messages; its own
-};
-
-class Transport {
+// One rank, as all that carries its messages shares it: who it is, what it sent, how it waits and
+// fails. Any thread may call it.
+class RankState {
  public:
-  Transport(int rank, int size, const RunOptions& options);
-  virtual ~Transport();
-  Transport(const Transport&) = delete;
-  int rank() const { return rank_; }
-  int size() const { return size_; }
+  RankState(int rank, int size, const RunOptions& options);
+  const int rank, size;  // of the world
+  const double timeout;  // seconds
+  const LinkModel link;
 
-  virtual void post(Post& p) = 0;
-  virtual void cancel(Post& p) = 0;  // of a post that is not done; for ~Post
-  virtual bool moves_gpu_memory() const = 0;
+  Traffic traffic;  // the rank's thread's
+  void count(int peer, int64_t bytes);
 
-  void count(int peer, int64_t bytes);  // into `traffic`; by the rank's thread
-  Traffic traffic;
-
-  // blocks until done; after the timeout throws an Error that says who waits for whom and for what
-  void wait(Post& p);
-  bool done(Post& p);
+  // Blocks until `ended`, which is asked under this object's mutex whenever something was set.
+  // After the timeout throws an Error that says who waits for whom and for what.
+  using Condition = std::function<bool()>;
+  void wait(const Condition& ended, const std::function<std::string()>& awaited);
+  void set(std::atomic<bool>& flag);  // after which the flag may be gone
+  void sleep_until(std::chrono::steady_clock::time_point time);
   [[noreturn]] void time_out(const std::string& awaited) const;
-  double timeout() const { return timeout_; }
+  // What a wait calls again and again where messages cannot go on by themselves; returns whether it
+  // moved something. Set by the rank's thread while nothing waits.
+  Condition progress;
+
+  // Runs `work` in the stream's order. What it throws, maybe on the stream's thread, becomes the
+  // rank's failure, and then nothing more is run.
+  void in_order(Stream& stream, std::function<void()> work);
+
   void fail(std::exception_ptr why);
   bool failed();
   void check();  // throws if the rank has failed
 
-  const NcclApi* nccl = nullptr;      // under --transport nccl
-  std::unique_ptr<NcclLink> link;     // while the rank has Channels
-  std::unique_ptr<GpuLink> gpu_link;  // likewise, over an emulated link
-  const LinkModel& link_model() const { return link_; }
-
- protected:
-  // p is done: wakes its waiter; the mutex is held, and once it is released p may be gone
-  void complete(Post& p);
-  std::mutex mutex_;
-  std::condition_variable cv_;
-
  private:
-  void sleep_until_arrival(std::unique_lock<std::mutex>& lock, const Post& p);
-  const int rank_, size_;
-  const double timeout_;  // seconds
-  const LinkModel link_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
   std::exception_ptr failure_;
 };
 
@@ -131,8 +91,109 @@ struct Stopped : Error {
   using Error::Error;
 };
 
+// --- a message -----------------------------------------------------------------------------------
+
+// One rank's side of a message.
+struct Side {
+  bool send;
+  int peer;      // rank of the world
+  uint32_t tag;  // kTagBits bits
+  Bytes memory;
+  const char* collective = nullptr;  // its name; null for a message by itself
+  std::string text() const;          // what is awaited, for people: "3F7 from rank 1"
+};
+
+// Of a side in GPU memory: from when its memory may be used, where copies are enqueued, and when
+// they have happened. A collective copies on its own stream, any other message on a stream that
+// serves it alone.
+class OnGpu {
+ public:
+  OnGpu(const Side& side, Stream& after);
+  const std::unique_ptr<Event> ready;
+  std::shared_ptr<Event> copied;  // made by whoever copies, before the side is met
+  Stream& lane();                 // for the rank's thread
+
+ private:
+  Device& device_;
+  Stream* lane_;
+  std::unique_ptr<Stream> own_lane_;
+};
+std::unique_ptr<Event> record(Stream& stream);  // a new event of what is enqueued so far
+
+// A side under way. Dropped before it is met, it is taken back: nobody touches the memory
+// afterwards.
+struct Message : std::enable_shared_from_this<Message> {
+  // after: the stream after whose work it can begin, for GPU memory; null: host memory
+  Message(Transport& transport, const Side& side, Stream* after);
+  virtual ~Message() = default;
+
+  virtual bool done();
+  virtual void wait();        // the calling thread
+  void wait(Stream& stream);  // work enqueued from now on starts after the message
+
+  // What these are made of. meet: the calling thread waits until it is met. The rest is for GPU
+  // memory, of one that is met: `landed` enqueues what is left to do and returns the event after
+  // which the data is there, null where met is all; `land` has the stream wait for that.
+  virtual void meet();
+  virtual Event* landed() { return gpu ? gpu->copied.get() : nullptr; }
+  virtual void land(Stream& stream);
+
+  Transport& transport;
+  RankState& state;
+  const Side side;
+  std::optional<OnGpu> gpu;
+  bool posted = false;            // others may touch the memory
+  std::atomic<bool> met = false;  // by RankState::set
+};
+
+// --- what carries it -----------------------------------------------------------------------------
+
+// One rank's part of a collective: what it sends to every other rank of the group, what it receives
+// from each.
+struct Leg {
+  int peer;  // in the group
+  Bytes memory;
+};
+struct Collective {
+  const char* name;
+  uint32_t group, number;      // number: of the group's collectives, modulo 4096
+  std::span<const int> ranks;  // the group's, of the world
+  std::vector<Leg> sends = {}, recvs = {};
+  std::string text() const;  // "all-reduce 3 of group 1"
+};
+
+class Transport {
+ public:
+  explicit Transport(std::shared_ptr<RankState> state) : state(std::move(state)) {}
+  Transport(const Transport&) = delete;
+  virtual ~Transport() = default;
+  const std::shared_ptr<RankState> state;
+
+  // Begins a side in the order of a stream, whose device holds its memory; null: host memory, now.
+  std::shared_ptr<Message> begin(const Side& side, Stream* after);
+  // A collective likewise: received in that order; null: when it returns.
+  virtual void exchange(const Collective& collective, Stream* stream);
+
+  virtual std::unique_ptr<Message> make(const Side& side, Stream* after) = 0;
+  virtual void post(Message& m) = 0;    // one of its own; never blocks
+  virtual void cancel(Message& m) = 0;  // one that is posted and not met
+
+  // Of Channels: what must be there before messages in the device's memory can flow, until the
+  // result is dropped.
+  using Pairs = std::vector<std::pair<int, int>>;
+  virtual std::shared_ptr<void> open(Comm&, Device&, const Pairs&) { return nullptr; }
+  virtual void add_group(Comm&, uint32_t) {}  // the group's id
+
+ protected:
+  // its sides, receives first
+  std::vector<std::shared_ptr<Message>> begin_all(const Collective& collective, Stream* after);
+};
+
 // The ranks of one process; they must live until the last rank has ended.
 std::vector<std::unique_ptr<Transport>> make_local_ranks(const RunOptions& options);
+
+// `under`; with --transport nccl what lies in GPU memory goes by NCCL instead.
+std::unique_ptr<Transport> with_nccl(std::unique_ptr<Transport> under, const RunOptions& options);
 
 // run_ranks under MPI, for a job that its launcher announced as `launch`. (A build without MPI:
 // throws UsageError.)

@@ -1,24 +1,13 @@
-// The permutation and the arithmetic of epochs. Read batch.h first.
+// See batch.h. The permutation and the arithmetic of epochs.
 #include "data/batch.h"
 
 #include <algorithm>
 #include <bit>
 
 #include "model/base/check.h"
+#include "model/base/hash.h"
 
 namespace duet {
-namespace {
-
-// The finalizer of splitmix64: a bijection of 64-bit words that scatters its input's bits over its
-// output's.
-constexpr uint64_t mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
-}  // namespace
 
 int64_t permute(int64_t index, int64_t n, uint64_t key) {
   DUET_CHECK(0 <= index && index < n && n <= int64_t(1) << 62, "expected an index below ", n,
@@ -29,7 +18,7 @@ int64_t permute(int64_t index, int64_t n, uint64_t key) {
   do {
     uint64_t left = x >> half, right = x & mask;
     for (uint64_t round = 0; round < 4; round++) {
-      const uint64_t next = left ^ (mix(mix(key + round) ^ right) & mask);
+      const uint64_t next = left ^ (splitmix(splitmix(key + round) ^ right) & mask);
       left = right;
       right = next;
     }
@@ -58,8 +47,8 @@ int64_t BatchSource::position(uint64_t seed, int64_t step, int64_t i) const {
   DUET_CHECK(step >= 0 && 0 <= i && i < global_batch_, "expected a sequence below ", global_batch_,
       ", found ", i);
   const int64_t n = step * global_batch_ + i, epoch = n / windows_;
-  const uint64_t key = mix(mix(seed) ^ uint64_t(epoch));
-  const auto offset = int64_t(mix(key) % uint64_t(offsets_));
+  const uint64_t key = splitmix(splitmix(seed) ^ uint64_t(epoch));
+  const auto offset = int64_t(splitmix(key) % uint64_t(offsets_));
   return offset + permute(n % windows_, windows_, key) * seq_len_;
 }
 

@@ -14,15 +14,21 @@
 // otherwise, into another number of data-parallel ranks and microbatches, changes who computes a
 // sequence and not which sequences a step has.
 //
-// Immutable, so usable from any thread. Read next: README.md of model/, for what is done with a
-// sequence.
+// Immutable, so usable from any thread.
+// Read next: comm/README.md.
 #pragma once
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "data/dataset.h"
 
 namespace duet {
+
+// One microbatch's tokens and the tokens to predict. [tokens] each, on the host
+struct Microbatch {
+  std::vector<int32_t> inputs, targets;
+};
 
 // The place, within a step's global batch of dp * microbatches * micro_batch_size sequences, of
 // sequence j of microbatch `microbatch` of data-parallel rank dp_rank. Microbatches are outermost:

@@ -1,4 +1,5 @@
-// Finding, mapping and checking the files of a dataset. Read dataset.h first, tokens.cpp next.
+// See dataset.h. Finding, mapping and checking the files of a dataset; its tokens are in
+// tokens.cpp.
 #include "data/dataset.h"
 
 #include <algorithm>

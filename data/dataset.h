@@ -20,7 +20,7 @@
 // sequence.
 //
 // Errors: UsageError, one line that names the file, what was found and what is allowed.
-// Read next: batch.h, which picks the sequences of a step.
+// Read next: mapped_file.h.
 #pragma once
 #include <cstdint>
 #include <memory>

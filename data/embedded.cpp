@@ -1,7 +1,7 @@
 // The text that is always there: the project's own sources and READMEs, which the Makefile joins in
 // sorted order into the file EMBEDDED_TEXT and the assembler includes here. `.data` and verbatim
 // symbol names are what ELF and Mach-O have in common.
-// Read next: dataset.h.
+// Read next: batch.h.
 #include "data/dataset.h"
 
 asm(".data\n"

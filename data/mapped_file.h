@@ -1,5 +1,6 @@
 // MappedFile: a whole file, mapped into memory and never copied. It must not be changed while it is
 // in use.
+// Read next: embedded.cpp.
 #pragma once
 #include <cstdint>
 #include <memory>

@@ -1,4 +1,4 @@
-// The two tables and what is done with them. Read tokenizer.h first.
+// See tokenizer.h. The two tables and what is done with them.
 #include "data/tokenizer.h"
 
 #include <algorithm>

@@ -13,7 +13,8 @@
 // that matches at each place. The result decodes to the same text, but is often not the sequence
 // GPT-2's own encoder would give: fit for a prompt, not for making training data.
 //
-// Immutable after construction, so usable from any thread. Read next: dataset.h.
+// Immutable after construction, so usable from any thread.
+// Read next: dataset.h.
 #pragma once
 #include <cstdint>
 #include <map>

@@ -1,10 +1,11 @@
-// Tokens: slicing, copying and hashing a sequence of ids that lies in several places. Read
-// dataset.h first, batch.h next.
+// See dataset.h. Tokens: slicing, copying and hashing a sequence of ids that lies in several
+// places.
 #include <algorithm>
 #include <utility>
 
 #include "data/dataset.h"
 #include "model/base/check.h"
+#include "model/base/hash.h"
 
 namespace duet {
 namespace {
@@ -71,11 +72,11 @@ uint64_t token_hash(const Tokens& train, const Tokens& val) {
   const int64_t total = train.size() + val.size();
   const int64_t share =
       total <= budget ? total : budget / int64_t(train.parts().size() + val.parts().size());
-  uint64_t hash = 0xcbf29ce484222325u;
+  uint64_t hash = kFnvStart;
   for (const Tokens* t : {&train, &val})
     for (const TokenPart& part : t->parts())
       hash = with_ids(part, [h = hash, n = std::min(part.count, share)](const auto* ids) mutable {
-        for (int64_t i = 0; i < n; i++) h = (h ^ ids[i]) * 0x100000001b3u;
+        for (int64_t i = 0; i < n; i++) h = fnv1a(h, ids[i]);
         return h;
       });
   return hash;

@@ -60,32 +60,18 @@ Buf Attention::forward(Saved& s, const Tensor& x) const {
     linear_f(stream, x, *q_proj_, s.q);
   } else {
     s.qa = context_.activation(c_.q_lora_rank);
-    s.qa_normed = context_.activation(c_.q_lora_rank);
-    s.qa_rstd = context_.row_stats();
     linear_f(stream, x, *q_a_, s.qa);
-    launch<RmsNormF>(stream, tokens,
-        {.x = s.qa,
-            .gain = q_a_norm_->weight,
-            .y = s.qa_normed,
-            .rstd = s.qa_rstd,
-            .eps = ModelConfig::kNormEps});
-    linear_f(stream, s.qa_normed, *q_b_, s.q);
+    s.qa_norm = norm_f(context_, s.qa, *q_a_norm_);
+    linear_f(stream, s.qa_norm.y, *q_b_, s.q);
   }
   launch<RopeQuery>(stream, tokens, {.x = s.q, .shape = shape_, .sign = 1});
 
   s.kva = context_.activation(c_.kv_lora_rank + c_.qk_rope_head_dim);
-  s.latent = context_.activation(c_.kv_lora_rank);
-  s.latent_rstd = context_.row_stats();
   s.kv = context_.activation(c_.n_heads * (c_.qk_nope_head_dim + c_.v_head_dim));
   s.k = context_.activation(c_.n_heads * c_.qk_head_dim());
   linear_f(stream, x, *kv_a_, s.kva);
-  launch<RmsNormF>(stream, tokens,
-      {.x = s.kva->col_slice(0, c_.kv_lora_rank),
-          .gain = kv_a_norm_->weight,
-          .y = s.latent,
-          .rstd = s.latent_rstd,
-          .eps = ModelConfig::kNormEps});
-  linear_f(stream, s.latent, *kv_b_, s.kv);
+  s.latent = norm_f(context_, s.kva->col_slice(0, c_.kv_lora_rank), *kv_a_norm_);
+  linear_f(stream, s.latent.y, *kv_b_, s.kv);
   launch<KeyF>(stream, tokens,
       {.x = s.kv,
           .rotary = s.kva->col_slice(c_.kv_lora_rank, c_.qk_rope_head_dim),
@@ -111,21 +97,13 @@ Buf Attention::backward_input(Saved& s, const Tensor& dy) const {
 
   s.dkva = context_.activation(s.kva->cols);
   s.dlatent = context_.activation(c_.kv_lora_rank);
-  const Tensor latent_in = s.kva->col_slice(0, c_.kv_lora_rank),
-               dlatent_in = s.dkva->col_slice(0, c_.kv_lora_rank);
   launch<KeyB>(stream, tokens,
       {.x = dk,
           .dkv = s.dkv,
           .drotary = s.dkva->col_slice(c_.kv_lora_rank, c_.qk_rope_head_dim),
           .shape = shape_});
   linear_i(stream, s.dkv, *kv_b_, s.dlatent);
-  launch<RmsNormB>(stream, tokens,
-      {.x = latent_in,
-          .gain = kv_a_norm_->weight,
-          .rstd = s.latent_rstd,
-          .dy = s.dlatent,
-          .residual = {},
-          .dx = dlatent_in});
+  norm_i(context_, s.latent, *kv_a_norm_, s.dlatent, s.dkva->col_slice(0, c_.kv_lora_rank));
 
   Buf dx = context_.activation(c_.d_model);
   linear_i(stream, s.dkva, *kv_a_, dx);
@@ -136,13 +114,7 @@ Buf Attention::backward_input(Saved& s, const Tensor& dy) const {
     s.dqa_normed = context_.activation(c_.q_lora_rank);
     s.dqa = context_.activation(c_.q_lora_rank);
     linear_i(stream, s.dq, *q_b_, s.dqa_normed);
-    launch<RmsNormB>(stream, tokens,
-        {.x = s.qa,
-            .gain = q_a_norm_->weight,
-            .rstd = s.qa_rstd,
-            .dy = s.dqa_normed,
-            .residual = {},
-            .dx = s.dqa});
+    norm_i(context_, s.qa_norm, *q_a_norm_, s.dqa_normed, s.dqa);
     linear_i(stream, s.dqa, *q_a_, dx, true);
   }
   s.q = Buf();
@@ -151,19 +123,17 @@ Buf Attention::backward_input(Saved& s, const Tensor& dy) const {
   return dx;
 }
 
-void Attention::backward_weight(Saved& s, const Tensor& x, const Tensor& dy, int half) const {
-  Stream& stream = context_.stream();
-  linear_w(stream, s.mix, dy, *o_, half);
-  linear_w(stream, s.latent, s.dkv, *kv_b_, half);
-  norm_w(
-      context_, s.kva->col_slice(0, c_.kv_lora_rank), s.latent_rstd, s.dlatent, *kv_a_norm_, half);
-  linear_w(stream, x, s.dkva, *kv_a_, half);
+void Attention::backward_weight(Saved& s, const Tensor& x, const Tensor& dy) const {
+  linear_w(context_, s.mix, dy, *o_);
+  linear_w(context_, s.latent.y, s.dkv, *kv_b_);
+  norm_w(context_, s.latent, s.dlatent, *kv_a_norm_);
+  linear_w(context_, x, s.dkva, *kv_a_);
   if (q_proj_) {
-    linear_w(stream, x, s.dq, *q_proj_, half);
+    linear_w(context_, x, s.dq, *q_proj_);
   } else {
-    linear_w(stream, s.qa_normed, s.dq, *q_b_, half);
-    norm_w(context_, s.qa, s.qa_rstd, s.dqa_normed, *q_a_norm_, half);
-    linear_w(stream, x, s.dqa, *q_a_, half);
+    linear_w(context_, s.qa_norm.y, s.dq, *q_b_);
+    norm_w(context_, s.qa_norm, s.dqa_normed, *q_a_norm_);
+    linear_w(context_, x, s.dqa, *q_a_);
   }
   s = Saved();
 }

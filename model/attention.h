@@ -1,17 +1,15 @@
 // Multi-head Latent Attention (DeepSeek-V2, section 2.1; DeepSeek-V3, section 2.1.1), hand-written
 // F, I and W.
 //
-//   q          = x Wq                         or  RMSNorm(x Wqa) Wqb            [tokens, heads *
-//              (nope + rope)]
-//   latent, kr = split(x Wkva)                                                  [tokens, kv_lora],
-//                                                                               [tokens, rope]
-//   kn, v      = split(RMSNorm(latent) Wkvb)  per head                          [tokens, heads *
-//              (nope + v)]
+//   q          = x Wq  or  RMSNorm(x Wqa) Wqb            [tokens, heads * (nope + rope)]
+//   latent, kr = split(x Wkva)                           [tokens, kv_lora], [tokens, rope]
+//   kn, v      = split(RMSNorm(latent) Wkvb)  per head   [tokens, heads * (nope + v)]
 //   q, k       = (qn, RoPE(qr)), (kn, RoPE(kr))
 //   y          = concat_heads(softmax(q k^T / sqrt(nope + rope), causal) v) Wo  [tokens, d_model]
 //
 // The scores [query, key] are formed for as many heads at a time as Device::attention_bytes allows,
-// and formed again in I instead of being kept. Read next: feed_forward.h.
+// and formed again in I instead of being kept.
+// Read next: swiglu.h.
 #pragma once
 #include "model/context.h"
 
@@ -21,12 +19,13 @@ class Attention {
  public:
   // What F leaves for I, and I for W, of one microbatch.
   struct Saved {
-    Buf qa, qa_normed, qa_rstd;  // [tokens, q_lora] twice, [tokens, 1]; only with q_lora_rank
-    Buf q, k;                    // [tokens, heads * (nope + rope)] turned
-    Buf kva;                     // [tokens, kv_lora + rope] latent and rotary key before turning
-    Buf latent, latent_rstd;     // [tokens, kv_lora] normed, [tokens, 1]
-    Buf kv;                      // [tokens, heads * (nope + v)]
-    Buf mix;                     // [tokens, heads * v] softmax(...) v
+    Buf qa;          // [tokens, q_lora], only with q_lora_rank
+    Normed qa_norm;  // of it
+    Buf q, k;        // [tokens, heads * (nope + rope)] turned
+    Buf kva;         // [tokens, kv_lora + rope] latent and rotary key before turning
+    Normed latent;   // [tokens, kv_lora]
+    Buf kv;          // [tokens, heads * (nope + v)]
+    Buf mix;         // [tokens, heads * v] softmax(...) v
     Buf dq, dqa_normed, dqa, dkv, dlatent, dkva;  // gradients of the same names, of the same shapes
   };
 
@@ -37,7 +36,7 @@ class Attention {
   // dx [tokens, d_model]
   Buf backward_input(Saved& saved, const Tensor& dy) const;
   // x and dy as before
-  void backward_weight(Saved& saved, const Tensor& x, const Tensor& dy, int half) const;
+  void backward_weight(Saved& saved, const Tensor& x, const Tensor& dy) const;
 
  private:
   void mix_heads(const Saved& saved) const;

@@ -1,10 +1,10 @@
 // Presets, checks and config.json. See config.h.
 #include "model/config.h"
 
-#include <charconv>
-#include <sstream>
+#include <algorithm>
 
 #include "model/base/check.h"
+#include "model/base/text.h"
 
 namespace duet {
 
@@ -75,24 +75,21 @@ static const Size kSizes[] = {{"vocab_size", "vocab_size", &ModelConfig::vocab_s
     {"n_group", "n_group", &ModelConfig::n_group, 1},
     {"topk_group", "topk_group", &ModelConfig::topk_group, 1}};
 
-void ModelConfig::override_sizes(const std::string& text) {
-  std::istringstream list(text);
-  for (std::string item; std::getline(list, item, ',');) {
-    const size_t equals = item.find('=');
-    std::string names;
-    const Size* size = nullptr;
-    for (const Size& s : kSizes) {
-      names += (names.empty() ? "" : ", ") + std::string(s.name);
-      if (item.substr(0, equals) == s.name) size = &s;
-    }
-    require(size && equals != std::string::npos, "--model: found '", item,
-        "', allowed: NAME=SIZE with a name of ", names);
-    const char *begin = item.data() + equals + 1, *end = item.data() + item.size();
-    const auto [stop, error] = std::from_chars(begin, end, this->*(size->field));
-    require(begin != end && stop == end && error == std::errc(), "--model: found '", item,
-        "', allowed: a whole number");
-  }
-  validate();
+Sizes parse_sizes(const std::string& text) {
+  constexpr int64_t kMost = 1 << 20;
+  std::string names;
+  for (const Size& s : kSizes) names += cat(names.empty() ? "" : ", ", s.name);
+  Sizes sizes{text, {}};
+  read_keys("--model", text, cat("NAME=SIZE, SIZE a whole number to ", kMost, ", NAME of ", names),
+      [&](const std::string& key, const std::string& value) {
+        const std::optional<int64_t> n = parse_number<int64_t>(value);
+        const Size* known = std::find_if(
+            std::begin(kSizes), std::end(kSizes), [&](const Size& s) { return key == s.name; });
+        if (known == std::end(kSizes) || !n || *n < 0 || *n > kMost) return false;
+        sizes.values.emplace_back(known->field, *n);
+        return true;
+      });
+  return sizes;
 }
 
 void ModelConfig::validate() const {
@@ -113,84 +110,43 @@ void ModelConfig::validate() const {
 
 // --- presets -------------------------------------------------------------------------------------
 
-const std::vector<Preset>& presets() {
-  static const std::vector<Preset> all = [] {
-    std::vector<Preset> p;
-    p.push_back({"tiny", "tests: 8 layers, 0.6M parameters",
-        {.q_lora_rank = 24, .n_group = 4, .topk_group = 2, .routed_scaling = 1.5}, 64, 1});
-    p.push_back({"small", "the default run: 8 layers, 5M parameters",
+// clang-format off
+static const Preset kPresets[] = {
+    {"tiny", "tests: 8 layers, 0.6M parameters",
+        {.q_lora_rank = 24, .n_group = 4, .topk_group = 2, .routed_scaling = 1.5}, 64, 1},
+    {"small", "the default run: 8 layers, 5M parameters",
         {.d_model = 128,
-            .kv_lora_rank = 32,
-            .qk_nope_head_dim = 24,
-            .qk_rope_head_dim = 8,
-            .v_head_dim = 24,
-            .d_ff = 384,
-            .d_expert = 96,
-            .n_routed = 16,
-            .n_group = 4,
-            .topk_group = 2},
-        128, 1});
-    p.push_back({"bench", "make bench: wide enough for GEMM to matter",
-        {.d_model = 256,
-            .n_layers = 4,
-            .n_heads = 8,
-            .kv_lora_rank = 64,
-            .qk_nope_head_dim = 32,
-            .qk_rope_head_dim = 16,
-            .v_head_dim = 32,
-            .d_ff = 1024,
-            .d_expert = 512,
-            .n_routed = 16},
-        256, 8});
-    p.push_back({"base", "one GPU: 768 wide, 12 layers, GPT-2 vocabulary",
-        {.vocab_size = 50257,
-            .d_model = 768,
-            .n_layers = 12,
-            .n_heads = 12,
-            .q_lora_rank = 384,
-            .kv_lora_rank = 256,
-            .qk_nope_head_dim = 64,
-            .qk_rope_head_dim = 32,
-            .v_head_dim = 64,
-            .d_ff = 3072,
-            .d_expert = 768,
-            .n_routed = 16,
-            .n_group = 4,
-            .topk_group = 2,
-            .routed_scaling = 1.5},
-        1024, 4});
-    p.push_back({"deepseek-v3", "the full shape, 671B parameters: for planning only",
-        {.vocab_size = 129280,
-            .d_model = 7168,
-            .n_layers = 61,
-            .n_heads = 128,
-            .q_lora_rank = 1536,
-            .kv_lora_rank = 512,
-            .qk_nope_head_dim = 128,
-            .qk_rope_head_dim = 64,
-            .v_head_dim = 128,
-            .first_k_dense = 3,
-            .d_ff = 18432,
-            .d_expert = 2048,
-            .n_routed = 256,
-            .topk = 8,
-            .n_group = 8,
-            .topk_group = 4,
-            .routed_scaling = 2.5},
-        4096, 1});
-    for (const Preset& preset : p) preset.model.validate();
-    return p;
-  }();
-  return all;
+         .kv_lora_rank = 32, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8, .v_head_dim = 24,
+         .d_ff = 384, .d_expert = 96, .n_routed = 16, .n_group = 4, .topk_group = 2}, 128, 1},
+    {"bench", "make bench: wide enough for GEMM to matter",
+        {.d_model = 256, .n_layers = 4, .n_heads = 8,
+         .kv_lora_rank = 64, .qk_nope_head_dim = 32, .qk_rope_head_dim = 16, .v_head_dim = 32,
+         .d_ff = 1024, .d_expert = 512, .n_routed = 16}, 256, 8},
+    {"base", "one GPU: 768 wide, 12 layers, GPT-2 vocabulary",
+        {.vocab_size = 50257, .d_model = 768, .n_layers = 12, .n_heads = 12, .q_lora_rank = 384,
+         .kv_lora_rank = 256, .qk_nope_head_dim = 64, .qk_rope_head_dim = 32, .v_head_dim = 64,
+         .d_ff = 3072, .d_expert = 768, .n_routed = 16, .n_group = 4, .topk_group = 2,
+         .routed_scaling = 1.5}, 1024, 4},
+    {"deepseek-v3", "the full shape, 671B parameters: for planning only",
+        {.vocab_size = 129280, .d_model = 7168, .n_layers = 61, .n_heads = 128, .q_lora_rank = 1536,
+         .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64, .v_head_dim = 128,
+         .first_k_dense = 3, .d_ff = 18432, .d_expert = 2048, .n_routed = 256, .topk = 8,
+         .n_group = 8, .topk_group = 4, .routed_scaling = 2.5}, 4096, 1}};
+// clang-format on
+
+std::string preset_names() {
+  std::string names;
+  for (const Preset& p : kPresets) names += cat(names.empty() ? "" : ", ", p.name);
+  return names;
 }
 
 const Preset& find_preset(const std::string& name) {
-  std::string names;
-  for (const Preset& p : presets()) {
-    if (p.name == name) return p;
-    names += (names.empty() ? "" : ", ") + std::string(p.name);
-  }
-  throw UsageError(cat("--preset: found '", name, "', allowed: ", names));
+  for (const Preset& p : kPresets)
+    if (p.name == name) {
+      p.model.validate();
+      return p;
+    }
+  throw UsageError(cat("--preset: found '", name, "', allowed: ", preset_names()));
 }
 
 // --- config.json ---------------------------------------------------------------------------------
@@ -222,11 +178,12 @@ Json ModelConfig::to_json(int64_t seq_len, const std::string& dtype) const {
 
 ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
   const auto expect = [&](const Json& in, const char* key, const Json& value) {
-    const Json* found = in.find(key);
+    const auto found = in.find(key);
     require(!found || found->dump() == value.dump(), where, ": ", key, ": found ",
         found ? found->dump() : "", ", allowed: ", value.dump());
   };
-  require(j.find("model_type"), where, ": model_type: found none, allowed: \"deepseek_v3\"");
+  require(j.find("model_type").has_value(), where,
+      ": model_type: found none, allowed: \"deepseek_v3\"");
   expect(j, "model_type", "deepseek_v3");
   for (const auto& [key, value] : fixed()) expect(j, key.c_str(), value);
   expect(j, "rope_scaling", Json());
@@ -238,7 +195,7 @@ ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
   }
   c.routed_scaling = j.at("routed_scaling_factor").number();
   // transformers 5 writes rope_parameters, earlier versions and duet rope_theta.
-  const Json* rope = j.find("rope_parameters");
+  const auto rope = j.find("rope_parameters");
   const bool nested = rope && !rope->is_null();
   if (nested) expect(*rope, "rope_type", "default");
   c.rope_theta = (nested ? *rope : j).at("rope_theta").number();

@@ -8,6 +8,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/base/json.h"
@@ -53,8 +54,6 @@ struct ModelConfig {
   double layer_flops_per_token(int64_t layer, int64_t seq_len) const;  // one layer's part of it
   double head_flops_per_token() const { return 6.0 * double(vocab_size * d_model); }
 
-  // Sizes as "n_layers=4,d_model=256", in the names above; throws UsageError.
-  void override_sizes(const std::string& text);
   // Throws UsageError that names the field where sizes do not fit together.
   void validate() const;
   bool operator==(const ModelConfig&) const = default;
@@ -62,6 +61,13 @@ struct ModelConfig {
   Json to_json(int64_t seq_len, const std::string& dtype) const;
   static ModelConfig from_json(const Json& json, const std::string& where);
 };
+
+// Sizes to replace a preset's, by the names of ModelConfig's integers: "n_layers=4,d_model=256".
+struct Sizes {
+  std::string text;  // as the user gave them
+  std::vector<std::pair<int64_t ModelConfig::*, int64_t>> values;
+};
+Sizes parse_sizes(const std::string& text);  // throws UsageError
 
 // A preset: the model and the training sizes that go with it.
 struct Preset {
@@ -71,7 +77,7 @@ struct Preset {
   int64_t seq_len;
   int64_t micro_batch_size;
 };
-const std::vector<Preset>& presets();
 const Preset& find_preset(const std::string& name);  // throws UsageError that lists the presets
+std::string preset_names();                          // "tiny, small, ..."
 
 }  // namespace duet

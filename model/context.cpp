@@ -3,19 +3,46 @@
 
 #include <algorithm>
 
+#include "model/machine/compile_cpu.h"
 #include "model/machine/launch.h"
+#include "model/rows/grid_sums.h"
 #include "model/rows/list.h"
 
 namespace duet {
 
-void norm_w(const Context& context, const Tensor& x, const Tensor& rstd, const Tensor& dy,
-    const Param& gain, int half) {
-  const int64_t partials = (x.rows + kTokensPerPartial - 1) / kTokensPerPartial;
-  Buf partial = context.device.buffer(partials, x.cols, acc_dtype(context.dtype), Use::scratch);
-  launch<RmsNormW>(
-      context.stream(), partials, {.x = x, .rstd = rstd, .dy = dy, .partial = partial});
-  launch<SumRows>(context.stream(), (x.cols + kColumnsPerSum - 1) / kColumnsPerSum,
-      {.x = partial, .y = gain.grad[half]});
+Normed norm_f(const Context& context, const Tensor& x, const Param& gain) {
+  Normed norm{x, context.activation(x.cols), context.row_stats()};
+  launch<RmsNormF>(context.stream(), x.rows,
+      {.x = x, .gain = gain.weight, .y = norm.y, .rstd = norm.rstd, .eps = ModelConfig::kNormEps});
+  return norm;
+}
+
+void norm_i(const Context& context, const Normed& norm, const Param& gain, const Tensor& dy,
+    const Tensor& dx, const Tensor& residual) {
+  launch<RmsNormB>(context.stream(), dx.rows,
+      {.x = norm.x,
+          .gain = gain.weight,
+          .rstd = norm.rstd,
+          .dy = dy,
+          .residual = residual,
+          .dx = dx});
+}
+
+DUET_GRID_SUMS(DUET_COMPILE_CPU)  // here, where the row flags do not reach
+
+void norm_w(const Context& context, const Normed& norm, const Tensor& dy, const Param& gain) {
+  const Pieces pieces = context.pieces();
+  Buf partial =
+      context.device.buffer(pieces.count(), dy.cols, acc_dtype(context.dtype), Use::scratch);
+  launch<RmsNormW>(context.stream(), pieces.count(),
+      {.x = norm.x, .rstd = norm.rstd, .dy = dy, .partial = partial, .pieces = pieces});
+  launch<GridSum>(context.stream(), GridSum::launch_rows(dy.cols), {.x = partial, .y = gain.grad});
+}
+
+void linear_w(const Context& context, const Tensor& x, const Tensor& dy, const Param& w) {
+  const std::vector<int64_t> pieces = context.pieces().bounds();
+  context.stream().gemm(
+      {.form = Form::TN, .a = x, .b = dy, .c = w.grad, .accumulate = true, .pieces = pieces});
 }
 
 Buf upload(const Context& context, std::span<const int32_t> values) {
@@ -25,15 +52,20 @@ Buf upload(const Context& context, std::span<const int32_t> values) {
 }
 
 std::vector<float> to_host(Stream& stream, const Tensor& x) {
-  DUET_CHECK(x.ld == x.cols && (x.dtype == Dtype::f32 || x.dtype == Dtype::bf16),
-      "expected a contiguous fp32 or bf16 tensor, ", "found ", dtype_name(x.dtype), " with ", x.ld,
+  DUET_CHECK(x.ld == x.cols && x.dtype != Dtype::i32,
+      "expected contiguous floating-point numbers, found ", dtype_name(x.dtype), " with ", x.ld,
       " elements from row to row of ", x.cols);
   std::vector<float> host(size_t(x.size()));
-  std::vector<bf16> raw(x.dtype == Dtype::bf16 ? host.size() : 0);
-  stream.copy(
-      raw.empty() ? static_cast<void*>(host.data()) : raw.data(), x.data, size_t(x.bytes()));
-  stream.synchronize();
-  std::copy(raw.begin(), raw.end(), host.begin());
+  const auto fetch = [&](auto& values) {
+    values.resize(host.size());
+    stream.copy(values.data(), x.data, size_t(x.bytes()));
+    stream.synchronize();
+  };
+  std::vector<bf16> halves;
+  std::vector<double> doubles;
+  x.dtype == Dtype::bf16 ? fetch(halves) : x.dtype == Dtype::f64 ? fetch(doubles) : fetch(host);
+  std::copy(halves.begin(), halves.end(), host.begin());
+  std::copy(doubles.begin(), doubles.end(), host.begin());
   return host;
 }
 

@@ -1,4 +1,5 @@
-// Context: what the parts of a chunk share, and the three products of a linear layer.
+// Context: what the parts of a chunk share, and F, I and W of a linear layer and
+// of RMSNorm.
 // Read next: attention.h.
 #pragma once
 #include <span>
@@ -22,16 +23,21 @@ struct Context {
   double loss_scale = 1;
   // and for a sequence's balance loss: alpha / sequences of the global batch
   double balance_scale = 0;
+  int64_t segment_tokens = 128;  // of a sequence, whose gradients are summed as one (grid.h)
   Recorder* recorder = nullptr;  // of what happens when; null: nothing is recorded
 
+  Pieces pieces() const { return {sequences, seq_len, segment_tokens}; }
   int64_t tokens() const { return seq_len * sequences; }  // of a microbatch
   Stream& stream() const { return device.compute(); }
-  // [tokens, cols]
-  Buf activation(int64_t cols) const {
-    return device.buffer(tokens(), cols, dtype, Use::activations);
+  // [tokens, cols] or [rows, cols]
+  Buf activation(int64_t cols) const { return activation(tokens(), cols); }
+  Buf activation(int64_t rows, int64_t cols) const {
+    return device.buffer(rows, cols, dtype, Use::activations);
   }
-  // [tokens, 1]
-  Buf row_stats() const { return device.buffer(tokens(), 1, acc_dtype(dtype), Use::activations); }
+  // [tokens, cols] in the accumulation type
+  Buf row_stats(int64_t cols = 1) const {
+    return device.buffer(tokens(), cols, acc_dtype(dtype), Use::activations);
+  }
 };
 
 // x [tokens, in], y [tokens, out]; the weight is [in, out].
@@ -43,17 +49,24 @@ inline void linear_i(
     Stream& s, const Tensor& dy, const Param& w, const Tensor& dx, bool accumulate = false) {
   s.gemm({.form = Form::NT, .a = dy, .b = w.weight, .c = dx, .accumulate = accumulate});
 }
-// dW += x^T dy, into the half's gradient.
-inline void linear_w(Stream& s, const Tensor& x, const Tensor& dy, const Param& w, int half) {
-  s.gemm({.form = Form::TN, .a = x, .b = dy, .c = w.grad[half], .accumulate = true});
-}
-// The gradient of a norm's gain, added to the half's.
-void norm_w(const Context& context, const Tensor& x, const Tensor& rstd, const Tensor& dy,
-    const Param& gain, int half);
+// dW += x^T dy, exactly (grid.h).
+void linear_w(const Context& context, const Tensor& x, const Tensor& dy, const Param& w);
+
+// RMSNorm of x, which the caller keeps. [tokens, n] twice, [tokens, 1]
+struct Normed {
+  Tensor x;
+  Buf y, rstd;
+};
+Normed norm_f(const Context& context, const Tensor& x, const Param& gain);
+// dx = residual + the gradient for x. dy, dx, residual (or null) [tokens, n]
+void norm_i(const Context& context, const Normed& norm, const Param& gain, const Tensor& dy,
+    const Tensor& dx, const Tensor& residual = {});
+// The gradient of the gain, added exactly.
+void norm_w(const Context& context, const Normed& norm, const Tensor& dy, const Param& gain);
 
 // Host integers to a [n, 1] i32 tensor on the device.
 Buf upload(const Context& context, std::span<const int32_t> values);
-// A contiguous fp32 or bf16 tensor to host floats. Synchronizes.
+// A contiguous fp32, bf16 or fp64 tensor to host floats. Synchronizes.
 std::vector<float> to_host(Stream& stream, const Tensor& x);
 
 }  // namespace duet

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "model/machine/launch.h"
+#include "model/rows/grid_sums.h"
 #include "model/rows/list.h"
 
 namespace duet {
@@ -21,7 +22,7 @@ Buf Embedding::forward(Saved& s, std::span<const int32_t> tokens) const {
   return y;
 }
 
-void Embedding::backward_weight(Saved& s, int half) const {
+void Embedding::backward_weight(Saved& s) const {
   std::vector<int32_t> order(s.tokens.size()), begins, ids;
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(
@@ -37,7 +38,7 @@ void Embedding::backward_weight(Saved& s, int half) const {
           .tokens = upload(context_, order),
           .begins = upload(context_, begins),
           .ids = upload(context_, ids),
-          .grad = table_.grad[half]});
+          .grad = table_.grad});
   s = Saved();
 }
 
@@ -49,16 +50,9 @@ Head::Head(const Context& context, Params& params)
 
 void Head::forward(Saved& s, Buf x) const {
   s.x = std::move(x);
-  s.x_normed = context_.activation(s.x->cols);
-  s.x_rstd = context_.row_stats();
+  s.norm = norm_f(context_, s.x, norm_);
   s.logits = context_.activation(context_.config.vocab_size);
-  launch<RmsNormF>(context_.stream(), s.x->rows,
-      {.x = s.x,
-          .gain = norm_.weight,
-          .y = s.x_normed,
-          .rstd = s.x_rstd,
-          .eps = ModelConfig::kNormEps});
-  linear_f(context_.stream(), s.x_normed, lm_head_, s.logits);
+  linear_f(context_.stream(), s.norm.y, lm_head_, s.logits);
 }
 
 void Head::loss(Saved& s, std::span<const int32_t> targets, const Tensor& loss_host) const {
@@ -75,19 +69,13 @@ Buf Head::backward_input(Saved& s) const {
   s.dx_normed = context_.activation(s.x->cols);
   linear_i(context_.stream(), s.logits, lm_head_, s.dx_normed);
   Buf dx = context_.activation(s.x->cols);
-  launch<RmsNormB>(context_.stream(), dx->rows,
-      {.x = s.x,
-          .gain = norm_.weight,
-          .rstd = s.x_rstd,
-          .dy = s.dx_normed,
-          .residual = {},
-          .dx = dx});
+  norm_i(context_, s.norm, norm_, s.dx_normed, dx);
   return dx;
 }
 
-void Head::backward_weight(Saved& s, int half) const {
-  linear_w(context_.stream(), s.x_normed, s.logits, lm_head_, half);
-  norm_w(context_, s.x, s.x_rstd, s.dx_normed, norm_, half);
+void Head::backward_weight(Saved& s) const {
+  linear_w(context_, s.norm.y, s.logits, lm_head_);
+  norm_w(context_, s.norm, s.dx_normed, norm_);
   s = Saved();
 }
 

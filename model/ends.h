@@ -1,5 +1,6 @@
 // The two ends of the model: Embedding (tokens in) and Head (final norm, output projection, fused
-// cross-entropy).
+// cross-entropy). Not here: the layers between them (layer.h).
+// Read next: feed_forward.h.
 #pragma once
 #include <span>
 
@@ -18,7 +19,7 @@ class Embedding {
 
   Buf forward(Saved& saved, std::span<const int32_t> tokens) const;  // y [tokens, d_model]
   void backward_input(Saved& saved, Buf dy) const { saved.dy = std::move(dy); }
-  void backward_weight(Saved& saved, int half) const;
+  void backward_weight(Saved& saved) const;
 
  private:
   const Context& context_;
@@ -28,9 +29,10 @@ class Embedding {
 class Head {
  public:
   struct Saved {
-    Buf x, x_normed, x_rstd;  // [tokens, d_model] twice, [tokens, 1]
-    Buf logits;               // [tokens, vocab]; after loss() their gradient
-    Buf dx_normed;            // [tokens, d_model]
+    Buf x;          // [tokens, d_model]
+    Normed norm;    // of x
+    Buf logits;     // [tokens, vocab]; after loss() their gradient
+    Buf dx_normed;  // [tokens, d_model]
   };
   Head(const Context& context, Params& params);
 
@@ -39,7 +41,7 @@ class Head {
   // the stream is synchronized); turns saved.logits into the gradient of the objective.
   void loss(Saved& saved, std::span<const int32_t> targets, const Tensor& loss_host) const;
   Buf backward_input(Saved& saved) const;  // dx [tokens, d_model]
-  void backward_weight(Saved& saved, int half) const;
+  void backward_weight(Saved& saved) const;
 
  private:
   const Context& context_;

@@ -17,68 +17,55 @@ Layer::Layer(const Context& context, Params& params, int64_t index, const MakeFe
           context.config.d_model, Init::ones)),
       ffn_(make_ffn(params, layer_prefix(index) + "mlp.")) {}
 
+void Layer::run(Phase phase, Saved& s, Buf& flow) const {
+  switch (phase) {
+    case Phase::attention_f: return attention_f(s, std::move(flow));
+    case Phase::attention_i: flow = attention_i(s); return;
+    case Phase::attention_w: return attention_w(s);
+    case Phase::combine_i:
+      s.dy = std::move(flow);
+      s.ffn->dy = s.dy;
+      break;
+    default: break;
+  }
+  ffn_->run(phase, *s.ffn);
+  if (phase == Phase::combine_f) flow = std::move(s.ffn->y);
+}
+
 void Layer::attention_f(Saved& s, Buf x) const {
-  Stream& stream = context_.stream();
   const int64_t d = context_.config.d_model;
   s.x = std::move(x);
-  s.x_normed = context_.activation(d);
-  s.x_rstd = context_.row_stats();
-  launch<RmsNormF>(stream, s.x->rows,
-      {.x = s.x,
-          .gain = input_norm_.weight,
-          .y = s.x_normed,
-          .rstd = s.x_rstd,
-          .eps = ModelConfig::kNormEps});
-  Buf delta = attention_.forward(s.attention, s.x_normed);
+  s.x_norm = norm_f(context_, s.x, input_norm_);
+  Buf delta = attention_.forward(s.attention, s.x_norm.y);
   s.h = context_.activation(d);
-  s.h_normed = context_.activation(d);
-  s.h_rstd = context_.row_stats();
-  launch<AddRmsNormF>(stream, s.x->rows,
+  s.h_norm = {s.h, context_.activation(d), context_.row_stats()};
+  launch<AddRmsNormF>(context_.stream(), s.x->rows,
       {.x = s.x,
           .delta = delta,
           .gain = post_norm_.weight,
           .h = s.h,
-          .y = s.h_normed,
-          .rstd = s.h_rstd,
+          .y = s.h_norm.y,
+          .rstd = s.h_norm.rstd,
           .eps = ModelConfig::kNormEps});
-}
-
-Buf Layer::combine_f(Saved& s) const { return ffn_->combine_f(*s.ffn, s.h); }
-
-void Layer::combine_i(Saved& s, Buf dy) const {
-  s.dy = std::move(dy);
-  ffn_->combine_i(*s.ffn, s.dy);
+  s.ffn = ffn_->make_saved();
+  s.ffn->microbatch = s.microbatch;
+  s.ffn->x = s.h_norm.y;
+  s.ffn->residual = s.h;
 }
 
 Buf Layer::attention_i(Saved& s) const {
-  Stream& stream = context_.stream();
   s.dh = context_.activation(context_.config.d_model);
-  launch<RmsNormB>(stream, s.h->rows,
-      {.x = s.h,
-          .gain = post_norm_.weight,
-          .rstd = s.h_rstd,
-          .dy = s.dh_normed,
-          .residual = s.dy,
-          .dx = s.dh});
+  norm_i(context_, s.h_norm, post_norm_, s.ffn->dx, s.dh, s.dy);
   s.dx_normed = attention_.backward_input(s.attention, s.dh);
   Buf dx = context_.activation(context_.config.d_model);
-  launch<RmsNormB>(stream, s.x->rows,
-      {.x = s.x,
-          .gain = input_norm_.weight,
-          .rstd = s.x_rstd,
-          .dy = s.dx_normed,
-          .residual = s.dh,
-          .dx = dx});
+  norm_i(context_, s.x_norm, input_norm_, s.dx_normed, dx, s.dh);
   return dx;
 }
 
-void Layer::experts_w(Saved& s, int half) const { ffn_->experts_w(*s.ffn, s.h_normed, s.dy, half); }
-
-void Layer::attention_w(Saved& s, int half) const {
-  norm_w(context_, s.h, s.h_rstd, s.dh_normed, post_norm_, half);
-  attention_.backward_weight(s.attention, s.x_normed, s.dh, half);
-  norm_w(context_, s.x, s.x_rstd, s.dx_normed, input_norm_, half);
-  s = Saved();
+void Layer::attention_w(Saved& s) const {
+  norm_w(context_, s.h_norm, s.ffn->dx, post_norm_);
+  attention_.backward_weight(s.attention, s.x_norm.y, s.dh);
+  norm_w(context_, s.x_norm, s.dx_normed, input_norm_);
 }
 
 // --- the dense feed-forward ----------------------------------------------------------------------
@@ -91,37 +78,26 @@ class Dense : public FeedForward {
       : context_(context), swiglu_(context, params, std::span(&prefix, 1), context.config.d_ff),
         all_{0, context.tokens()} {}
 
-  std::unique_ptr<Saved> route_f(int, const Tensor&) override {
-    return std::make_unique<DenseSaved>();
-  }
-  void dispatch_f(Saved&, const Tensor&) override {}
-  void shared_f(Saved&, const Tensor&) override {}
-  void experts_f(Saved& saved, const Tensor& x) override {
-    of(saved).y = swiglu_.forward(of(saved).swiglu, x, all_);
-  }
-  Buf combine_f(Saved& saved, const Tensor& residual) override {
-    launch<Add>(context_.stream(), residual.rows, {.x = residual, .y = of(saved).y});
-    return std::move(of(saved).y);
-  }
-
-  void combine_i(Saved& saved, const Tensor& dy) override { of(saved).dy = dy; }
-  void shared_i(Saved&) override {}
-  void experts_i(Saved& saved) override {
-    of(saved).dx = swiglu_.backward_input(of(saved).swiglu, of(saved).dy, all_);
-  }
-  Buf dispatch_i(Saved& saved) override { return std::move(of(saved).dx); }
-
-  void experts_w(Saved& saved, const Tensor& x, const Tensor& dy, int half) override {
-    swiglu_.backward_weight(of(saved).swiglu, x, dy, all_, half);
+  std::unique_ptr<Saved> make_saved() const override { return std::make_unique<DenseSaved>(); }
+  void run(Phase phase, Saved& saved) override {
+    DenseSaved& s = static_cast<DenseSaved&>(saved);
+    switch (phase) {
+      case Phase::experts_f: s.y = swiglu_.forward(s.swiglu, s.x, all_); break;
+      case Phase::combine_f:
+        launch<Add>(context_.stream(), s.y->rows, {.x = s.residual, .y = s.y});
+        break;
+      case Phase::experts_i: s.dx = swiglu_.backward_input(s.swiglu, s.dy, all_); break;
+      case Phase::experts_w:
+        swiglu_.backward_weight(s.swiglu, s.x, s.dy, all_, context_.pieces().bounds());
+        break;
+      default: break;
+    }
   }
 
  private:
   struct DenseSaved : Saved {
     Swiglu::Saved swiglu;
-    Buf y, dx;  // [tokens, d_model]
-    Tensor dy;
   };
-  static DenseSaved& of(Saved& saved) { return static_cast<DenseSaved&>(saved); }
 
   const Context& context_;
   Swiglu swiglu_;

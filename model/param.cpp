@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "model/base/hash.h"
 #include "model/machine/launch.h"
 #include "model/rows/list.h"
 
@@ -31,7 +32,7 @@ void Params::place(Device& device, Dtype dtype) {
   }
   weight_ = device.buffer(1, elements_, dtype, Use::weights);
   if (acc != dtype) master_ = device.buffer(1, elements_, acc, Use::weights);
-  for (Buf& half : grad_) half = device.buffer(1, elements_, acc, Use::gradients);
+  grad_ = device.buffer(1, elements_, Dtype::f64, Use::gradients);
   m_ = device.buffer(1, elements_, acc, Use::moments);
   v_ = device.buffer(1, elements_, acc, Use::moments);
   for (Param& p : all_) {
@@ -40,7 +41,7 @@ void Params::place(Device& device, Dtype dtype) {
     };
     p.weight = part(weight_);
     p.master = master_ ? part(master_) : p.weight;
-    for (int half : {0, 1}) p.grad[half] = part(grad_[half]);
+    p.grad = part(grad_);
     p.m = part(m_);
     p.v = part(v_);
   }
@@ -50,7 +51,7 @@ void Params::allocate(Device& device, Dtype dtype, uint64_t seed) {
   if (all_.empty()) return;
   place(device, dtype);
   Stream& stream = device.compute();
-  for (const Buf* arena : {&weight_, &master_, &grad_[0], &grad_[1], &m_, &v_})
+  for (const Buf* arena : {&weight_, &master_, &grad_, &m_, &v_})
     if (*arena) stream.zero((*arena)->data, (*arena)->bytes());
 
   std::vector<int32_t> begin, count, decay;
@@ -71,8 +72,8 @@ void Params::allocate(Device& device, Dtype dtype, uint64_t seed) {
   block_count_ = upload(count);
   block_decay_ = upload(decay);
   blocks_ = {block_begin_, block_count_, block_decay_};
-  squares_ = device.buffer(int64_t(begin.size()), 1, Dtype::f64, Use::scratch);
-  squares_host_ = device.host_buffer(int64_t(begin.size()), 1, Dtype::f64);
+  squares_ = device.buffer(int64_t(begin.size()), 2, Dtype::f64, Use::scratch);
+  squares_host_ = device.host_buffer(int64_t(begin.size()), 2, Dtype::f64);
 
   for (const Param& p : all_) {
     if (p.init == Init::zeros) continue;
@@ -86,19 +87,12 @@ void Params::allocate(Device& device, Dtype dtype, uint64_t seed) {
 }
 
 void Params::zero_grad(Stream& stream) {
-  for (Buf& half : grad_)
-    if (half) stream.zero(half->data, size_t(half->bytes()));
-}
-
-void Params::add_halves(Stream& stream) {
-  const auto rows = [&](int half) {
-    return grad_[half]->reshape(elements_ / kBlockAlign, kBlockAlign);
-  };
-  launch<Add>(stream, elements_ / kBlockAlign, {.x = rows(1), .y = rows(0)});
+  if (grad_) stream.zero(grad_->data, size_t(grad_->bytes()));
 }
 
 std::vector<double> Params::squares(Stream& stream) {
-  launch<SumSquares>(stream, squares_->rows, {.x = grad_[0], .sum = squares_, .blocks = blocks_});
+  launch<SumSquares>(
+      stream, squares_->rows, {.x = weight_, .grad = grad_, .sum = squares_, .blocks = blocks_});
   stream.copy(squares_host_->data, squares_->data, size_t(squares_->bytes()));
   stream.synchronize();
   std::vector<double> sums;
@@ -106,17 +100,29 @@ std::vector<double> Params::squares(Stream& stream) {
   for (const Param& p : all_) {
     if (!p.trained) continue;
     double sum = 0;
-    for (int64_t i = 0; i < p.rows * p.cols; i += kBlockSize) sum += *block++;
+    for (int64_t i = 0; i < p.rows * p.cols; i += kBlockSize, block += 2) sum += *block;
     sums.push_back(sum);
   }
   return sums;
+}
+
+double Params::largest_gradient(Stream& stream) {
+  squares(stream);
+  return largest_gradient();
+}
+
+double Params::largest_gradient() const {
+  double largest = 0;
+  for (int64_t i = 0; i < squares_host_->rows; ++i)
+    largest = std::max(largest, squares_host_->get(2 * i + 1));
+  return largest;
 }
 
 void Params::adamw(Stream& stream, const AdamWOptions& o, double clip, int64_t step) {
   launch<AdamW>(stream, squares_->rows,
       {.x = weight_,
           .master = master_ ? *master_ : *weight_,
-          .grad = grad_[0],
+          .grad = grad_,
           .m = m_,
           .v = v_,
           .blocks = blocks_,
@@ -137,20 +143,13 @@ void Params::masters_changed(Stream& stream) {
           .from = master_->reshape(elements_ / kBlockAlign, kBlockAlign)});
 }
 
-// SplitMix64's mixing step (Steele, Lea, Flood 2014).
-static uint64_t mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
-InitialNormal::InitialNormal(uint64_t seed, const std::string& name) : key_(mix(seed)) {
-  for (unsigned char c : name) key_ = mix(key_ ^ c);
+InitialNormal::InitialNormal(uint64_t seed, const std::string& name) : key_(splitmix(seed)) {
+  for (unsigned char c : name) key_ = splitmix(key_ ^ c);
 }
 
 double InitialNormal::operator()(int64_t i) const {
-  const uint64_t a = mix(key_ ^ mix(2 * uint64_t(i))), b = mix(key_ ^ mix(2 * uint64_t(i) + 1));
+  const uint64_t a = splitmix(key_ ^ splitmix(2 * uint64_t(i))),
+                 b = splitmix(key_ ^ splitmix(2 * uint64_t(i) + 1));
   const double u = (double(a >> 11) + 1) * 0x1p-53, v = double(b >> 11) * 0x1p-53;  // u in (0, 1]
   return 0.02 * std::sqrt(-2 * std::log(u)) * std::cos(2 * M_PI * v);
 }

@@ -1,13 +1,14 @@
-// Params: the parameters of one chunk of the model, their gradients in two halves, and the
-// optimizer's state.
+// Params: the parameters of one chunk of the model, their gradients, and the optimizer's
+// state.
 //
 // A Param is one logical tensor under its Hugging Face name. All Params of a chunk lie in flat
-// arenas (one each for weights, master weights, the two halves of the gradient, and AdamW's two
-// moments) at the same offsets, so that the optimizer and the gradient norm are one launch each,
-// and reductions between ranks can take long pieces.
+// arenas (one each for weights, master weights, the gradient, and AdamW's two moments) at the same
+// offsets, so that the optimizer and the gradient norm are one launch each, and reductions between
+// ranks can take long pieces.
 //
-// Two halves: the gradient of a step is (sum over microbatches 0 .. M/2-1) + (sum over microbatches
-// M/2 .. M-1), each in ascending order; see DESIGN, "The exactness ladder". Read next: attention.h.
+// The gradient is an exact sum over the global batch (machine/grid.h), in fp64. Norm and AdamW read
+// it rounded to the accumulation type.
+// Read next: context.h.
 #pragma once
 #include <cstdint>
 #include <deque>
@@ -34,8 +35,8 @@ struct Param {
   Tensor weight;       // [rows, cols] compute type: what F and I read
   // [rows, cols] accumulation type; the same memory as weight where the types are the same
   Tensor master;
-  Tensor grad[2];  // [rows, cols] accumulation type: half 0, half 1
-  Tensor m, v;     // [rows, cols] accumulation type: AdamW's moments
+  Tensor grad;  // [rows, cols] f64
+  Tensor m, v;  // [rows, cols] accumulation type: AdamW's moments
 };
 
 struct AdamWOptions {
@@ -55,10 +56,12 @@ class Params {
   void allocate(Device& device, Dtype dtype, uint64_t seed);
 
   void zero_grad(Stream& stream);
-  void add_halves(Stream& stream);  // half 0 += half 1
-  // Of the finished gradient in half 0: each trained parameter's sum of squares, in order of
-  // declaration. Synchronizes.
+  // Of the finished gradient: each trained parameter's sum of squares, in order of declaration.
+  // Synchronizes.
   std::vector<double> squares(Stream& stream);
+  // Its largest element, in magnitude: now (synchronizes), or when squares() was last asked.
+  double largest_gradient(Stream& stream);
+  double largest_gradient() const;
   // One step of AdamW on the finished gradient times `clip`; step counts from 1.
   void adamw(Stream& stream, const AdamWOptions& options, double clip, int64_t step);
   // After the masters were written: brings the weights up to date.
@@ -66,8 +69,8 @@ class Params {
 
   std::deque<Param>& all() { return all_; }
   const std::deque<Param>& all() const { return all_; }
-  int64_t elements() const { return elements_; }              // length of an arena
-  Tensor grad_arena(int half) const { return *grad_[half]; }  // [1, elements]
+  int64_t elements() const { return elements_; }  // length of an arena
+  Tensor grad_arena() const { return *grad_; }    // [1, elements]
 
   // Elements from one expert's matrix to the next one's, where both were declared one after the
   // other with the same sizes.
@@ -79,9 +82,9 @@ class Params {
   void place(Device& device, Dtype dtype);
   std::deque<Param> all_;
   int64_t elements_ = 0;
-  Buf weight_, master_, grad_[2], m_, v_;        // [1, elements]
+  Buf weight_, master_, grad_, m_, v_;           // [1, elements]
   Buf block_begin_, block_count_, block_decay_;  // [blocks, 1]
-  Buf squares_, squares_host_;                   // [blocks, 1] f64
+  Buf squares_, squares_host_;                   // [blocks, 2] f64: sum, largest element
   Blocks blocks_;
 };
 

@@ -23,52 +23,45 @@ Swiglu::Swiglu(
   down_ = declare("down_proj.weight", width, d);
 }
 
-Buf Swiglu::forward(Saved& s, const Tensor& x, std::span<const int64_t> offsets) const {
-  Stream& stream = context_.stream();
-  const auto buffer = [&](int64_t cols) {
-    return context_.device.buffer(x.rows, cols, context_.dtype, Use::activations);
-  };
-  s.gate = buffer(width_);
-  s.up = buffer(width_);
-  Buf act = buffer(width_), y = buffer(x.cols);
-  stream.grouped_gemm(
-      {.form = Form::NN, .a = x, .b = gate_->weight, .c = s.gate, .stride_b = stride_}, offsets);
-  stream.grouped_gemm(
-      {.form = Form::NN, .a = x, .b = up_->weight, .c = s.up, .stride_b = stride_}, offsets);
-  launch<SwigluF>(stream, x.rows, {.x = s.gate, .up = s.up, .act = act});
-  stream.grouped_gemm(
-      {.form = Form::NN, .a = act, .b = down_->weight, .c = y, .stride_b = stride_}, offsets);
+// c = a W, or a W^T, for each network.
+void Swiglu::product(Form form, const Tensor& a, const Param* w, const Tensor& c, Offsets offsets,
+    bool accumulate) const {
+  context_.stream().grouped_gemm(
+      {.form = form, .a = a, .b = w->weight, .c = c, .accumulate = accumulate, .stride_b = stride_},
+      offsets);
+}
+
+Buf Swiglu::forward(Saved& s, const Tensor& x, Offsets offsets) const {
+  s.gate = context_.activation(x.rows, width_);
+  s.up = context_.activation(x.rows, width_);
+  Buf act = context_.activation(x.rows, width_), y = context_.activation(x.rows, x.cols);
+  product(Form::NN, x, gate_, s.gate, offsets);
+  product(Form::NN, x, up_, s.up, offsets);
+  launch<SwigluF>(context_.stream(), x.rows, {.x = s.gate, .up = s.up, .act = act});
+  product(Form::NN, act, down_, y, offsets);
   return y;
 }
 
-Buf Swiglu::backward_input(Saved& s, const Tensor& dy, std::span<const int64_t> offsets) const {
-  Stream& stream = context_.stream();
-  s.act = context_.device.buffer(dy.rows, width_, context_.dtype, Use::activations);
-  Buf dx = context_.device.buffer(dy.rows, dy.cols, context_.dtype, Use::activations);
-  stream.grouped_gemm(
-      {.form = Form::NT, .a = dy, .b = down_->weight, .c = s.act, .stride_b = stride_}, offsets);
-  launch<SwigluB>(stream, dy.rows, {.x = s.gate, .up = s.up, .act = s.act});
-  stream.grouped_gemm(
-      {.form = Form::NT, .a = s.gate, .b = gate_->weight, .c = dx, .stride_b = stride_}, offsets);
-  stream.grouped_gemm({.form = Form::NT,
-                          .a = s.up,
-                          .b = up_->weight,
-                          .c = dx,
-                          .accumulate = true,
-                          .stride_b = stride_},
-      offsets);
+Buf Swiglu::backward_input(Saved& s, const Tensor& dy, Offsets offsets) const {
+  s.act = context_.activation(dy.rows, width_);
+  Buf dx = context_.activation(dy.rows, dy.cols);
+  product(Form::NT, dy, down_, s.act, offsets);
+  launch<SwigluB>(context_.stream(), dy.rows, {.x = s.gate, .up = s.up, .act = s.act});
+  product(Form::NT, s.gate, gate_, dx, offsets);
+  product(Form::NT, s.up, up_, dx, offsets, true);
   return dx;
 }
 
 void Swiglu::backward_weight(
-    Saved& s, const Tensor& x, const Tensor& dy, std::span<const int64_t> offsets, int half) const {
+    Saved& s, const Tensor& x, const Tensor& dy, Offsets offsets, Offsets pieces) const {
   const auto product = [&](const Tensor& a, const Tensor& b, const Param* w) {
     context_.stream().grouped_gemm({.form = Form::TN,
                                        .a = a,
                                        .b = b,
-                                       .c = w->grad[half],
+                                       .c = w->grad,
                                        .accumulate = true,
-                                       .stride_c = stride_},
+                                       .stride_c = stride_,
+                                       .pieces = pieces},
         offsets);
   };
   product(x, s.gate, gate_);

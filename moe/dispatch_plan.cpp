@@ -1,14 +1,16 @@
 // See dispatch_plan.h.
 #include "moe/dispatch_plan.h"
 
+#include <algorithm>
+
 namespace duet {
 
 // A counting sort.
-DispatchPlan::DispatchPlan(std::span<const int32_t> choice, int64_t topk, int64_t slots)
-    : offsets(size_t(slots) + 1), pos(choice.size(), -1) {
-  for (int32_t slot : choice)
-    if (slot >= 0) ++offsets[size_t(slot) + 1];
-  for (size_t s = 0; s < size_t(slots); ++s) offsets[s + 1] += offsets[s];
+DispatchPlan::DispatchPlan(std::span<const int32_t> choice, int64_t topk, int64_t places)
+    : offsets(size_t(places) + 1), pos(choice.size(), -1) {
+  for (int32_t place : choice)
+    if (place >= 0) ++offsets[size_t(place) + 1];
+  for (size_t p = 0; p < size_t(places); ++p) offsets[p + 1] += offsets[p];
   token.resize(size_t(offsets.back()));
   std::vector<int64_t> next(offsets.begin(), offsets.end() - 1);
   for (size_t i = 0; i < choice.size(); ++i) {
@@ -19,59 +21,68 @@ DispatchPlan::DispatchPlan(std::span<const int32_t> choice, int64_t topk, int64_
   }
 }
 
-ExchangePlan::ExchangePlan(
-    const std::vector<std::vector<int32_t>>& choices, int64_t topk, int64_t slots, int me) {
-  const int ranks = int(choices.size());
+ExchangePlan::ExchangePlan(const std::vector<std::vector<int32_t>>& choices, int64_t topk,
+    int64_t slots, int me, const Pieces& segments) {
+  const int64_t ranks = int64_t(choices.size());
   const std::vector<int32_t>& mine = choices[size_t(me)];
-  send_pos.assign(mine.size(), -1);
-  pos.assign(mine.size(), -1);
-  sent = received = back_sent = back_received = {0};
 
-  // What I send, and what of it comes back.
-  int32_t back = 0;
-  std::vector<int> copies(mine.size() / size_t(topk));  // of each token, sent so far
-  for (int to = 0; to < ranks; ++to) {
-    for (size_t t = 0; t < copies.size(); ++t) {
-      bool goes = false;
-      for (size_t j = t * size_t(topk); j < (t + 1) * size_t(topk); ++j) {
-        if (mine[j] / slots != to) continue;
-        pos[j] = back++;
-        goes = true;
-      }
-      if (!goes) continue;
-      send_pos[t * size_t(topk) + size_t(copies[t]++)] = int32_t(send_token.size());
-      send_token.push_back(int32_t(t));
-    }
-    sent.push_back(int64_t(send_token.size()));
-    back_received.push_back(back);
+  // What I send: the ranks of each token.
+  std::vector<int32_t> to(mine.size());
+  for (size_t i = 0; i < mine.size(); ++i) to[i] = int32_t(mine[i] / slots);
+  for (auto token = to.begin(); token != to.end(); token += topk) {
+    std::sort(token, token + topk);
+    std::fill(std::unique(token, token + topk), token + topk, -1);
   }
+  leave = DispatchPlan(to, topk, ranks);
 
-  // What I receive, and what of it goes back.
-  std::vector<int32_t> here;  // [received, topk] slots of mine, or -1
-  int64_t goes_back = 0;
-  for (int from = 0; from < ranks; ++from) {
-    const std::vector<int32_t>& theirs = choices[size_t(from)];
+  // What I receive, and where its results go.
+  std::vector<int32_t> here, from;  // [received, topk] slots of mine, or -1; [received] the source
+  std::vector<int64_t> segment;     // [received]
+  received = {0};
+  for (int64_t rank = 0; rank < ranks; ++rank) {
+    const std::vector<int32_t>& theirs = choices[size_t(rank)];
     for (size_t t = 0; t < theirs.size(); t += size_t(topk)) {
       const size_t before = here.size();
-      int64_t found = 0;
+      bool any = false;
       for (size_t j = t; j < t + size_t(topk); ++j) {
         const bool is_here = theirs[j] / slots == me;
         here.push_back(is_here ? int32_t(theirs[j] - me * slots) : -1);
-        found += is_here;
+        any |= is_here;
       }
-      if (!found) here.resize(before);
-      goes_back += found;
+      if (any) {
+        from.push_back(int32_t(rank));
+        segment.push_back(segments.segment(int64_t(t) / topk));
+      } else {
+        here.resize(before);
+      }
     }
-    received.push_back(int64_t(here.size()) / topk);
-    back_sent.push_back(goes_back);
+    received.push_back(int64_t(from.size()));
   }
   local = DispatchPlan(here, topk, slots);
-  back_from.resize(local.token.size());
-  for (int32_t row : local.pos) {
-    if (row < 0) continue;
-    back_from[size_t(row)] = int32_t(back_row.size());
-    back_row.push_back(row);
-  }
+  cut(segment, from);
+  std::vector<int32_t> home;  // [rows]
+  for (int32_t row : local.token) home.push_back(from[size_t(row)]);
+  back = DispatchPlan(home, 1, ranks);
+
+  // What of mine comes back: from each rank in its expert order.
+  DispatchPlan all(mine, topk, ranks * slots);
+  pos = std::move(all.pos);
+  for (int64_t rank = 0; rank <= ranks; ++rank)
+    returned.push_back(all.offsets[size_t(rank * slots)]);
+}
+
+void ExchangePlan::cut(std::span<const int64_t> segment, std::span<const int32_t> from) {
+  pieces = {0};
+  for (size_t slot = 0; slot + 1 < local.offsets.size(); ++slot)
+    for (int64_t row = local.offsets[slot]; row < local.offsets[slot + 1]; ++row) {
+      const size_t token = size_t(local.token[size_t(row)]);
+      const size_t before = row > 0 ? size_t(local.token[size_t(row) - 1]) : token;
+      if (row > pieces.back() &&
+          (row == local.offsets[slot] || row - pieces.back() == kMaxPiece ||
+              segment[token] != segment[before] || from[token] != from[before]))
+        pieces.push_back(row);
+    }
+  if (local.offsets.back() > pieces.back()) pieces.push_back(local.offsets.back());
 }
 
 }  // namespace duet

@@ -6,47 +6,54 @@
 // (r+1)*slots-1.
 //   expert order    by slot, and within a slot as the tokens came: by source rank, then token
 //   dispatch        sends a token once to each rank that has one of its experts
-//   combine         sends back one row per (token, expert), so that the sum over a token's experts,
-//                   in ascending order at its source, has the same bits however the experts are
-//                   spread
-// Read next: moe.h.
+//   combine         sends back one row per (token, expert), in expert order, so that the sum over a
+//                   token's experts, in ascending order at its source, has the same bits however
+//                   the experts are spread; so does the backward of dispatch
+// Within a slot the rows of one segment of a sequence are adjacent and ascending: its piece of the
+// expert's gradient is summed in one chain (model/machine/grid.h).
+// A group of one exchanges with itself: both ways, what leaves is in order and need not be moved.
+// Read next: rows/router.h.
 #pragma once
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "model/machine/grid.h"
+
 namespace duet {
 
-// Tokens that are here into expert order.
+// Rows sorted by where their tokens go, a slot or a rank; in each as the tokens came.
 struct DispatchPlan {
-  std::vector<int64_t> offsets;  // [slots + 1] slot s has rows offsets[s] .. offsets[s+1]-1
+  std::vector<int64_t> offsets;  // [places + 1] place p has rows offsets[p] .. offsets[p+1]-1
   std::vector<int32_t> token;    // [rows] the token of each row
-  // [tokens, topk] the row of each choice, -1 where the choice is elsewhere
+  // [tokens, topk] the row of each choice, -1 where there is none
   std::vector<int32_t> pos;
 
-  // choice [tokens, topk]: slots 0 .. slots-1, or -1 where not here.
-  DispatchPlan(std::span<const int32_t> choice, int64_t topk, int64_t slots);
+  // choice [tokens, topk]: places 0 .. places-1, or -1.
+  DispatchPlan(std::span<const int32_t> choice, int64_t topk, int64_t places);
   DispatchPlan() = default;
 };
 
 // Tokens of all ranks of an expert-parallel group to the ranks of their slots, and back, as rank
 // `me` sees it. Offsets are rows, by rank of the group, as all_to_all_v takes them.
 struct ExchangePlan {
-  std::vector<int32_t> send_token;  // [sent] my tokens in the order in which they leave
-  // [tokens, topk] which sent rows are the token's, -1 in the rest
-  std::vector<int32_t> send_pos;
-  // [ranks + 1] dispatch: offsets of what leaves and of what comes
-  std::vector<int64_t> sent, received;
-  DispatchPlan local;  // of the received rows into expert order
-  // [rows] combine: the row in expert order of each that goes back; the inverse
-  std::vector<int32_t> back_row, back_from;
-  std::vector<int64_t> back_sent, back_received;  // [ranks + 1] combine: offsets
-  std::vector<int32_t> pos;  // [tokens, topk] where each of my choices comes back
+  DispatchPlan leave;             // my tokens to ranks, each rank once, ascending
+  std::vector<int64_t> received;  // [ranks + 1] offsets of the tokens that come
+  DispatchPlan local;             // of the received rows into expert order
+  DispatchPlan back;              // of the rows in expert order to the ranks of their tokens
+  std::vector<int64_t> returned;  // [ranks + 1] offsets of the results that come back
+  std::vector<int32_t> pos;       // [tokens, topk] where each of my choices comes back
+  // Where slot, source, sequence or segment change in expert order, or kMaxPiece rows are full.
+  std::vector<int64_t> pieces;
 
   // choices[r] [tokens, topk]: the slots that rank r's tokens chose, ascending by expert. Every
-  // rank has them all.
-  ExchangePlan(
-      const std::vector<std::vector<int32_t>>& choices, int64_t topk, int64_t slots, int me);
+  // rank has them all. segments: of a rank's tokens.
+  ExchangePlan(const std::vector<std::vector<int32_t>>& choices, int64_t topk, int64_t slots,
+      int me, const Pieces& segments);
+  ExchangePlan() = default;
+
+ private:
+  void cut(std::span<const int64_t> segment, std::span<const int32_t> from);  // of received tokens
 };
 
 }  // namespace duet

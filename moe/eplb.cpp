@@ -3,6 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <set>
+
+#include "model/base/hash.h"
 
 namespace duet {
 
@@ -25,25 +29,21 @@ EplbShape EplbShape::checked() const {
 ExpertPlacement::ExpertPlacement(
     std::vector<int32_t> slots, int experts, int gpu_count, std::span<const int32_t> rank)
     : gpus(gpu_count), phy2log(std::move(slots)), logcnt(size_t(experts)) {
-  std::vector<int32_t> in_order;
-  if (rank.empty()) in_order.resize(phy2log.size());
-  for (size_t p = 0; p < phy2log.size(); ++p) {
-    const int32_t count = logcnt[size_t(phy2log[p])]++;
-    if (rank.empty()) in_order[p] = count;
-  }
-  if (rank.empty()) rank = in_order;
+  for (int32_t e : phy2log) ++logcnt[size_t(e)];
   max_count = *std::max_element(logcnt.begin(), logcnt.end());
   log2phy.assign(size_t(experts) * size_t(max_count), -1);
-  for (size_t p = 0; p < phy2log.size(); ++p)
-    log2phy[size_t(phy2log[p] * max_count + rank[p])] = int32_t(p);
+  std::vector<int32_t> next(logcnt.size());
+  for (size_t p = 0; p < phy2log.size(); ++p) {
+    const int32_t e = phy2log[p], r = rank.empty() ? next[size_t(e)]++ : rank[p];
+    log2phy[size_t(e * max_count + r)] = int32_t(p);
+  }
 }
 
 // FNV-1a over the sizes and both maps (logcnt follows from them).
 uint64_t ExpertPlacement::hash() const {
-  uint64_t h = 0xcbf29ce484222325u;
+  uint64_t h = kFnvStart;
   const auto add = [&](int32_t x) {
-    for (int shift = 0; shift < 32; shift += 8)
-      h = (h ^ (uint32_t(x) >> shift & 255)) * 0x100000001b3u;
+    for (int shift = 0; shift < 32; shift += 8) h = fnv1a(h, uint32_t(x) >> shift & 255);
   };
   add(gpus);
   add(experts());
@@ -78,26 +78,18 @@ std::vector<double> gpu_load(const ExpertPlacement& placement, std::span<const f
 double max_of(std::span<const double> load) { return *std::max_element(load.begin(), load.end()); }
 
 double balancedness(std::span<const double> load) {
-  double sum = 0;
-  for (double x : load) sum += x;
+  const double sum = std::accumulate(load.begin(), load.end(), 0.0);
   return sum == 0 ? 1 : sum / double(load.size()) / max_of(load);
 }
 
 int moved_experts(const ExpertPlacement& from, const ExpertPlacement& to) {
   DUET_CHECK(
       from.gpus == to.gpus && from.experts() == to.experts(), "placements of different sizes");
-  std::vector<uint8_t> has(size_t(to.experts()));
-  int moved = 0;
-  for (int g = 0; g < to.gpus; ++g) {
-    std::fill(has.begin(), has.end(), 0);
-    for (int i = 0; i < from.slots_per_gpu(); ++i)
-      has[size_t(from.phy2log[size_t(g * from.slots_per_gpu() + i)])] = 1;
-    for (int i = 0; i < to.slots_per_gpu(); ++i) {
-      uint8_t& there = has[size_t(to.phy2log[size_t(g * to.slots_per_gpu() + i)])];
-      moved += there == 0;
-      there = 1;  // a second replica on the same GPU is a copy on the spot
-    }
-  }
+  std::set<std::pair<int, int32_t>> has;  // GPU, expert
+  for (int p = 0; p < from.replicas(); ++p) has.emplace(from.gpu_of(p), from.phy2log[size_t(p)]);
+  int moved = 0;  // a second replica on the same GPU is a copy on the spot
+  for (int p = 0; p < to.replicas(); ++p)
+    moved += has.emplace(to.gpu_of(p), to.phy2log[size_t(p)]).second;
   return moved;
 }
 

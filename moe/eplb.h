@@ -5,9 +5,8 @@
 // `replicas` physical slots, equally many on each GPU, hold all logical experts at least once; what
 // is left over duplicates the busiest ones.
 //
-//   slot     0   1   2 | 3   4   5 | ...      GPU = slot / slots_per_gpu, node = GPU / (gpus /
-//            nodes)
-//   phy2log  5   6   5 | 7   8   4 | ...      the expert in each slot
+//   slot     0   1   2 | 3   4   5 | ...      GPU = slot / slots_per_gpu
+//   phy2log  5   6   5 | 7   8   4 | ...      the expert in each slot; node = GPU / (gpus / nodes)
 //
 // A plan is made from the load, tokens per logical expert over some window, one layer at a time.
 // With each expert's tokens split evenly over its replicas, a GPU's load is the sum over its slots
@@ -17,10 +16,9 @@
 // Two policies. `deepseek` is the published algorithm to the bit, in float32, ties included
 // (eplb_deepseek.cpp). `balanced` is duet's own (eplb_balanced.cpp); its contract is below.
 // Everything here is a pure function of its arguments: ranks that see the same loads make the same
-// plan, and hash() lets them make sure.
-//
-// Read next: eplb_deepseek.cpp, eplb_balanced.cpp; eplb_quota.h splits tokens unevenly,
-// eplb_incremental.h moves few experts.
+// plan, and hash() lets them make sure. Not here: splitting tokens unevenly (eplb_quota.h), moving
+// few experts (eplb_incremental.h).
+// Read next: eplb_deepseek.cpp.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -73,6 +71,9 @@ struct ExpertPlacement {
 };
 
 enum class EplbPolicy { deepseek, balanced };
+constexpr const char* policy_name(EplbPolicy p) {
+  return p == EplbPolicy::balanced ? "balanced" : "deepseek";
+}
 
 // `balanced`: on any load,
 //   - the max load is at most that of `deepseek`;

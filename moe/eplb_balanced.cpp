@@ -5,6 +5,7 @@
 // two replicas of one expert on one GPU, where the second is a wasted slot. And the hierarchy
 // itself costs more than any packing: a node's load is what its groups happen to weigh. Replicas
 // that may leave their node level the nodes too.
+// Read next: eplb_search.h.
 #include <algorithm>
 
 #include "moe/eplb.h"
@@ -19,6 +20,14 @@ constexpr double kGoodEnough = 1.0003;  // max / mean at which the search rests
 constexpr int64_t kWork = 150000;
 // and between nodes, where a comparison takes longer: 0.5 ms for 256 experts
 constexpr int64_t kWorkBetween = 100000;
+
+EplbDomain domain_of(std::span<const float> load, const EplbShape& s) {
+  return {.load = {load.begin(), load.end()},
+      .gpus = s.gpus,
+      .slots = s.slots_per_gpu(),
+      .home = std::vector<int>(load.size(), -1),
+      .gpus_per_node = s.gpus / s.nodes};
+}
 
 bool has_pair(std::span<const int> expert, int slots) {
   for (size_t p = 0; p < expert.size(); ++p)
@@ -85,11 +94,10 @@ std::vector<int> start_without_pairs(const EplbDomain& d, std::span<const int> s
 std::vector<int> solve(
     const EplbDomain& d, std::vector<int> start, double target, double limit, int64_t work) {
   if (has_pair(start, d.slots) && d.slots <= int(d.load.size())) {
-    EplbSearch apart(d, start_without_pairs(d, start));
-    apart.run(std::min(target, limit), work);
-    if (apart.best_max() <= limit) return apart.best();
+    EplbFound apart = eplb_search(d, start_without_pairs(d, start), std::min(target, limit), work);
+    if (apart.max_load <= limit) return apart.expert;
   }
-  return EplbSearch(d, std::move(start)).run(target, work);
+  return eplb_search(d, std::move(start), target, work).expert;
 }
 
 // Swaps groups between the heaviest node and others while that lightens it.
@@ -130,24 +138,19 @@ std::vector<int> plan_nodes(
   const size_t node_experts = size_t(s.experts / s.nodes);
   const EplbShape node_shape{
       .experts = int(node_experts), .replicas = s.replicas / s.nodes, .gpus = s.gpus / s.nodes};
-  std::vector<EplbDomain> domain(size_t(s.nodes));
+  std::vector<EplbDomain> domain;
   std::vector<std::vector<int>> start;
   // no plan with this packing does better: the heaviest node's mean, the heaviest replica
   double bound = 0;
-  for (size_t node = 0; node < domain.size(); ++node) {
+  for (size_t node = 0; node < size_t(s.nodes); ++node) {
     std::vector<float> node_load;
-    for (size_t i = 0; i < node_experts; ++i)
-      node_load.push_back(load[size_t(order[node * node_experts + i])]);
+    for (int e : order.subspan(node * node_experts, node_experts))
+      node_load.push_back(load[size_t(e)]);
     const ExpertPlacement published = plan_deepseek(node_load, node_shape);
-    double sum = 0;
-    for (size_t e = 0; e < node_experts; ++e) {
-      sum += node_load[e];
+    for (size_t e = 0; e < node_experts; ++e)
       bound = std::max(bound, double(node_load[e]) / published.logcnt[e]);
-    }
-    bound = std::max(bound, sum / node_shape.gpus);
-    domain[node].load.assign(node_load.begin(), node_load.end());
-    domain[node].gpus = node_shape.gpus;
-    domain[node].slots = s.slots_per_gpu();
+    domain.push_back(domain_of(node_load, node_shape));
+    bound = std::max(bound, domain.back().total() / node_shape.gpus);
     start.push_back(published.phy2log);
   }
   std::vector<int> all;
@@ -176,20 +179,12 @@ ExpertPlacement plan_balanced(
   }
   if (!replicas_may_leave_node || s.nodes == 1) return best;
 
-  EplbDomain all;
-  all.load.assign(load.begin(), load.end());
-  all.gpus = s.gpus;
-  all.slots = s.slots_per_gpu();
-  all.gpus_per_node = s.gpus / s.nodes;
-  all.home.resize(load.size());
-  double sum = 0;
-  for (int i = 0; i < s.experts; ++i) {
+  EplbDomain all = domain_of(load, s);
+  for (int i = 0; i < s.experts; ++i)
     all.home[size_t(order[size_t(i)])] = i / (s.experts / s.nodes);
-    sum += load[size_t(i)];
-  }
-  return ExpertPlacement(
-      EplbSearch(all, best.phy2log).run(kGoodEnough * sum / s.gpus, kWorkBetween), s.experts,
-      s.gpus);
+  const EplbFound found =
+      eplb_search(all, best.phy2log, kGoodEnough * all.total() / s.gpus, kWorkBetween);
+  return ExpertPlacement(found.expert, s.experts, s.gpus);
 }
 
 }  // namespace duet

@@ -5,6 +5,7 @@
 // Ties are part of the answer: equal weights are ordered as libstdc++'s (unstable) std::sort leaves
 // them, which is how the published program's sort leaves them too; everywhere else the first index
 // wins.
+// Read next: eplb_balanced.cpp.
 #include <algorithm>
 
 #include "moe/eplb.h"

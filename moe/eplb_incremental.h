@@ -8,6 +8,7 @@
 // mean hides how loads fluctuate from microbatch to microbatch, and slack for just that is what the
 // replicas are placed for. A full plan gains by it too: plan with `balanced`, then let the planner
 // retarget as many slots as it likes.
+// Read next: load_monitor.h.
 #pragma once
 #include "moe/eplb.h"
 

@@ -88,14 +88,12 @@ std::vector<int32_t> rank_quotas(
   };
   for (int e = 0; e < experts; ++e) {
     const std::span<const int32_t> slots = placement.slots_of(e);
-    if (slots.size() > 1) {
-      for (int32_t slot : slots) send(placement.gpu_of(slot), e, slot);
+    for (int reach : {1, ranks_per_node, ranks}) {
+      if (slots.size() == 1 && reach < ranks) continue;  // no choice
       for (int rank = 0; rank < ranks; ++rank)
         for (int32_t slot : slots)
-          if (placement.gpu_of(slot) / ranks_per_node == rank / ranks_per_node) send(rank, e, slot);
+          if (placement.gpu_of(slot) / reach == rank / reach) send(rank, e, slot);
     }
-    for (int rank = 0; rank < ranks; ++rank)
-      for (int32_t slot : slots) send(rank, e, slot);
   }
   return out;
 }

@@ -9,8 +9,10 @@
 // flows any more. (It is coordinate descent on the sum of squared GPU loads, whose minimum also has
 // the least possible maximum.) All in integers: every rank gets the same answer.
 //
-// Ranks are the GPUs of the placement. Read next: eplb_incremental.h.
+// Ranks are the GPUs of the placement.
+// Read next: eplb_incremental.h.
 #pragma once
+#include "model/machine/grid.h"
 #include "moe/eplb.h"
 
 namespace duet {
@@ -27,8 +29,19 @@ std::vector<int64_t> slot_quotas(std::span<const int64_t> tokens, const ExpertPl
 std::vector<int32_t> rank_quotas(
     std::span<const int32_t> counts, const ExpertPlacement& placement, int ranks_per_node);
 
-// Choices of experts become choices of slots, in place, by rank_quotas and its convention.
-// choices[r] [tokens, topk]: of rank r.
+// How an expert's tokens are shared among its replicas: by whole segments of sequences, so that a
+// segment's piece of the expert's gradient is the same as without replicas (model/machine/grid.h);
+// or token by token, which levels a little better and moves gradients by a rounding.
+enum class ReplicaSplit { segment, token };
+constexpr const char* split_name(ReplicaSplit s) {
+  return s == ReplicaSplit::segment ? "segment" : "token";
+}
+
+// Choices of experts become choices of slots, in place. choices[r] [tokens, topk]: of rank r, whose
+// tokens lie in `segments`.
+void choose_slots_by_segment(std::vector<std::vector<int32_t>>& choices, int64_t topk,
+    const ExpertPlacement& placement, const Pieces& segments);
+// The same token by token: by rank_quotas and its convention.
 void choose_slots(std::vector<std::vector<int32_t>>& choices, const ExpertPlacement& placement,
     int ranks_per_node);
 

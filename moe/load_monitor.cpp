@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "model/base/hash.h"
 #include "moe/eplb_incremental.h"
 
 namespace duet {
@@ -70,7 +71,7 @@ Replan LoadMonitor::propose(int64_t which) const {
 
 uint64_t LoadMonitor::hash() const {
   uint64_t hash = 0;
-  for (const auto& [layer, l] : layers_) hash = hash * 0x100000001b3u + l.placement.hash();
+  for (const auto& [layer, l] : layers_) hash = fnv1a(hash, l.placement.hash());
   return hash;
 }
 

@@ -13,6 +13,7 @@
 //              full plan, if worth it
 // It is skipped where the present placement is above the threshold, or nothing better was found.
 // Used by one thread.
+// Read next: migration.h.
 #pragma once
 #include <map>
 

@@ -32,37 +32,39 @@ std::vector<Move> moves_between(const ExpertPlacement& now, const ExpertPlacemen
   return moves;
 }
 
-void wait_all(Comm& group, Stream& stream, const std::vector<Request>& requests) {
+// What lies at source(slot) on the rank of each move's `from` goes to target(move) on the rank of
+// its `to`, all at once.
+void send_all(Comm& group, Stream& stream, const std::vector<Move>& moves, int slots,
+    const std::function<Tensor(int slot)>& source,
+    const std::function<Tensor(const Move&)>& target) {
+  const Tag tag{Tag::W, 0, 0};
+  std::vector<Request> requests;
+  for (const Move& m : moves) {
+    const int sender = m.from / slots, receiver = m.to / slots;
+    if (sender == group.rank() && receiver == group.rank()) {
+      const Tensor from = source(m.from % slots), to = target(m);
+      if (from.data != to.data) stream.copy(to.data, from.data, size_t(from.bytes()));
+    } else if (receiver == group.rank()) {
+      requests.push_back(group.irecv(stream, target(m), sender, tag));
+    } else if (sender == group.rank()) {
+      requests.push_back(group.isend(stream, source(m.from % slots), receiver, tag));
+    }
+  }
   for (const Request& request : requests) group.wait(stream, request);
 }
 
 // One piece of one matrix's state: everything into scratch first, then into place.
 void move_piece(Comm& group, Device& device, const std::vector<Move>& moves, int slots,
-    const std::function<Tensor(int)>& piece_of) {
+    const std::function<Tensor(int slot)>& piece_of) {
   Stream& stream = device.compute();
-  const int me = group.rank();
-  const Tensor shape = piece_of(0);  // [1, n]
-  const int64_t arriving =
-      std::count_if(moves.begin(), moves.end(), [&](const Move& m) { return m.to / slots == me; });
-  Buf scratch;
-  if (arriving) scratch = device.buffer(arriving, shape.cols, shape.dtype, Use::messages);
-  std::vector<std::pair<Tensor, Tensor>> places;  // from scratch, to its slot
-  std::vector<Request> requests;
-  for (const Move& m : moves) {
-    const int sender = m.from / slots, receiver = m.to / slots;
-    if (receiver == me) {
-      const Tensor row = scratch->row_slice(int64_t(places.size()), 1);
-      places.emplace_back(row, piece_of(m.to % slots));
-      if (sender == me)
-        stream.copy(row.data, piece_of(m.from % slots).data, size_t(row.bytes()));
-      else
-        requests.push_back(group.irecv(stream, row, sender, {Tag::W, 0, 0}));
-    } else if (sender == me) {
-      requests.push_back(group.isend(stream, piece_of(m.from % slots), receiver, {Tag::W, 0, 0}));
-    }
-  }
-  wait_all(group, stream, requests);
-  for (const auto& [from, to] : places) stream.copy(to.data, from.data, size_t(from.bytes()));
+  std::vector<Buf> arrived;
+  std::vector<Tensor> places;
+  send_all(group, stream, moves, slots, piece_of, [&](const Move& m) -> const Tensor& {
+    const Tensor& place = places.emplace_back(piece_of(m.to % slots));
+    return *arrived.emplace_back(device.buffer(1, place.cols, place.dtype, Use::messages));
+  });
+  for (size_t i = 0; i < places.size(); ++i)
+    stream.copy(places[i].data, arrived[i]->data, size_t(places[i].bytes()));
 }
 
 }  // namespace
@@ -83,48 +85,31 @@ void migrate(Comm& group, Device& device, Moe& moe, const ExpertPlacement& to) {
   moe.set_placement(to);
 }
 
-// The rank of an expert's first slot adds, in the order of slots, and sends the sum to the others.
+// The rank of an expert's first slot adds, and sends the sum to the others.
 void sum_replicas(Comm& group, Device& device, Moe& moe) {
   Stream& stream = device.compute();
   const ExpertPlacement& p = moe.placement();
-  if (p.max_count == 1) return;
-  const int me = group.rank(), slots = p.slots_per_gpu();
+  const int slots = p.slots_per_gpu();
+  std::vector<Move> there, back;  // of each expert's further slots
+  for (int e = 0; e < p.experts(); ++e)
+    for (int s : p.slots_of(e).subspan(1)) {
+      there.push_back({s, p.slots_of(e)[0]});
+      back.push_back({p.slots_of(e)[0], s});
+    }
   for (size_t matrix = 0; matrix < 3; ++matrix) {
-    const auto grad = [&](int slot) { return moe.slot(slot % slots)[matrix]->grad[0]; };
-    // fn(first slot of an expert, one of its further slots)
-    const auto for_each_further = [&](const auto& fn) {
-      for (int e = 0; e < p.experts(); ++e)
-        for (int s : p.slots_of(e).subspan(1)) fn(p.slots_of(e)[0], s);
-    };
+    const auto grad = [&](int slot) { return moe.slot(slot % slots)[matrix]->grad; };
     std::vector<std::pair<Tensor, Tensor>> sums;  // first += second
     std::vector<Buf> arrived;
-    std::vector<Request> requests;
-    for_each_further([&](int first, int s) {
-      const int adder = p.gpu_of(first), holder = p.gpu_of(s);
-      if (adder == me && holder == me) {
-        sums.emplace_back(grad(first), grad(s));
-      } else if (adder == me) {
-        const Tensor shape = grad(first);
-        arrived.push_back(device.buffer(shape.rows, shape.cols, shape.dtype, Use::messages));
-        sums.emplace_back(shape, *arrived.back());
-        requests.push_back(group.irecv(stream, arrived.back(), holder, {Tag::W, 0, 0}));
-      } else if (holder == me) {
-        requests.push_back(group.isend(stream, grad(s), adder, {Tag::W, 0, 0}));
-      }
+    send_all(group, stream, there, slots, grad, [&](const Move& m) {
+      Tensor from = grad(m.from);  // what is here already is added from where it is
+      if (p.gpu_of(m.from) != group.rank())
+        from =
+            *arrived.emplace_back(device.buffer(from.rows, from.cols, from.dtype, Use::messages));
+      sums.emplace_back(grad(m.to), from);
+      return from;
     });
-    wait_all(group, stream, requests);
     for (const auto& [to, from] : sums) launch<Add>(stream, to.rows, {.x = from, .y = to});
-    requests.clear();
-    for_each_further([&](int first, int s) {
-      const int adder = p.gpu_of(first), holder = p.gpu_of(s);
-      if (adder == me && holder == me)
-        stream.copy(grad(s).data, grad(first).data, size_t(grad(s).bytes()));
-      else if (adder == me)
-        requests.push_back(group.isend(stream, grad(first), holder, {Tag::W, 0, 1}));
-      else if (holder == me)
-        requests.push_back(group.irecv(stream, grad(s), adder, {Tag::W, 0, 1}));
-    });
-    wait_all(group, stream, requests);
+    send_all(group, stream, back, slots, grad, [&](const Move& m) { return grad(m.to); });
   }
 }
 

@@ -1,9 +1,9 @@
 // What replicas ask of training: their gradients are one gradient, and experts travel when the
 // placement changes.
 //
-//   sum_replicas   after the last W of a step: every replica's gradient becomes the sum over all
-//                  replicas of its expert, in the order of slots, formed once and sent to all; with
-//                  the same update replicas then stay equal to the bit
+//   sum_replicas   after the last W of a step: every replica's gradient becomes the exact sum over
+//                  all replicas of its expert; with the same update replicas then stay equal to
+//                  the bit
 //   migrate        between steps: weights (masters, in fp32) and both moments of the slots whose
 //                  expert changes
 //
@@ -11,7 +11,7 @@
 // sends only what changed, piece by piece, so that it needs room for one piece of each arriving
 // expert; a slot is overwritten only after everything that leaves it has left. All ranks of the
 // group call them in the same order, each with its Moe of the same layer.
-// Read next: load_monitor.h, which decides when.
+// Read next: pipeline/README.md.
 #pragma once
 #include "moe/moe.h"
 

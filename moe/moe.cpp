@@ -6,52 +6,32 @@
 
 #include "model/machine/launch.h"
 #include "model/rows/ends.h"
-#include "model/swiglu.h"
 #include "moe/eplb_quota.h"
 #include "moe/rows/list.h"
 
 namespace duet {
 
-struct Moe::Parts {
-  Param &gate, &bias;
-  std::unique_ptr<Swiglu> shared;  // null without shared experts
-  Swiglu routed;
-  RouterShape shape;
-};
-
-// Rows on their way between ranks.
-struct Moe::Moving {
-  Buf out, in;  // [rows, d_model]
-  std::unique_ptr<Event> arrived;
-};
-
 struct Moe::MoeSaved : FeedForward::Saved {
   // [tokens, experts] affinities, later the logits' gradient; [tokens, 1] their sum
   Buf scores, total;
-  Buf topk_idx, topk_w;                    // [tokens, topk]
-  Buf f;                                   // [sequences, experts] for the balance loss
-  Buf choices, host_choices;               // [ranks * tokens, topk] everyone's topk_idx
-  std::unique_ptr<Event> chosen;           // host_choices has them
-  DispatchPlan plan;                       // all experts here: tokens to rows
-  std::unique_ptr<ExchangePlan> exchange;  // experts elsewhere too
-  Moving moving;
-  // [tokens, topk] rows of `returned` (of `y_rows` where all experts are here)
-  Buf pos;
-  // [rows, d_model] in expert order: inputs; outputs, then their gradient; gradient of inputs
-  Buf rows, y_rows, dx_rows;
-  // [tokens * topk, d_model] results as they came back; only with other ranks
-  Buf returned;
-  Buf y_shared, dx;  // [tokens, d_model]
+  Buf topk_idx, topk_w;           // [tokens, topk]
+  Buf f;                          // [sequences, experts] for the balance loss
+  Buf choices, host_choices;      // [ranks * tokens, topk] everyone's topk_idx
+  std::unique_ptr<Event> chosen;  // host_choices has them
+  ExchangePlan plan;
+  Buf pos;                         // [tokens, topk] rows of `returned`
+  Buf out, in;                     // [rows, d_model] on their way between ranks
+  std::unique_ptr<Event> arrived;  // `in` has them
+  Buf rows, y_rows;                // [rows, d_model] in expert order: inputs; gradient of outputs
+  Buf returned;                    // [tokens * topk, d_model] the outputs, as they came back
+  Buf y_shared;                    // [tokens, d_model]
   Swiglu::Saved shared, routed;
-  Tensor dy;  // the caller's
 };
 
-Moe::MoeSaved& Moe::of(Saved& saved) { return static_cast<MoeSaved&>(saved); }
-
-static ExpertPlacement in_order(const Context& context, Comm* group) {
-  std::vector<int32_t> slots(size_t(context.config.n_routed));
+static ExpertPlacement each_expert_once(int64_t experts, Comm* group) {
+  std::vector<int32_t> slots(static_cast<size_t>(experts));
   std::iota(slots.begin(), slots.end(), 0);
-  return ExpertPlacement(slots, int(slots.size()), group ? group->size() : 1);
+  return ExpertPlacement(slots, int(experts), group ? group->size() : 1);
 }
 
 // Of the experts in a rank's slots.
@@ -64,68 +44,96 @@ static std::vector<std::string> expert_prefixes(
   return names;
 }
 
+static std::unique_ptr<Swiglu> make_shared_experts(
+    const Context& context, Params& params, const std::string& prefix) {
+  const ModelConfig& c = context.config;
+  if (c.n_shared == 0) return nullptr;
+  return std::make_unique<Swiglu>(context, params, std::span(&prefix, 1), c.n_shared * c.d_expert);
+}
+
 Moe::Moe(const Context& context, Params& params, Params& experts, const std::string& prefix,
     const Options& o)
     : context_(context), options_(o),
-      placement_(o.placement.replicas() ? o.placement : in_order(context, o.group)),
-      slots_(placement_.slots_per_gpu()), prefix_(prefix), experts_(experts),
-      first_param_(experts.all().size()), load_(size_t(context.config.n_routed)),
-      work_(o.group ? size_t(o.group->size()) + 1 : 0) {
+      placement_(o.placement.replicas() ? o.placement
+                                        : each_expert_once(context.config.n_routed, o.group)),
+      me_(o.group ? o.group->rank() : 0), slots_(placement_.slots_per_gpu()), prefix_(prefix),
+      experts_(experts),
+      first_param_(experts.all().size()), shape_{.experts = int(context.config.n_routed),
+                                              .topk = int(context.config.topk),
+                                              .groups = int(context.config.n_group),
+                                              .topk_groups = int(context.config.topk_group),
+                                              .scaling = context.config.routed_scaling},
+      gate_(params.matrix(prefix + "gate.weight", context.config.d_model, context.config.n_routed)),
+      bias_(params.vector(
+          prefix + "gate.e_score_correction_bias", context.config.n_routed, Init::zeros, false)),
+      shared_(make_shared_experts(context, params, prefix + "shared_experts.")),
+      routed_(context, experts, expert_prefixes(prefix, placement_, me_), context.config.d_expert),
+      load_(size_t(context.config.n_routed)), work_(alone() ? 0 : size_t(placement_.gpus) + 1),
+      balance_host_(
+          context.device.host_buffer(o.microbatches, context.sequences, acc_dtype(context.dtype))) {
   DUET_CHECK(placement_.gpus == (o.group ? o.group->size() : 1),
       "placement: expected a GPU for each rank of the group, found ", placement_.gpus);
-  const ModelConfig& c = context.config;
-  Param& gate = params.matrix(prefix + "gate.weight", c.d_model, c.n_routed);
-  Param& bias =
-      params.vector(prefix + "gate.e_score_correction_bias", c.n_routed, Init::zeros, false);
-  const std::string shared = prefix + "shared_experts.";
-  parts_.reset(new Parts{gate, bias,
-      c.n_shared ? std::make_unique<Swiglu>(
-                       context, params, std::span(&shared, 1), c.n_shared * c.d_expert)
-                 : nullptr,
-      Swiglu(context, experts, expert_prefixes(prefix, placement_, o.group ? o.group->rank() : 0),
-          c.d_expert),
-      {.experts = int(c.n_routed),
-          .topk = int(c.topk),
-          .groups = int(c.n_group),
-          .topk_groups = int(c.topk_group),
-          .scaling = c.routed_scaling}});
-  balance_host_ =
-      context.device.host_buffer(o.microbatches, context.sequences, acc_dtype(context.dtype));
 }
 
-Moe::~Moe() = default;
+std::unique_ptr<FeedForward::Saved> Moe::make_saved() const { return std::make_unique<MoeSaved>(); }
+
+void Moe::run(Phase phase, Saved& saved) {
+  MoeSaved& s = static_cast<MoeSaved&>(saved);
+  const int64_t all[2] = {0, s.x.rows};
+  switch (phase) {
+    case Phase::router_f: return router_f(s);
+    case Phase::dispatch_f: return dispatch_f(s);
+    case Phase::shared_f:
+      if (shared_) s.y_shared = shared_->forward(s.shared, s.x, all);
+      return;
+    case Phase::experts_f: return experts_f(s);
+    case Phase::combine_f: return combine_f(s);
+    case Phase::combine_i: return combine_i(s);
+    case Phase::shared_i:
+      s.dx =
+          shared_ ? shared_->backward_input(s.shared, s.dy, all) : context_.activation(s.dy.cols);
+      return linear_i(context_.stream(), s.scores, gate_, s.dx, shared_ != nullptr);
+    case Phase::experts_i: return experts_i(s);
+    case Phase::dispatch_i: return dispatch_i(s);
+    case Phase::experts_w:
+      linear_w(context_, s.x, s.scores, gate_);
+      if (shared_) shared_->backward_weight(s.shared, s.x, s.dy, all, context_.pieces().bounds());
+      return routed_.backward_weight(
+          s.routed, s.rows, s.y_rows, s.plan.local.offsets, s.plan.pieces);
+    case Phase::attention_f:
+    case Phase::attention_i:
+    case Phase::attention_w: return;
+  }
+}
 
 // --- forward -------------------------------------------------------------------------------------
 
-std::unique_ptr<FeedForward::Saved> Moe::route_f(int microbatch, const Tensor& x) {
-  auto saved = std::make_unique<MoeSaved>();
-  MoeSaved& s = *saved;
+void Moe::router_f(MoeSaved& s) {
   Stream& stream = context_.stream();
-  const ModelConfig& c = context_.config;
-  const Dtype acc = acc_dtype(context_.dtype);
-  const auto buffer = [&](int64_t rows, int64_t cols, Dtype t) {
-    return context_.device.buffer(rows, cols, t, Use::activations);
+  const int64_t tokens = s.x.rows, experts = shape_.experts, topk = shape_.topk;
+  const auto buffer = [&](int64_t rows, int64_t cols, Dtype dtype) {
+    return context_.device.buffer(rows, cols, dtype, Use::activations);
   };
-  s.scores = buffer(x.rows, c.n_routed, acc);
-  s.total = buffer(x.rows, 1, acc);
-  s.topk_idx = buffer(x.rows, c.topk, Dtype::i32);
-  s.topk_w = buffer(x.rows, c.topk, acc);
-  s.f = buffer(context_.sequences, c.n_routed, acc);
-  Buf plain = buffer(x.rows, c.topk, Dtype::i32),
-      scratch = buffer(x.rows, c.n_routed + c.n_group, acc);
-  Buf share = buffer(context_.sequences, c.n_routed, acc),
-      loss = buffer(context_.sequences, 1, acc);
-  linear_f(stream, x, parts_->gate, s.scores);
-  launch<RouterF>(stream, x.rows,
+  const Dtype acc = acc_dtype(context_.dtype);
+  s.scores = context_.row_stats(experts);
+  s.total = context_.row_stats();
+  s.topk_idx = buffer(tokens, topk, Dtype::i32);
+  s.topk_w = context_.row_stats(topk);
+  s.f = buffer(context_.sequences, experts, acc);
+  Buf plain = buffer(tokens, topk, Dtype::i32);
+  Buf scratch = context_.row_stats(experts + shape_.groups);
+  Buf share = buffer(context_.sequences, experts, acc), loss = buffer(context_.sequences, 1, acc);
+  linear_f(stream, s.x, gate_, s.scores);
+  launch<RouterF>(stream, tokens,
       {.x = s.scores,
-          .bias = parts_->bias.master,
+          .bias = bias_.master,
           .topk_idx = s.topk_idx,
           .topk_w = s.topk_w,
           .plain_idx = plain,
           .total = s.total,
           .scratch = scratch,
-          .shape = parts_->shape,
-          .balanced = options_.balanced});
+          .shape = shape_,
+          .balanced_over = options_.balanced ? context_.seq_len : 0});
   gather_choices(s);
   launch<BalanceLossF>(stream, context_.sequences,
       {.x = s.scores,
@@ -135,8 +143,7 @@ std::unique_ptr<FeedForward::Saved> Moe::route_f(int microbatch, const Tensor& x
           .p = share,
           .loss = loss,
           .seq_len = context_.seq_len});
-  stream.copy(balance_host_->row_slice(microbatch, 1).data, loss->data, size_t(loss->bytes()));
-  return saved;
+  stream.copy(balance_host_->row_slice(s.microbatch, 1).data, loss->data, size_t(loss->bytes()));
 }
 
 // This rank's choices leave; everyone's come to the host.
@@ -145,8 +152,8 @@ void Moe::gather_choices(MoeSaved& s) {
   s.host_choices =
       context_.device.host_buffer(ranks * s.topk_idx->rows, s.topk_idx->cols, Dtype::i32);
   s.chosen = context_.device.make_event();
-  Stream& stream = options_.group ? comm_after_compute() : context_.stream();
-  if (options_.group) {
+  Stream& stream = alone() ? context_.stream() : comm_after_compute();
+  if (!alone()) {
     s.choices = context_.device.buffer(
         s.host_choices->rows, s.host_choices->cols, Dtype::i32, Use::activations);
     const Scope scope(context_.recorder, stream,
@@ -156,7 +163,7 @@ void Moe::gather_choices(MoeSaved& s) {
             .bytes = (ranks - 1) * s.topk_idx->bytes()});
     options_.group->all_gather(stream, s.topk_idx, s.choices);
   }
-  stream.copy(s.host_choices->data, options_.group ? s.choices->data : s.topk_idx->data,
+  stream.copy(s.host_choices->data, alone() ? s.topk_idx->data : s.choices->data,
       size_t(s.host_choices->bytes()));
   stream.record(*s.chosen);
 }
@@ -175,32 +182,44 @@ std::vector<std::vector<int32_t>> Moe::wait_for_choices(MoeSaved& s) {
   return choices;
 }
 
-void Moe::dispatch_f(Saved& saved, const Tensor& x) {
-  MoeSaved& s = of(saved);
-  const int64_t topk = context_.config.topk;
-  const int me = options_.group ? options_.group->rank() : 0;
+void Moe::dispatch_f(MoeSaved& s) {
   std::vector<std::vector<int32_t>> choices = wait_for_choices(s);
-  for (int32_t e : choices[size_t(me)]) ++load_[size_t(e)];
-  if (options_.group) {
+  for (int32_t e : choices[size_t(me_)]) ++load_[size_t(e)];
+  if (placement_.max_count > 1 && options_.split == ReplicaSplit::segment)
+    choose_slots_by_segment(choices, shape_.topk, placement_, context_.pieces());
+  else
     choose_slots(
         choices, placement_, options_.ranks_per_node ? options_.ranks_per_node : placement_.gpus);
-    count_work(choices);
-    s.exchange = std::make_unique<ExchangePlan>(choices, topk, slots_, me);
-    s.pos = upload(context_, s.exchange->pos);
-    send(s.moving, "dispatch F", gather_rows(x, s.exchange->send_token), s.exchange->sent,
-        s.exchange->received);
-  } else {
-    for (int32_t& e : choices[0]) e = placement_.slots_of(e)[0];
-    s.plan = DispatchPlan(choices[0], topk, slots_);
-    s.pos = upload(context_, s.plan.pos);
-    s.rows = gather_rows(x, s.plan.token);
-  }
+  count_work(choices);
+  s.plan = ExchangePlan(choices, shape_.topk, slots_, me_, context_.pieces());
+  s.pos = upload(context_, s.plan.pos);
+  if (!alone())
+    send(s, "dispatch F", gather_rows(s.x, s.plan.leave.token), s.plan.leave.offsets,
+        s.plan.received);
 }
 
-void Moe::shared_f(Saved& saved, const Tensor& x) {
-  const int64_t all[2] = {0, x.rows};
-  if (parts_->shared) of(saved).y_shared = parts_->shared->forward(of(saved).shared, x, all);
+void Moe::experts_f(MoeSaved& s) {
+  const Buf received = receive(s);
+  s.rows = gather_rows(alone() ? s.x : *received, s.plan.local.token);
+  s.y_rows = routed_.forward(s.routed, s.rows, s.plan.local.offsets);
+  send(s, "combine F", in_order(std::move(s.y_rows), s.plan.back.token), s.plan.back.offsets,
+      s.plan.returned);
 }
+
+void Moe::combine_f(MoeSaved& s) {
+  s.returned = receive(s);
+  s.y = context_.activation(s.residual.cols);
+  launch<CombineF>(context_.stream(), s.y->rows,
+      {.x = s.returned,
+          .pos = s.pos->reshape(s.y->rows, shape_.topk),
+          .w = s.topk_w,
+          .shared = s.y_shared,
+          .residual = s.residual,
+          .y = s.y});
+  s.y_shared = Buf();
+}
+
+// --- rows between ranks --------------------------------------------------------------------------
 
 // Where messages go: the comm stream, from now on behind what is enqueued on the compute stream.
 Stream& Moe::comm_after_compute() const {
@@ -211,155 +230,89 @@ Stream& Moe::comm_after_compute() const {
   return *options_.comm;
 }
 
-// Rows out to and in from the ranks of the group.
-void Moe::send(Moving& m, const char* name, Buf rows, const std::vector<int64_t>& out,
-    const std::vector<int64_t>& in) {
-  m.out = std::move(rows);
-  m.in =
-      context_.device.buffer(in.back(), context_.config.d_model, context_.dtype, Use::activations);
-  m.arrived = context_.device.make_event();
+// Rows out to and in from the ranks of the group; alone they are here.
+void Moe::send(MoeSaved& s, const char* name, Buf rows, const Offsets& out, const Offsets& in) {
+  if (alone()) {
+    s.in = std::move(rows);
+    return;
+  }
+  const int64_t d_model = context_.config.d_model, others = out.back() - (out[me_ + 1] - out[me_]);
+  s.out = std::move(rows);
+  s.in = context_.activation(in.back(), d_model);
+  s.arrived = context_.device.make_event();
   Stream& comm = comm_after_compute();
   {
-    const size_t me = size_t(options_.group->rank());
-    const int64_t bytes = (out.back() - (out[me + 1] - out[me])) * context_.config.d_model *
-        dtype_size(context_.dtype);
-    Scope scope(context_.recorder, comm,
-        {.name = name, .lane = "comm", .layer = options_.layer, .bytes = bytes});
-    options_.group->all_to_all_v(comm, m.out, out, m.in, in);
+    const Scope scope(context_.recorder, comm,
+        {.name = name,
+            .lane = "comm",
+            .layer = options_.layer,
+            .bytes = others * d_model * dtype_size(context_.dtype)});
+    options_.group->all_to_all_v(comm, s.out, out, s.in, in);
   }
-  comm.record(*m.arrived);
+  comm.record(*s.arrived);
 }
 
-Buf Moe::receive(Moving& m) {
-  Scope scope(context_.recorder, context_.stream(),
+Buf Moe::receive(MoeSaved& s) {
+  if (alone()) return std::move(s.in);
+  const Scope scope(context_.recorder, context_.stream(),
       {.name = "all-to-all", .lane = "wait", .layer = options_.layer});
-  context_.stream().wait(*m.arrived);
-  m.arrived.reset();
-  m.out = Buf();
-  return std::move(m.in);
+  context_.stream().wait(*s.arrived);
+  s.arrived.reset();
+  s.out = Buf();
+  return std::move(s.in);
 }
 
-Buf Moe::gather_rows(const Tensor& x, const std::vector<int32_t>& index) {
-  Buf rows =
-      context_.device.buffer(int64_t(index.size()), x.cols, context_.dtype, Use::activations);
+Buf Moe::gather_rows(const Tensor& x, const std::vector<int32_t>& index) const {
+  Buf rows = context_.activation(int64_t(index.size()), x.cols);
   launch<GatherRows>(
       context_.stream(), rows->rows, {.x = x, .index = upload(context_, index), .y = rows});
   return rows;
 }
 
-const DispatchPlan& Moe::local(const MoeSaved& s) const {
-  return s.exchange ? s.exchange->local : s.plan;
-}
-
-void Moe::experts_f(Saved& saved, const Tensor&) {
-  MoeSaved& s = of(saved);
-  const ExchangePlan* plan = s.exchange.get();
-  if (plan) s.rows = gather_rows(receive(s.moving), plan->local.token);
-  s.y_rows = parts_->routed.forward(s.routed, s.rows, local(s).offsets);
-  if (!plan) return;
-  send(s.moving, "combine F", gather_rows(s.y_rows, plan->back_row), plan->back_sent,
-      plan->back_received);
-}
-
-Buf Moe::combine_f(Saved& saved, const Tensor& residual) {
-  MoeSaved& s = of(saved);
-  if (s.exchange) {
-    s.returned = receive(s.moving);
-    s.y_rows = Buf();
-  }
-  Buf y = context_.activation(residual.cols);
-  launch<CombineF>(context_.stream(), y->rows,
-      {.x = s.exchange ? s.returned : s.y_rows,
-          .pos = s.pos->reshape(y->rows, context_.config.topk),
-          .w = s.topk_w,
-          .shared = s.y_shared ? *s.y_shared : Tensor(),
-          .residual = residual,
-          .y = y});
-  s.y_shared = Buf();
-  return y;
+// Rows from expert order to that of their way back, or the reverse; alone they are the same.
+Buf Moe::in_order(Buf rows, const std::vector<int32_t>& index) const {
+  return alone() ? std::move(rows) : gather_rows(rows, index);
 }
 
 // --- backward ------------------------------------------------------------------------------------
 
-void Moe::combine_i(Saved& saved, const Tensor& dy) {
-  MoeSaved& s = of(saved);
-  const int64_t topk = context_.config.topk;
-  s.dy = dy;
-  Buf dw = context_.device.buffer(dy.rows, topk, s.topk_w->dtype, Use::activations);
-  launch<CombineB>(context_.stream(), dy.rows,
-      {.x = s.exchange ? s.returned : s.y_rows,
-          .dy = dy,
-          .pos = s.pos->reshape(dy.rows, topk),
+void Moe::combine_i(MoeSaved& s) {
+  Buf dw = context_.row_stats(shape_.topk);
+  launch<CombineB>(context_.stream(), s.dy.rows,
+      {.x = s.returned,
+          .dy = s.dy,
+          .pos = s.pos->reshape(s.dy.rows, shape_.topk),
           .w = s.topk_w,
           .dw = dw});
-  if (const ExchangePlan* plan = s.exchange.get())  // the way of combine, backwards
-    send(s.moving, "combine I", std::move(s.returned), plan->back_received, plan->back_sent);
-  launch<RouterB>(context_.stream(), dy.rows,
+  send(s, "combine I", std::move(s.returned), s.plan.returned, s.plan.back.offsets);
+  launch<RouterB>(context_.stream(), s.dy.rows,
       {.x = s.scores,
           .topk_idx = s.topk_idx,
           .dw = dw,
           .total = s.total,
           .f = s.f,
-          .shape = parts_->shape,
+          .shape = shape_,
           .seq_len = context_.seq_len,
           .balance = context_.balance_scale});
   // the GEMMs of I and W want both sides in the compute type
   if (s.scores->dtype != context_.dtype) {
     Buf cast = context_.activation(s.scores->cols);
-    launch<CastRows>(context_.stream(), dy.rows, {.x = cast, .from = s.scores});
+    launch<CastRows>(context_.stream(), s.dy.rows, {.x = cast, .from = s.scores});
     s.scores = std::move(cast);
   }
 }
 
-void Moe::shared_i(Saved& saved) {
-  MoeSaved& s = of(saved);
-  if (parts_->shared) {
-    const int64_t all[2] = {0, s.dy.rows};
-    s.dx = parts_->shared->backward_input(s.shared, s.dy, all);
-  } else {
-    s.dx = context_.activation(s.dy.cols);
-  }
-  linear_i(context_.stream(), s.scores, parts_->gate, s.dx, parts_->shared != nullptr);
+void Moe::experts_i(MoeSaved& s) {
+  s.y_rows = in_order(receive(s), s.plan.back.pos);
+  Buf dx_rows = routed_.backward_input(s.routed, s.y_rows, s.plan.local.offsets);
+  send(s, "dispatch I", in_order(std::move(dx_rows), s.plan.back.token), s.plan.back.offsets,
+      s.plan.returned);
 }
 
-void Moe::experts_i(Saved& saved) {
-  MoeSaved& s = of(saved);
-  const ExchangePlan* plan = s.exchange.get();
-  if (plan) s.y_rows = gather_rows(receive(s.moving), plan->back_from);
-  s.dx_rows = parts_->routed.backward_input(s.routed, s.y_rows, local(s).offsets);
-  if (!plan) return;
-  // The way of dispatch, backwards: a token's experts here first become one row.
-  Buf here =
-      context_.device.buffer(plan->received.back(), s.dx->cols, context_.dtype, Use::activations);
-  context_.stream().zero(here->data, size_t(here->bytes()));
-  launch<DispatchB>(context_.stream(), here->rows,
-      {.x = s.dx_rows,
-          .pos = upload(context_, plan->local.pos)->reshape(here->rows, context_.config.topk),
-          .dx = here});
-  s.dx_rows = Buf();
-  send(s.moving, "dispatch I", std::move(here), plan->received, plan->sent);
-}
-
-Buf Moe::dispatch_i(Saved& saved) {
-  MoeSaved& s = of(saved);
-  if (s.exchange) {
-    s.dx_rows = receive(s.moving);
-    s.pos = upload(context_, s.exchange->send_pos);
-  }
+void Moe::dispatch_i(MoeSaved& s) {
+  const Buf dx_rows = receive(s);
   launch<DispatchB>(context_.stream(), s.dx->rows,
-      {.x = s.dx_rows, .pos = s.pos->reshape(s.dx->rows, context_.config.topk), .dx = s.dx});
-  s.dx_rows = Buf();
-  return std::move(s.dx);
-}
-
-void Moe::experts_w(Saved& saved, const Tensor& x, const Tensor& dy, int half) {
-  MoeSaved& s = of(saved);
-  linear_w(context_.stream(), x, s.scores, parts_->gate, half);
-  if (parts_->shared) {
-    const int64_t all[2] = {0, x.rows};
-    parts_->shared->backward_weight(s.shared, x, dy, all, half);
-  }
-  parts_->routed.backward_weight(s.routed, s.rows, s.y_rows, local(s).offsets, half);
+      {.x = dx_rows, .pos = s.pos->reshape(s.dx->rows, shape_.topk), .dx = s.dx});
 }
 
 // --- load, balance -------------------------------------------------------------------------------
@@ -370,6 +323,7 @@ void Moe::clear_load() {
 }
 
 void Moe::count_work(const std::vector<std::vector<int32_t>>& choices) {
+  if (alone()) return;
   std::vector<int64_t> rows(choices.size(), 0);
   for (const std::vector<int32_t>& of_rank : choices)
     for (int32_t slot : of_rank) ++rows[size_t(slot / slots_)];
@@ -391,8 +345,7 @@ void Moe::set_placement(ExpertPlacement placement) {
       "expected ", placement_.replicas(), " slots on ", placement_.gpus, " ranks, found ",
       placement.replicas(), " on ", placement.gpus);
   placement_ = std::move(placement);
-  const std::vector<std::string> prefixes =
-      expert_prefixes(prefix_, placement_, options_.group ? options_.group->rank() : 0);
+  const std::vector<std::string> prefixes = expert_prefixes(prefix_, placement_, me_);
   for (int64_t s = 0; s < slots_; ++s)
     for (Param* p : slot(s)) {
       const size_t after_number = p->name.find('.', prefix_.size() + sizeof "experts." - 1);
@@ -400,36 +353,20 @@ void Moe::set_placement(ExpertPlacement placement) {
     }
 }
 
-std::vector<double> Moe::balance_loss() const {
-  std::vector<double> sums;
-  for (int64_t m = 0; m < balance_host_->rows; ++m) {
-    double sum = 0;
-    for (int64_t i = 0; i < balance_host_->cols; ++i)
-      sum += balance_host_->get(m * balance_host_->cols + i);
-    sums.push_back(sum);
-  }
-  return sums;
-}
-
 void Moe::update_bias(const std::vector<int64_t>& load, double gamma) {
   int64_t total = 0;
   for (int64_t n : load) total += n;
   Stream& stream = context_.stream();
-  Buf host = context_.device.host_buffer(1, int64_t(load.size()), parts_->bias.master.dtype);
-  const auto move = [&](auto* bias) {
-    stream.copy(bias, parts_->bias.master.data, size_t(host->bytes()));
-    stream.synchronize();
-    for (size_t e = 0; e < load.size(); ++e) {
-      const int64_t excess = load[e] * int64_t(load.size()) - total;  // load - mean, exactly
-      if (excess != 0) bias[e] += excess > 0 ? -gamma : gamma;
-    }
-    stream.copy(parts_->bias.master.data, bias, size_t(host->bytes()));
-    stream.synchronize();
-  };
-  if (host->dtype == Dtype::f64)
-    move(host->row<double>(0));
-  else
-    move(host->row<float>(0));
+  const Tensor bias = bias_.master;
+  Buf host = context_.device.host_buffer(1, bias.cols, bias.dtype);
+  stream.copy(host->data, bias.data, size_t(bias.bytes()));
+  stream.synchronize();
+  for (int64_t e = 0; e < bias.cols; ++e) {
+    const int64_t excess = load[size_t(e)] * bias.cols - total;  // load - mean, exactly
+    if (excess != 0) host->set(e, host->get(e) + (excess > 0 ? -gamma : gamma));
+  }
+  stream.copy(bias.data, host->data, size_t(bias.bytes()));
+  stream.synchronize();
 }
 
 }  // namespace duet

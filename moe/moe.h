@@ -4,7 +4,7 @@
 //   y = residual + shared(x) + sum over the token's experts e (ascending) of w_e * expert_e(x)
 //
 // Moe implements the phases of model/feed_forward.h. What leaves in one arrives in the next:
-//   route_f     router logits, top-k; the choices leave
+//   router_f    router logits, top-k; the choices leave
 //   dispatch_f  the choices arrive, and the host makes the plan; tokens leave
 //   shared_f    the shared experts
 //   experts_f   tokens arrive, in expert order; routed experts, a grouped GEMM over contiguous
@@ -23,13 +23,13 @@
 // who sends what (dispatch_plan.h); then tokens go out and results come back, all-to-all, and
 // gradients the same way. With a comm stream the all-to-alls run on it, and whatever is computed
 // between two phases covers them; without one they block. All ranks of the group call the phases in
-// the same order.
+// the same order. A group of one is the same without messages, and without a copy more.
 //
 // Replicas: a rank has slots, and a placement (eplb.h) says which expert is in each; an expert may
 // be in several. The router knows experts only. Which replica a token visits is decided when all
 // choices are known, so that ranks finish together (eplb_quota.h). Gradients of replicas are added,
 // and experts moved to other slots, by migration.h.
-// Read next: dispatch_plan.h, rows/router.h, rows/permute.h.
+// Read next: dispatch_plan.h.
 #pragma once
 #include <array>
 #include <memory>
@@ -37,8 +37,10 @@
 
 #include "comm/comm.h"
 #include "model/feed_forward.h"
+#include "model/swiglu.h"
 #include "moe/dispatch_plan.h"
-#include "moe/eplb.h"
+#include "moe/eplb_quota.h"
+#include "moe/rows/router.h"
 
 namespace duet {
 
@@ -47,7 +49,7 @@ class Moe : public FeedForward {
   // Router and shared experts go into `params`, which all ranks have; the routed experts of this
   // rank into `experts`.
   struct Options {
-    int microbatches = 1;    // of a step, the range of route_f's argument
+    int microbatches = 1;    // of a step, the range of Saved::microbatch
     Comm* group = nullptr;   // expert-parallel ranks; null: all experts are here
     Stream* comm = nullptr;  // for what travels; null: the compute stream
     int64_t layer = 0;       // for the recorder
@@ -55,31 +57,25 @@ class Moe : public FeedForward {
     ExpertPlacement placement;
     int ranks_per_node = 0;  // 0: all ranks of the group are on one node
     bool balanced = false;   // --force-balanced-routing
+    ReplicaSplit split = ReplicaSplit::segment;
   };
   Moe(const Context& context, Params& params, Params& experts, const std::string& prefix,
       const Options& options);
-  ~Moe() override;
 
-  std::unique_ptr<Saved> route_f(int microbatch, const Tensor& x) override;
-  void dispatch_f(Saved& saved, const Tensor& x) override;
-  void shared_f(Saved& saved, const Tensor& x) override;
-  void experts_f(Saved& saved, const Tensor& x) override;
-  Buf combine_f(Saved& saved, const Tensor& residual) override;
-  void combine_i(Saved& saved, const Tensor& dy) override;
-  void shared_i(Saved& saved) override;
-  void experts_i(Saved& saved) override;
-  Buf dispatch_i(Saved& saved) override;
-  void experts_w(Saved& saved, const Tensor& x, const Tensor& dy, int half) override;
+  std::unique_ptr<Saved> make_saved() const override;
+  void run(Phase phase, Saved& saved) override;
 
   // This rank's tokens that chose each logical expert since the last clear_load(). [n_routed]
   const std::vector<int64_t>& load() const { return load_; }
   void clear_load();
-  // The sequence-wise balance loss of each microbatch, summed over its sequences, without the
-  // factor alpha. [microbatches] Valid once the stream is synchronized.
-  std::vector<double> balance_loss() const;
+  // The sequence-wise balance loss of a sequence of a microbatch, without the factor alpha. Valid
+  // once the stream is synchronized.
+  double balance_loss(int64_t microbatch, int64_t sequence) const {
+    return balance_host_->get(microbatch * balance_host_->cols + sequence);
+  }
 
   // Tokens that each rank of the group computed since the last clear_load(), then those of each
-  // microbatch's busiest rank, for whom the others wait. Empty without a group. [ranks + 1]
+  // microbatch's busiest rank, for whom the others wait. Empty in a group of one. [ranks + 1]
   const std::vector<int64_t>& work() const { return work_; }
 
   const ExpertPlacement& placement() const { return placement_; }
@@ -94,27 +90,37 @@ class Moe : public FeedForward {
 
  private:
   struct MoeSaved;
-  static MoeSaved& of(Saved& saved);
+  void router_f(MoeSaved& saved);
+  void dispatch_f(MoeSaved& saved);
+  void experts_f(MoeSaved& saved);
+  void combine_f(MoeSaved& saved);
+  void combine_i(MoeSaved& saved);
+  void experts_i(MoeSaved& saved);
+  void dispatch_i(MoeSaved& saved);
+
+  bool alone() const { return placement_.gpus == 1; }
   Stream& comm_after_compute() const;
   void gather_choices(MoeSaved& saved);
   std::vector<std::vector<int32_t>> wait_for_choices(MoeSaved& saved);
-  struct Moving;
-  void send(Moving& moving, const char* name, Buf rows, const std::vector<int64_t>& out,
-      const std::vector<int64_t>& in);
-  Buf receive(Moving& moving);
   void count_work(const std::vector<std::vector<int32_t>>& choices);
-  Buf gather_rows(const Tensor& x, const std::vector<int32_t>& index);
-  const DispatchPlan& local(const MoeSaved& saved) const;
+  Buf gather_rows(const Tensor& x, const std::vector<int32_t>& index) const;
+  Buf in_order(Buf rows, const std::vector<int32_t>& index) const;
+  using Offsets = std::vector<int64_t>;
+  void send(MoeSaved& saved, const char* name, Buf rows, const Offsets& out, const Offsets& in);
+  Buf receive(MoeSaved& saved);
 
   const Context& context_;
   const Options options_;
   ExpertPlacement placement_;
+  const int me_;   // in the group
   int64_t slots_;  // on this rank
   std::string prefix_;
   Params& experts_;
   size_t first_param_;  // of the slots in experts_: all gates, all ups, all downs
-  struct Parts;
-  std::unique_ptr<Parts> parts_;  // router weights, shared and routed experts
+  RouterShape shape_;
+  Param &gate_, &bias_;
+  std::unique_ptr<Swiglu> shared_;  // null without shared experts
+  Swiglu routed_;
   std::vector<int64_t> load_;
   std::vector<int64_t> work_;
   Buf balance_host_;  // [microbatches, sequences]

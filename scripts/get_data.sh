@@ -1,9 +1,11 @@
 #!/bin/sh
-# Fetches a named data set for `duet train --data`. Duet itself needs none: without --data it trains on its own sources.
+# Fetches a named data set for `duet train --data`. Duet itself needs none: without --data it trains
+# on its own sources.
 #
 #   scripts/get_data.sh NAME [FOLDER]       default folder: datasets/ (git-ignored)
 #
-# What is there already is kept, so running it again is cheap; a file appears under its name only when it is complete.
+# What is there already is kept, so running it again is cheap; a file appears under its name only
+# when it is complete.
 set -eu
 
 usage() {
@@ -12,12 +14,14 @@ usage: scripts/get_data.sh NAME [FOLDER]    fetches into FOLDER (default: datase
   tinyshakespeare   1.1 MB of text
   tinystories       22 MB of text: the validation stories of TinyStories V2 (GPT-4)
   tinystories-all   2.2 GB of text: its training stories
-  fineweb           400 MB: llm.c's first FineWeb-Edu shards (GPT-2 tokens), one to train and one to validate, and the tokenizer
+  fineweb           400 MB: llm.c's first FineWeb-Edu shards (GPT-2 tokens), one to train and one
+                    to validate, and the tokenizer
 TEXT
   exit 2
 }
 
-# fetch URL FILE MIN_BYTES [SHA256]: MIN_BYTES tells a data set from an error page where no checksum is known.
+# fetch URL FILE MIN_BYTES [SHA256]: MIN_BYTES tells a data set from an error page where no checksum
+# is known.
 fetch() {
   if [ -s "$2" ]; then
     echo "$2: already there"
@@ -46,18 +50,19 @@ fail() {
   exit 1
 }
 no_network() {
-  fail "could not fetch $1: is there a network? Without one, train without --data, or on any text of yours."
+  fail "could not fetch $1: is there a network? Without one, train without --data, or on any text."
 }
 
 [ $# -ge 1 ] && [ $# -le 2 ] || usage
 folder=${2:-datasets}
+char_rnn=https://raw.githubusercontent.com/karpathy/char-rnn/master
 stories=https://huggingface.co/datasets/roneneldan/TinyStories/resolve/main
 shards=https://huggingface.co/datasets/karpathy/fineweb-edu-100B-gpt2-token-shards/resolve/main
 tokenizer=https://huggingface.co/datasets/chrisdryden/llmcDatasets/resolve/main/gpt2_tokenizer.bin
 case $1 in
   tinyshakespeare)
     data=$folder/tinyshakespeare.txt
-    fetch https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt "$data" 1115394 \
+    fetch "$char_rnn/data/tinyshakespeare/input.txt" "$data" 1115394 \
       86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed
     ;;
   tinystories)

@@ -16,7 +16,7 @@ import sys
 import time
 
 DEVICE, GEMM = "model/machine/device_cuda.cu", "model/machine/gemm_cuda.cu"
-LOCAL, NCCL, COMM = "comm/local.cpp", "comm/nccl.cpp", "comm/comm.cpp"
+LOCAL, NCCL, COMM = "comm/local.cpp", "comm/nccl_nccl.cpp", "comm/comm.cpp"
 RECORD = "    CUDA_CHECK(cudaEventRecord(e.raw.event, stream_));"
 # name, file, text, what stands there instead
 FAULTS = [
@@ -125,7 +125,7 @@ def caught(fault, make, limit):
     os.makedirs(folder, exist_ok=True)
     source, binary = f"{folder}/mutant.cpp", f"{folder}/test"
     open(source, "w").write(text.replace(old, new))
-    gpu = "-Itest/emulated -include test/emulated/cuda_runtime.h" if path.endswith(".cu") else ""
+    gpu = "-Itest/emulated -include test/emulated/cuda_runtime.h" if path.endswith((".cu", "_nccl.cpp")) else ""
     flags = "-w -Wno-error"
     built = run(f"{make['compile']} {gpu} {flags} -c -o {source}.o {source}")
     if built.returncode:

@@ -1,35 +1,15 @@
-// Small files for the tests of data/: a folder that disappears with the test, and token shards as
-// llm.c writes them.
+// Small files for the tests of data/: token shards as llm.c writes them.
 #pragma once
-#include <gtest/gtest.h>
-#include <unistd.h>
-
 #include <cstdint>
-#include <filesystem>
-#include <fstream>
 #include <string>
 #include <vector>
 
-#include "model/base/check.h"
+#include "test/testing.h"
 
 namespace duet {
 
-class DataFiles : public ::testing::Test {
+class DataFiles : public FolderTest {
  protected:
-  DataFiles() {
-    std::string name = (std::filesystem::temp_directory_path() / "duet-data-XXXXXX").string();
-    folder_ = mkdtemp(name.data());
-  }
-  ~DataFiles() override { std::filesystem::remove_all(folder_); }
-
-  std::string path(const std::string& name) const { return (folder_ / name).string(); }
-
-  std::string write(const std::string& name, const std::string& bytes) const {
-    std::filesystem::create_directories((folder_ / name).parent_path());
-    std::ofstream(path(name), std::ios::binary) << bytes;
-    return path(name);
-  }
-
   static std::string header(int32_t magic, int32_t version, int32_t count, int32_t fourth = 0) {
     int32_t words[256] = {magic, version, count, fourth};
     return {reinterpret_cast<const char*>(words), sizeof words};
@@ -41,8 +21,6 @@ class DataFiles : public ::testing::Test {
   }
   static std::string gpt2(const std::vector<uint16_t>& ids) { return shard(20240520, 1, ids); }
   static std::string llama3(const std::vector<uint32_t>& ids) { return shard(20240801, 7, ids); }
-
-  std::filesystem::path folder_;
 };
 
 // Ids first, first + 1, ...

@@ -1,36 +1,27 @@
 // Durable directories: complete or not there, whatever happens to the writer; and every alteration
 // is found and named.
 #include "pipeline/checkpoint/durable.h"
-#include "pipeline/checkpoint/checkpoint.h"
 
-#include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <random>
-#include <sstream>
+
+#include "model/base/hash.h"
+#include "pipeline/checkpoint/checkpoint.h"
+#include "test/testing.h"
 
 namespace duet {
 namespace {
 
-namespace fs = std::filesystem;
-
-class Durable : public ::testing::Test {
+class Durable : public FolderTest {
  protected:
-  void SetUp() override {
-    char name[] = "/tmp/duet_durable_XXXXXX";
-    root = mkdtemp(name);
-  }
-  void TearDown() override { fs::remove_all(root); }
-
-  // Writes <root>/<name> with two files of `bytes` and 3 bytes that are functions of `seed`.
+  // Writes <folder>/<name> with two files of `bytes` and 3 bytes that are functions of `seed`.
   void write(const std::string& name, int seed, size_t bytes) const {
-    DurableDir dir(root + "/" + name);
+    DurableDir dir(folder_ + "/" + name);
     dir.file("big.bin").write(content(seed, bytes));
     dir.file("small.txt").write(content(seed + 1, 3));
     dir.publish();
@@ -43,27 +34,12 @@ class Durable : public ::testing::Test {
   }
   std::vector<std::string> names() const {
     std::vector<std::string> all;
-    for (const auto& e : fs::directory_iterator(root)) all.push_back(e.path().filename().string());
+    for (const auto& e : fs::directory_iterator(folder_))
+      all.push_back(e.path().filename().string());
     std::sort(all.begin(), all.end());
     return all;
   }
-  std::string root;
 };
-
-std::string slurp(const std::string& path) {
-  std::stringstream s;
-  s << std::ifstream(path, std::ios::binary).rdbuf();
-  return s.str();
-}
-
-template <class E = Error> std::string error_of(auto&& f) {
-  try {
-    f();
-  } catch (const E& e) {
-    return e.what();
-  }
-  return "no error";
-}
 
 bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
@@ -72,19 +48,19 @@ bool contains(const std::string& text, const std::string& part) {
 TEST_F(Durable, WritesAndVerifies) {
   for (size_t bytes : {size_t(0), size_t(5), size_t(1) << 20, (size_t(3) << 20) + 11}) {
     write("a", 1, bytes);
-    verify(root + "/a");
-    EXPECT_EQ(slurp(root + "/a/big.bin"), content(1, bytes));
-    EXPECT_EQ(slurp(root + "/a/small.txt"), content(2, 3));
-    EXPECT_TRUE(contains(slurp(root + "/a/DONE"), cat("\"bytes\": ", bytes)));
+    verify(folder_ + "/a");
+    EXPECT_EQ(contents(folder_ + "/a/big.bin"), content(1, bytes));
+    EXPECT_EQ(contents(folder_ + "/a/small.txt"), content(2, 3));
+    EXPECT_TRUE(contains(contents(folder_ + "/a/DONE"), cat("\"bytes\": ", bytes)));
     EXPECT_EQ(names(), std::vector<std::string>{"a"});
     EXPECT_THROW(write("a", 1, bytes), Error);  // a complete directory is never replaced
-    fs::remove_all(root + "/a");
+    fs::remove_all(folder_ + "/a");
   }
 }
 
 TEST_F(Durable, PiecesBecomeOneFile) {
   const std::string text = content(3, 2500000);
-  FileWriter pieces(root + "/pieces");
+  FileWriter pieces(folder_ + "/pieces");
   std::mt19937 random(5);
   for (size_t i = 0; i < text.size();) {
     const size_t n = std::min<size_t>(random() % 9999, text.size() - i);
@@ -92,7 +68,7 @@ TEST_F(Durable, PiecesBecomeOneFile) {
     i += n;
   }
   pieces.close();
-  EXPECT_EQ(slurp(root + "/pieces"), text);
+  EXPECT_EQ(contents(folder_ + "/pieces"), text);
 }
 
 TEST_F(Durable, ChecksumSeesEveryBitAndTheSize) {
@@ -110,8 +86,8 @@ TEST_F(Durable, ChecksumSeesEveryBitAndTheSize) {
 
 TEST_F(Durable, NamesTheFileThatIsMissingTruncatedOrAltered) {
   write("a", 1, 100000);
-  const std::string big = root + "/a/big.bin";
-  auto verify_error = [&] { return error_of<UsageError>([&] { verify(root + "/a"); }); };
+  const std::string big = folder_ + "/a/big.bin";
+  auto verify_error = [&] { return error_of([&] { verify(folder_ + "/a"); }); };
   for (size_t at : {size_t(0), size_t(50001), size_t(99999)}) {
     std::string bytes = content(1, 100000);
     bytes[at] ^= 0x10;
@@ -125,30 +101,30 @@ TEST_F(Durable, NamesTheFileThatIsMissingTruncatedOrAltered) {
   EXPECT_EQ(verify_error(), big + ": truncated: 99992 bytes, DONE says 100000");
   fs::remove(big);
   EXPECT_TRUE(contains(verify_error(), big + ": missing")) << verify_error();
-  fs::remove(root + "/a/DONE");
-  EXPECT_EQ(verify_error(), root + "/a: not a complete checkpoint: it has no DONE file");
+  fs::remove(folder_ + "/a/DONE");
+  EXPECT_EQ(verify_error(), folder_ + "/a: not a complete checkpoint: it has no DONE file");
 }
 
 TEST_F(Durable, UnpublishedLeavesNothing) {
-  { DurableDir(root + "/a").file("x").write("hello"); }
+  { DurableDir(folder_ + "/a").file("x").write("hello"); }
   EXPECT_TRUE(names().empty());
 }
 
 TEST_F(Durable, LeftoversAreRemovedAndOthersKept) {
   write("a", 1, 10);
   write("b", 2, 10);
-  fs::rename(root + "/b", root + "/b.duet-writing");  // killed just before it was renamed
-  fs::create_directories(root + "/c.duet-writing");   // killed while writing
-  fs::create_directories(root + "/mine.tmp");
-  std::ofstream(root + "/mine.txt") << "x";
-  EXPECT_EQ(complete_dirs(root), std::vector<std::string>{root + "/a"});
+  fs::rename(folder_ + "/b", folder_ + "/b.duet-writing");  // killed just before it was renamed
+  fs::create_directories(folder_ + "/c.duet-writing");      // killed while writing
+  fs::create_directories(folder_ + "/mine.tmp");
+  std::ofstream(folder_ + "/mine.txt") << "x";
+  EXPECT_EQ(complete_dirs(folder_), std::vector<std::string>{folder_ + "/a"});
   write("d", 3, 10);
   EXPECT_EQ(names(), (std::vector<std::string>{"a", "d", "mine.tmp", "mine.txt"}));
-  EXPECT_TRUE(complete_dirs(root + "/none").empty());
+  EXPECT_TRUE(complete_dirs(folder_ + "/none").empty());
 }
 
 TEST_F(Durable, AFullDiskIsNamedAndLeavesTheOlderDirectory) {
-  const std::string full = error_of([] {
+  const std::string full = error_of<Error>([] {
     FileWriter out("/dev/full");
     out.write("x");
     out.close();
@@ -164,24 +140,24 @@ TEST_F(Durable, AFullDiskIsNamedAndLeavesTheOlderDirectory) {
   signal(SIGXFSZ, SIG_IGN);
   const rlimit small{2 << 20, old.rlim_max};
   setrlimit(RLIMIT_FSIZE, &small);
-  const std::string error = error_of([&] { write("b", 2, 5 << 20); });
+  const std::string error = error_of<Error>([&] { write("b", 2, 5 << 20); });
   setrlimit(RLIMIT_FSIZE, &old);
   signal(SIGXFSZ, SIG_DFL);
-  EXPECT_TRUE(contains(error, root + "/b.duet-writing/big.bin: cannot be written")) << error;
+  EXPECT_TRUE(contains(error, folder_ + "/b.duet-writing/big.bin: cannot be written")) << error;
   EXPECT_EQ(names(), std::vector<std::string>{"a"});
-  verify(root + "/a");
+  verify(folder_ + "/a");
 }
 
 TEST_F(Durable, ADirectoryThatCannotBeMadeIsAUsageError) {
-  std::ofstream(root + "/file") << "x";
-  const std::string error = error_of<UsageError>([&] { DurableDir(root + "/file/a"); });
-  EXPECT_EQ(error, root + "/file/a: cannot be created: Not a directory");
+  std::ofstream(folder_ + "/file") << "x";
+  const std::string error = error_of([&] { DurableDir(folder_ + "/file/a"); });
+  EXPECT_EQ(error, folder_ + "/file/a: cannot be created: Not a directory");
 }
 
 TEST_F(Durable, TheNewestIsOfTheLastStep) {
   write("step-999999", 1, 100);
   write("step-1000000", 2, 100);
-  EXPECT_EQ(newest_checkpoint(root), root + "/step-1000000");
+  EXPECT_EQ(newest_checkpoint(folder_), folder_ + "/step-1000000");
 }
 
 // A child writes step after step and is killed at a random moment. What is complete then must be
@@ -194,7 +170,7 @@ TEST_F(Durable, KilledAtAnyMomentTheNewestCompleteDirectoryIsWhole) {
     ASSERT_EQ(pipe(report), 0);
     const pid_t child = fork();
     if (child == 0) {
-      for (int n = int(complete_dirs(root).size());; ++n) {
+      for (int n = int(complete_dirs(folder_).size());; ++n) {
         write("step-" + std::to_string(1000 + n), n, 100000);
         const int done = n + 1;
         if (::write(report[1], &done, sizeof done) < 0) _exit(1);
@@ -208,12 +184,12 @@ TEST_F(Durable, KilledAtAnyMomentTheNewestCompleteDirectoryIsWhole) {
     waitpid(child, nullptr, 0);
     while (read(report[0], &published, sizeof published) == sizeof published) {}
     close(report[0]);
-    const auto dirs = complete_dirs(root);
+    const auto dirs = complete_dirs(folder_);
     for (const auto& dir : dirs) verify(dir);
     ASSERT_GE(int(dirs.size()), published);
   }
   write("last", 0, 10);  // removes what the killed left
-  EXPECT_EQ(names().size(), complete_dirs(root).size());
+  EXPECT_EQ(names().size(), complete_dirs(folder_).size());
 }
 
 }  // namespace

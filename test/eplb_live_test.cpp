@@ -41,7 +41,7 @@ struct History {
 };
 
 void one_step(Trainer& trainer, int64_t step, History& run) {
-  const StepResult r = trainer.step(step);
+  const StepResult r = train_step(trainer, step);
   run.loss.push_back(r.loss);
   run.norm.push_back(r.grad_norm);
   run.balance.push_back(r.balancedness);
@@ -50,14 +50,14 @@ void one_step(Trainer& trainer, int64_t step, History& run) {
     run.load.back().push_back(l.tokens_per_expert);
     run.moves += l.replan ? l.replan->moves : 0;
   }
-  EXPECT_TRUE(trainer.copies_agree()) << "after step " << step;
+  EXPECT_TRUE(copies_agree(trainer)) << "after step " << step;
 }
 
 void shuffle_experts(Trainer& trainer, const Job& job, uint64_t seed) {
   std::map<int64_t, ExpertPlacement> placements;
   for (int64_t l = job.config.first_k_dense; l < job.config.n_layers; ++l)
     placements[l] = any_placement(job.balancer.shape, seed * 100 + uint64_t(l));
-  trainer.place_experts(placements);
+  place_experts(trainer, placements);
 }
 
 // As rank 0 saw it. shuffle: experts go elsewhere every 2 steps, whatever the loads.
@@ -71,39 +71,21 @@ History train(const TrainOptions& o, int64_t steps, bool shuffle = false) {
     for (int64_t step = 1; step <= steps; ++step) {
       one_step(trainer, step, run);
       if (!shuffle || step % 2) continue;
-      const uint64_t before = trainer.fingerprint();
+      const uint64_t before = fingerprint(trainer);
       shuffle_experts(trainer, job, uint64_t(step));
-      EXPECT_EQ(trainer.fingerprint(), before) << "migration changed a value after step " << step;
-      EXPECT_TRUE(trainer.copies_agree());
+      EXPECT_EQ(fingerprint(trainer), before) << "migration changed a value after step " << step;
+      EXPECT_TRUE(copies_agree(trainer));
     }
-    run.fingerprint = trainer.fingerprint();
+    run.fingerprint = fingerprint(trainer);
     if (world.rank() == 0) out = run;
   });
   return out;
 }
 
-// The ladder's second row. may_flip: a token may change its experts on the way. The experts of a
-// token are taken to differ from the step on in which an expert's tokens differ in number.
-void expect_near(
-    const History& a, const History& reference, const std::string& what, bool may_flip = false) {
-  ASSERT_EQ(a.loss.size(), reference.loss.size());
-  EXPECT_EQ(a.loss[0], reference.loss[0]) << what << ": the first step's loss";
-  double relative = 1e-5;
-  for (size_t i = 0; i < a.loss.size(); ++i) {
-    if (a.load[i] != reference.load[i]) {
-      EXPECT_TRUE(may_flip && i > 0) << what << ": other loads in step " << i + 1;
-      relative = 1e-3;
-    }
-    EXPECT_NEAR(a.loss[i] / reference.loss[i], 1, relative) << what << ": step " << i + 1;
-    if (i < 3) {
-      EXPECT_NEAR(a.norm[i] / reference.norm[i], 1, 10 * relative) << what << ": step " << i + 1;
-    }
-  }
-}
-
 void expect_equal(const History& a, const History& b, const std::string& what) {
   EXPECT_EQ(a.loss, b.loss) << what;
   EXPECT_EQ(a.norm, b.norm) << what;
+  EXPECT_EQ(a.load, b.load) << what;
   EXPECT_EQ(a.fingerprint, b.fingerprint) << what;
 }
 
@@ -114,13 +96,13 @@ class EplbLive : public RunTest {
     TrainOptions o;
     o.preset = "tiny";
     o.data = words_;
-    o.model = "n_layers=3";
+    o.model = parse_sizes("n_layers=3");
     o.seq_len = 16;
     o.micro_batch_size = 1;
     o.microbatches = 4 * kDp / dp;  // the same global batch
     o.warmup_steps = 2;
     o.decay_steps = 60;
-    o.device = "cpu";
+    o.device = DeviceKind::cpu;
     o.threads = 1;
     o.dp = dp;
     o.pp = pp;
@@ -145,10 +127,10 @@ class EplbLive : public RunTest {
       const std::unique_ptr<Device> device = make_device(job, world.rank());
       Trainer trainer(job, world, *device);
       History run;
-      const int64_t done = from.empty() ? 0 : trainer.load(folder_ + "/" + from);
+      const int64_t done = from.empty() ? 0 : load_checkpoint(trainer, folder_ + "/" + from);
       for (int64_t step = done + 1; step <= last; ++step) one_step(trainer, step, run);
-      if (!to.empty()) trainer.save(folder_ + "/" + to, last);
-      run.fingerprint = trainer.fingerprint();
+      if (!to.empty()) save_checkpoint(trainer, folder_ + "/" + to, last);
+      run.fingerprint = fingerprint(trainer);
       if (world.rank() == 0) out = run;
     });
     return out;
@@ -167,10 +149,10 @@ TEST_F(EplbLive, AgainstOneRank) {
   const History one = train(options(1, 1, 0), 5);
   for (int64_t ep : {1, 2, 4})
     for (int64_t redundant : {0, 4})
-      expect_near(train(options(kDp, ep, redundant), 5, true), one,
+      expect_equal(train(options(kDp, ep, redundant), 5, true), one,
           cat("ep ", ep, ", ", redundant, " redundant"));
   for (const char* schedule : {"1f1b", "dualpipe"})
-    expect_near(train(options(kDp, 4, 4, schedule, 2), 5, true), one, schedule);
+    expect_equal(train(options(kDp, 4, 4, schedule, 2), 5, true), one, schedule);
 }
 
 TEST_F(EplbLive, FiftySteps) {
@@ -181,13 +163,13 @@ TEST_F(EplbLive, FiftySteps) {
     o.eplb_threshold = 1;
     o.seed = one.seed = seed;
     const History live = train(o, 50);
-    expect_near(live, train(one, 50), cat("ep 4, 4 redundant, seed ", seed), true);
+    expect_equal(live, train(one, 50), cat("ep 4, 4 redundant, seed ", seed));
     EXPECT_GT(live.moves, 20);
   }
 }
 
 TEST_F(EplbLive, SameBitsUnderEverySchedule) {
-  for (const char* policy : {"deepseek", "balanced"}) {
+  for (const EplbPolicy policy : {EplbPolicy::deepseek, EplbPolicy::balanced}) {
     const auto with = [&](const char* schedule, int64_t pp) {
       TrainOptions o = options(kDp, 4, 4, schedule, pp);
       o.eplb_interval = 2;
@@ -227,7 +209,7 @@ TEST_F(EplbLive, SkewIsLevelled) {
   const double without = mean_of_last(train(o, 60));
   o.redundant_experts = 8;
   o.eplb_interval = 5;
-  o.eplb_policy = "balanced";
+  o.eplb_policy = EplbPolicy::balanced;
   const double with = mean_of_last(train(o, 60));
   EXPECT_LT(without, 0.85);
   EXPECT_GE(with, 0.92);
@@ -252,9 +234,8 @@ TEST_F(EplbLive, ResumeIsExactAndFreeOfLayout) {
     other.ep = ep;
     other.redundant_experts = redundant;
     const History resumed = part(other, 5, "at3", "");
-    // a forward pass does not know where experts are
-    EXPECT_EQ(resumed.loss[0], whole.loss[3]) << "ep " << ep;
-    EXPECT_NEAR(resumed.loss[1], whole.loss[4], 1e-5 * whole.loss[4]) << "ep " << ep;
+    EXPECT_EQ(resumed.loss, std::vector<double>(&whole.loss[3], &whole.loss[5])) << "ep " << ep;
+    EXPECT_EQ(resumed.norm, std::vector<double>(&whole.norm[3], &whole.norm[5])) << "ep " << ep;
   }
 }
 
@@ -267,7 +248,7 @@ TEST_F(EplbLive, AFailureWhileExpertsMoveLeavesTheCheckpoint) {
       Trainer trainer(job, world, *device);
       History run;
       for (int64_t step = 1; step <= 2; ++step) one_step(trainer, step, run);
-      trainer.save(folder_ + "/at2", 2);
+      save_checkpoint(trainer, folder_ + "/at2", 2);
       // the others are in the middle of sending
       if (world.rank() == 2) throw Error("out of power");
       shuffle_experts(trainer, job, 1);
@@ -291,7 +272,6 @@ class EplbChild : public EplbLive {
     folder_ = folder;
     words_ = folder_ + "/words.txt";
   }
-  void TearDown() override {}
 };
 class EplbLiveMpi : public EplbLive {
  protected:
@@ -313,7 +293,7 @@ TEST_F(EplbChild, DISABLED_IsKilledWhileExpertsMove) {
     Trainer trainer(job, world, *device);
     History run;
     for (int64_t step = 1; step <= 2; ++step) one_step(trainer, step, run);
-    trainer.save(folder_ + "/at2", 2);
+    save_checkpoint(trainer, folder_ + "/at2", 2);
     if (world.rank() == 2)
       std::thread([] {
         std::this_thread::sleep_for(std::chrono::milliseconds(50));

@@ -4,10 +4,11 @@
 
 #include <cmath>
 #include <random>
+#include <sstream>
 
 #include "moe/eplb_incremental.h"
 #include "moe/eplb_quota.h"
-#include "moe/eplb_study.h"
+#include "test/study/eplb_study.h"
 
 namespace duet {
 namespace {
@@ -177,6 +178,9 @@ TEST(EplbStudy, FewMovesKeepUpWithDrift) {
   EXPECT_GE(incremental.balancedness, 0.99);
   EXPECT_GE(incremental.worst, 0.98);
   EXPECT_LE(incremental.max_moves, 3);
+  std::ostringstream table;
+  print_drift_study(table);
+  EXPECT_NE(table.str().find("incremental, quotas"), std::string::npos) << table.str();
 }
 
 }  // namespace

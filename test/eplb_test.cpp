@@ -2,8 +2,6 @@
 // description, and all plans of small layers.
 #include "moe/eplb.h"
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -11,19 +9,12 @@
 #include <random>
 #include <set>
 
+#include "test/testing.h"
+
 namespace duet {
 namespace {
 
 using Load = std::vector<float>;
-
-std::string error_of(auto&& f) {
-  try {
-    f();
-  } catch (const UsageError& e) {
-    return e.what();
-  }
-  return "no error";
-}
 
 // --- the oracle ----------------------------------------------------------------------------------
 

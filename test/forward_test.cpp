@@ -115,12 +115,7 @@ std::vector<std::string> forward_bits(
   Layer::Saved saved[2];
   for (int l : {0, 1}) {
     const Layer& layer = l ? sparse : dense;
-    layer.attention_f(saved[l], std::move(x));
-    layer.route_f(saved[l], 0);
-    layer.dispatch_f(saved[l]);
-    layer.shared_f(saved[l]);
-    layer.experts_f(saved[l]);
-    x = layer.combine_f(saved[l]);
+    for (Phase phase : kForward) layer.run(phase, saved[l], x);
   }
   Buf y = b.copy(x), loss = b.device->host_buffer(b.context.tokens(), 1, Dtype::f32);
   Head::Saved at_end;

@@ -26,11 +26,11 @@ void check_attention(int64_t q_lora_rank, int64_t seq_len, int64_t sequences, in
                 return Bench::dot(dy, attention.forward(s, x));
               },
           .backward =
-              [&](int half) {
+              [&] {
                 Attention::Saved s;
                 attention.forward(s, x);
                 Buf dx = attention.backward_input(s, dy);
-                attention.backward_weight(s, x, dy, half);
+                attention.backward_weight(s, x, dy);
                 return dx;
               }},
       sample);
@@ -54,7 +54,9 @@ struct Choice {
     if (load.empty()) load = moe->load();
     EXPECT_EQ(moe->load(), load) << "routing changed under the perturbation: another seed, please";
     moe->clear_load();
-    return context.balance_scale * moe->balance_loss()[0];
+    double loss = 0;
+    for (int64_t s = 0; s < context.sequences; ++s) loss += moe->balance_loss(0, s);
+    return context.balance_scale * loss;
   }
 };
 
@@ -62,29 +64,23 @@ void check_feed_forward(Bench& b, FeedForward& ffn, Choice choice) {
   const int64_t d = b.config.d_model;
   Buf x = b.random(b.context.tokens(), d), dy = b.random(b.context.tokens(), d),
       residual = b.random(b.context.tokens(), d);
+  const auto forward = [&] {
+    auto s = ffn.make_saved();
+    s->x = x;
+    s->residual = residual;
+    for (Phase phase : kForward) ffn.run(phase, *s);
+    return s;
+  };
   check_gradients(b, x,
-      {.objective =
-              [&] {
-                auto s = ffn.route_f(0, x);
-                ffn.dispatch_f(*s, x);
-                ffn.shared_f(*s, x);
-                ffn.experts_f(*s, x);
-                return Bench::dot(dy, ffn.combine_f(*s, residual)) + choice.check(b.context);
-              },
+      {.objective = [&] { return Bench::dot(dy, forward()->y) + choice.check(b.context); },
           .backward =
-              [&](int half) {
-                auto s = ffn.route_f(0, x);
-                ffn.dispatch_f(*s, x);
-                ffn.shared_f(*s, x);
-                ffn.experts_f(*s, x);
-                ffn.combine_f(*s, residual);
+              [&] {
+                auto s = forward();
                 choice.check(b.context);
-                ffn.combine_i(*s, dy);
-                ffn.shared_i(*s);
-                ffn.experts_i(*s);
-                Buf dx = ffn.dispatch_i(*s);
-                ffn.experts_w(*s, x, dy, half);
-                return dx;
+                s->dy = dy;
+                for (Phase phase : kBackwardInput) ffn.run(phase, *s);
+                for (Phase phase : kBackwardWeight) ffn.run(phase, *s);
+                return std::move(s->dx);
               }});
 }
 
@@ -126,12 +122,9 @@ void check_layer(int64_t index) {
   Buf x = b.random(b.context.tokens(), b.config.d_model),
       dy = b.random(b.context.tokens(), b.config.d_model);
   const auto forward = [&](Layer::Saved& s) {
-    layer.attention_f(s, b.copy(x));
-    layer.route_f(s, 0);
-    layer.dispatch_f(s);
-    layer.shared_f(s);
-    layer.experts_f(s);
-    return layer.combine_f(s);
+    Buf flow = b.copy(x);
+    for (Phase phase : kForward) layer.run(phase, s, flow);
+    return flow;
   };
   check_gradients(b, x,
       {.objective =
@@ -141,18 +134,14 @@ void check_layer(int64_t index) {
                 return y + choice.check(b.context);
               },
           .backward =
-              [&](int half) {
+              [&] {
                 Layer::Saved s;
                 forward(s);
                 choice.check(b.context);
-                layer.combine_i(s, b.copy(dy));
-                layer.shared_i(s);
-                layer.experts_i(s);
-                layer.dispatch_i(s);
-                Buf dx = layer.attention_i(s);
-                layer.experts_w(s, half);
-                layer.attention_w(s, half);
-                return dx;
+                Buf flow = b.copy(dy);
+                for (Phase phase : kBackwardInput) layer.run(phase, s, flow);
+                for (Phase phase : kBackwardWeight) layer.run(phase, s, flow);
+                return flow;
               }});
 }
 
@@ -172,11 +161,11 @@ TEST(Gradient, Embedding) {
                 return Bench::dot(dy, embedding.forward(s, tokens));
               },
           .backward =
-              [&](int half) {
+              [&] {
                 Embedding::Saved s;
                 embedding.forward(s, tokens);
                 embedding.backward_input(s, b.copy(dy));
-                embedding.backward_weight(s, half);
+                embedding.backward_weight(s);
                 return Buf();
               }});
 }
@@ -203,11 +192,11 @@ TEST(Gradient, HeadWithCrossEntropy) {
                 return forward(s);
               },
           .backward =
-              [&](int half) {
+              [&] {
                 Head::Saved s;
                 forward(s);
                 Buf dx = head.backward_input(s);
-                head.backward_weight(s, half);
+                head.backward_weight(s);
                 return dx;
               }});
 }

@@ -1,25 +1,15 @@
 // Json: what is written reads back to the same bits, and what is wrong is named.
 #include "model/base/json.h"
 
-#include <gtest/gtest.h>
-
 #include <cmath>
 #include <cstring>
-#include <fstream>
 #include <limits>
 #include <random>
 
+#include "test/testing.h"
+
 namespace duet {
 namespace {
-
-std::string error_of(auto&& f) {
-  try {
-    f();
-  } catch (const UsageError& e) {
-    return e.what();
-  }
-  return "no error";
-}
 
 TEST(Json, KeepsOrderAndTypes) {
   const std::string text =
@@ -33,7 +23,7 @@ TEST(Json, KeepsOrderAndTypes) {
   EXPECT_EQ(j.at("a").items()[2].number(), -2.5);
   EXPECT_EQ(j.at("a").items()[3].string(), "x\"y");
   EXPECT_EQ(j.at("m").at("k").integer(), std::numeric_limits<int64_t>::max());
-  EXPECT_EQ(j.find("none"), nullptr);
+  EXPECT_FALSE(j.find("none"));
 }
 
 TEST(Json, ATemporaryGivesValues) {
@@ -49,7 +39,19 @@ TEST(Json, BuildsAndIndents) {
   EXPECT_EQ(j.dump(), R"({"name":"duet","pp":8,"on":true,"none":null,"ranks":[["0F0","0B0"],[]]})");
   EXPECT_EQ(Json::parse(j.dump(2), "t").dump(), j.dump());
   EXPECT_EQ(Json::object({{"a", Json(std::vector<int>{1, 2})}, {"b", Json::object()}}).dump(2),
-      "{\n  \"a\": [1, 2],\n  \"b\": {}\n}");
+      "{\n  \"a\": [\n    1,\n    2\n  ],\n  \"b\": {}\n}");
+}
+
+TEST(Json, CopiesAndPartsAreIndependent) {
+  const Json whole = Json::parse(R"({"a":{"b":[1]}})", "t");
+  Json part = whole.at("a"), copy = part;
+  part.set("b", Json()).set("c", 2);
+  Json list = copy.at("b");
+  list.push(2).push(list);
+  EXPECT_EQ(part.dump(), R"({"b":null,"c":2})");
+  EXPECT_EQ(list.dump(), "[1,2,[1,2]]");
+  EXPECT_EQ(copy.dump(), R"({"b":[1]})");
+  EXPECT_EQ(whole.dump(), R"({"a":{"b":[1]}})");
 }
 
 TEST(Json, DoublesRoundTripBitForBit) {

@@ -7,8 +7,8 @@
 #include <random>
 #include <set>
 
+#include "comm/gather_named.h"
 #include "pipeline/schedule/layout.h"
-#include "pipeline/train/step_report.h"
 #include "test/data_files.h"
 
 namespace duet {
@@ -86,7 +86,7 @@ TEST(SplitLayers, IsTheBestOfAllSplits) {
     all_splits(c.n_layers, stages, {0}, [&](const Bounds& bounds) {
       if (best.empty() || judged(c, 64, bounds) < judged(c, 64, best)) best = bounds;
     });
-    EXPECT_EQ(split_layers(c, 64, stages, ""), best)
+    EXPECT_EQ(split_layers(c, 64, stages, {}), best)
         << c.n_layers << " layers, " << stages << " stages";
   }
 }
@@ -96,19 +96,19 @@ TEST(SplitLayers, EqualLayersGiveTheEarlierPartsMore) {
   c.n_layers = 7;
   c.first_k_dense = 0;
   c.vocab_size = 2;
-  EXPECT_EQ(split_layers(c, 64, 3, ""), (Bounds{0, 3, 6, 7}));
-  EXPECT_EQ(split_layers(c, 64, 2, ""), (Bounds{0, 4, 7}));
+  EXPECT_EQ(split_layers(c, 64, 3, {}), (Bounds{0, 3, 6, 7}));
+  EXPECT_EQ(split_layers(c, 64, 2, {}), (Bounds{0, 4, 7}));
   c.vocab_size = 1 << 16;  // a head that outweighs all layers: the last part has one
-  EXPECT_EQ(split_layers(c, 64, 2, ""), (Bounds{0, 6, 7}));
+  EXPECT_EQ(split_layers(c, 64, 2, {}), (Bounds{0, 6, 7}));
 }
 
 TEST(SplitLayers, TakesAndRefusesWhatTheUserSays) {
   ModelConfig c;
   c.n_layers = 14;
   const auto refused = [&](const std::string& split, int stages = 4) {
-    return usage_error([&] { split_layers(c, 64, stages, split); });
+    return usage_error([&] { split_layers(c, 64, stages, parse_split(split)); });
   };
-  EXPECT_EQ(split_layers(c, 64, 4, "3,4,4,3"), (Bounds{0, 3, 7, 11, 14}));
+  EXPECT_EQ(split_layers(c, 64, 4, parse_split("3,4,4,3")), (Bounds{0, 3, 7, 11, 14}));
   expect_contains(refused("3,4,4,4"), {"--split", "4 parts of 15 layers", "4 parts of 14 layers"});
   expect_contains(refused("7,7"), {"--split", "2 parts", "4 parts"});
   expect_contains(refused("3,4,4,2,1"), {"--split", "5 parts", "4 parts"});
@@ -123,53 +123,61 @@ TEST(SplitLayers, TakesAndRefusesWhatTheUserSays) {
   expect_contains(refused("", 15), {"--pp", "15", "14"});
 }
 
-// --- step report ---------------------------------------------------------------------------------
+// --- values by name ------------------------------------------------------------------------------
 
-TEST(StepReport, WalksThroughKeysInOrderWithTheFirstValueAndTheSum) {
-  const std::vector<std::vector<std::string>> keys = {
-      {"load 2", "square b", "load 1"}, {}, {"load 1", "square a", "square b", "load 2"}};
+using Values = std::map<std::string, std::vector<double>>;
+
+TEST(GatherNamed, NamesComeInOrderWithEveryRanksValues) {
   run_ranks({.ranks = 3}, [&](Comm& world) {
-    StepReport report(world, keys[size_t(world.rank())]);
     for (double step : {0, 1000}) {
-      if (world.rank() == 0) report.exchange({step + 1, step + 2, step + 3});
-      if (world.rank() == 1) report.exchange({});
-      if (world.rank() == 2) report.exchange({step + 10, step + 20, step + 30, step + 40});
-      std::string text;
-      for (const char* prefix : {"", "load ", "square b", "lo ad"}) {
-        report.for_each(prefix, [&](const std::string& key, double first, double sum) {
-          text += cat(key, ": ", first - step, " ", sum, "; ");
-        });
-        text += "| ";
-      }
-      const double s = step, d = 2 * step;
-      const std::string loads = cat("load 1: 3 ", d + 13, "; load 2: 1 ", d + 41, "; ");
-      const std::string squares_b = cat("square b: 2 ", d + 32, "; ");
-      EXPECT_EQ(text,
-          cat(loads, "square a: 20 ", s + 20, "; ", squares_b, "| ", loads, "| ", squares_b,
-              "| | "));
+      const std::vector<Values> of_ranks = {
+          {{"load 2", {step + 1}}, {"square b", {step + 2}}, {"load 1", {step + 3, step}}}, {},
+          {{"load 1", {step + 10, 7}}, {"square a", {step + 20}}, {"square b", {step + 30}},
+              {"load 2", {step + 40}}, {"", {}}}};
+      const Gathered<std::vector<double>> all = gather_named(world, of_ranks[size_t(world.rank())]);
+      const Gathered<std::vector<double>> expected = {{"", {{2, {}}}},
+          {"load 1", {{0, {step + 3, step}}, {2, {step + 10, 7}}}},
+          {"load 2", {{0, {step + 1}}, {2, {step + 40}}}}, {"square a", {{2, {step + 20}}}},
+          {"square b", {{0, {step + 2}}, {2, {step + 30}}}}};
+      EXPECT_EQ(all, expected);
+      EXPECT_EQ(sum_over_ranks(all.at("load 1")), (std::vector<double>{2 * step + 13, step + 7}));
+      EXPECT_EQ(sum_over_ranks(all.at("load 2")), (std::vector<double>{2 * step + 41}));
+      EXPECT_EQ(sum_over_ranks(all.at("square a")), (std::vector<double>{step + 20}));
+      EXPECT_TRUE(sum_over_ranks(all.at("")).empty());
     }
   });
 }
 
+TEST(GatherNamed, TakesStringsAndIntegers) {
+  run_ranks({.ranks = 2}, [](Comm& world) {
+    const std::string zero("a\0b", 3);
+    const std::map<std::string, std::string> text = {{zero, zero}, {"mine", cat(world.rank())}};
+    const Gathered<std::string> texts = gather_named(world, text);
+    EXPECT_EQ(texts,
+        (Gathered<std::string>{{zero, {{0, zero}, {1, zero}}}, {"mine", {{0, "0"}, {1, "1"}}}}));
+    const std::map<std::string, std::vector<int64_t>> shape = {{"x", {world.rank(), -1}}};
+    EXPECT_EQ(gather_named(world, shape).at("x"),
+        (ByRank<std::vector<int64_t>>{{0, {0, -1}}, {1, {1, -1}}}));
+  });
+}
+
 // Values so different in size that another order would give another sum.
-TEST(StepReport, AddsInTheOrderOfRanks) {
+TEST(GatherNamed, AddsInTheOrderOfRanks) {
   const double parts[4] = {1e16, 1, -1e16, 1};
   run_ranks({.ranks = 4}, [&](Comm& world) {
-    StepReport report(world, {"x"});
-    report.exchange({parts[world.rank()]});
-    double sum = 0;
-    report.for_each("x", [&](const std::string&, double, double s) { sum = s; });
+    const auto all = gather_named(world, Values{{"x", {parts[world.rank()]}}});
+    const double sum = sum_over_ranks(all.at("x")).at(0);
     EXPECT_EQ(sum, ((parts[0] + parts[1]) + parts[2]) + parts[3]);
     EXPECT_NE(sum, ((parts[0] + parts[2]) + parts[1]) + parts[3]);
   });
 }
 
-TEST(StepReport, AMissingValueIsAnError) {
+TEST(GatherNamed, AMissingValueIsAnError) {
   EXPECT_THROW(run_ranks({.ranks = 2},
                    [](Comm& world) {
-                     StepReport report(world, {"a", "b"});
-                     report.exchange(std::vector<double>(world.rank() == 1 ? 1 : 2));
-                     report.for_each("", [](const std::string&, double, double) {});
+                     const size_t n = world.rank() == 1 ? 1 : 2;
+                     const Values mine = {{"a", std::vector<double>(n)}};
+                     sum_over_ranks(gather_named(world, mine).at("a"));
                    }),
       Error);
 }

@@ -14,7 +14,7 @@ class LoadMap : public RunTest {
     std::ofstream(folder_ + "/metrics.jsonl") << text;
     return folder_ + "/metrics.jsonl";
   }
-  std::string eplb(const std::string& loads, const std::string& format) const {
+  std::string eplb(const std::string& loads, Format format) const {
     std::ostringstream out;
     eplb_command(
         {.loads = loads, .replicas = 4, .groups = 1, .nodes = 1, .gpus = 2, .format = format}, out);
@@ -28,11 +28,12 @@ size_t count(const std::string& text, const std::string& word) {
   return n;
 }
 
-const std::string kTwoSteps =
-    R"({"step":7,"moe":[{"layer":2,"tokens_per_expert":[30,10,0,0],"tokens_per_rank":[20,20],"replan":{"moves":0}}]})"
-    "\n"
-    R"({"step":8,"moe":[{"layer":2,"tokens_per_expert":[15,5,10,10],"tokens_per_rank":[30,10],"replan":{"moves":3}}]})"
-    "\n";
+const std::string kTwoSteps = R"({"step":7,"moe":[{"layer":2,"tokens_per_expert":[30,10,0,0],)"
+                              R"("tokens_per_rank":[20,20],"replan":{"moves":0}}]})"
+                              "\n"
+                              R"({"step":8,"moe":[{"layer":2,"tokens_per_expert":[15,5,10,10],)"
+                              R"("tokens_per_rank":[30,10],"replan":{"moves":3}}]})"
+                              "\n";
 
 // Experts stay in order, each once: then the ranks' tokens follow from the experts', with any
 // groups and copies of stages.
@@ -73,7 +74,7 @@ TEST(LoadMapCells, AreMeansOfLoadOverMean) {
 }
 
 TEST_F(LoadMap, DrawsRunsOfOneColour) {
-  const std::string svg = eplb(file(kTwoSteps), "svg");
+  const std::string svg = eplb(file(kTwoSteps), Format::svg);
   EXPECT_EQ(count(svg, "scale(400 8)"), 3u) << svg;
   // darkest blue: experts 2 and 3 had nothing in the first step
   EXPECT_NE(svg.find("d='M0 2h1M0 3h1'"), std::string::npos);
@@ -84,16 +85,16 @@ TEST_F(LoadMap, DrawsRunsOfOneColour) {
   std::string lasting;
   for (int step = 1; step <= 1000; ++step)
     lasting += cat(R"({"step":)", step, R"(,"moe":[{"layer":0,"tokens_per_expert":[3,1]}]})", '\n');
-  const std::string one = eplb(file(lasting), "svg");
+  const std::string one = eplb(file(lasting), Format::svg);
   EXPECT_NE(one.find("a column is 3 steps"), std::string::npos);
   EXPECT_EQ(count(one, "h334"), 2u) << one;
   EXPECT_EQ(count(one, "rank"), 0u);  // one rank has all experts
 }
 
 TEST_F(LoadMap, PlansForTheSum) {
-  const std::string plan = eplb(file(kTwoSteps), "json"), csv = folder_ + "/sum.csv";
+  const std::string plan = eplb(file(kTwoSteps), Format::json), csv = folder_ + "/sum.csv";
   std::ofstream(csv) << "45,15,10,10\n";
-  EXPECT_EQ(plan, eplb(csv, "json"));
+  EXPECT_EQ(plan, eplb(csv, Format::json));
 }
 
 TEST_F(LoadMap, WrongLinesAreNamed) {
@@ -101,7 +102,7 @@ TEST_F(LoadMap, WrongLinesAreNamed) {
                            const std::string& says) {
     std::string text = kTwoSteps;
     text.replace(text.rfind(from), from.size(), to);
-    expect_refused([&] { eplb(file(text), "svg"); }, {"metrics.jsonl: line 2: ", says});
+    expect_refused([&] { eplb(file(text), Format::svg); }, {"metrics.jsonl: line 2: ", says});
   };
   refused("}]}", "}", "not valid JSON");
   refused("\"step\":8", "\"step\":9", "step: found 9, allowed: 8");
@@ -110,7 +111,7 @@ TEST_F(LoadMap, WrongLinesAreNamed) {
   refused("[15,5,10,10]", "[15,5,10,-1]", "moe.tokens_per_expert");
   refused("\"tokens_per_rank\":[30,10],", "",
       "tokens_per_rank: found none, allowed: in all lines or in none");
-  expect_refused([&] { eplb(file("{\"step\":1,\"moe\":[]}\n"), "svg"); },
+  expect_refused([&] { eplb(file("{\"step\":1,\"moe\":[]}\n"), Format::svg); },
       {"line 1: moe: found no layer with experts"});
 }
 

@@ -102,20 +102,20 @@ void check_forward(const ModelConfig& config) {
   for (int microbatch : {1, 0}) {
     Buf x = b.random(b.context.tokens(), config.d_model),
         residual = b.random(b.context.tokens(), config.d_model);
-    auto saved = moe.route_f(microbatch, x);
-    moe.dispatch_f(*saved, x);
-    moe.shared_f(*saved, x);
-    moe.experts_f(*saved, x);
-    Buf y = moe.combine_f(*saved, residual);
+    auto saved = moe.make_saved();
+    saved->microbatch = microbatch;
+    saved->x = x;
+    saved->residual = residual;
+    for (Phase phase : kForward) moe.run(phase, *saved);
+    const Buf& y = saved->y;
     for (int64_t t = 0; t < y->rows; ++t) {
       const Row expected = naive.forward(row_of(x, t), load);
       for (int64_t i = 0; i < y->cols; ++i)
         ASSERT_NEAR(y->row<double>(t)[i], residual->row<double>(t)[i] + expected[size_t(i)], 1e-11)
             << "token " << t;
     }
-    double balance = 0;
-    for (int64_t s = 0; s < kSequences; ++s) balance += naive.balance_loss(x, s * kSeqLen);
-    EXPECT_NEAR(moe.balance_loss()[size_t(microbatch)], balance, 1e-12);
+    for (int64_t s = 0; s < kSequences; ++s)
+      EXPECT_NEAR(moe.balance_loss(microbatch, s), naive.balance_loss(x, s * kSeqLen), 1e-12);
   }
   EXPECT_EQ(moe.load(), load);  // of both microbatches
   moe.clear_load();

@@ -37,7 +37,7 @@ class MpiRun : public RunTest {
   TrainOptions options(
       const std::string& out, const std::string& schedule, int64_t pp, int64_t steps) const {
     TrainOptions o = RunTest::options(out, steps);
-    o.model = "n_layers=8";
+    o.model = parse_sizes("n_layers=8");
     o.microbatches = 8;
     o.schedule = schedule;
     o.pp = pp;
@@ -58,11 +58,11 @@ class MpiRun : public RunTest {
   // What those options, and no others, are on the command line; dp follows from the processes.
   std::string command_line(const TrainOptions& o) const {
     return cat("'", duet_,
-        "' train --device cpu --threads 1 --sample 0 --log-every 1 --preset tiny --model ", o.model,
-        " --data '", o.data, "' --seq-len ", o.seq_len, " --microbatches ", o.microbatches,
-        " --steps ", o.steps, " --decay-steps ", o.decay_steps, " --warmup-steps ", o.warmup_steps,
-        " --clip ", o.clip, " --val-sequences ", o.val_sequences, " --schedule ", o.schedule,
-        " --pp ", o.pp, " --ep ", o.ep, " --redundant-experts ", o.redundant_experts,
+        "' train --device cpu --threads 1 --sample 0 --log-every 1 --preset tiny --model ",
+        o.model.text, " --data '", o.data, "' --seq-len ", o.seq_len, " --microbatches ",
+        o.microbatches, " --steps ", o.steps, " --decay-steps ", o.decay_steps, " --warmup-steps ",
+        o.warmup_steps, " --clip ", o.clip, " --val-sequences ", o.val_sequences, " --schedule ",
+        o.schedule, " --pp ", o.pp, " --ep ", o.ep, " --redundant-experts ", o.redundant_experts,
         " --eplb-interval ", o.eplb_interval, " --eplb-threshold ", o.eplb_threshold,
         " --checkpoint-every ", o.checkpoint_every, o.resume ? " --resume" : "", " --out '", o.out,
         "'");

@@ -1,4 +1,4 @@
-// Params: initial values by name, the sum of the halves and its squares, AdamW against the
+// Params: initial values by name, the squares of gradients, AdamW against the
 // published update.
 #include "model/param.h"
 
@@ -65,11 +65,10 @@ void random_gradients(Params& params, unsigned seed) {
   std::mt19937_64 rng(seed);
   std::normal_distribution<double> normal;
   for (Param& p : params.all())
-    for (int half : {0, 1})
-      for (int64_t i = 0; i < p.grad[half].size(); ++i) p.grad[half].set(i, normal(rng));
+    for (int64_t i = 0; i < p.grad.size(); ++i) p.grad.set(i, normal(rng));
 }
 
-TEST(Params, AddsHalvesAndSumsSquares) {
+TEST(Params, SumsSquaresOfTheRoundedGradient) {
   auto device = make_cpu_device(2);
   Params params;
   declare(params);
@@ -78,24 +77,18 @@ TEST(Params, AddsHalvesAndSumsSquares) {
   std::vector<std::vector<float>> expected;
   for (const Param& p : params.all()) {
     expected.emplace_back();
-    for (int64_t i = 0; i < p.grad[0].size(); ++i)
-      expected.back().push_back(float(p.grad[0].get(i)) + float(p.grad[1].get(i)));
+    for (int64_t i = 0; i < p.grad.size(); ++i) expected.back().push_back(float(p.grad.get(i)));
   }
-  params.add_halves(device->compute());
   const std::vector<double> squares = params.squares(device->compute());
   ASSERT_EQ(squares.size(), 3u);  // of the trained ones, in order of declaration
   const size_t trained[] = {0, 1, 3};
   for (size_t j = 0; j < 3; ++j) {
     const size_t k = trained[j];
     double sum = 0;
-    for (size_t i = 0; i < expected[k].size(); ++i) {
-      ASSERT_EQ(params.all()[k].grad[0].get(int64_t(i)), expected[k][i]);
-      sum += double(expected[k][i]) * expected[k][i];
-    }
+    for (float x : expected[k]) sum += double(x) * x;
     EXPECT_NEAR(squares[j], sum, 1e-12 * sum);
   }
   params.zero_grad(device->compute());
-  params.add_halves(device->compute());
   EXPECT_EQ(params.squares(device->compute()), std::vector<double>(3, 0));
 }
 
@@ -106,8 +99,7 @@ TEST(Params, SquaresDoNotDependOnWhatElseIsDeclaredNorOnThreads) {
     for (int i = 0; i < before; ++i) params.vector(cat("v", i), 77, Init::zeros);
     Param& a = params.matrix("a.weight", 190, 50);
     params.allocate(*device, Dtype::f32, 1);
-    for (int64_t i = 0; i < a.grad[0].size(); ++i)
-      a.grad[0].set(i, InitialNormal(1, "gradient")(i));
+    for (int64_t i = 0; i < a.grad.size(); ++i) a.grad.set(i, InitialNormal(1, "gradient")(i));
     return params.squares(device->compute()).back();
   };
   const double expected = squares_of_a(0, 1);
@@ -144,10 +136,9 @@ TEST(Params, AdamWOverThreeSteps) {
         .lr = 0.01, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.3};
     for (int t = 1; t <= 3; ++t) {
       random_gradients(params, unsigned(t));
-      params.add_halves(stream);
       const double clip = 0.5 / t;
       for (size_t k : {0, 1, 3}) {
-        std::vector<double> g = values(params.all()[k].grad[0]);
+        std::vector<double> g = values(params.all()[k].grad);
         for (double& x : g) x *= clip;
         naive[k].step(g, options, k == 0 ? options.weight_decay : 0, t);  // only the matrix decays
       }

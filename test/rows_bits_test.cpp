@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "model/machine/launch.h"
+#include "model/rows/grid_sums.h"
 #include "model/rows/list.h"
 #include "moe/rows/list.h"
 
@@ -220,10 +221,13 @@ TEST(RowBits, OfSumsOverTokensDoNotDependOnAlignmentOrThreads) {
       for (int shift = 0; shift < 64; shift += 4) {
         Bench b({300, shift, threads == 2 ? 3 : 0, threads}, cols);
         const Tensor x = b.tokens(cols), rstd = b.tokens(1), dy = b.tokens(cols);
-        const Tensor partial = b.make(5, cols), y = b.make(1, cols);
-        b.run<RmsNormW>(5, {x, rstd, dy, partial});
-        b.run<SumRows>((cols + kColumnsPerSum - 1) / kColumnsPerSum, {partial, y});
-        const std::string bits(y.row<const char>(0), size_t(cols) * 4);
+        const Pieces pieces{1, 300, 64};
+        const Tensor partial = b.make(pieces.count(), cols);
+        std::vector<double> sum(size_t(cols), 0);
+        b.run<RmsNormW>(pieces.count(), {x, rstd, dy, partial, pieces});
+        b.run<GridSum>(
+            GridSum::launch_rows(cols), {partial, {sum.data(), Dtype::f64, 1, cols, cols}});
+        const std::string bits(reinterpret_cast<const char*>(sum.data()), size_t(cols) * 8);
         if (expected.empty()) expected = bits;
         ASSERT_TRUE(bits == expected)
             << cols << " columns, " << shift << " bytes off, " << threads << " threads";

@@ -1,4 +1,5 @@
 // The row operations of RMSNorm and SwiGLU against their formulas in double.
+#include "model/rows/grid_sums.h"
 #include "model/rows/norm.h"
 #include "model/rows/swiglu.h"
 #include "test/row_testing.h"
@@ -10,8 +11,8 @@ constexpr double kEps = 1e-3;
 
 template <class C> class NormRows : public RowTest<C> {};
 TYPED_TEST_SUITE(NormRows, AllCases);
-template <class C> class SumRowsTest : public RowTest<C> {};
-TYPED_TEST_SUITE(SumRowsTest, AccCases);
+template <class C> class GridSumTest : public RowTest<C> {};
+TYPED_TEST_SUITE(GridSumTest, AccCases);
 template <class C> class SwigluRows : public RowTest<C> {};
 TYPED_TEST_SUITE(SwigluRows, AllCases);
 
@@ -93,36 +94,54 @@ TYPED_TEST(NormRows, RmsNormB) {
     }
 }
 
+// The piece of a token, counted token by token.
+int64_t naive_piece(const Pieces& p, int64_t token) {
+  int64_t piece = -1;
+  for (int64_t t = 0; t <= token; ++t) {
+    const int64_t in_sequence = t % p.seq_len, in_segment = in_sequence % p.segment_tokens;
+    if (in_segment % kMaxPiece == 0) ++piece;
+    // every segment of a sequence has as many pieces as a full one, the last maybe empty ones
+    if (t > 0 && in_sequence == 0)
+      piece = (piece + p.of_segment() - 1) / p.of_segment() * p.of_segment();
+  }
+  return piece;
+}
+
 TYPED_TEST(NormRows, RmsNormW) {
   using T = typename TestFixture::T;
-  for (int64_t tokens : {1, 63, 64, 65, 130})
+  for (Pieces pieces : {Pieces{1, 1, 128}, {2, 63, 128}, {3, 130, 64}, {2, 50, 16}, {1, 700, 600}})
     for (int64_t d : {1, 33}) {
-      const int64_t partials = (tokens + kTokensPerPartial - 1) / kTokensPerPartial;
+      const int64_t tokens = pieces.sequences * pieces.seq_len, partials = pieces.count();
       Mat<T> x(tokens, d), dy(tokens, d);
       Mat<Acc<T>> rstd(tokens, 1), partial(partials, d);
       x.random(this->rng), dy.random(this->rng), rstd.random(this->rng, 0.1, 1),
           partial.random(this->rng);
-      this->template run<RmsNormW>(partials, {.x = x, .rstd = rstd, .dy = dy, .partial = partial});
+      this->template run<RmsNormW>(
+          partials, {.x = x, .rstd = rstd, .dy = dy, .partial = partial, .pieces = pieces});
       Mat<double> expected(partials, d);
       expected.fill(0);
       for (int64_t t = 0; t < tokens; ++t)
         for (int64_t c = 0; c < d; ++c)
-          expected(t / 64, c) += double(dy(t, c)) * double(x(t, c)) * double(rstd(t));
+          expected(naive_piece(pieces, t), c) +=
+              double(dy(t, c)) * double(x(t, c)) * double(rstd(t));
       expect_close(partial, expected);
     }
 }
 
-TYPED_TEST(SumRowsTest, AddsAllRows) {
+TYPED_TEST(GridSumTest, AddsAllRowsOnTheGrid) {
   using T = typename TestFixture::T;
   for (int64_t n : {1, 3, 40})
     for (int64_t d : {1, 31, 63, 64, 65, 100, 128, 200}) {
-      Mat<T> x(n, d), y(1, d);
-      x.random(this->rng), y.random(this->rng);
-      Mat<double> expected(y);
+      Mat<T> x(n, d);
+      Mat<double> y(1, d), expected(1, d);
+      x.random(this->rng, 1e-9), y.fill(1), expected.fill(1);
       for (int64_t r = 0; r < n; ++r)
-        for (int64_t c = 0; c < d; ++c) expected(0, c) += double(x(r, c));
-      this->template run<SumRows>((d + kColumnsPerSum - 1) / kColumnsPerSum, {.x = x, .y = y});
-      expect_close(y, expected);
+        for (int64_t c = 0; c < d; ++c)
+          expected(0, c) += double(
+              std::ldexp(std::round(std::ldexp((long double)(x(r, c)) * (1 + 0x1p-52L), kGridBits)),
+                  -kGridBits));
+      this->template run<GridSum>(GridSum::launch_rows(d), {.x = x, .y = y});
+      for (int64_t c = 0; c < d; ++c) ASSERT_EQ(y(0, c), expected(0, c));
     }
 }
 

@@ -1,10 +1,6 @@
-// What the tests of whole runs share: a folder that disappears with the test, a text to train on,
-// the options of a short run, a run's bits, and the check of refusals.
+// What the tests of whole runs share: a text to train on, the options of a short run, a run's bits,
+// and the check of refusals.
 #pragma once
-#include <gtest/gtest.h>
-
-#include <filesystem>
-#include <fstream>
 #include <functional>
 #include <sstream>
 
@@ -12,10 +8,9 @@
 #include "pipeline/checkpoint/checkpoint.h"
 #include "pipeline/checkpoint/durable.h"
 #include "pipeline/train/train_command.h"
+#include "test/testing.h"
 
 namespace duet {
-
-namespace fs = std::filesystem;
 
 // The default data are duet's own sources. Tests train on this instead, so that no change of a
 // comment changes what they see: words of a small vocabulary, the frequent ones much more so.
@@ -33,28 +28,22 @@ inline std::string write_words(const std::string& path) {
   return path;
 }
 
-class RunTest : public testing::Test {
+class RunTest : public FolderTest {
  protected:
-  void SetUp() override {
-    std::string pattern = (fs::temp_directory_path() / "duet-run-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-    words_ = write_words(folder_ + "/words.txt");
-  }
-  void TearDown() override { fs::remove_all(folder_); }
+  void SetUp() override { words_ = write_words(path("words.txt")); }
 
   // A short run of a very small model.
   TrainOptions options(const std::string& out, int64_t steps = 4) const {
     TrainOptions o;
     o.preset = "tiny";
     o.data = words_;
-    o.model = "n_layers=3";
+    o.model = parse_sizes("n_layers=3");
     o.seq_len = 16;
     o.microbatches = 4;
     o.steps = steps;
     o.decay_steps = 8;
     o.warmup_steps = 2;
-    o.device = "cpu";
+    o.device = DeviceKind::cpu;
     o.threads = 1;
     o.val_sequences = 3;
     o.sample = 0;
@@ -67,24 +56,22 @@ class RunTest : public testing::Test {
     train_command(o, text);
     return text.str();
   }
-  // What a run computed: loss and norm of every step in all their bits, where tokens and experts
-  // went, and a hash of its newest checkpoint's tensors.
-  std::vector<std::string> bits(const std::string& out) const {
+  // What a run computed: loss and norm of every step in all their bits, and a hash of its newest
+  // checkpoint's tensors.
+  std::vector<std::string> numbers(const std::string& out) const { return bits(out, false); }
+  // The same, and where tokens and experts went.
+  std::vector<std::string> bits(const std::string& out, bool where = true) const {
     std::vector<std::string> all;
     std::ifstream metrics(folder_ + "/" + out + "/metrics.jsonl");
     for (std::string line; std::getline(metrics, line);) {
       const Json j = Json::parse(line, "metrics");
       all.push_back(cat(j.at("step").integer(), " ", j.at("loss_hex").string(), " ",
-          j.at("grad_norm_hex").string(), " ", j.at("moe").dump()));
+          j.at("grad_norm_hex").string(), where ? " " + j.at("moe").dump() : ""));
     }
     const std::string dir = newest_checkpoint(folder_ + "/" + out);
     for (const char* name : {"model.safetensors", "optimizer.safetensors"})
       all.push_back(cat(name, " ", std::hash<std::string>()(contents(dir + "/" + name))));
     return all;
-  }
-  static std::string contents(const std::string& path) {
-    std::ifstream in(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
   }
   // The refusal says all of `words`. One line; of a schedule, more: the ranks' lists with a cell
   // marked.
@@ -100,7 +87,7 @@ class RunTest : public testing::Test {
           << error.what();
     }
   }
-  std::string folder_, words_;
+  std::string words_;
 };
 
 }  // namespace duet

@@ -2,29 +2,16 @@
 // refused by name.
 #include "pipeline/checkpoint/safetensors.h"
 
-#include <gtest/gtest.h>
-#include <unistd.h>
-
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <random>
-#include <sstream>
+
+#include "test/testing.h"
 
 namespace duet {
 namespace {
 
-namespace fs = std::filesystem;
-
-class Safetensors : public ::testing::Test {
+class Safetensors : public FolderTest {
  protected:
-  void SetUp() override {
-    char name[] = "/tmp/duet_safetensors_XXXXXX";
-    root = mkdtemp(name);
-    path = root + "/t.safetensors";
-  }
-  void TearDown() override { fs::remove_all(root); }
-
   // A file with this header text and this many bytes of data.
   void raw(const std::string& header, size_t data_bytes) const {
     std::ofstream out(path, std::ios::binary);
@@ -33,21 +20,10 @@ class Safetensors : public ::testing::Test {
     out << header << std::string(data_bytes, '\0');
   }
   std::string error() const {
-    try {
-      SafetensorsReader reader(path);
-    } catch (const UsageError& e) {
-      return e.what();
-    }
-    return "no error";
+    return error_of([&] { SafetensorsReader reader(path); });
   }
-  std::string root, path;
+  const std::string path = folder_ + "/t.safetensors";
 };
-
-std::string slurp(const std::string& path) {
-  std::stringstream s;
-  s << std::ifstream(path, std::ios::binary).rdbuf();
-  return s.str();
-}
 
 std::string tensor(const char* name, const char* dtype, const char* shape, const char* offsets) {
   return cat("\"", name, "\":{\"dtype\":\"", dtype, "\",\"shape\":", shape,
@@ -101,7 +77,7 @@ TEST_F(Safetensors, BytesAreTheFormats) {
       R"({"__metadata__":{"format":"pt"},"b":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}})";
   std::string expected("\x58\0\0\0\0\0\0\0", 8);
   expected += header + std::string(0x58 - header.size(), ' ') + std::string("\7\0\0\0", 4);
-  EXPECT_EQ(slurp(path), expected);
+  EXPECT_EQ(contents(path), expected);
 }
 
 TEST_F(Safetensors, WriterWantsEveryTensorInOrder) {
@@ -195,7 +171,7 @@ TEST_F(Safetensors, RandomDamageNeverCrashes) {
   raw("{" + tensor("a", "F32", "[4]", "[0,16]") + "," + tensor("b", "BF16", "[2,2]", "[16,24]") +
           "}",
       24);
-  const std::string good = slurp(path);
+  const std::string good = contents(path);
   for (size_t cut = 0; cut < good.size(); cut += 3) {
     std::ofstream(path, std::ios::binary) << good.substr(0, cut);
     EXPECT_NE(error(), "no error") << cut;

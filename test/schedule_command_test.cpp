@@ -6,6 +6,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "model/base/json.h"
+
 namespace duet {
 namespace {
 
@@ -78,35 +80,31 @@ TEST(ScheduleCommand, ComparisonShowsTheClaims) {
 
 TEST(ScheduleCommand, JsonAndCsv) {
   const std::string json =
-      output({.schedule = "gpipe", .pp = 2, .microbatches = 1, .format = "json"});
-  EXPECT_EQ(json,
-      "{\n  \"schedule\": \"gpipe\",\n  \"pp\": 2,\n  \"microbatches\": 1,\n"
-      "  \"ranks\": [\n    [\"0F0\", \"0B0\"],\n    [\"1F0\", \"1B0\"]\n  ],\n  \"makespan\": "
-      "6.0,\n"
-      "  \"bubble_fraction\": [0.5, 0.5],\n  \"peak_activations\": [1, 1],\n  \"held_w\": [0, "
-      "0]\n}\n");
-  EXPECT_EQ(output({.schedule = "gpipe", .pp = 2, .microbatches = 1, .format = "csv"}),
+      output({.schedule = "gpipe", .pp = 2, .microbatches = 1, .format = Format::json});
+  EXPECT_EQ(Json::parse(json, "json").dump(),
+      R"({"schedule":"gpipe","pp":2,"microbatches":1,"ranks":[["0F0","0B0"],["1F0","1B0"]],)"
+      R"("makespan":6.0,"bubble_fraction":[0.5,0.5],"peak_activations":[1,1]})");
+  EXPECT_EQ(output({.schedule = "gpipe", .pp = 2, .microbatches = 1, .format = Format::csv}),
       "0F0,0B0\n1F0,1B0\n");
-  EXPECT_EQ(count(output({.format = "json", .compare = true}), "\"makespan\""), 7u);
+  EXPECT_EQ(count(output({.format = Format::json, .compare = true}), "\"makespan\""), 7u);
 }
 
 TEST(ScheduleCommand, SvgIsWholeAndHasEveryAction) {
-  const std::string svg = output({.format = "svg"});
+  const std::string svg = output({.format = Format::svg});
   EXPECT_TRUE(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
   EXPECT_EQ(count(svg, "<text"), count(svg, "</text>"));
   // F, B, I, W, two shades each
   const size_t legend = 8;
   // F, I or B; W
-  EXPECT_EQ(
-      count(svg, "class='a'") - legend, 8 * (20 + 20) + count(output({.format = "csv"}), "W"));
-  EXPECT_EQ(count(svg, "class='p'") - 1, count(output({.format = "csv"}), "OVERLAP"));
+  EXPECT_EQ(count(svg, "class='a'") - legend,
+      8 * (20 + 20) + count(output({.format = Format::csv}), "W"));
+  EXPECT_EQ(count(svg, "class='p'") - 1, count(output({.format = Format::csv}), "OVERLAP"));
 }
 
 TEST(ScheduleCommand, FilesAreCheckedFirst) {
   const std::string good = testing::TempDir() + "good.csv", bad = testing::TempDir() + "bad.csv";
   std::ofstream(good) << "0F0,0F1,0F2,0F3,0B1,0B0,0B2,0B3\n";
   std::ofstream(bad) << "0F0,0B0,0F1\n";
-  EXPECT_TRUE(has(output({.schedule = good}), "1 Ws held for their predecessors"));
   EXPECT_TRUE(has(output({.schedule = good}), "makespan 12, bubble 0.0%"));
   EXPECT_THROW(output({.schedule = good, .pp = 2}), UsageError);
   std::ostringstream out;
@@ -115,10 +113,7 @@ TEST(ScheduleCommand, FilesAreCheckedFirst) {
 }
 
 TEST(ScheduleCommand, WrongOptions) {
-  EXPECT_THROW(output({.format = "png"}), UsageError);
-  EXPECT_THROW(output({.format = "csv", .compare = true}), UsageError);
-  EXPECT_THROW(output({.pp = -1}), UsageError);
-  EXPECT_THROW(output({.schedule = "gpipe", .microbatches = -2}), UsageError);
+  EXPECT_THROW(output({.format = Format::csv, .compare = true}), UsageError);
   EXPECT_THROW(output({.schedule = "1f1b,zbv"}), UsageError);
 }
 

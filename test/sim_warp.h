@@ -7,8 +7,9 @@
 // have called it. So a lane that leaves early, or calls another collective than the rest, is found:
 // run() says which, where a GPU would hang or be wrong. Lanes run in ascending order in one run and
 // in descending order in the next, so that a lane which reads what another one wrote without a sync
-// between them sees both worlds. Sums go through the same butterfly as Warp's (model/rows/group.h).
-// Not simulated: the memory model. Every collective orders memory here; on a GPU only sync does.
+// between them sees both worlds. Sums go through the same butterfly as Warp's
+// (model/machine/group.h). Not simulated: the memory model. Every collective orders memory here; on
+// a GPU only sync does.
 #pragma once
 #include <ucontext.h>
 
@@ -20,7 +21,7 @@
 #include <vector>
 
 #include "model/base/check.h"
-#include "model/rows/group.h"
+#include "model/machine/group.h"
 
 namespace duet {
 

@@ -71,7 +71,7 @@ TEST_F(TokenizerTest, RefusesBadFilesInOneLineThatNamesThem) {
   };
   expect_contains(
       usage_error([&] { Tokenizer t(path("none.bin")); }), {path("none.bin"), "No such file"});
-  expect_contains(usage_error([&] { Tokenizer t(folder_.string()); }), {folder_.string()});
+  expect_contains(usage_error([&] { Tokenizer t(folder_); }), {folder_});
   expect_contains(error_of(""), {"truncated", "found 0"});
   expect_contains(error_of(good.substr(0, 100)), {"truncated", "1024", "100"});
   expect_contains(error_of(good.substr(0, good.size() - 1)), {"truncated", "token 1 of 2"});

@@ -1,13 +1,15 @@
 // The one error idiom of duet: a check that throws.
 //
-//   DUET_CHECK(tokens % seq_len == 0, "tokens: expected a multiple of seq_len=", seq_len, ", found
-//     ", tokens);
+//   DUET_CHECK(tokens % seq_len == 0, "tokens: expected a multiple of seq_len=", seq_len,
+//       ", found ", tokens);
 //
 // The message says what was expected and what was found; file and line are added here, the rank by
 // run_ranks (comm/).
-// Read next: tensor.h.
+// Read next: text.h.
 #pragma once
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -36,6 +38,11 @@ template <class... Args> std::string format(const char* pattern, Args... args) {
   char text[512];
   std::snprintf(text, sizeof text, pattern, args...);
   return text;
+}
+
+// After a path, why a call of the system failed: ": cannot be opened: No such file or directory".
+inline std::string cannot_be(const char* done, int error = errno) {
+  return cat(": cannot be ", done, ": ", std::strerror(error));
 }
 
 template <class... Parts>

@@ -1,175 +1,120 @@
-// Json on top of nlohmann-json's event parser and its number and string printers. The only file
-// that includes it.
-// Read next: json.h has the contract; pipeline/checkpoint/safetensors.cpp is a user.
+// See json.h. The only file that includes nlohmann/json.hpp.
 #include "model/base/json.h"
 
-#include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 namespace duet {
 
-// Receives the parser's events and puts each value in its slot of the tree. A slot's place is known
-// before its value.
-struct JsonBuilder {
-  // values are destroyed recursively: a million '[' must not overflow the stack
-  static constexpr size_t kMaxDepth = 200;
-  Json root;
-  std::vector<Json*> open = {};  // arrays and objects, each within the one before
-  std::string error = {};
+// --- build ---------------------------------------------------------------------------------------
 
-  Json* add(Json value) {
-    Json* slot = &root;
-    if (!open.empty() && open.back()->is_array()) {
-      slot = &std::get<Json::Array>(open.back()->value_).emplace_back();
-      slot->where_ = open.back()->where_;
-    } else if (!open.empty()) {
-      slot = &std::get<Json::Object>(open.back()->value_).back().second;
-    }
-    slot->value_ = std::move(value.value_);
-    return slot;
-  }
-  bool begin(Json value) {
-    open.push_back(add(std::move(value)));
-    return open.size() <= kMaxDepth ||
-        fail(cat("nested deeper than the ", kMaxDepth, " levels allowed"));
-  }
-  bool end() {
-    open.pop_back();
-    return true;
-  }
-  bool fail(const std::string& what) {
-    error = cat(open.back()->where(), ": ", what);
-    return false;
-  }
+Json::Json(const Scalar& scalar)
+    : value_(std::visit([](const auto& x) { return std::make_shared<Value>(x); }, scalar)) {}
 
-  bool null() { return add(Json()); }
-  bool boolean(bool b) { return add(b); }
-  bool number_integer(int64_t i) { return add(i); }
-  bool number_unsigned(uint64_t u) { return u <= INT64_MAX ? add(int64_t(u)) : add(double(u)); }
-  bool number_float(double x, const std::string&) { return add(x); }
-  bool string(std::string& s) { return add(std::move(s)); }
-  bool binary(std::vector<uint8_t>&) { return false; }
-  bool start_array(size_t) { return begin(Json::array()); }
-  bool end_array() { return end(); }
-  bool start_object(size_t) { return begin(Json::object()); }
-  bool key(std::string& k) {
-    const std::string place = open.back()->where() + (open.size() == 1 ? ": " : ".") + k;
-    auto& members = std::get<Json::Object>(open.back()->value_);
-    members.emplace_back(std::move(k), Json()).second.where_ =
-        std::make_shared<const std::string>(place);
+Json::Json(const Array& items) : value_(std::make_shared<Value>(Value::array())) {
+  for (const Json& item : items) value_->push_back(*item.value_);
+}
+
+Json Json::object(const Object& members) {
+  Json j;
+  *j.value_ = Value::object();
+  for (const auto& [key, value] : members) j.set(key, value);
+  return j;
+}
+
+Json::Value& Json::own() {
+  if (value_.use_count() > 1) value_ = std::make_shared<Value>(*value_);
+  return *value_;
+}
+
+Json& Json::set(const std::string& key, const Json& value) {
+  own()[key] = *value.value_;
+  return *this;
+}
+
+Json& Json::push(const Json& value) {
+  own().push_back(*value.value_);
+  return *this;
+}
+
+// --- text ----------------------------------------------------------------------------------------
+
+namespace {
+
+// Follows the parser, and refuses what it accepts: keys that occur twice, and a million '[', for
+// values are printed recursively.
+struct Watcher {
+  using Event = nlohmann::json::parse_event_t;
+  struct Open {
+    std::string key = "";  // whose value is being read
+    std::set<std::string> keys = {};
+  };
+  const std::string& where;
+  std::vector<Open> open = {};  // arrays and objects, each within the one before
+
+  [[noreturn]] void refuse(const std::string& why) const {
+    std::string path;
+    for (size_t i = 0; i + 1 < open.size(); ++i)
+      if (!open[i].key.empty()) path += (path.empty() ? ": " : ".") + open[i].key;
+    throw UsageError(where + path + ": " + why);
+  }
+  bool operator()(int, Event event, nlohmann::ordered_json& parsed) {
+    if (event == Event::object_end || event == Event::array_end) open.pop_back();
+    if (event == Event::object_start || event == Event::array_start) open.emplace_back();
+    if (open.size() > 200) refuse("nested deeper than the 200 levels allowed");
+    if (event != Event::key) return true;
+    auto& [key, keys] = open.back();
+    key = parsed.get<std::string>();
+    if (!keys.insert(key).second) refuse("the key \"" + key + "\" occurs twice");
     return true;
-  }
-  bool end_object() {
-    std::vector<std::string_view> names;
-    for (const auto& [name, value] : open.back()->members()) names.push_back(name);
-    std::sort(names.begin(), names.end());
-    const auto twice = std::adjacent_find(names.begin(), names.end());
-    return twice == names.end() ? end() : fail(cat("the key \"", *twice, "\" occurs twice"));
-  }
-  bool parse_error(size_t, const std::string&, const nlohmann::json::exception& e) {
-    // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
-    const std::string text = e.what();
-    const size_t prefix = text.find("] ");
-    error = cat(root.where(),
-        ": not valid JSON: ", text.substr(prefix == std::string::npos ? 0 : prefix + 2));
-    return false;
   }
 };
 
+}  // namespace
+
 Json Json::parse(std::string_view text, const std::string& where) {
-  JsonBuilder builder;
-  builder.root.where_ = std::make_shared<const std::string>(where);
-  if (!nlohmann::json::sax_parse(text.begin(), text.end(), &builder))
-    throw UsageError(builder.error);
-  return std::move(builder.root);
+  Json j;
+  j.where_ = std::make_shared<const std::string>(where);
+  try {
+    Watcher watcher{where};
+    *j.value_ = Value::parse(text.begin(), text.end(), std::ref(watcher));
+  } catch (const nlohmann::json::exception& e) {
+    // "[json.exception.parse_error.101] parse error at line 1, column 2: ..."
+    const std::string what = e.what();
+    throw UsageError(where + ": not valid JSON: " + what.substr(what.find("] ") + 2));
+  }
+  return j;
 }
 
 Json Json::load(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
-  require(bool(in), path, ": cannot be opened: ", std::strerror(errno));
+  require(bool(in), path, cannot_be("opened"));
   std::string text;
   char block[1 << 16];
   while (in.read(block, sizeof block) || in.gcount() > 0) text.append(block, size_t(in.gcount()));
-  require(!in.bad(), path, ": cannot be read: ", std::strerror(errno));
+  require(!in.bad(), path, cannot_be("read"));
   return parse(text, path);
 }
 
-Json Json::object(Object members) {
-  Json j;
-  j.value_ = std::move(members);
+std::string Json::dump(int indent) const {
+  return value_->dump(indent, ' ', false, Value::error_handler_t::replace);
+}
+
+// --- read ----------------------------------------------------------------------------------------
+
+Json Json::part(const Value& value, const std::string& key) const {
+  Json j = *this;
+  j.value_ = std::shared_ptr<Value>(value_, const_cast<Value*>(&value));  // changed only by own()
+  if (!key.empty() && where_) {
+    j.where_ = std::make_shared<const std::string>(*where_ + (root_ ? ": " : ".") + key);
+    j.root_ = false;
+  }
   return j;
 }
 
-Json& Json::set(std::string key, Json value) {
-  auto& members = std::get<Object>(value_);
-  for (auto& [name, old] : members) {
-    if (name != key) continue;
-    old = std::move(value);
-    return *this;
-  }
-  members.emplace_back(std::move(key), std::move(value));
-  return *this;
-}
-
-Json& Json::push(Json value) {
-  std::get<Array>(value_).push_back(std::move(value));
-  return *this;
-}
-
-namespace {
-
-std::string quoted(const std::string& s) {
-  return nlohmann::json(s).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
-
-// indent < 0: all on one line.
-void print(const Json& j, int indent, int depth, std::string& out) {
-  const auto new_line = [&](int d) {
-    if (indent >= 0) out.append("\n").append(size_t(indent * d), ' ');
-  };
-  const char* separator = "";
-  if (j.is_object()) {
-    out += '{';
-    for (const auto& [name, value] : j.members()) {
-      out += std::exchange(separator, ",");
-      new_line(depth + 1);
-      out += quoted(name) + (indent < 0 ? ":" : ": ");
-      print(value, indent, depth + 1, out);
-    }
-    if (!j.members().empty()) new_line(depth);
-    out += '}';
-  } else if (j.is_array()) {
-    const auto& items = j.items();
-    const bool plain = std::none_of(
-        items.begin(), items.end(), [](const Json& x) { return x.is_array() || x.is_object(); });
-    out += '[';
-    for (const Json& item : items) {
-      out += std::exchange(separator, plain && indent >= 0 ? ", " : ",");
-      if (!plain) new_line(depth + 1);
-      print(item, indent, depth + 1, out);
-    }
-    if (!plain) new_line(depth);
-    out += ']';
-  } else if (j.is_string()) {
-    out += quoted(j.string());
-  } else if (j.is_integer()) {
-    out += std::to_string(j.integer());
-  } else if (j.is_number()) {
-    out += nlohmann::json(j.number()).dump();
-  } else {
-    out += j.is_null() ? "null" : j.boolean() ? "true" : "false";
-  }
-}
-
-}  // namespace
-
-std::string Json::dump(int indent) const {
-  std::string out;
-  print(*this, indent, 0, out);
-  return out;
+void Json::expect(bool good, const char* expected) const {
+  if (!good) fail(expected, dump());
 }
 
 void Json::fail(const std::string& expected, std::string found) const {
@@ -177,19 +122,21 @@ void Json::fail(const std::string& expected, std::string found) const {
   throw UsageError(cat(where(), where_ ? ": " : "", "expected ", expected, ", found ", found));
 }
 
-template <class T> const T& Json::as(const char* expected) const {
-  const T* value = std::get_if<T>(&value_);
-  if (!value) fail(expected, dump());
-  return *value;
+bool Json::is_null() const { return value_->is_null(); }
+
+bool Json::is_integer() const {
+  return value_->is_number_integer() &&
+      (!value_->is_number_unsigned() || value_->get<uint64_t>() <= INT64_MAX);
 }
 
-bool Json::boolean() const { return as<bool>("true or false"); }
-const std::string& Json::string() const& { return as<std::string>("a string"); }
-const Json::Array& Json::items() const& { return as<Array>("an array"); }
-const Json::Object& Json::members() const& { return as<Object>("an object"); }
+bool Json::boolean() const {
+  expect(value_->is_boolean(), "true or false");
+  return value_->get<bool>();
+}
 
 int64_t Json::integer(int64_t lo, int64_t hi) const {
-  const int64_t i = as<int64_t>("an integer");
+  expect(is_integer(), "an integer");
+  const auto i = value_->get<int64_t>();
   if (i < lo || i > hi)
     fail(hi == INT64_MAX ? cat("an integer of at least ", lo)
                          : cat("an integer in ", lo, " .. ", hi),
@@ -198,20 +145,41 @@ int64_t Json::integer(int64_t lo, int64_t hi) const {
 }
 
 double Json::number() const {
-  if (const int64_t* i = std::get_if<int64_t>(&value_)) return double(*i);
-  return as<double>("a number");
+  expect(value_->is_number(), "a number");
+  return value_->get<double>();
 }
 
-const Json* Json::find(std::string_view key) const& {
-  for (const auto& [name, value] : members())
-    if (name == key) return &value;
-  return nullptr;
+std::string Json::string() const {
+  expect(value_->is_string(), "a string");
+  return value_->get<std::string>();
 }
 
-const Json& Json::at(std::string_view key) const& {
-  if (const Json* value = find(key)) return *value;
+Json::Array Json::items() const {
+  expect(value_->is_array(), "an array");
+  Array items;
+  for (const Value& item : *value_) items.push_back(part(item));
+  return items;
+}
+
+Json::Object Json::members() const {
+  expect(value_->is_object(), "an object");
+  Object members;
+  for (const auto& [key, value] : value_->items()) members.emplace_back(key, part(value, key));
+  return members;
+}
+
+std::optional<Json> Json::find(const std::string& key) const {
+  expect(value_->is_object(), "an object");
+  const auto it = value_->find(key);
+  if (it == value_->end()) return std::nullopt;
+  return part(*it, key);
+}
+
+Json Json::at(const std::string& key) const {
+  if (const auto member = find(key)) return *member;
   std::string keys;
-  for (const auto& member : members()) keys += (keys.empty() ? "\"" : ", \"") + member.first + "\"";
+  for (const auto& [name, value] : value_->items())
+    keys += (keys.empty() ? "\"" : ", \"") + name + "\"";
   fail(cat("the key \"", key, "\""), keys.empty() ? "no keys" : keys);
 }
 

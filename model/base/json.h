@@ -1,10 +1,10 @@
 // Json: the one JSON value of the project, for config.json, metrics.jsonl, schedules, loads, traces
-// and --format json.
+// and --format json. A thin layer over nlohmann::ordered_json, which builds, parses and prints;
+// what is added are readers that check.
 //
-// A value is null, a bool, an int64, a double, a string, an array or an object whose members keep
-// the order of insertion. It is built once and then read. Numbers written with a point or an
-// exponent, or beyond int64, are doubles; doubles are printed in the shortest form that reads back
-// to the same bits, NaN and infinity as null; bytes that are not UTF-8 as U+FFFD.
+// Members keep the order of insertion. Numbers written with a point or an exponent, or beyond
+// int64, are doubles; doubles are printed in the shortest form that reads back to the same bits,
+// NaN and infinity as null; bytes that are not UTF-8 as U+FFFD.
 //
 // A parsed value knows its place ("config.json: rope.theta"; elements of an array share the
 // array's), and every accessor throws UsageError naming it, what was expected and what was found.
@@ -12,15 +12,20 @@
 //
 //   const Json j = Json::load("config.json");
 //   const int64_t d_model = j.at("d_model").integer(1, 1 << 20);
-//   if (const Json* q = j.find("q_lora_rank"); q && !q->is_null()) c.q_lora_rank = q->integer();
+//   if (const auto q = j.find("q_lora_rank"); q && !q->is_null()) c.q_lora_rank = q->integer();
 //
 //   out << Json::object({{"schedule", name}, {"pp", pp}, {"ranks", Json(rows)}}).dump();
 //
-// The parser is nlohmann-json, which only json.cpp includes (it costs seconds to compile).
+// Copies are cheap and independent: they share the value until one of them is changed. A part keeps
+// the whole alive, so parts of temporaries are safe. Only json.cpp includes nlohmann/json.hpp,
+// which costs a file three seconds to compile.
+// Read next: hash.h.
 #pragma once
 #include <concepts>
 #include <cstdint>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -38,66 +43,56 @@ class Json {
   using Object = std::vector<Member>;
 
   // --- build ---
-  Json() = default;  // null
-  // a template, so that no pointer turns into a bool
-  template <std::same_as<bool> B> Json(B b) : value_(b) {}
+  Json() : Json(Scalar(nullptr)) {}
+  // templates, so that no pointer turns into a bool
+  template <std::same_as<bool> B> Json(B b) : Json(Scalar(b)) {}
   template <std::integral I>
-  requires(!std::same_as<I, bool>) Json(I i) : value_(int64_t(i)) {}
-  template <std::floating_point F> Json(F x) : value_(double(x)) {}
-  Json(std::string s) : value_(std::move(s)) {}
-  Json(std::string_view s) : value_(std::string(s)) {}
-  Json(const char* s) : value_(std::string(s)) {}
-  Json(Array a) : value_(std::move(a)) {}
-  template <class T> explicit Json(const std::vector<T>& v) : value_(Array()) {
-    for (const auto& x : v) push(Json(x));
-  }
-  static Json array() { return Json(Array()); }
-  static Json object(Object members = {});  // keys must differ
-
+  requires(!std::same_as<I, bool>) Json(I i) : Json(Scalar(int64_t(i))) {}
+  template <std::floating_point F> Json(F x) : Json(Scalar(double(x))) {}
+  Json(std::string s) : Json(Scalar(std::move(s))) {}
+  Json(std::string_view s) : Json(std::string(s)) {}
+  Json(const char* s) : Json(std::string(s)) {}
+  Json(const Array& items);
+  template <class T> explicit Json(const std::vector<T>& v) : Json(Array(v.begin(), v.end())) {}
+  static Json array() { return Array(); }
+  static Json object(const Object& members = {});
   // adds a member to an object or replaces it; returns the object
-  Json& set(std::string key, Json value);
-  Json& push(Json value);  // appends to an array; returns the array
+  Json& set(const std::string& key, const Json& value);
+  Json& push(const Json& value);  // appends to an array; returns the array
 
   // --- text --- `where` names the text in errors: a file, an option.
   static Json parse(std::string_view text, const std::string& where);
   static Json load(const std::string& path);
-  // indent < 0: one line. Otherwise members on lines of their own, and arrays of plain values on
-  // one line.
-  std::string dump(int indent = -1) const;
+  std::string dump(int indent = -1) const;  // < 0: all on one line
 
   // --- read --- all throw UsageError where the value is of another type, or an integer is not
   // within lo .. hi
-  bool is_null() const { return value_.index() == 0; }
-  bool is_integer() const { return std::holds_alternative<int64_t>(value_); }
-  bool is_number() const { return is_integer() || std::holds_alternative<double>(value_); }
-  bool is_string() const { return std::holds_alternative<std::string>(value_); }
-  bool is_array() const { return std::holds_alternative<Array>(value_); }
-  bool is_object() const { return std::holds_alternative<Object>(value_); }
+  bool is_null() const;
+  bool is_integer() const;
   bool boolean() const;
   int64_t integer(int64_t lo = INT64_MIN, int64_t hi = INT64_MAX) const;
   double number() const;  // an integer counts
-  const std::string& string() const&;
-  const Array& items() const&;
-  const Object& members() const&;
-  const Json& at(std::string_view key) const&;    // the object's member, which must exist
-  const Json* find(std::string_view key) const&;  // the object's member, or null
-  // From a temporary, values instead of references that would dangle: for (const Json& x :
-  // Json::load(f).at("files").items())
-  std::string string() && { return std::as_const(*this).string(); }
-  Array items() && { return std::as_const(*this).items(); }
-  Json at(std::string_view key) && { return std::as_const(*this).at(key); }
-  void members() && = delete;
-  void find(std::string_view key) && = delete;
+  std::string string() const;
+  Array items() const;
+  Object members() const;
+  Json at(const std::string& key) const;                   // the object's member, which must exist
+  std::optional<Json> find(const std::string& key) const;  // the object's member, if it exists
   // the value's place; empty if it was not parsed
   std::string where() const { return where_ ? *where_ : ""; }
 
  private:
-  friend struct JsonBuilder;
-  template <class T> const T& as(const char* expected) const;
+  using Value = nlohmann::ordered_json;
+  using Scalar = std::variant<std::nullptr_t, bool, int64_t, double, std::string>;
+  explicit Json(const Scalar& scalar);
+  // an element of this array, or with its key a member of this object
+  Json part(const Value& value, const std::string& key = "") const;
+  Value& own();  // for a change
+  void expect(bool good, const char* expected) const;
   [[noreturn]] void fail(const std::string& expected, std::string found) const;
 
-  std::variant<std::nullptr_t, bool, int64_t, double, std::string, Array, Object> value_ = nullptr;
+  std::shared_ptr<Value> value_;
   std::shared_ptr<const std::string> where_;
+  bool root_ = true;  // the whole of a text, or an element of it
 };
 
 }  // namespace duet

@@ -1,9 +1,11 @@
 // Compiles a row operation for the CPU: a loop over rows with a group of one. Included by
 // rows_cpu.cpp files, which the Makefile compiles with the flags that vectorize reductions, and by
-// comm.cpp for the one operation that must not be reordered.
+// comm.cpp for the one operation that must not be reordered. Which operations there are, each
+// room's rows/list.h says.
+// Read next: gemm.cpp.
 #pragma once
+#include "model/machine/group.h"
 #include "model/machine/launch.h"
-#include "model/rows/group.h"
 
 namespace duet {
 

@@ -1,10 +1,11 @@
 // Compiles a row operation for CUDA: a warp a row, eight warps a block, rows dealt in a grid-stride
 // loop. Included by rows_cuda.cu files only.
+// Read next: gemm_cuda.h.
 #pragma once
 #include <cuda_runtime.h>
 
+#include "model/machine/group.h"
 #include "model/machine/launch.h"
-#include "model/rows/group.h"
 
 namespace duet {
 

@@ -1,6 +1,5 @@
-// The memory pool of every Device: buffers of a few sizes per power of two, kept when they are
-// given back. The contract is in device.h; how memory is got from the system is the backend's
-// business.
+// See device.h. The memory pool of every Device: buffers of a few sizes per power of two, kept when
+// they are given back. How memory is got from the system is the backend's business.
 #include "model/machine/device.h"
 
 #include <algorithm>

@@ -7,7 +7,7 @@
 // are CUDA streams. One rank uses one Device; a Device and its streams are used by one thread (the
 // rank's), the work itself runs wherever the backend puts it.
 //
-// Exactness (DESIGN, "The exactness ladder"): on the CPU an element of a GEMM is one chain of fused
+// Exactness (README, "The exactness ladder"): on the CPU an element of a GEMM is one chain of fused
 // multiply-adds in ascending k, cut at fixed places, so that its bits depend neither on the number
 // of rows nor on threads; no operation uses float atomics.
 //
@@ -27,6 +27,7 @@
 #include <string>
 
 #include "model/base/check.h"
+#include "model/machine/grid.h"
 #include "model/machine/tensor.h"
 
 namespace duet {
@@ -34,8 +35,8 @@ namespace duet {
 class Device;
 
 // C[i] = alpha * op(A[i]) op(B[i]), or C[i] += ... where `accumulate`, for each matrix i of a
-// batch. dtypes of A and B are equal; C has the same or, from bf16, fp32. Products are formed and
-// summed in fp32 (fp64 for doubles). Shapes, with C [m, n]:
+// batch. dtypes of A and B are equal; C has the same or, from bf16, fp32, or fp64 for an exact sum.
+// Products are formed and summed in fp32 (fp64 for doubles). Shapes, with C [m, n]:
 //   NN: A [m, k], B [k, n]     forward, y = x W
 //   NT: A [m, k], B [n, k]     gradient for inputs (I), dx = dy W^T
 //   TN: A [k, m], B [k, n]     gradient for weights (W), dW = x^T dy
@@ -53,6 +54,10 @@ struct Gemm {
   // above the diagonal of C may be left unwritten, in NN and TN those of A are zero and may be
   // skipped: same bits either way.
   bool causal = false;
+  // Not empty: an exact sum (grid.h). Form TN, C fp64, accumulate, alpha 1; row numbers of A and B
+  // at which pieces begin and end, ascending, each at most kMaxPiece rows, the offsets of groups
+  // among them. A piece's product is summed from zero and added to C on the grid.
+  std::span<const int64_t> pieces = {};
 };
 
 // What every backend does first: throws where the shapes do not fit (`offsets`: as

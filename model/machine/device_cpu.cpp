@@ -4,9 +4,9 @@
 //
 // Failures on a stream's thread: the stream skips its remaining work, events recorded after the
 // failure carry it on to whoever waits for them, and it is rethrown at the stream's synchronize().
-// Nobody waits for ever. The contract is in device.h. Read next: thread_pool.h, gemm_cpu.h.
+// Nobody waits for ever. The contract is in device.h.
+// Read next: compile_cpu.h.
 #include <algorithm>
-#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <deque>
@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "model/base/clock.h"
 #include "model/machine/gemm_cpu.h"
 
 namespace duet {
@@ -25,10 +26,6 @@ constexpr int64_t kAttentionBytes = 512 << 10;  // per thread: half of a usual L
 // elements; below, a few microseconds, a launch is not worth waking anyone
 constexpr int64_t kInlineCost = 16384;
 constexpr int64_t kCopyPiece = 256 << 10;  // bytes
-
-double seconds_now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // One recording of an event. Shared by the event and by the work that will set it or waits for it.
 class Mark {

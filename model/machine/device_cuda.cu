@@ -1,17 +1,18 @@
 // The CUDA device: streams are CUDA streams, events CUDA events, host buffers pinned memory. Work
 // is enqueued and goes on by itself; whatever fails is found by CUDA_CHECK at a later call.
 //
-// Not here: row kernels (rows/compile_cuda.cuh) and products (gemm_cuda.cu). Nothing of CUDA is
+// Not here: row kernels (compile_cuda.cuh) and products (gemm_cuda.cu). Nothing of CUDA is
 // touched before cuda_device_count, so that the binary starts where there is no driver. The
-// contract is in device.h. Read next: gemm_cuda.h.
+// contract is in device.h.
+// Read next: device_nocuda.cpp.
 #include <cuda_bf16.h>
 
-#include <chrono>
 #include <cstddef>
 #include <deque>
 #include <mutex>
 #include <utility>
 
+#include "model/base/clock.h"
 #include "model/machine/cuda_check.h"
 #include "model/machine/gemm_cuda.h"
 
@@ -23,10 +24,6 @@ static_assert(sizeof(bf16) == sizeof(__nv_bfloat16) && alignof(bf16) == alignof(
 
 constexpr int64_t kAttentionBytes = 256 << 20;
 constexpr double kEraSeconds = 4;
-
-double host_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // --- events --------------------------------------------------------------------------------------
 
@@ -69,13 +66,13 @@ struct CudaEvent final : Event {
 class Clock {
  public:
   std::shared_ptr<const Era> era() {
-    if (era_ && host_seconds() - era_->seconds < kEraSeconds) return era_;
+    if (era_ && seconds_now() - era_->seconds < kEraSeconds) return era_;
     auto next = std::make_shared<Era>();
     // in the default stream, which the device's streams do not wait for
     CUDA_CHECK(cudaEventRecord(next->begin.event));
     CUDA_CHECK(cudaEventSynchronize(next->begin.event));
     next->seconds =
-        era_ ? era_->seconds + seconds_between(era_->begin, next->begin) : host_seconds();
+        era_ ? era_->seconds + seconds_between(era_->begin, next->begin) : seconds_now();
     return era_ = next;
   }
 

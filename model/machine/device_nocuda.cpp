@@ -1,4 +1,5 @@
-// A build without nvcc has no GPU.
+// A build without nvcc has no GPU, and says so where one is asked for.
+// Read next: compile_cuda.cuh.
 #include "model/machine/device.h"
 
 namespace duet {

@@ -1,10 +1,33 @@
-// What every backend does first with a product: see that the shapes fit, and count. Read next:
-// gemm_cpu.cpp.
+// What every backend does first with a product: see that the shapes fit, and count.
+// Read next: gemm_cpu.h.
 #include <algorithm>
 
 #include "model/machine/device.h"
 
 namespace duet {
+
+std::vector<int64_t> Pieces::bounds() const {
+  std::vector<int64_t> all = {0};
+  for (int64_t i = 1; i <= count(); ++i)
+    if (begin(i) > all.back()) all.push_back(begin(i));
+  return all;
+}
+
+static void check_pieces(const Gemm& g, std::span<const int64_t> offsets) {
+  const auto& p = g.pieces;
+  DUET_CHECK(g.form == Form::TN && g.c.dtype == Dtype::f64 && g.accumulate && g.alpha == 1 &&
+          g.batch == 1 && !g.causal,
+      "an exact sum: expected a weight gradient, added to fp64");
+  DUET_CHECK(p.front() == (offsets.empty() ? 0 : offsets.front()) &&
+          p.back() == (offsets.empty() ? g.a.rows : offsets.back()),
+      "an exact sum: expected pieces of all rows, found ", p.front(), " .. ", p.back());
+  for (size_t i = 1; i < p.size(); ++i)
+    DUET_CHECK(p[i] > p[i - 1] && p[i] - p[i - 1] <= kMaxPiece,
+        "an exact sum: expected pieces of 1 to ", kMaxPiece, " rows, found ", p[i] - p[i - 1]);
+  for (int64_t o : offsets)
+    DUET_CHECK(std::binary_search(p.begin(), p.end(), o),
+        "an exact sum: expected a piece to begin ", "with the group at row ", o);
+}
 
 void check_gemm(const Gemm& g, std::span<const int64_t> offsets) {
   const Tensor &a = g.a, &b = g.b, &c = g.c;
@@ -19,6 +42,7 @@ void check_gemm(const Gemm& g, std::span<const int64_t> offsets) {
                : "NN",
       ": shapes do not fit: A [", a.rows, ", ", a.cols, "], B [", b.rows, ", ", b.cols, "], C [",
       c.rows, ", ", c.cols, "]");
+  if (!g.pieces.empty()) check_pieces(g, offsets);
   if (offsets.empty()) return;
   DUET_CHECK(std::is_sorted(offsets.begin(), offsets.end()) && offsets.front() >= 0 &&
           offsets.back() <= a.rows,

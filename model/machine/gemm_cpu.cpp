@@ -6,7 +6,8 @@
 //   gemm_cpu     cuts C into blocks of at most kRows x kCols for the threads
 //   multiply     one block: over blocks of k, over panels of B, over row tiles
 //   tile         12 x 32 elements of C (with AVX-512) summed in registers over one block of k:
-//                gemm_tile.h, read next
+//                gemm_tile.h
+// Read next: gemm_tile.h.
 #include "model/machine/gemm_cpu.h"
 
 #include "model/machine/gemm_tile.h"
@@ -23,11 +24,21 @@ constexpr int64_t kParallelFlops = 500'000;
 template <class T> struct Product {
   const T* a;  // element (i, k): a[i * a_row + k * a_k]
   const T* b;  // element (k, j): b[k * b_k + j * b_col]
-  T* c;        // element (i, j): c[i * ldc + j]
+  char* c;     // element (i, j): c[i * ldc + j], of T, or double where the sum is exact
   int64_t a_row, a_k, b_k, b_col, ldc;
   int64_t rows, cols, depth;
   const Gemm& g;
+  std::span<const int64_t> pieces;  // of an exact sum: of this product's k, from pieces[0] on
 };
+
+// Where the block of k that begins at k0 ends: kBlock further on, of an exact sum as many whole
+// pieces. `first` is the piece at k0, afterwards the one behind the block.
+template <class T> int64_t block_end(const Product<T>& p, int64_t k0, size_t& first) {
+  if (p.pieces.empty()) return std::min(k0 + kBlock, p.depth);
+  const int64_t begin = p.pieces[0] + k0;
+  while (first + 1 < p.pieces.size() && p.pieces[first + 1] - begin <= kBlock) first++;
+  return p.pieces[first] - p.pieces[0];
+}
 
 // Rows i0 .. i1-1, columns j0 .. j1-1 of C.
 template <class T>
@@ -35,8 +46,14 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
   constexpr int N = Vec<T>::N, kWidth = kTileVecs * N;
   const bool nt = p.g.form == Form::NT, tn = p.g.form == Form::TN, causal = p.g.causal;
   alignas(64) T panel[kBlock * kWidth];
-  for (int64_t k0 = 0; k0 == 0 || k0 < p.depth; k0 += kBlock) {
-    const int64_t depth = std::min<int64_t>(kBlock, p.depth - k0);
+  const bool exact = !p.pieces.empty();
+  static_assert(kMaxPiece <= kBlock);
+  if (exact && p.depth == 0) return;  // an empty group adds nothing
+  size_t piece = 0;
+  for (int64_t k0 = 0, k1; k0 == 0 || k0 < p.depth; k0 = std::max<int64_t>(k1, 1)) {
+    const size_t first_piece = piece;
+    k1 = block_end(p, k0, piece);
+    const int64_t depth = k1 - k0;
     for (int64_t j = j0; j < j1; j += kWidth) {
       const int cols = int(std::min<int64_t>(kWidth, j1 - j)), vecs = (cols + N - 1) / N;
       // above lies nothing but what causal leaves out
@@ -45,8 +62,8 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
       const T* next = nullptr;  // panel
       if (j + kWidth < j1)
         next = b + kWidth * p.b_col;
-      else if (k0 + kBlock < p.depth)
-        next = b + kBlock * p.b_k - (j - j0) * p.b_col;
+      else if (k1 < p.depth)
+        next = b + depth * p.b_k - (j - j0) * p.b_col;
       int64_t b_k = p.b_k;
       // with fewer rows a copy does not pay
       if (first < i1 && (nt || i1 - first > 2 * kTileRows)) {
@@ -62,7 +79,9 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
           .ldc = p.ldc,
           .alpha = T(p.g.alpha),
           .add = p.g.accumulate || k0 > 0,
-          .last = Vec<T>::mask(cols - (vecs - 1) * N)};
+          .last = Vec<T>::mask(cols - (vecs - 1) * N),
+          .cols = cols};
+      if (exact) t.pieces = p.pieces.subspan(first_piece, piece - first_piece + 1);
       for (int64_t i = first; i < i1; i += kTileRows) {
         const int rows = int(std::min<int64_t>(kTileRows, i1 - i));
         int64_t begin = 0, end = depth;  // what is not zero in this block of k
@@ -72,12 +91,13 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
         t.depth = std::max<int64_t>(0, end - begin);
         t.a = p.a + i * p.a_row + (k0 + begin) * p.a_k;
         t.b = b + begin * b_k;
-        t.c = p.c + i * p.ldc + j;
+        t.c = reinterpret_cast<T*>(p.c) + i * p.ldc + j;
+        t.exact = reinterpret_cast<double*>(p.c) + i * p.ldc + j;
         // The first two tiles look ahead to the next panel of B; the others, during the first
         // panel, to the next rows of A.
         const int64_t nth = (i - first) / kTileRows;
         const T* next_a = t.a + kTileRows * p.a_row;
-        t.ahead = {t.c};
+        t.ahead = {t.a};
         if (nth < 2 && next) {
           t.ahead = nt ? Ahead<T>::across(next + nth * 16 * p.b_col, p.b_col)
                        : Ahead<T>::down(next + nth * Ahead<T>::kLine, p.b_k);
@@ -85,7 +105,7 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
           t.ahead = tn ? Ahead<T>::down(next_a + kTileRows - 1, p.a_k)
                        : Ahead<T>::across(next_a, p.a_row);
         }
-        kTiles<T>[rows - 1][vecs - 1](t);
+        kTiles<T>[exact][rows - 1][vecs - 1](t);
       }
     }
   }
@@ -96,7 +116,7 @@ template <class T> Product<T> product(const Gemm& g, std::span<const int64_t> of
   const bool tn = g.form == Form::TN, nt = g.form == Form::NT;
   Product<T> p = {.a = g.a.row<T>(0) + i * g.stride_a,
       .b = g.b.row<T>(0) + i * g.stride_b,
-      .c = g.c.row<T>(0) + i * g.stride_c,
+      .c = static_cast<char*>(g.c.data) + i * g.stride_c * dtype_size(g.c.dtype),
       .a_row = tn ? 1 : g.a.ld,
       .a_k = tn ? g.a.ld : 1,
       .b_k = nt ? 1 : g.b.ld,
@@ -105,15 +125,21 @@ template <class T> Product<T> product(const Gemm& g, std::span<const int64_t> of
       .rows = tn ? g.a.cols : g.a.rows,
       .cols = nt ? g.b.rows : g.b.cols,
       .depth = tn ? g.a.rows : g.a.cols,
-      .g = g};
+      .g = g,
+      .pieces = g.pieces};
   if (offsets.empty()) return p;
   const int64_t begin = offsets[i], n = offsets[i + 1] - begin;
   p.a = g.a.row<T>(begin);
   if (tn)
     p.b = g.b.row<T>(begin);
   else
-    p.c = g.c.row<T>(begin);
+    p.c += begin * g.c.ld * int64_t(sizeof(T));
   (tn ? p.depth : p.rows) = n;
+  if (!g.pieces.empty()) {
+    const auto from = std::lower_bound(g.pieces.begin(), g.pieces.end(), begin);
+    const auto to = std::lower_bound(from, g.pieces.end(), begin + n);
+    p.pieces = std::span(from, to + 1);
+  }
   return p;
 }
 
@@ -154,7 +180,8 @@ void gemm_typed(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& poo
 void gemm_cpu(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& pool) {
   check_gemm(g, offsets);
   const Dtype in = g.a.dtype, out = g.c.dtype;
-  DUET_CHECK(in == out && (in == Dtype::f32 || in == Dtype::f64),
+  const Dtype sum = g.pieces.empty() ? in : Dtype::f64;
+  DUET_CHECK(out == sum && (in == Dtype::f32 || in == Dtype::f64),
       "GEMM on the CPU: expected all in fp32 or all in fp64, ", "found ", dtype_name(in),
       " and C in ", dtype_name(out), " (bf16 needs a GPU; use --dtype fp32)");
   in == Dtype::f32 ? gemm_typed<float>(g, offsets, pool) : gemm_typed<double>(g, offsets, pool);

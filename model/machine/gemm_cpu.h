@@ -14,10 +14,9 @@
 // have been NaN. On machines without fused multiply-add, gemm_vec.h, each fma above is a multiply
 // and an add.)
 //
-// f32 and f64; bf16 is for CUDA and refused. Gemm (device.h) states shapes and forms. Read next:
-// gemm_vec.h, gemm_cpu.cpp.
+// f32 and f64; bf16 is for CUDA and refused. Gemm (device.h) states shapes and forms.
+// Read next: gemm_cpu.cpp.
 #pragma once
-#include <iosfwd>
 #include <span>
 
 #include "model/machine/device.h"
@@ -32,8 +31,5 @@ inline constexpr int kBlock = 256;  // where the chain over k is cut
 void gemm_cpu(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& pool);
 
 const char* cpu_instruction_set();
-
-// how fast it is, one line a shape (gemm_bench.cpp)
-void bench_gemm(int threads, std::ostream& out);
 
 }  // namespace duet

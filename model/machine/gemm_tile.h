@@ -2,14 +2,16 @@
 // tiles read.
 //
 // The order of summation is all here: `tile` sums one block of k in ascending order and adds it to
-// C. Which tiles there are, gemm_cpu.cpp chooses; no choice there can change a bit. Read next:
-// gemm_vec.h.
+// C. Which tiles there are, gemm_cpu.cpp chooses; no choice there can change a bit.
+// Read next: gemm_vec.h.
 #pragma once
 #include <algorithm>
 #include <array>
+#include <span>
 #include <utility>
 
 #include "model/machine/gemm_vec.h"
+#include "model/machine/grid.h"
 
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
@@ -43,48 +45,88 @@ template <class T> struct Tile {
   bool add;  // to C's elements, else to zeros
   typename Vec<T>::Mask last;
   Ahead<T> ahead = {nullptr};
+  // of an exact sum, instead of c, depth, alpha and add: where the pieces of k begin and end
+  double* exact = nullptr;  // [R, cols]
+  int cols;
+  std::span<const int64_t> pieces;
+};
+
+// The walk of R rows and NV vectors over k; sum() goes on where it stopped.
+template <class T, int R, int NV> struct Walk {
+  using V = Vec<T>;
+  static constexpr int kPointers = (R + 2) / 3;
+  const Tile<T>& t;
+  // Three rows share a pointer: x86 addresses p, p + a_row and p + 2 a_row without arithmetic.
+  const T* a[kPointers];
+  const T *b = t.b, *ahead = t.ahead.p;
+  typename V::V acc[R][NV];
+
+  explicit __attribute__((always_inline)) Walk(const Tile<T>& tile) : t(tile) {
+    UNROLL for (int i = 0; i < kPointers; i++) a[i] = t.a + 3 * i * t.a_row;
+  }
+  // acc = the products of the next `depth` indices k, from zero, ascending
+  __attribute__((always_inline)) void sum(int64_t depth) {
+    UNROLL for (int i = 0; i < R; i++) {
+      UNROLL for (int v = 0; v < NV; v++) acc[i][v] = V::fill(0);
+    }
+    const int64_t a_row = t.a_row, a_k = t.a_k, b_k = t.b_k, step = t.ahead.step,
+                  jump = t.ahead.jump;
+    for (int64_t k = 0; k < depth; k++) {
+      __builtin_prefetch(ahead);
+      ahead += step + (k % 16 == 15 ? jump : 0);
+      typename V::V bv[NV];
+      UNROLL for (int v = 0; v < NV - 1; v++) bv[v] = V::load(b + v * V::N);
+      bv[NV - 1] = V::load(b + (NV - 1) * V::N, t.last);
+      b += b_k;
+      UNROLL for (int i = 0; i < R; i++) {
+        const typename V::V x = V::fill(a[i / 3][i % 3 * a_row]);
+        UNROLL for (int v = 0; v < NV; v++) acc[i][v] = V::madd(x, bv[v], acc[i][v]);
+      }
+      UNROLL for (int i = 0; i < kPointers; i++) a[i] += a_k;
+    }
+  }
 };
 
 template <class T, int R, int NV> void tile(const Tile<T>& t) {
   using V = Vec<T>;
-  typename V::V acc[R][NV];
   UNROLL for (int i = 0; i < R; i++) {
-    UNROLL for (int v = 0; v < NV; v++) {
-      acc[i][v] = V::fill(0);
-      __builtin_prefetch(t.c + i * t.ldc + v * V::N, 1);
-    }
+    UNROLL for (int v = 0; v < NV; v++) __builtin_prefetch(t.c + i * t.ldc + v * V::N, 1);
   }
-  // Three rows share a pointer: x86 addresses p, p + a_row and p + 2 a_row without arithmetic.
-  const int64_t a_row = t.a_row, a_k = t.a_k, b_k = t.b_k, step = t.ahead.step, jump = t.ahead.jump;
-  const T* a[(R + 2) / 3];
-  UNROLL for (int i = 0; i < (R + 2) / 3; i++) a[i] = t.a + 3 * i * a_row;
-  const T *b = t.b, *ahead = t.ahead.p;
-  for (int64_t k = 0; k < t.depth; k++) {
-    __builtin_prefetch(ahead);
-    ahead += step + (k % 16 == 15 ? jump : 0);
-    typename V::V bv[NV];
-    UNROLL for (int v = 0; v < NV - 1; v++) bv[v] = V::load(b + v * V::N);
-    bv[NV - 1] = V::load(b + (NV - 1) * V::N, t.last);
-    b += b_k;
-    UNROLL for (int i = 0; i < R; i++) {
-      const typename V::V x = V::fill(a[i / 3][i % 3 * a_row]);
-      UNROLL for (int v = 0; v < NV; v++) acc[i][v] = V::madd(x, bv[v], acc[i][v]);
-    }
-    UNROLL for (int i = 0; i < (R + 2) / 3; i++) a[i] += a_k;
-  }
+  Walk<T, R, NV> walk(t);
+  walk.sum(t.depth);
   const typename V::V alpha = V::fill(t.alpha), zero = V::fill(0);
   UNROLL for (int i = 0; i < R; i++) {
     T* c = t.c + i * t.ldc;
     UNROLL for (int v = 0; v < NV - 1; v++, c += V::N)
-        V::store(c, V::madd(alpha, acc[i][v], t.add ? V::load(c) : zero));
-    V::store(c, V::madd(alpha, acc[i][NV - 1], t.add ? V::load(c, t.last) : zero), t.last);
+        V::store(c, V::madd(alpha, walk.acc[i][v], t.add ? V::load(c) : zero));
+    V::store(c, V::madd(alpha, walk.acc[i][NV - 1], t.add ? V::load(c, t.last) : zero), t.last);
   }
 }
 
-// kTiles<T>[R - 1][NV - 1]
+// The exact sum (grid.h) of the pieces of a block of k: C += each piece's products, on the grid.
+template <class T, int R, int NV> void exact_tile(const Tile<T>& t) {
+  using V = Vec<T>;
+  constexpr int kWidth = NV * V::N;
+  alignas(64) double sum[R][kWidth];
+  std::fill_n(&sum[0][0], R * kWidth, kGridBias);
+  Walk<T, R, NV> walk(t);
+  for (size_t p = 1; p < t.pieces.size(); p++) {
+    walk.sum(t.pieces[p] - t.pieces[p - 1]);
+    alignas(64) T part[kWidth];
+    UNROLL for (int i = 0; i < R; i++) {
+      UNROLL for (int v = 0; v < NV; v++) V::store(part + v * V::N, walk.acc[i][v]);
+      for (int j = 0; j < kWidth; j++) sum[i][j] = grid_add(sum[i][j], double(part[j]));
+    }
+  }
+  for (int i = 0; i < R; i++)
+    for (int j = 0; j < t.cols; j++) t.exact[i * t.ldc + j] += sum[i][j] - kGridBias;
+}
+
+// kTiles<T>[exact][R - 1][NV - 1]
 template <class T, int... R> constexpr auto make_tiles(std::integer_sequence<int, R...>) {
-  return std::array<std::array<void (*)(const Tile<T>&), kTileVecs>, kTileRows>{
-      {{tile<T, R + 1, 1>, tile<T, R + 1, 2>}...}};
+  using Row = std::array<void (*)(const Tile<T>&), kTileVecs>;
+  return std::array<std::array<Row, kTileRows>, 2>{{{{{tile<T, R + 1, 1>, tile<T, R + 1, 2>}...}},
+      {{{exact_tile<T, R + 1, 1>, exact_tile<T, R + 1, 2>}...}}}};
 }
 template <class T>
 inline constexpr auto kTiles = make_tiles<T>(std::make_integer_sequence<int, kTileRows>{});

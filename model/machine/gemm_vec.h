@@ -4,7 +4,8 @@
 // The only file that knows instruction sets. With AVX-512, AVX2 and NEON madd is one fused
 // multiply-add; on a machine without (x86-64's baseline) it is a multiply and an add, which changes
 // the bits (the ladder's row "instruction set"), nothing else. Vectors are the compiler's own;
-// intrinsics do what it has no operator for. Read next: gemm_tile.h, where it is used.
+// intrinsics do what it has no operator for.
+// Read next: cuda_check.h.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -3,20 +3,22 @@
 // A row operation is
 //
 //   struct RmsNormF {
-//     struct Args { Tensor x, gain, y, rstd; double eps; };      // `x` is there in every Args: its
-//                                                                dtype is T
-//     template <class T, class Group>
-//     HD static void row(Group g, int64_t r, const Args& a) { for (int i = g.lane(); i < a.x.cols;
-//       i += Group::size) ... }
+//     struct Args { Tensor x, gain, y, rstd; double eps; };  // every Args has an x: its dtype is T
+//     template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
+//       for (int i = g.lane(); i < a.x.cols; i += Group::size) ...
+//     }
 //   };
 //
-// and a caller says  launch<RmsNormF>(stream, rows, {.x = x, .gain = gain, .y = y, .rstd = rstd,
-//                    .eps = eps}).
+// and a caller says
+//
+//   launch<RmsNormF>(stream, rows, {.x = x, .gain = gain, .y = y, .rstd = rstd, .eps = eps});
+//
 //
 // Each folder lists its operations once (rows/list.h) and compiles the list once for each backend:
 // rows_cpu.cpp, with the flags that let g++ vectorize reductions, and rows_cuda.cu (in a build
 // without nvcc, rows_nocuda.cpp); comm/, whose sum must keep its order, compiles its few in
-// comm.cpp instead of rows_cpu.cpp. Read next: rows/group.h.
+// comm.cpp instead of rows_cpu.cpp.
+// Read next: group.h.
 #pragma once
 #include "model/machine/device.h"
 

@@ -1,13 +1,14 @@
 // Recorder: what happened when, on one rank. Whoever does something worth seeing wraps it in a
 // Scope; without a recorder that costs a test of a pointer.
 //
-//   Scope scope(context.recorder, context.stream(), {"experts F", "compute", stage, microbatch,
-//     layer});
+//   Scope scope(context.recorder, context.stream(),
+//       {"experts F", "compute", stage, microbatch, layer});
 //
 // A scope begins when the work enqueued on its stream so far is done, and ends when the work
 // enqueued inside it is: on the CPU's compute stream that is now; on other streams it is taken by
 // events. Used by one thread, the rank's. The file, and what is read from it, is made elsewhere
 // (pipeline/insight/trace/trace.h).
+// Read next: thread_pool.h.
 #pragma once
 #include <cstdint>
 #include <memory>

@@ -4,7 +4,7 @@
 // Everything in duet is a row-major matrix whose rows are tokens, parameters' input features or
 // blocks; a third index (head, expert, sequence) is a stride that the caller states. The same
 // struct is passed by value into CUDA kernels.
-// Read next: device.h.
+// Read next: grid.h.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -1,7 +1,7 @@
-// ThreadPool's protocol. The loop and the caller's data are handed over by state_ alone: the owner
-// writes the loop and opens it (release); a worker joins by counting itself in (acquire), which
-// succeeds only while the loop is open; the owner closes it and waits until the last worker has
-// counted itself out.
+// See thread_pool.h. Its protocol: the loop and the caller's data are handed over by state_ alone:
+// the owner writes the loop and opens it (release); a worker joins by counting itself in (acquire),
+// which succeeds only while the loop is open; the owner closes it and waits until the last worker
+// has counted itself out.
 #include "model/machine/thread_pool.h"
 
 #include <algorithm>

@@ -6,7 +6,7 @@
 // region of a few microseconds is therefore never much slower than without the pool. Workers spin
 // for up to 0.1 ms after a loop, then sleep. Several pools coexist, one per rank. What it is not: a
 // task system. There are no futures, no nesting, and no order between pieces.
-// Read next: device_cpu.cpp, gemm_cpu.cpp, its users.
+// Read next: device_cpu.cpp.
 #pragma once
 #include <atomic>
 #include <cstdint>

@@ -1,10 +1,11 @@
 // Row operations of Multi-head Latent Attention (DeepSeek-V2, section 2.1): rotary positions, keys
 // from their two parts, and the causal softmax with its gradient.
 //
-// RoPE turns interleaved pairs (x[2j], x[2j+1]) by position * theta^(-2j/rope). Turning back is
-// turning by the negative angle, which is also the gradient.
+// RoPE (Su et al. 2021) turns interleaved pairs (x[2j], x[2j+1]) by position * theta^(-2j/rope).
+// Turning back is turning by the negative angle, which is also the gradient.
+// Read next: ends.h.
 #pragma once
-#include "model/rows/group.h"
+#include "model/machine/group.h"
 #include "model/rows/math.h"
 
 namespace duet {

@@ -1,6 +1,7 @@
-// The two ends of the model: the embedding's gather and its gradient, and the fused cross-entropy.
+// The two ends of the model: the embedding's gather, and the fused cross-entropy.
+// Read next: optimizer.h.
 #pragma once
-#include "model/rows/group.h"
+#include "model/machine/group.h"
 #include "model/rows/math.h"
 
 namespace duet {
@@ -16,27 +17,6 @@ struct GatherRows {
     const T* __restrict x = a.x.row<T>(*a.index.row<int32_t>(r));
     T* __restrict y = a.y.row<T>(r);
     for (int i = g.lane(); i < a.x.cols; i += Group::size) y[i] = x[i];
-  }
-};
-
-// A row is one token id that occurs: its gradient adds up its tokens in ascending order. The host
-// sorts (ends.cpp).
-struct EmbedW {
-  struct Args {
-    Tensor x;       // [tokens, d] gradient of the embedding's output
-    Tensor tokens;  // [tokens, 1] i32 token positions, grouped by id, ascending within an id
-    Tensor begins;  // [ids + 1, 1] i32 where each id's group begins
-    Tensor ids;     // [ids, 1] i32
-    Tensor grad;    // [vocab, d] in and out, accumulation type
-  };
-  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    using A = Acc<T>;
-    A* __restrict grad = a.grad.row<A>(*a.ids.row<int32_t>(r));
-    const int begin = *a.begins.row<int32_t>(r), end = *a.begins.row<int32_t>(r + 1);
-    for (int j = begin; j < end; ++j) {
-      const T* __restrict x = a.x.row<T>(*a.tokens.row<int32_t>(j));
-      for (int i = g.lane(); i < a.x.cols; i += Group::size) grad[i] += A(x[i]);
-    }
   }
 };
 

@@ -1,5 +1,6 @@
 // The row operations of model/, listed once; rows_cpu.cpp, rows_cuda.cu and rows_nocuda.cpp compile
 // this list.
+// Read next: rows_cpu.cpp.
 #pragma once
 #include "model/rows/attention.h"
 #include "model/rows/ends.h"
@@ -9,9 +10,9 @@
 
 // clang-format off
 #define DUET_MODEL_ROWS(X)                                         \
-  X(RmsNormF) X(AddRmsNormF) X(RmsNormB) X(RmsNormW) X(SumRows)    \
+  X(RmsNormF) X(AddRmsNormF) X(RmsNormB) X(RmsNormW)               \
   X(RopeQuery) X(KeyF) X(KeyB) X(CausalSoftmaxF) X(CausalSoftmaxB) \
   X(SwigluF) X(SwigluB) X(Add)                                     \
-  X(GatherRows) X(EmbedW) X(CrossEntropy)                          \
+  X(GatherRows)           X(CrossEntropy)                          \
   X(SumSquares) X(AdamW) X(CastRows)
 // clang-format on

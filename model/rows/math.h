@@ -1,5 +1,6 @@
 // Scalar functions of the row operations: a short exp that g++ vectorizes, and what is built on it.
-// In double (gradient checks) they are the library's.
+// In double (gradient checks) they are the library's. Not here: sums over lanes (machine/group.h).
+// Read next: swiglu.h.
 #pragma once
 #include <cmath>
 

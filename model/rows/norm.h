@@ -1,8 +1,10 @@
 // RMSNorm (Zhang and Sennrich 2019): y = x * rstd * gain with rstd = 1/sqrt(mean(x^2) + eps), a row
-// a token. Its three passes: F, I (gradient for x) and W (gradient for the gain, a sum over tokens
-// in two fixed stages).
+// a token. Its three passes: F, I (gradient for x) and W (gradient for the gain; its pieces are
+// added by grid_sums.h).
+// Read next: math.h.
 #pragma once
-#include "model/rows/group.h"
+#include "model/machine/grid.h"
+#include "model/machine/group.h"
 #include "model/rows/math.h"
 
 namespace duet {
@@ -81,47 +83,26 @@ struct RmsNormB {
   }
 };
 
-// Stage one of the gain's gradient: row r sums dy * xhat over tokens r*kTokensPerPartial ... in
-// ascending order.
-inline constexpr int64_t kTokensPerPartial = 64;
+// What each piece of the batch adds to the gain's gradient: row r sums dy * xhat over the tokens of
+// piece r, ascending.
 struct RmsNormW {
   struct Args {
     Tensor x;        // [tokens, d]
     Tensor rstd;     // [tokens, 1]
     Tensor dy;       // [tokens, d]
-    Tensor partial;  // [ceil(tokens / kTokensPerPartial), d] out, accumulation type
+    Tensor partial;  // [pieces.count(), d] out, accumulation type
+    Pieces pieces;
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     A* __restrict sum = a.partial.row<A>(r);
-    const int64_t begin = r * kTokensPerPartial;
-    const int64_t end = begin + kTokensPerPartial < a.x.rows ? begin + kTokensPerPartial : a.x.rows;
+    const int64_t begin = a.pieces.begin(r), end = a.pieces.begin(r + 1);
     for (int i = g.lane(); i < a.x.cols; i += Group::size) sum[i] = 0;
     for (int64_t t = begin; t < end; ++t) {
       const T* __restrict x = a.x.row<T>(t);
       const T* __restrict dy = a.dy.row<T>(t);
       const A rstd = *a.rstd.row<A>(t);
       for (int i = g.lane(); i < a.x.cols; i += Group::size) sum[i] += A(dy[i]) * A(x[i]) * rstd;
-    }
-  }
-};
-
-// Stage two: y += the rows of x, added in ascending order. Row r of the launch owns columns r*64
-// ... r*64+63.
-inline constexpr int64_t kColumnsPerSum = 64;
-struct SumRows {
-  static constexpr bool acc_only = true;
-  struct Args {
-    Tensor x;  // [n, d]
-    Tensor y;  // [1, d] in and out, the accumulation type
-  };
-  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const int begin = int(r * kColumnsPerSum);
-    const int end = begin + kColumnsPerSum < a.x.cols ? begin + int(kColumnsPerSum) : int(a.x.cols);
-    T* __restrict y = a.y.row<T>(0);
-    for (int64_t t = 0; t < a.x.rows; ++t) {
-      const T* __restrict x = a.x.row<T>(t);
-      for (int i = begin + g.lane(); i < end; i += Group::size) y[i] += x[i];
     }
   }
 };

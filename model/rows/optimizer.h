@@ -1,7 +1,9 @@
 // Row operations over the flat arena of a chunk's parameters (param.h), which is cut into blocks
-// that never straddle two parameters. A row is a block.
+// that never straddle two parameters. A row is a block. AdamW is that of Loshchilov and Hutter
+// 2019.
+// Read next: grid_sums.h.
 #pragma once
-#include "model/rows/group.h"
+#include "model/machine/group.h"
 #include "model/rows/math.h"
 
 namespace duet {
@@ -15,21 +17,29 @@ struct Blocks {
   Tensor decay;  // [blocks, 1] i32, 1 where weight decay applies
 };
 
-// The sum of squares of each block, for the gradient norm.
+// The sum of squares of each block, for the gradient norm, and its largest element; of the gradient
+// rounded to the accumulation type, which is what AdamW reads.
 struct SumSquares {
-  static constexpr bool acc_only = true;
   struct Args {
-    Tensor x;    // [1, arena] gradient
-    Tensor sum;  // [blocks, 1] f64 out
+    Tensor x;     // [1, arena] weights: the compute type
+    Tensor grad;  // [1, arena] f64
+    Tensor sum;   // [blocks, 2] f64 out
     Blocks blocks;
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const T* __restrict x = a.x.row<T>(0) + int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;
-    double sum = 0;
-    for (int i = g.lane(); i < *a.blocks.count.row<int32_t>(r); i += Group::size)
-      sum += double(x[i]) * double(x[i]);
+    const double* __restrict grad =
+        a.grad.row<double>(0) + int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;
+    double sum = 0, largest = 0;
+    for (int i = g.lane(); i < *a.blocks.count.row<int32_t>(r); i += Group::size) {
+      const double d = double(Acc<T>(grad[i]));
+      sum += d * d;
+      largest = d > largest ? d : -d > largest ? -d : largest;
+    }
     sum = g.sum(sum);
-    if (g.lane() == 0) *a.sum.row<double>(r) = sum;
+    largest = g.max(largest);
+    if (g.lane() != 0) return;
+    a.sum.row<double>(r)[0] = sum;
+    a.sum.row<double>(r)[1] = largest;
   }
 };
 
@@ -39,7 +49,7 @@ struct AdamW {
   struct Args {
     Tensor x;       // [1, arena] weights in the compute type, out
     Tensor master;  // [1, arena] in and out; may be the same memory as x
-    Tensor grad;    // [1, arena] half 0, to which half 1 and the other ranks' were added
+    Tensor grad;    // [1, arena] f64: the exact sum over the global batch
     Tensor m, v;    // [1, arena] in and out
     Blocks blocks;
     double clip;  // factor of the gradient
@@ -55,11 +65,11 @@ struct AdamW {
             c2 = A(a.correct2), eps = A(a.eps);
     T* x = a.x.row<T>(0) + begin;
     A* w = a.master.row<A>(0) + begin;
-    const A* __restrict grad = a.grad.row<A>(0) + begin;
+    const double* __restrict grad = a.grad.row<double>(0) + begin;
     A* __restrict m = a.m.row<A>(0) + begin;
     A* __restrict v = a.v.row<A>(0) + begin;
     const auto update = [&](int i) {
-      const A d = grad[i] * clip;
+      const A d = A(grad[i]) * clip;
       m[i] = b1 * m[i] + (A(1) - b1) * d;
       v[i] = b2 * v[i] + (A(1) - b2) * d * d;
       return w[i] * shrink - c1 * m[i] / (sqrt_(v[i] * c2) + eps);

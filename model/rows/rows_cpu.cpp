@@ -1,4 +1,5 @@
 // The row operations of model/ on the CPU.
+// Read next: rows_cuda.cu.
 #include "model/machine/compile_cpu.h"
 #include "model/rows/list.h"
 

@@ -1,7 +1,10 @@
 // The row operations of model/ on CUDA.
+// Read next: rows_nocuda.cpp.
 #include "model/machine/compile_cuda.cuh"
+#include "model/rows/grid_sums.h"
 #include "model/rows/list.h"
 
 namespace duet {
 DUET_MODEL_ROWS(DUET_COMPILE_CUDA)
+DUET_GRID_SUMS(DUET_COMPILE_CUDA)
 }  // namespace duet

@@ -1,6 +1,7 @@
 // SwiGLU (Shazeer 2020): act = silu(gate) * up, and the plain sum of two tensors.
+// Read next: attention.h.
 #pragma once
-#include "model/rows/group.h"
+#include "model/machine/group.h"
 #include "model/rows/math.h"
 
 namespace duet {

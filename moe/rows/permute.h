@@ -1,8 +1,9 @@
 // Moving rows from expert order back to token order, with the weighted sum over a token's experts
 // and its gradient; the way there is GatherRows (model/rows/ends.h). pos[t, j] says in which row of
 // expert order the j-th expert of token t (ascending by expert) found it.
+// Read next: list.h.
 #pragma once
-#include "model/rows/group.h"
+#include "model/machine/group.h"
 
 namespace duet {
 

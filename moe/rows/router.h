@@ -4,8 +4,9 @@
 //
 // Router arithmetic is in the accumulation type (fp32; fp64 in gradient checks) whatever the
 // compute type is.
+// Read next: permute.h.
 #pragma once
-#include "model/rows/group.h"
+#include "model/machine/group.h"
 #include "model/rows/math.h"
 
 namespace duet {
@@ -46,7 +47,8 @@ struct RouterF {
     Tensor total;    // [tokens, 1] out: sum of the affinities
     Tensor scratch;  // [tokens, experts + groups]
     RouterShape shape;
-    bool balanced = false;  // instead of the top-k: balanced_expert
+    // tokens of a sequence: instead of the top-k, balanced_expert of the place in it; 0: the top-k
+    int64_t balanced_over = 0;
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const RouterShape& s = a.shape;
@@ -66,7 +68,8 @@ struct RouterF {
     for (int i = g.lane(); i < s.experts; i += Group::size) choice[i] = score[i] + bias[i];
     if (s.topk_groups < s.groups) mask_groups(g, choice, s);
     select_top(g, choice, s.experts, s.topk, [&](int j, int i) {
-      if (g.lane() == 0) insert_sorted(idx, j, a.balanced ? balanced_expert(r, j, s) : i);
+      if (g.lane() == 0)
+        insert_sorted(idx, j, a.balanced_over ? balanced_expert(r % a.balanced_over, j, s) : i);
     });
     g.sync();
     T sum = 0;

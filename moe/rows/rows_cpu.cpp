@@ -1,4 +1,5 @@
 // The row operations of moe/ on the CPU.
+// Read next: rows_cuda.cu.
 #include "model/machine/compile_cpu.h"
 #include "moe/rows/list.h"
 

@@ -1,4 +1,5 @@
 // The row operations of moe/ on CUDA.
+// Read next: rows_nocuda.cpp.
 #include "model/machine/compile_cuda.cuh"
 #include "moe/rows/list.h"
 

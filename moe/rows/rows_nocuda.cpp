@@ -1,4 +1,5 @@
 // In a build without nvcc no row operation of moe/ has a CUDA kernel.
+// Read next: eplb.h.
 #include "model/machine/launch.h"
 #include "moe/rows/list.h"
 

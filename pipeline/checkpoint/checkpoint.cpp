@@ -43,19 +43,20 @@ static std::string file_name(const LogicalTensor& t, State state) {
   return (state == State::weight ? "" : state == State::m ? "m." : "v.") + t.name;
 }
 
+void CheckpointContents::for_each(std::span<const State> states, const Visit& visit) const {
+  for (State state : states)
+    for (const LogicalTensor& t : tensors)
+      if (state == State::weight || t.trained) visit(t, state);
+}
+
 static void write_tensors(
-    FileWriter& file, const CheckpointContents& contents, std::initializer_list<State> states) {
-  const auto for_each = [&](auto fn) {
-    for (State state : states)
-      for (const LogicalTensor& t : contents.tensors)
-        if (state == State::weight || t.trained) fn(t, state);
-  };
+    FileWriter& file, const CheckpointContents& contents, std::span<const State> states) {
   std::vector<TensorSpec> specs;
-  for_each([&](const LogicalTensor& t, State state) {
+  contents.for_each(states, [&](const LogicalTensor& t, State state) {
     specs.push_back({file_name(t, state), t.dtype, t.shape});
   });
   SafetensorsWriter writer(file, specs);
-  for_each([&](const LogicalTensor& t, State state) {  // by name, as the writer wants them
+  contents.for_each(states, [&](const LogicalTensor& t, State state) {  // as the writer wants them
     const std::vector<float> values = contents.fetch(t, state);
     writer.write(file_name(t, state), values.data(), values.size() * sizeof(float));
   });
@@ -65,8 +66,8 @@ static void write_tensors(
 void write_checkpoint(const std::string& dir, const CheckpointContents& contents) {
   DurableDir target(dir);
   target.file("config.json").write(contents.config.dump(2) + "\n");
-  write_tensors(target.file("model.safetensors"), contents, {State::weight});
-  write_tensors(target.file("optimizer.safetensors"), contents, {State::m, State::v});
+  write_tensors(target.file("model.safetensors"), contents, std::span(kStates).first(1));
+  write_tensors(target.file("optimizer.safetensors"), contents, std::span(kStates).subspan(1));
   target.file("trainer.json").write(contents.trainer.dump(2) + "\n");
   target.publish();
 }
@@ -119,10 +120,10 @@ void check_checkpoint(const std::string& dir, const ModelConfig& config) {
       ", allowed: the same --preset, --model and vocabulary");
 }
 
-void read_checkpoint(const std::string& dir, Stream& stream, Params& params) {
+void read_checkpoint(const std::string& dir, Stream& stream, Params& params, Restore what) {
   read_tensors(open_weights(dir), stream, params, State::weight);
   params.masters_changed(stream);
-  if (!fs::exists(dir + "/trainer.json")) return;
+  if (what == Restore::weights || !fs::exists(dir + "/trainer.json")) return;
   const TensorFiles moments = {SafetensorsReader(dir + "/optimizer.safetensors")};
   for (State state : {State::m, State::v}) read_tensors(moments, stream, params, state);
 }

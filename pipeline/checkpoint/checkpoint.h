@@ -10,9 +10,12 @@
 //
 // Tensors are in logical order: no trace of schedule, layout, device or expert placement. A
 // directory without optimizer and trainer state (someone else's model, also one in several files
-// with a model.safetensors.index.json) can be started from, not resumed.
+// with a model.safetensors.index.json) can be started from, not resumed. Not here: which rank has
+// what (train/trainer_state.cpp).
+// Read next: dump.h.
 #pragma once
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,6 +26,7 @@
 namespace duet {
 
 enum class State { weight, m, v };
+inline constexpr State kStates[] = {State::weight, State::m, State::v};
 const Tensor& state_of(const Param& p, State state);
 
 // A logical tensor in the shape that checkpoints have.
@@ -35,20 +39,23 @@ LogicalTensor logical_tensor(const Param& p);
 // Synchronizes.
 std::vector<float> download(Stream& stream, const Param& p, const Tensor& values);
 
-// Writes a complete directory. fetch is called once for each tensor and state: first all weights,
-// then all m, then all v, each in order of name.
+// What a checkpoint is made of. fetch is called once for each tensor and state, in the order of
+// for_each: first all weights, then all m, then all v, each in order of name.
 struct CheckpointContents {
+  using Visit = std::function<void(const LogicalTensor& tensor, State state)>;
   Json config, trainer;
   std::vector<LogicalTensor> tensors;  // by name
   std::function<std::vector<float>(const LogicalTensor& tensor, State state)> fetch;
+  void for_each(std::span<const State> states, const Visit& visit) const;
 };
-void write_checkpoint(const std::string& dir, const CheckpointContents& contents);
+void write_checkpoint(const std::string& dir, const CheckpointContents& contents);  // whole
 
-// Fills the parameters from a directory: weights always, moments if it has a training state. Throws
-// UsageError naming the file where it does not fit. Whether the files are whole is for
-// check_checkpoint, once for all ranks.
+// Fills the parameters from a directory: weights always, moments if they are wanted and it has a
+// training state. Throws UsageError naming the file where it does not fit. Whether the files are
+// whole is for check_checkpoint, once for all ranks.
+enum class Restore { weights, everything };
 void check_checkpoint(const std::string& dir, const ModelConfig& config);
-void read_checkpoint(const std::string& dir, Stream& stream, Params& params);
+void read_checkpoint(const std::string& dir, Stream& stream, Params& params, Restore what);
 
 // The newest complete checkpoint of a run's folder, or empty; and of a folder that is a checkpoint
 // itself, the folder.

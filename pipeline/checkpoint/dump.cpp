@@ -1,6 +1,7 @@
 // See dump.h.
 #include "pipeline/checkpoint/dump.h"
 
+#include "comm/gather_named.h"
 #include "pipeline/checkpoint/checkpoint.h"
 #include "pipeline/checkpoint/safetensors.h"
 
@@ -9,8 +10,8 @@ namespace duet {
 template <class T>
 void StepDump::add(
     const std::string& name, std::vector<int64_t> shape, const std::vector<T>& values) {
-  pieces_[name] = {std::move(shape),
-      std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T))};
+  shapes_[name] = std::move(shape);
+  bytes_[name].assign(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
 }
 
 void StepDump::add(int64_t index, const Microbatch& batch, const Tensor& logits) {
@@ -24,56 +25,29 @@ void StepDump::add(int64_t index, const Microbatch& batch, const Tensor& logits)
 void StepDump::add(const Params& params) {
   for (const Param& p : params.all())
     if (p.trained)
-      add("grad." + p.name, logical_tensor(p).shape, download(context_.stream(), p, p.grad[0]));
+      add("grad." + p.name, logical_tensor(p).shape, download(context_.stream(), p, p.grad));
 }
 
-// All ranks' pieces; of a piece that several have, the last one's.
-StepDump::Pieces StepDump::gather(Comm& world) const {
-  Json mine = Json::array();
-  std::string bytes;
-  for (const auto& [name, piece] : pieces_) {
-    mine.push(Json::object(
-        {{"name", name}, {"shape", Json(piece.shape)}, {"bytes", piece.bytes.size()}}));
-    bytes += piece.bytes;
-  }
-  const std::vector<std::string> lists = world.gather(mine.dump()), all_bytes = world.gather(bytes);
-  Pieces pieces;
-  for (size_t r = 0; r < lists.size(); ++r) {
-    size_t at = 0;
-    for (const Json& j : Json::parse(lists[r], cat("rank ", r)).items()) {
-      Piece piece{{}, all_bytes[r].substr(at, size_t(j.at("bytes").integer()))};
-      for (const Json& n : j.at("shape").items()) piece.shape.push_back(n.integer());
-      at += piece.bytes.size();
-      pieces[j.at("name").string()] = std::move(piece);
-    }
-  }
-  return pieces;
-}
-
-void StepDump::write(Comm& world, const std::string& path, double loss) const {
-  Pieces all = gather(world);
+void StepDump::write(Comm& world, const std::string& path, double loss) {
+  add("loss", {1}, std::vector<float>{float(loss)});
+  const auto shapes = gather_named(world, shapes_);
+  const auto bytes = gather_named(world, bytes_);
   if (world.rank() != 0) return;
-  const float loss32 = float(loss);
-  all["loss"] = {{1}, std::string(reinterpret_cast<const char*>(&loss32), sizeof loss32)};
-  Pieces tensors;  // parts joined, in order of their place
-  for (auto& [name, piece] : all) {
-    Piece& whole = tensors[name.substr(0, name.find('@'))];
-    if (whole.shape.empty()) {
-      whole = std::move(piece);
-    } else {
-      whole.shape[0] += piece.shape[0];
-      whole.bytes += piece.bytes;
-    }
-  }
   std::vector<TensorSpec> specs;
-  for (const auto& [name, tensor] : tensors)
-    specs.push_back({name, name == "input_ids" || name == "targets" ? "I32" : "F32", tensor.shape});
+  std::map<std::string, std::string> values;
+  for (const auto& [part, copies] : shapes) {  // those of one tensor in order of their place
+    const std::string name = part.substr(0, part.find('@'));
+    const std::vector<int64_t>& shape = copies[0].second;
+    if (specs.empty() || specs.back().name != name)
+      specs.push_back({name, name == "input_ids" || name == "targets" ? "I32" : "F32", shape});
+    else
+      specs.back().shape[0] += shape[0];
+    values[name] += bytes.at(part)[0].second;
+  }
   FileWriter file(path);
   SafetensorsWriter writer(file, specs);
-  for (const TensorSpec& spec : writer.tensors()) {
-    const std::string& bytes = tensors[spec.name].bytes;
-    writer.write(spec.name, bytes.data(), bytes.size());
-  }
+  for (const TensorSpec& spec : writer.tensors())
+    writer.write(spec.name, values[spec.name].data(), values[spec.name].size());
   writer.finish();
   file.close();
 }

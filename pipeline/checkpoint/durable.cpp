@@ -1,6 +1,6 @@
-// Durable files and directories on POSIX calls. What may fail is named; what fails leaves the older
-// directories as they were.
-// Read next: durable.h has the contract, test/durable_test.cpp kills a writer at random moments.
+// See durable.h. Durable files and directories on POSIX calls: what may fail is named, and what
+// fails leaves the older directories as they were. test/durable_test.cpp kills a writer at random
+// moments.
 #include "pipeline/checkpoint/durable.h"
 
 #include <fcntl.h>
@@ -8,13 +8,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <utility>
 
 #include "data/mapped_file.h"
+#include "model/base/hash.h"
 #include "model/base/json.h"
 
 namespace duet {
@@ -32,11 +32,11 @@ std::string parent_of(const std::string& path) {
 
 void fsync_dir(const std::string& dir) {
   const int fd = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) throw Error(cat(dir, ": cannot be opened: ", std::strerror(errno)));
+  if (fd < 0) throw Error(dir + cannot_be("opened"));
   const int status = fsync(fd), error = errno;
   close(fd);
   if (status != 0 && error != EINVAL)  // EINVAL: a file system that does not sync directories
-    throw Error(cat(dir, ": cannot be synced: ", std::strerror(error)));
+    throw Error(dir + cannot_be("synced", error));
 }
 
 std::string checksum_text(const MappedFile& file) {
@@ -54,28 +54,6 @@ std::vector<std::string> folders(const std::string& parent) {
 }
 
 }  // namespace
-
-// As FNV, xor and multiply, over words; multiplied before as well, and rotated, so that high bits
-// spread too.
-uint64_t checksum(std::string_view bytes) {
-  constexpr uint64_t p = 0x9fb21c651e98df25u, q = 0xd6e8feb86659fd93u;
-  uint64_t h = 0x9e3779b97f4a7c15u;
-  const auto add = [&](uint64_t word) { h = std::rotl(h ^ (word * p), 29) * q; };
-  uint64_t word = 0;
-  size_t at = 0;
-  for (; at + 8 <= bytes.size(); at += 8) {
-    std::memcpy(&word, bytes.data() + at, 8);
-    add(word);
-  }
-  if (at < bytes.size()) {
-    word = 0;
-    std::memcpy(&word, bytes.data() + at, bytes.size() - at);
-    add(word);
-  }
-  h ^= bytes.size();  // tells trailing zeros from the last word's padding
-  h = (h ^ (h >> 32)) * q;
-  return h ^ (h >> 32);
-}
 
 // --- FileWriter ----------------------------------------------------------------------------------
 

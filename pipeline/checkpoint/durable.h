@@ -27,10 +27,6 @@
 
 namespace duet {
 
-// A 64-bit checksum against accidents, not against intent: any change within one aligned 8-byte
-// word changes it, other damage almost surely.
-uint64_t checksum(std::string_view bytes);
-
 // Writes one file from its first byte to its last.
 class FileWriter {
  public:

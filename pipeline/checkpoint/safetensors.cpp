@@ -1,5 +1,5 @@
-// safetensors, written and read. Read next: safetensors.h has the format; test/safetensors_test.cpp
-// damages files in every way.
+// See safetensors.h. The format, written and read; test/safetensors_test.cpp damages files in every
+// way.
 #include "pipeline/checkpoint/safetensors.h"
 
 #include <algorithm>
@@ -50,17 +50,17 @@ SafetensorsWriter::SafetensorsWriter(FileWriter& out, std::vector<TensorSpec> te
     return std::pair(-element_size(a.dtype), a.name) < std::pair(-element_size(b.dtype), b.name);
   });
   // transformers wants it
-  Json::Object header = {{"__metadata__", Json::object({{"format", "pt"}})}};
+  Json header = Json::object({{"__metadata__", Json::object({{"format", "pt"}})}});
   int64_t end = 0;
   for (const TensorSpec& t : tensors_) {
     DUET_CHECK(element_size(t.dtype) > 0, t.name, ": no such dtype: ", t.dtype);
     const int64_t begin = end;
     end += t.bytes();
     const Json offsets(std::vector<int64_t>{begin, end});
-    header.emplace_back(t.name,
+    header.set(t.name,
         Json::object({{"dtype", t.dtype}, {"shape", Json(t.shape)}, {"data_offsets", offsets}}));
   }
-  std::string text = Json::object(std::move(header)).dump();
+  std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data begins at a multiple of 8
   const uint64_t length = text.size();
   out_.write(&length, 8);
@@ -100,7 +100,7 @@ SafetensorsReader::Entry parse_entry(
     const bool overflow = __builtin_mul_overflow(bytes, t.shape.back(), &bytes);
     require(!overflow, j.where(), ": the shape overflows 64 bits: ", shape_text(t.shape));
   }
-  const auto& offsets = j.at("data_offsets").items();
+  const auto offsets = j.at("data_offsets").items();
   require(offsets.size() == 2, j.where(), ": expected two data_offsets, found ", offsets.size());
   const int64_t begin = offsets[0].integer(0), end = offsets[1].integer(begin);
   require(end - begin == bytes, j.where(), ": ", t.text(), " needs ", bytes,
@@ -150,8 +150,7 @@ const SafetensorsReader::Entry* SafetensorsReader::find(const std::string& name)
 const SafetensorsReader::Entry& SafetensorsReader::at(
     const std::string& name, const std::vector<int64_t>& shape) const {
   const Entry* t = find(name);
-  require(t != nullptr, path_, ": tensor ", name, " is missing (the file has ", tensors_.size(),
-      " tensors)");
+  require(t, path_, ": tensor ", name, " is missing (the file has ", tensors_.size(), " tensors)");
   require(t->shape == shape, path_, ": ", name, ": expected shape ", shape_text(shape), ", found ",
       shape_text(t->shape));
   return *t;
@@ -165,15 +164,9 @@ std::vector<float> SafetensorsReader::floats(const Entry& t) const {
       out[i] = float(x);
     }
   };
-  if (t.dtype == "F32")
-    convert(float());
-  else if (t.dtype == "BF16")
-    convert(bf16());
-  else if (t.dtype == "F64")
-    convert(double());
-  else
-    throw UsageError(
-        cat(path_, ": ", t.name, ": expected dtype F32, BF16 or F64, found ", t.dtype));
+  require(t.dtype == "F32" || t.dtype == "BF16" || t.dtype == "F64", path_, ": ", t.name,
+      ": expected dtype F32, BF16 or F64, found ", t.dtype);
+  t.dtype == "F32" ? convert(float()) : t.dtype == "BF16" ? convert(bf16()) : convert(double());
   return out;
 }
 

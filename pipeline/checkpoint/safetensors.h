@@ -6,7 +6,8 @@
 // by name within one, so that every tensor lies at a multiple of its element size; it needs the
 // shapes in advance and then takes tensor after tensor, so no copy of the model is made. The reader
 // maps the file and trusts nothing: whatever does not fit is a UsageError naming the file and the
-// tensor. Little-endian machines only. Read next: durable.h, where the bytes go.
+// tensor. Little-endian machines only.
+// Read next: checkpoint.h.
 #pragma once
 #include <cstdint>
 #include <map>

@@ -1,21 +1,17 @@
-// The text form of actions, out and in. Read next: schedule.h.
+// See action.h. The text form of actions, out and in.
 #include "pipeline/schedule/action.h"
 
 #include <algorithm>
 #include <array>
 #include <charconv>
 
+#include "model/base/text.h"
+
 namespace duet {
 namespace {
 
 constexpr std::array kNames = {"F", "I", "W", "B", "SEND_F", "RECV_F", "SEND_B", "RECV_B"};
 constexpr std::string_view kOverlap = ")OVERLAP_F_B";
-
-std::string_view trimmed(std::string_view text) {
-  constexpr const char* kSpaces = " \t\r";
-  const size_t begin = std::min(text.find_first_not_of(kSpaces), text.size());
-  return text.substr(begin, text.find_last_not_of(kSpaces) + 1 - begin);
-}
 
 // Takes a number off the front of `text`; -1 where there is none (or it does not fit an int).
 int take_number(std::string_view& text) {

@@ -9,7 +9,6 @@
 //   3SEND_B0  stage 3 sends its input gradient to stage 2 2RECV_B0  stage 2 receives it
 // Stages are virtual stages. A generator emits compute actions only; add_comms.h adds the sends and
 // receives.
-//
 // Read next: schedule.h, the lists of actions.
 #pragma once
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Inserting messages, and the rendezvous machine that runs them. Read next: checker.cpp.
+// See add_comms.h. Inserting messages, and the rendezvous machine that runs them.
 #include "pipeline/schedule/add_comms.h"
 
 namespace duet {

@@ -9,8 +9,7 @@
 // Messages from rank p to rank q share one channel and are received in the order in which p sends
 // them, whatever order q needs them in: a channel of a transport is first in, first out (an NCCL
 // communicator's stream is).
-//
-// Read next: run_comms in this header, then checker.cpp.
+// Read next: checker.h.
 #pragma once
 #include <vector>
 

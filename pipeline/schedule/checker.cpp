@@ -1,5 +1,5 @@
-// The three rules, in their order (each relies on the ones before), and the two counts. Read next:
-// simulator.h.
+// See checker.h. The three rules, in their order (each relies on the ones before), and the two
+// counts.
 #include "pipeline/schedule/checker.h"
 
 #include <algorithm>
@@ -117,27 +117,15 @@ void refuse_stuck(const Schedule& s, const std::vector<Stuck>& stuck, const char
 }
 
 Usage count(const Schedule& s) {
-  Usage usage{std::vector<int>(s.pp, 0), std::vector<int>(s.pp, 0)};
-  const int half = s.microbatches / 2;
-  std::vector<bool> done(size_t(s.stages()) * s.microbatches, false);
-  // per stage and half: the microbatch whose W is due
-  std::vector<std::array<int, 2>> next(s.stages(), {0, half});
+  Usage usage{std::vector<int>(s.pp, 0)};
   for (int rank = 0; rank < s.pp; ++rank) {
     int live = 0;
-    for (const Action& action : s.ranks[rank]) {
+    for (const Action& action : s.ranks[rank])
       for_parts(action, [&](const Action& a) {
-        const auto is_done = [&](int m) { return done[size_t(a.stage) * s.microbatches + m]; };
         if (a.kind == Kind::F)
           usage.peak_activations[rank] = std::max(usage.peak_activations[rank], ++live);
-        if (a.kind != Kind::W && a.kind != Kind::B) return;
-        const int which = s.second_half(a.microbatch);
-        int& due = next[a.stage][which];
-        if (a.microbatch != due) ++usage.held_w[rank];
-        is_done(a.microbatch) = true;
-        for (const int end = which ? s.microbatches : half; due < end && is_done(due); ++due)
-          --live;
+        if (a.kind == Kind::W || a.kind == Kind::B) --live;
       });
-    }
   }
   return usage;
 }

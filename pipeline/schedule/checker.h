@@ -12,12 +12,7 @@
 // What it counts, per rank:
 //   activations  from the F of a microbatch and stage to its W (or B); one is what a stage keeps of
 //                one microbatch
-//   held Ws      gradients are summed in ascending microbatch order within each half of the
-//                microbatches (DESIGN, "exactness"); a W that comes before its predecessors is
-//                held, and its activation with it, until they are done. No published schedule holds
-//                any
-//
-// Read next: checker.cpp, or simulator.h.
+// Read next: simulator.h.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -28,7 +23,6 @@ namespace duet {
 
 struct Usage {
   std::vector<int> peak_activations;  // [pp]
-  std::vector<int> held_w;            // [pp]: how many Ws had to be held
   int peak() const { return *std::max_element(peak_activations.begin(), peak_activations.end()); }
 };
 

@@ -2,11 +2,10 @@
 #include "pipeline/schedule/layout.h"
 
 #include <algorithm>
-#include <charconv>
 #include <limits>
-#include <sstream>
 
 #include "model/base/check.h"
+#include "model/base/text.h"
 
 namespace duet {
 
@@ -29,27 +28,37 @@ std::vector<int> Layout::expert_replicas_of(int r) const {
   return list(dp / ep, [&](int i) { return rank(pp_rank(r), dp_rank(r) % ep + i * ep); });
 }
 
-static std::vector<int64_t> parse_split(const std::string& split, int64_t layers, int stages) {
+std::vector<int64_t> parse_split(const std::string& text) {
+  std::vector<int64_t> parts;
+  for (const std::string& item : split(text)) {
+    const std::optional<int64_t> n = parse_number<int64_t>(item);
+    require(n.has_value(), "--split: found '", shortened(item),
+        "', allowed: whole numbers of layers, with commas between");
+    parts.push_back(*n);
+  }
+  return parts;
+}
+
+// The boundaries between parts of these sizes.
+static std::vector<int64_t> bounds_of(
+    const std::vector<int64_t>& parts, int64_t layers, int stages) {
   std::vector<int64_t> bounds = {0};
-  std::istringstream list(split);
-  for (std::string item; std::getline(list, item, ',');) {
-    int64_t n = 0;
-    const auto [stop, error] = std::from_chars(item.data(), item.data() + item.size(), n);
-    require(error == std::errc() && stop == item.data() + item.size() && n >= 1 && n <= layers,
-        "--split: found '", item, "', allowed: whole numbers of layers, 1 to ", layers);
+  for (int64_t n : parts) {
+    require(n >= 1 && n <= layers, "--split: found '", n,
+        "', allowed: whole numbers of layers, 1 to ", layers);
     bounds.push_back(bounds.back() + n);
   }
-  require(int(bounds.size()) == stages + 1 && bounds.back() == layers, "--split: found ",
-      bounds.size() - 1, " parts of ", bounds.back(), " layers in all, allowed: ", stages,
-      " parts of ", layers, " layers");
+  require(int(parts.size()) == stages && bounds.back() == layers, "--split: found ", parts.size(),
+      " parts of ", bounds.back(), " layers in all, allowed: ", stages, " parts of ", layers,
+      " layers");
   return bounds;
 }
 
 std::vector<int64_t> split_layers(
-    const ModelConfig& c, int64_t seq_len, int stages, const std::string& split) {
+    const ModelConfig& c, int64_t seq_len, int stages, const std::vector<int64_t>& split) {
   require(stages <= c.n_layers, "--pp: found ", stages,
       " stages, allowed: at most one for each of the model's ", c.n_layers, " layers");
-  if (!split.empty()) return parse_split(split, c.n_layers, stages);
+  if (!split.empty()) return bounds_of(split, c.n_layers, stages);
   std::vector<double> up_to(size_t(c.n_layers) + 1);  // cost of the first l layers
   for (int64_t l = 0; l < c.n_layers; ++l)
     up_to[size_t(l) + 1] = up_to[size_t(l)] + c.layer_flops_per_token(l, seq_len);

@@ -1,8 +1,8 @@
 // Layout: who is who among the ranks, and which layers a stage has.
 //
 // World size = dp x pp. Rank = pp_rank * dp + dp_rank: the ranks of one stage, which reduce
-// gradients among themselves (and exchange tokens, where experts are sharded), are neighbours. Read
-// next: job.h.
+// gradients among themselves (and exchange tokens, where experts are sharded), are neighbours.
+// Read next: checkpoint/durable.h.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -30,9 +30,10 @@ struct Layout {
 
 // Cuts the layers into `stages` consecutive parts, at least one layer each: [stages + 1]
 // boundaries. By the GEMM work of a token, the head counted, so that the largest part is as small
-// as possible (of equal ones the earlier parts are the larger); or as `split` says, "3,4,4,3".
-// Throws UsageError that names --split or --pp.
+// as possible (of equal ones the earlier parts are the larger); or as `split` says, the layers of
+// each stage. Throws UsageError that names --split or --pp.
 std::vector<int64_t> split_layers(
-    const ModelConfig& config, int64_t seq_len, int stages, const std::string& split);
+    const ModelConfig& config, int64_t seq_len, int stages, const std::vector<int64_t>& split);
+std::vector<int64_t> parse_split(const std::string& text);  // "3,4,4,3"; throws UsageError
 
 }  // namespace duet

@@ -1,4 +1,4 @@
-// Sweeps over the ranks, each of which goes as far as it can. Read next: simulator.cpp.
+// See run_list.h. Sweeps over the ranks, each of which goes as far as it can.
 #include "pipeline/schedule/run_list.h"
 
 #include <optional>

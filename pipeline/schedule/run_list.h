@@ -9,8 +9,7 @@
 //
 // The order of visits is one in which everything comes after what it needs: the simulator adds the
 // clock. If ranks are left that wait for each other, the schedule deadlocks, whatever the costs.
-//
-// Read next: checker.h.
+// Read next: add_comms.h.
 #pragma once
 #include <functional>
 #include <optional>

@@ -1,12 +1,12 @@
-// Schedules by name and from files. Read next: published/published.h.
+// See schedule.h. Schedules by name and from files.
 #include "pipeline/schedule/schedule.h"
 
 #include <algorithm>
 #include <fstream>
 #include <istream>
 #include <ostream>
-#include <sstream>
 
+#include "model/base/text.h"
 #include "pipeline/schedule/published/published.h"
 
 namespace duet {
@@ -14,14 +14,14 @@ namespace {
 
 // of a stage or microbatch number in a file: a typing error, not a schedule
 constexpr int kLargest = 1 << 20;
+constexpr int64_t kMostActions = 1 << 24;  // of a schedule that fits into memory
 
 std::vector<Action> read_row(const std::string& line, const std::string& where) {
   std::vector<Action> row;
-  std::istringstream cells(line);
   int column = 0;
-  for (std::string cell; std::getline(cells, cell, ',');) {
+  for (const std::string& cell : split(line)) {
     ++column;
-    if (cell.find_first_not_of(" \t\r") == cell.npos) continue;
+    if (cell.empty()) continue;
     const auto action = parse_action(cell);
     require(action.has_value(), where, ", cell ", column,
         ": expected an action such as 0F1, 2I0, 2W0, 2B0 or ", "(0F1;7B0)OVERLAP_F_B, found ",
@@ -86,13 +86,16 @@ Schedule make_schedule(const std::string& name, const ScheduleSize& size) {
   require(size.pp >= 1 && size.pp <= 4096, "--pp: expected 1 to 4096 ranks, found ", size.pp);
   require(size.microbatches >= 1 && size.microbatches <= kLargest, "--microbatches: expected 1 to ",
       kLargest, ", found ", size.microbatches);
+  require(int64_t(size.pp) * size.virtual_stages <= kMostActions / size.microbatches,
+      "--microbatches: found ", size.microbatches, " through ", size.pp, " ranks of ",
+      size.virtual_stages, " stages, allowed: products of the three up to ", kMostActions);
   std::string names;
   for (const ScheduleKind& kind : schedule_kinds()) {
     if (name == kind.name) return kind.make(size);
     names += cat(kind.name, ", ");
   }
   throw UsageError(
-      cat("--schedule: expected ", names, "or a file that ends in .csv, found ", name));
+      cat("--schedule: expected ", names, "or a file that ends in .csv, found ", shortened(name)));
 }
 
 Schedule read_csv(std::istream& in, const std::string& name) {

@@ -1,8 +1,8 @@
 // A schedule is plain data: for every rank, the list of what it does, in order.
 //
 // The same list is read by the checker (checker.h), the simulator (simulator.h), the painters
-// (insight/paint.h) and the executor. It holds no time: an action starts when the one before it on
-// its rank and the data it needs are done.
+// (insight/pictures/paint.h) and the executor (train/executor.h). It holds no time: an action
+// starts when the one before it on its rank and the data it needs are done.
 //
 // Stages are *virtual stages*, numbered in the order in which a microbatch visits them;
 // rank_of[stage] says who runs each.
@@ -15,8 +15,7 @@
 // Files are PyTorch's pipelining CSV: one row a rank, one cell an action, empty cells skipped. Who
 // runs a stage is seen from the rows, and the directions from the (stage, microbatch) set: DualPipe
 // and a V share their stage numbers and differ in that.
-//
-// Read next: schedules/dualpipe.cpp, the one to know; checker.h.
+// Read next: published/published.h.
 #pragma once
 #include <iosfwd>
 #include <string>

@@ -1,12 +1,10 @@
-// The clock on top of run_list. Read next: insight/paint_text.cpp.
+// See simulator.h. The clock on top of run_list.
 #include "pipeline/schedule/simulator.h"
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
 #include <map>
-#include <sstream>
 
+#include "model/base/text.h"
 #include "pipeline/schedule/run_list.h"
 
 namespace duet {
@@ -23,26 +21,19 @@ double Costs::of(const Action& action) const {
 }
 
 Costs parse_costs(const std::string& text) {
-  std::map<std::string, double> given;
-  std::istringstream items(text);
-  for (std::string item; std::getline(items, item, ',');) {
-    const size_t equal = std::min(item.find('='), item.size());
-    const std::string name = item.substr(0, equal);
-    double value = 0;
-    const char *stop = item.data() + item.size(),
-               *start = std::min<const char*>(item.data() + equal + 1, stop);
-    const auto [read, error] = std::from_chars(start, stop, value);
-    const bool known = name == "F" || name == "I" || name == "W" || name == "FB";
-    const bool good = error == std::errc{} && read == stop && std::isfinite(value) && value > 0;
-    require(known && good && given.emplace(name, value).second,
-        "--cost: expected positive costs such as F=1,I=1,W=1,FB=2.4, each once, found ", item);
-  }
-  const auto cost = [&](const char* name, double otherwise) {
-    return given.contains(name) ? given[name] : otherwise;
-  };
-  Costs costs{cost("F", 1), cost("I", 1), cost("W", 1)};
-  costs.FB = cost("FB", costs.F + costs.B());
-  return costs;
+  Costs c;
+  c.FB = 0;
+  const std::map<std::string, double*> costs = {
+      {"F", &c.F}, {"I", &c.I}, {"W", &c.W}, {"FB", &c.FB}};
+  read_keys("--cost", text, "positive costs such as F=1,I=1,W=1,FB=2.4",
+      [&](const std::string& key, const std::string& value) {
+        const std::optional<double> x = parse_number<double>(value);
+        if (!costs.contains(key) || !x || *x <= 0) return false;
+        *costs.at(key) = *x;
+        return true;
+      });
+  if (c.FB == 0) c.FB = c.F + c.B();
+  return c;
 }
 
 Timing simulate(const Schedule& s, const Costs& costs) {

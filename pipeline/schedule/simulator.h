@@ -4,8 +4,7 @@
 // list's order, as early as it can. That is the model in which papers state their bubbles; what a
 // real run adds (latency, uneven stages) is seen in its trace. Units: any; the text speaks of F =
 // 1.
-//
-// Read next: schedule_command.h, where it meets the user.
+// Read next: layout.h.
 #pragma once
 #include <numeric>
 #include <string>

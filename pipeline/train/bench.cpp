@@ -2,23 +2,32 @@
 #include "pipeline/train/bench.h"
 
 #include <algorithm>
-#include <ostream>
+#include <iostream>
+#include <memory>
 
-#include "model/machine/gemm_cpu.h"
+#include "model/base/command_line.h"
 #include "pipeline/train/trainer.h"
 
 namespace duet {
 
+void add_bench_command(CLI::App& duet, int&) {
+  Command cli(duet, "bench", "tokens/s and GFLOP/s of training steps on this machine");
+  const auto o = std::make_shared<BenchOptions>();
+  cli.text("--preset", o->preset, "model to time, by the names of duet train");
+  cli.number("--threads", o->threads, 1, 4096, "cores used");
+  cli.number("--steps", o->steps, 1, 1'000'000, "timed steps; the median counts");
+  cli.number("--microbatches", o->microbatches, 1, 1 << 20, "per step");
+  cli.runs([o] { bench_command(*o, std::cout); });
+}
+
 void bench_command(const BenchOptions& b, std::ostream& out) {
-  require(b.steps >= 1, "--steps: found ", b.steps, ", allowed: at least 1");
   TrainOptions o;
   o.preset = b.preset;
   o.threads = b.threads;
   o.microbatches = b.microbatches;
   o.steps = b.steps + 1;
-  o.device = "cpu";
+  o.device = DeviceKind::cpu;
   o.dp = 1;
-  if (b.gemm) return bench_gemm(int(b.threads), out);
   const Job job = make_job(o);
   std::vector<double> seconds;
   StepResult last;
@@ -28,7 +37,7 @@ void bench_command(const BenchOptions& b, std::ostream& out) {
     device_name = device->name();
     Trainer trainer(job, world, *device);
     for (int64_t step = 1; step <= o.steps; ++step) {
-      last = trainer.step(step);
+      last = train_step(trainer, step);
       if (step > 1) seconds.push_back(last.seconds);
     }
   });

@@ -1,18 +1,24 @@
 // `duet bench`: how fast this machine trains. One JSON line a measurement; scripts/bench.sh puts
-// PyTorch's beside it.
+// PyTorch's beside it. Not the speed of products alone (test/study/gemm_bench.h).
+// Read next: test/exactness_test.cpp.
 #pragma once
 #include <cstdint>
 #include <iosfwd>
 #include <string>
 
+namespace CLI {
+class App;
+}
+
 namespace duet {
+
+void add_bench_command(CLI::App& duet, int& exit_status);
 
 struct BenchOptions {
   std::string preset = "bench";
   int64_t threads = 1;
   int64_t steps = 5;         // timed, after one that is not; the median counts
   int64_t microbatches = 1;  // per step
-  bool gemm = false;
 };
 void bench_command(const BenchOptions& options, std::ostream& out);
 

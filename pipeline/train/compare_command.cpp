@@ -2,9 +2,12 @@
 #include "pipeline/train/compare_command.h"
 
 #include <algorithm>
+#include <iostream>
 #include <ostream>
+#include <span>
 #include <sstream>
 
+#include "model/base/command_line.h"
 #include "pipeline/schedule/simulator.h"
 #include "pipeline/train/trainer.h"
 
@@ -30,29 +33,24 @@ struct Outcome {
   }
 };
 
-Outcome describe(const Job& job) {
-  Outcome o;
+// One rank's part in running a job; what rank 0 returns counts.
+Outcome train(const Job& job, Comm& world) {
   const Schedule& s = job.compute;
+  Outcome o;
   o.schedule = job.layout.world() == 1 ? "one rank" : s.name;
   o.bubble = simulate(s, Costs()).bubble();
   o.activations = job.usage.peak() * s.stage_share();
   o.copies = s.weight_copies();
-  return o;
-}
-
-// One rank's part in running a job; what rank 0 returns counts.
-Outcome train(const Job& job, Comm& world) {
-  Outcome o = describe(job);
   const std::unique_ptr<Device> device = make_device(job, world.rank());
   Trainer trainer(job, world, *device);
   for (int64_t step = 1; step <= job.options.steps; ++step) {
-    const StepResult r = trainer.step(step);
+    const StepResult r = train_step(trainer, step);
     o.loss.push_back(r.loss);
     o.norm.push_back(r.grad_norm);
     o.measured += r.idle / double(job.options.steps);
   }
-  o.fingerprint = trainer.fingerprint();
-  DUET_CHECK(trainer.copies_agree(), job.compute.name,
+  o.fingerprint = fingerprint(trainer);
+  DUET_CHECK(copies_agree(trainer), job.compute.name,
       ": expected all copies of a parameter to hold the same bits");
   for (int64_t bytes : world.gather_values(device->memory(Use::activations).peak))
     o.activation_bytes = std::max(o.activation_bytes, bytes);
@@ -96,6 +94,17 @@ void print_json(
 
 }  // namespace
 
+void add_compare_command(CLI::App& duet, int& exit_status) {
+  Command cli(duet, "compare",
+      "train under each schedule and compare every bit; exit status 1 if one differs");
+  const auto o = std::make_shared<CompareOptions>();
+  add_train_options(cli, o->train);
+  cli.parsed(
+      "--schedules", o->schedules, [](const std::string& text) { return split(text); },
+      "names or CSV files, with commas between; default: all published");
+  cli.runs([o, &exit_status] { exit_status = compare_command(*o, std::cout) ? 0 : 1; });
+}
+
 bool compare_command(const CompareOptions& options, std::ostream& out) {
   require(
       options.train.steps >= 1, "--steps: found ", options.train.steps, ", allowed: at least 1");
@@ -104,34 +113,35 @@ bool compare_command(const CompareOptions& options, std::ostream& out) {
   o.out.clear();
   o.dump_step = 0;
   o.trace.clear();
-  o.trace_steps.clear();
-  std::istringstream names(options.schedules);
-  for (std::string name; std::getline(names, name, ',');) {
+  o.trace_steps.reset();
+  std::vector<std::string> names = options.schedules;
+  if (names.empty())
+    for (const ScheduleKind& kind : schedule_kinds()) names.push_back(kind.name);
+  for (const std::string& name : names) {
     o.schedule = name;
     jobs.push_back(make_job(o));
   }
-  require(
-      !jobs.empty(), "--schedules: found none, allowed: names or CSV files with commas between");
 
   std::vector<Outcome> outcomes;
+  const auto run = [&](std::span<const Job> some) {
+    run_ranks(some[0].run, [&](Comm& world) {
+      for (const Job& job : some) {
+        const Outcome outcome = train(job, world);
+        if (world.rank() == 0) outcomes.push_back(outcome);
+      }
+    });
+  };
   if (jobs[0].run.transport != Wire::mpi && find_launch().ranks == 1) {
     o.pp = 1;
     o.schedule = "1f1b";
     o.split.clear();
     const Job one = make_job(o);
-    run_ranks(one.run, [&](Comm& world) {
-      Outcome outcome = train(one, world);
-      if (world.rank() == 0) outcomes.push_back(outcome);
-    });
+    run({&one, 1});
   }
-  run_ranks(jobs[0].run, [&](Comm& world) {
-    for (const Job& job : jobs) {
-      Outcome outcome = train(job, world);
-      if (world.rank() == 0) outcomes.push_back(outcome);
-    }
-  });
+  run(jobs);
   if (outcomes.empty()) return true;  // of another MPI process than rank 0, which decides
-  (options.train.format == "json" ? print_json : print_text)(outcomes, why_not_timed(jobs[0]), out);
+  (options.train.format == Format::json ? print_json : print_text)(
+      outcomes, why_not_timed(jobs[0]), out);
   return std::all_of(outcomes.begin(), outcomes.end(),
       [&](const Outcome& x) { return x.differs(outcomes[0]) == 0; });
 }

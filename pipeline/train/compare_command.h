@@ -13,18 +13,25 @@
 //               checker counts; measured in MiB
 // copies        of the parameters
 //
-// On threads the first row is one rank without a pipeline. Read next: trainer.h.
+// On threads the first row is one rank without a pipeline.
+// Read next: generate.h.
 #pragma once
 #include <iosfwd>
 #include <string>
+#include <vector>
 
 #include "pipeline/train/options.h"
 
+namespace CLI {
+class App;
+}
+
 namespace duet {
 
+void add_compare_command(CLI::App& duet, int& exit_status);
+
 struct CompareOptions {
-  // names or CSV files
-  std::string schedules = "gpipe,1f1b,interleaved,zb1p,zbv,dualpipe,dualpipev";
+  std::vector<std::string> schedules;  // names or CSV files; empty: all published
   // schedule, out and the like are not used
   TrainOptions train{.preset = "tiny", .steps = 5, .pp = 4};
 };

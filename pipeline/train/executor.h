@@ -3,7 +3,8 @@
 // It knows no schedule by name: it reads actions, keeps what they make until it is needed, posts
 // the messages where the list says and waits for one only when an action needs it. Messages are
 // asynchronous and tagged with (kind, sender's stage, microbatch), so none queues behind another.
-// Used by one thread, the rank's. Read next: trainer.h.
+// Used by one thread, the rank's.
+// Read next: trainer.h.
 #pragma once
 #include <functional>
 #include <list>
@@ -20,9 +21,10 @@ namespace duet {
 class Executor {
  public:
   using Stages = std::map<int, std::unique_ptr<Stage>>;  // by virtual stage, those of this rank
+  using Tokens = std::function<Microbatch(int m)>;
 
   // schedule: only its placement is read here. pipeline: the group of the pp ranks, numbered by pp
-  // rank. overlap: whether the chunks of a pair are interleaved (overlap.h), or run one after the
+  // rank. overlap: whether the chunks of a pair are interleaved (pairs.h), or run one after the
   // other.
   Executor(const Schedule& schedule, Comm& pipeline, const Context& context, Stages& stages,
       bool overlap);
@@ -30,35 +32,34 @@ class Executor {
   // Runs a list with its sends and receives (add_comms.h). tokens(m): the microbatch's tokens,
   // asked by first and last stages. A list without backwards leaves activations: the caller drops
   // them.
-  void run(std::span<const Action> actions, const std::function<Microbatch(int m)>& tokens);
+  void run(std::span<const Action> actions, const Tokens& tokens);
 
   double waited() const { return waited_; }  // seconds the last run stood still for messages
 
  private:
-  // what an action made or needs: F or B, stage, microbatch
-  using Key = std::tuple<Kind, int, int>;
-  struct Message {
-    Buf data;  // [tokens, d_model]
-    Request request;
+  struct Result {
+    Buf data;         // [tokens, d_model]
+    Request request;  // where it is a message
   };
-  void act(const Action& a, const std::function<Microbatch(int m)>& tokens);
-  void forward(const Action& a, const std::function<Microbatch(int m)>& tokens);
+  void act(const Action& a);
+  void pair(const Action& a);
+  void forward(const Action& a);
   void backward(const Action& a);
-  void pair(const Action& a, const std::function<Microbatch(int m)>& tokens);
-  bool first(const Action& a) const { return a.stage == schedule_.first_stage(a.microbatch); }
-  bool last(const Action& a) const { return a.stage == schedule_.last_stage(a.microbatch); }
-  void send(const Action& a);
-  void receive(const Action& a);
-  Buf take(Kind kind, int stage, int microbatch, int from_stage);
+  Microbatch tokens(const Action& a) const;
+  Buf take(Tag::Kind kind, const Action& a);
+  void keep(Tag::Kind kind, const Action& a, Buf result);
+  void send(Tag::Kind kind, const Action& a);
+  void receive(Tag::Kind kind, const Action& a);
 
   const Schedule& schedule_;
   Comm& pipeline_;
   const Context& context_;
   Stages& stages_;
   bool overlap_;
-  std::map<Key, Buf> made_;          // by the stage that made it
-  std::map<Key, Message> received_;  // by the stage that made it
-  std::list<Message> sending_;
+  Tokens tokens_;
+  // made here and not used yet, or awaited; by who makes it: kind, stage, microbatch
+  std::map<std::tuple<Tag::Kind, int, int>, Result> results_;
+  std::list<Result> sending_;
   double waited_ = 0;
 };
 

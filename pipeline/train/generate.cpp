@@ -3,11 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iostream>
 #include <numeric>
-#include <ostream>
 #include <random>
 
 #include "data/dataset.h"
+#include "model/base/command_line.h"
 #include "pipeline/train/train_command.h"
 
 namespace duet {
@@ -35,7 +36,7 @@ void generate(
   std::mt19937_64 random(o.seed);
   out << o.prompt << std::flush;
   for (int64_t i = 0; i < o.tokens; ++i) {
-    const std::vector<float> logits = trainer.next_token_logits(ids);
+    const std::vector<float> logits = next_token_logits(trainer, ids);
     // a model's vocabulary may be padded
     const size_t known = std::min(logits.size(), size_t(tokenizer.vocab_size()));
     const double draw = double(random() >> 11) * 0x1p-53;
@@ -45,13 +46,30 @@ void generate(
   out << std::endl;
 }
 
+void add_generate_command(CLI::App& duet, int&) {
+  Command cli(
+      duet, "generate", "continue a prompt; without options with a model trained on the spot");
+  const auto o = std::make_shared<GenerateOptions>();
+  cli.text("--from", o->from,
+      "a run's folder or a checkpoint; default: a small model is trained on the spot");
+  cli.parsed(
+      "--prompt", o->sample.prompt, [](const std::string& text) { return text; },
+      "text to continue; default: a line end");
+  cli.number("--tokens", o->sample.tokens, 0, INT32_MAX, "how many tokens to add");
+  cli.number("--temperature", o->sample.temperature, 0, 1e6, "0: always the most likely token");
+  cli.number("--top-k", o->sample.top_k, 0, INT32_MAX,
+      "sample from the k most likely tokens; 0: from all");
+  cli.number("--seed", o->sample.seed, 0, INT64_MAX, "of the sampling");
+  cli.text("--tokenizer", o->tokenizer, "llm.c's tokenizer .bin; default: bytes");
+  cli.choice("--device", o->device, {DeviceKind::cpu, DeviceKind::cuda}, device_kind_name,
+      "where it runs; default: cuda if there is one");
+  cli.number("--threads", o->threads, 0, 4096, "cores used; 0: all");
+  cli.runs([o] { generate_command(*o, std::cout); });
+}
+
 void generate_command(const GenerateOptions& g, std::ostream& out) {
   const SampleOptions& s = g.sample;
   require(!s.prompt.empty(), "--prompt: found nothing, allowed: at least one character");
-  require(s.tokens >= 0, "--tokens: found ", s.tokens, ", allowed: at least 0");
-  require(s.temperature >= 0 && std::isfinite(s.temperature), "--temperature: found ",
-      s.temperature, ", allowed: at least 0");
-  require(s.top_k >= 0, "--top-k: found ", s.top_k, ", allowed: at least 0 (0: all)");
   TrainOptions o;
   o.device = g.device;
   o.threads = g.threads;
@@ -78,8 +96,8 @@ void generate_command(const GenerateOptions& g, std::ostream& out) {
   run_ranks(job.run, [&](Comm& world) {
     const std::unique_ptr<Device> device = make_device(job, world.rank());
     Trainer trainer(job, world, *device);
-    if (!dir.empty()) trainer.load(dir);
-    for (int64_t step = 1; dir.empty() && step <= o.steps; ++step) trainer.step(step);
+    if (!dir.empty()) load_checkpoint(trainer, dir);
+    for (int64_t step = 1; dir.empty() && step <= o.steps; ++step) train_step(trainer, step);
     generate(trainer, tokenizer, s, out);
   });
 }

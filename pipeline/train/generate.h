@@ -1,5 +1,6 @@
 // `duet generate`: prompt in, text out. There is no key-value cache: duet is a trainer, and every
-// token is a forward of the whole context. Read next: trainer.h.
+// token is a forward of the whole context.
+// Read next: bench.h.
 #pragma once
 #include <iosfwd>
 #include <string>
@@ -8,7 +9,13 @@
 #include "pipeline/train/options.h"
 #include "pipeline/train/trainer.h"
 
+namespace CLI {
+class App;
+}
+
 namespace duet {
+
+void add_generate_command(CLI::App& duet, int& exit_status);
 
 struct SampleOptions {
   std::string prompt = "\n";
@@ -29,8 +36,8 @@ void generate(
 struct GenerateOptions {
   // a run's folder or a checkpoint; empty: a small model trained on the spot
   std::string from;
-  std::string tokenizer;  // llm.c's tokenizer .bin; empty: bytes
-  std::string device;
+  std::string tokenizer;             // llm.c's tokenizer .bin; empty: bytes
+  std::optional<DeviceKind> device;  // empty: cuda if there is one
   int64_t threads = 0;
   SampleOptions sample;
 };

@@ -18,10 +18,10 @@ int64_t Job::global_sequences() const {
 static void find_ranks(Job& job) {
   const TrainOptions& o = job.options;
   const Launch launch = find_launch();
-  const bool nccl = o.transport == "nccl",
-             mpi = o.transport == "mpi" || (o.transport != "local" && launch.ranks > 1);
-  require(o.transport != "local" || launch.ranks == 1, "--transport: found local under ", launch.by,
-      ", allowed: mpi");
+  const bool nccl = o.transport == Wire::nccl,
+             mpi = o.transport == Wire::mpi || (o.transport != Wire::local && launch.ranks > 1);
+  require(o.transport != Wire::local || launch.ranks == 1, "--transport: found local under ",
+      launch.by, ", allowed: mpi");
   job.layout.pp = int(o.pp);
   job.layout.dp = int(o.dp ? o.dp : mpi ? std::max<int64_t>(1, launch.ranks / o.pp) : 1);
   require(!mpi || job.layout.world() == launch.ranks, "--dp, --pp: found ", job.layout.dp, " x ",
@@ -30,14 +30,13 @@ static void find_ranks(Job& job) {
   require(job.layout.dp % job.layout.ep == 0, "--ep: found ", o.ep,
       ", allowed: divisors of dp = ", job.layout.dp);
   const Wire wire = nccl ? Wire::nccl : mpi ? Wire::mpi : Wire::local;
-  job.run = {.transport = wire,
-      .ranks = job.layout.world(),
-      .timeout = o.comm_timeout,
-      .link = parse_link(o.link, int(o.ranks_per_node))};
+  job.run = {
+      .transport = wire, .ranks = job.layout.world(), .timeout = o.comm_timeout, .link = o.link};
+  job.run.link.ranks_per_node = int(o.ranks_per_node);
   if (!nccl) return;
   require(have_nccl(),
       "--transport: found nccl, allowed: local, mpi (this duet was built without NCCL)");
-  require(o.device == "cuda",
+  require(o.device == DeviceKind::cuda,
       "--transport: found nccl with --device cpu, allowed: local, mpi (NCCL moves GPU memory)");
   require(mpi || job.run.ranks <= cuda_device_count(), "--transport: found nccl with ",
       job.run.ranks, " ranks and ", cuda_device_count(),
@@ -57,12 +56,12 @@ static void find_balancer(Job& job) {
   require(!o.ranks_per_node || o.ep % o.ranks_per_node == 0 || o.ranks_per_node % o.ep == 0,
       "--ranks-per-node: found ", o.ranks_per_node, ", allowed: divisors and multiples of --ep ",
       o.ep);
-  require(!o.replicas_may_leave_node || o.eplb_policy == "balanced",
-      "--replicas-may-leave-node: found --eplb-policy ", o.eplb_policy, ", allowed: balanced");
+  require(!o.replicas_may_leave_node || o.eplb_policy == EplbPolicy::balanced,
+      "--replicas-may-leave-node: found --eplb-policy ", policy_name(o.eplb_policy),
+      ", allowed: balanced");
   const int64_t nodes = o.ranks_per_node ? std::max<int64_t>(1, o.ep / o.ranks_per_node) : 1;
   job.balancer.shape = {int(experts), int(slots), int(job.config.n_group), int(nodes), int(o.ep)};
-  job.balancer.plan = {o.eplb_policy == "balanced" ? EplbPolicy::balanced : EplbPolicy::deepseek,
-      o.replicas_may_leave_node};
+  job.balancer.plan = {o.eplb_policy, o.replicas_may_leave_node};
   job.balancer.interval = int(o.eplb_interval);
   job.balancer.threshold = o.eplb_threshold;
 }
@@ -129,12 +128,12 @@ int threads_per_rank(const Job& job) {
 }
 
 std::unique_ptr<Device> make_device(const Job& job, int rank) {
-  if (job.options.device == "cuda") return make_cuda_device(rank % cuda_device_count());
+  if (job.options.device == DeviceKind::cuda) return make_cuda_device(rank % cuda_device_count());
   return make_cpu_device(threads_per_rank(job));
 }
 
 std::string why_not_timed(const Job& job) {
-  const int gpus = job.options.device == "cuda" ? cuda_device_count() : 0;
+  const int gpus = job.options.device == DeviceKind::cuda ? cuda_device_count() : 0;
   if (gpus && job.run.ranks > gpus) return cat(job.run.ranks, " ranks share ", gpus, " GPUs");
   if (!gpus && job.run.ranks * threads_per_rank(job) > job.cores)
     return cat(job.run.ranks, " ranks share ", job.cores, " cores");

@@ -1,6 +1,7 @@
 // Job: a training job prepared from its options: what every rank of it reads, checked before the
-// first rank starts.
-// Read next: trainer.h.
+// first rank starts: data, schedule with its messages, layout, batches. What a rank makes of it is
+// a Trainer.
+// Read next: stage.h.
 #pragma once
 #include <thread>
 #include "comm/comm.h"

@@ -1,97 +1,177 @@
-// See options.h.
+// See options.h. What --help says of each option of `duet train`, and what must be true of them
+// together.
 #include "pipeline/train/options.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
+#include <limits>
 #include <numbers>
 
+#include "model/base/command_line.h"
 #include "model/machine/device.h"
+#include "pipeline/schedule/layout.h"
 
 namespace duet {
+
+// --- the command line ----------------------------------------------------------------------------
+
+namespace {
+
+// Bounds that keep what is made of the numbers (ranks, tags, bytes) within its types.
+constexpr int64_t kSteps = 1'000'000'000, kMany = 1 << 20, kRanks = 4096;
+
+std::pair<int64_t, int64_t> parse_trace_steps(const std::string& text) {
+  if (const auto steps = parse_range(text)) return *steps;
+  throw UsageError(
+      cat("--trace-steps: found '", shortened(text), "', allowed: a step or a range like 2-3"));
+}
+
+void add_model_and_data(Command& cli, TrainOptions& o) {
+  cli.text("--preset", o.preset, "sizes of the model: " + preset_names());
+  cli.parsed(
+      "--model", o.model, parse_sizes, "sizes instead of the preset's: n_layers=4,d_model=256");
+  cli.text("--data", o.data, "text file, folder, llm.c token shards; default: duet's own sources");
+  cli.text("--init", o.init, "checkpoint or DeepseekV3ForCausalLM directory to start from");
+  cli.number("--seq-len", o.seq_len, 0, INT32_MAX, "tokens of a sequence; 0: the preset's");
+  cli.number("--segment-tokens", o.segment_tokens, 1, INT32_MAX,
+      "tokens of a sequence whose gradients are summed as one: part of the numerics, like the "
+      "seed");
+  cli.number("--micro-batch-size", o.micro_batch_size, 0, kMany,
+      "sequences of a microbatch; 0: the preset's");
+  cli.number("--microbatches", o.microbatches, 1, kMany, "per data-parallel rank and step");
+}
+
+void add_length_and_rate(Command& cli, TrainOptions& o) {
+  cli.number("--steps", o.steps, 0, kSteps, "steps in all");
+  cli.number(
+      "--decay-steps", o.decay_steps, 0, kSteps, "steps over which the rate decays; 0: --steps");
+  cli.number("--warmup-steps", o.warmup_steps, 0, kSteps, "steps over which the rate rises");
+  cli.choice(
+      "--lr-schedule", o.lr_schedule, {LrSchedule::cosine, LrSchedule::wsd},
+      [](LrSchedule s) { return s == LrSchedule::wsd ? "wsd" : "cosine"; },
+      "how it decays; wsd: constant, then linear over the last fifth");
+  cli.number("--lr", o.adamw.lr, 0, 1e3, "peak learning rate");
+  cli.number("--min-lr", o.min_lr, 0, 1, "learning rate at the end, as a fraction of the peak");
+  cli.number("--beta1", o.adamw.beta1, 0, 0.999999, "AdamW: decay of the first moment");
+  cli.number("--beta2", o.adamw.beta2, 0, 0.999999, "AdamW: decay of the second moment");
+  cli.number("--weight-decay", o.adamw.weight_decay, 0, 1e3, "not on norms and embedding");
+  cli.number("--clip", o.clip, 0, 1e30, "largest gradient norm; 0: no clipping");
+  cli.number("--balance-loss", o.balance_loss, 0, 1e3, "alpha of the sequence-wise balance loss");
+  cli.number("--bias-update-speed", o.bias_update_speed, 0, 1e3,
+      "gamma: how far a router bias moves in a step");
+  cli.number("--seed", o.seed, 0, INT64_MAX, "of initial values, batches and sampling");
+}
+
+void add_ranks(Command& cli, TrainOptions& o) {
+  cli.number("--dp", o.dp, 0, kRanks, "data-parallel ranks; 0: the MPI processes / --pp, else 1");
+  cli.number("--pp", o.pp, 1, kRanks, "pipeline ranks; the world is dp x pp");
+  cli.number("--ep", o.ep, 1, kRanks, "ranks over which the experts are spread; divides dp");
+  cli.number("--redundant-experts", o.redundant_experts, 0, kMaxReplicas,
+      "replicas per layer in total; experts + these: divisible by ep");
+  cli.flag("--force-balanced-routing", o.force_balanced_routing,
+      "experts in turn instead of the router's choice: for measuring time, not for learning");
+  cli.number("--eplb-interval", o.eplb_interval, 0, kSteps,
+      "steps between new placements of experts; 0: none");
+  cli.choice("--replica-split", o.replica_split, {ReplicaSplit::segment, ReplicaSplit::token},
+      split_name, "what goes to one replica whole; token levels better and changes bits");
+  cli.choice("--eplb-policy", o.eplb_policy, {EplbPolicy::deepseek, EplbPolicy::balanced},
+      policy_name, "how they are placed: the published algorithm, or with few moves");
+  cli.number("--eplb-threshold", o.eplb_threshold, 0, 1,
+      "no new placement while balancedness, mean / max load, is above");
+  cli.flag("--replicas-may-leave-node", o.replicas_may_leave_node,
+      "with balanced: one replica stays on its group's node");
+  cli.text("--schedule", o.schedule,
+      "gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, or a CSV file");
+  cli.number("--virtual-stages", o.virtual_stages, 1, kRanks, "of a rank under interleaved");
+  cli.choice(
+      "--overlap", o.overlap, {true, false}, [](bool on) { return on ? "on" : "off"; },
+      "off: pairs run one after the other and all-to-alls block");
+  cli.parsed("--split", o.split, parse_split, "layers of each stage: 3,4,4,3; default: by cost");
+  cli.choice("--transport", o.transport, {Wire::local, Wire::mpi, Wire::nccl}, wire_name,
+      "local: threads; nccl: GPU to GPU, one rank on each, MPI processes under mpirun or srun, "
+      "else threads; default: mpi under mpirun or srun, else local");
+  cli.number("--comm-timeout", o.comm_timeout, 0.001, 1e6, "seconds a rank waits for a message");
+  cli.number("--ranks-per-node", o.ranks_per_node, 0, kMany,
+      "ranks that share a node: bytes within and between nodes are counted apart; 0: all");
+  cli.parsed("--link", o.link, parse_link,
+      "emulate an interconnect (local; CPU or one GPU): intra=160GB/s,inter=40GB/s,latency=5us");
+  cli.choice("--device", o.device, {DeviceKind::cpu, DeviceKind::cuda}, device_kind_name,
+      "where it runs; default: cuda if there is one");
+  cli.choice("--dtype", o.dtype, {Dtype::f32, Dtype::bf16}, dtype_name,
+      "bf16: on cuda; master weights, gradients and moments stay fp32");
+  cli.number("--threads", o.threads, 0, kRanks, "cores a rank uses; 0: its part of the node's");
+}
+
+void add_output(Command& cli, TrainOptions& o) {
+  cli.text("--out", o.out, "folder for checkpoints and metrics.jsonl; default: nothing is kept");
+  cli.flag("--resume", o.resume, "go on from the newest checkpoint in --out, if there is one");
+  cli.flag("--overwrite", o.overwrite, "replace the run in --out");
+  cli.number("--checkpoint-every", o.checkpoint_every, 0, kSteps,
+      "steps between them; 0: only at the end");
+  cli.number("--val-every", o.val_every, 0, kSteps, "steps between them; 0: only at the end");
+  cli.number("--val-sequences", o.val_sequences, 1, kSteps, "sequences of a validation");
+  cli.number("--log-every", o.log_every, 1, kSteps, "steps between lines; metrics.jsonl has all");
+  cli.choice("--format", o.format, {Format::text, Format::json}, format_name,
+      "json: one document at the end instead of lines");
+  cli.number("--sample", o.sample, 0, kSteps, "tokens of text generated at the end; 0: none");
+  cli.text("--trace", o.trace, "file for what ranks and streams did, JSON for ui.perfetto.dev");
+  cli.parsed("--trace-steps", o.trace_steps, parse_trace_steps,
+      "steps to trace, e.g. 2-3; default: the second and third, or the only one");
+  cli.number("--dump-step", o.dump_step, 0, kSteps,
+      "step whose batch, logits, loss, gradients OUT/dump-step-N.safetensors keeps; 0: none");
+}
+
+}  // namespace
+
+void add_train_options(Command& cli, TrainOptions& o) {
+  add_model_and_data(cli, o);
+  add_length_and_rate(cli, o);
+  add_ranks(cli, o);
+  add_output(cli, o);
+}
+
+// --- what must be true of several together -------------------------------------------------------
 
 ModelConfig TrainOptions::resolve() {
   const Preset& p = find_preset(preset);
   ModelConfig config = p.model;
-  if (!model.empty()) config.override_sizes(model);
+  for (const auto& [field, size] : model.values) config.*field = size;
+  config.validate();
   if (seq_len == 0) seq_len = p.seq_len;
   if (micro_batch_size == 0) micro_batch_size = p.micro_batch_size;
   if (decay_steps == 0) decay_steps = steps;
-  if (device.empty()) device = cuda_device_count() > 0 ? "cuda" : "cpu";
+  if (!device) device = cuda_device_count() > 0 ? DeviceKind::cuda : DeviceKind::cpu;
 
-  const struct {
-    const char* option;
-    int64_t value, least;
-  } integers[] = {{"--seq-len", seq_len, 1}, {"--micro-batch-size", micro_batch_size, 1},
-      {"--microbatches", microbatches, 1}, {"--steps", steps, 0}, {"--decay-steps", decay_steps, 0},
-      {"--warmup-steps", warmup_steps, 0}, {"--threads", threads, 0},
-      {"--checkpoint-every", checkpoint_every, 0}, {"--val-every", val_every, 0},
-      {"--val-sequences", val_sequences, 1}, {"--log-every", log_every, 1}, {"--sample", sample, 0},
-      {"--dump-step", dump_step, 0}, {"--dp", dp, 0}, {"--pp", pp, 1}, {"--ep", ep, 1},
-      {"--redundant-experts", redundant_experts, 0}, {"--eplb-interval", eplb_interval, 0},
-      {"--virtual-stages", virtual_stages, 1}, {"--ranks-per-node", ranks_per_node, 0}};
-  for (const auto& i : integers)
-    require(i.value >= i.least, i.option, ": found ", i.value, ", allowed: at least ", i.least);
-  const struct {
-    const char* option;
-    double value, least, most;
-  } numbers[] = {{"--lr", adamw.lr, 0, 1e3}, {"--min-lr", min_lr, 0, 1},
-      {"--beta1", adamw.beta1, 0, 0.9999999}, {"--beta2", adamw.beta2, 0, 0.9999999},
-      {"--weight-decay", adamw.weight_decay, 0, 1e3}, {"--clip", clip, 0, 1e30},
-      {"--balance-loss", balance_loss, 0, 1e3}, {"--comm-timeout", comm_timeout, 0.001, 1e6},
-      {"--eplb-threshold", eplb_threshold, 0, 1},
-      {"--bias-update-speed", bias_update_speed, 0, 1e3}};
-  for (const auto& n : numbers)
-    require(n.value >= n.least && n.value <= n.most, n.option, ": found ", n.value,
-        ", allowed: ", n.least, " to ", n.most);
-  const auto one_of = [](const char* option, const std::string& value, const char* a,
-                          const char* b) {
-    require(value == a || value == b, option, ": found '", value, "', allowed: ", a, ", ", b);
-  };
-  one_of("--lr-schedule", lr_schedule, "cosine", "wsd");
-  one_of("--overlap", overlap, "on", "off");
-  one_of("--format", format, "text", "json");
-  one_of("--eplb-policy", eplb_policy, "deepseek", "balanced");
-  one_of("--device", device, "cpu", "cuda");
-  one_of("--dtype", dtype, "fp32", "bf16");
-  require(transport.empty() || transport == "local" || transport == "mpi" || transport == "nccl",
-      "--transport: found '", transport, "', allowed: local, mpi, nccl");
-  require(dtype == "fp32" || device == "cuda",
-      "--dtype: found bf16 with --device cpu, allowed: fp32 (the CPU's GEMM has no bf16: it would "
-      "be slower than fp32)");
+  require(dtype == Dtype::f32 || device == DeviceKind::cuda, "--dtype: found ", dtype_name(dtype),
+      " with --device cpu, allowed: fp32 (the CPU's GEMM has no bf16: it would be slower than "
+      "fp32)");
   require(!(resume && out.empty()),
       "--resume: found no --out, allowed: with the --out of the run to go on with");
   require(!(dump_step && out.empty()),
       "--dump-step: found no --out, allowed: with an --out to write into");
   require(
       dump_step <= steps, "--dump-step: found ", dump_step, ", allowed: at most --steps ", steps);
-  require(trace_steps.empty() || !trace.empty(),
+  require(!trace_steps || !trace.empty(),
       "--trace-steps: found no --trace, allowed: with a --trace to write into");
   traced_steps(0);
-  require(preset != "deepseek-v3" || !model.empty(),
+  require(preset != "deepseek-v3" || !model.values.empty(),
       "--preset: found 'deepseek-v3', allowed: the others; its 671B parameters are for planning "
       "only");
-  require(device == "cpu" || cuda_device_count() > 0,
+  require(device == DeviceKind::cpu || cuda_device_count() > 0,
       "--device: found cuda, allowed: cpu (no GPU that this binary can use)");
-  require(link.empty() || device == "cpu" || cuda_device_count() == 1,
+  require(!link.emulated() || device == DeviceKind::cpu || cuda_device_count() == 1,
       "--link: found --device cuda with ", cuda_device_count(),
       " GPUs, allowed: one, whose clock all ranks read (CUDA_VISIBLE_DEVICES=0); or --device cpu");
   return config;
 }
 
 std::pair<int64_t, int64_t> TrainOptions::traced_steps(int64_t done) const {
-  if (trace_steps.empty()) return {std::min(done + 2, steps), std::min(done + 3, steps)};
-  int64_t first = 0, last = 0;
-  const char* end = trace_steps.data() + trace_steps.size();
-  auto read = std::from_chars(trace_steps.data(), end, first);
-  last = first;
-  if (read.ec == std::errc() && read.ptr != end && *read.ptr == '-')
-    read = std::from_chars(read.ptr + 1, end, last);
-  require(
-      read.ec == std::errc() && read.ptr == end && done < first && first <= last && last <= steps,
-      "--trace-steps: found '", trace_steps, "', allowed: a step or a range like ", done + 1, "-",
-      done + 2, ", within ", done + 1, " to ", steps);
-  return {first, last};
+  if (!trace_steps) return {std::min(done + 2, steps), std::min(done + 3, steps)};
+  const auto [first, last] = *trace_steps;
+  require(done < first && first <= last && last <= steps, "--trace-steps: found ", first, "-", last,
+      ", allowed: a step or a range like ", done + 1, "-", done + 2, ", within ", done + 1, " to ",
+      steps);
+  return *trace_steps;
 }
 
 double TrainOptions::lr_at(int64_t step) const {
@@ -100,7 +180,7 @@ double TrainOptions::lr_at(int64_t step) const {
       1.0, double(step - warmup_steps) / double(std::max<int64_t>(1, decay_steps - warmup_steps)));
   const double cosine = 0.5 * (1 + std::cos(std::numbers::pi * done)),
                wsd = std::min(1.0, (1 - done) / 0.2);
-  return adamw.lr * (min_lr + (1 - min_lr) * (lr_schedule == "cosine" ? cosine : wsd));
+  return adamw.lr * (min_lr + (1 - min_lr) * (lr_schedule == LrSchedule::cosine ? cosine : wsd));
 }
 
 }  // namespace duet

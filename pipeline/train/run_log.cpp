@@ -68,6 +68,11 @@ void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
     DUET_CHECK(metrics_.good(), options_.out,
         "/metrics.jsonl: expected to write a line, found the disk full or the file gone");
   }
+  if (r.largest_gradient >= kGridLimit / 16)
+    say(
+        format("step %lld: a sum of gradients came to %.3g, of at most %.0f up to which its order "
+               "cannot matter (model/machine/grid.h)",
+            (long long)r.step, r.largest_gradient, kGridLimit));
   if (r.step % options_.log_every == 0 || r.step == first_step_ || r.step == options_.steps ||
       val_loss) {
     const int width = int(std::to_string(options_.steps).size()) + 1;
@@ -75,7 +80,7 @@ void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
         format("step %*lld/%lld | loss %.6f | norm %.4f | lr %.2e | %.2f ms | %.0f tok/s", width,
             (long long)r.step, (long long)options_.steps, r.loss, r.grad_norm, r.lr,
             r.seconds * 1e3, rate);
-    const double peak = device_.peak_flops(options_.dtype == "bf16" ? Dtype::bf16 : Dtype::f32);
+    const double peak = device_.peak_flops(options_.dtype);
     if (peak > 0) line += format(" | mfu %.1f%%", 100 * double(r.flops) / r.seconds / peak);
     if (job_.layout.world() > 1 && why_not_timed(job_).empty())
       line += format(" | idle %.1f%%", 100 * r.idle);
@@ -111,19 +116,19 @@ void RunLog::traffic_line() {
 }
 
 void RunLog::json_document(const std::string& checkpoint) {
-  if (options_.format != "json") return;
+  if (options_.format != Format::json) return;
   out_ << last_.set("checkpoint", checkpoint.empty() ? Json() : Json(checkpoint)).dump(2)
        << std::endl;
 }
 
 void RunLog::say(const std::string& line) {
-  if (options_.format == "json") return;
+  if (options_.format == Format::json) return;
   clear_progress();
   out_ << line << std::endl;
 }
 
 void RunLog::progress(const StepResult& r) {
-  if (!terminal_ || r.step == options_.steps || options_.format == "json") return;
+  if (!terminal_ || r.step == options_.steps || options_.format == Format::json) return;
   clear_progress();
   const double left = seconds_ / double(r.step - first_step_ + 1) * double(options_.steps - r.step);
   const int filled = int(30 * r.step / options_.steps);

@@ -7,7 +7,7 @@
 // idle is the part of the schedule's time that ranks stood still for messages, with more than one
 // rank each on cores of its own; balance, with --ep, is the layers' balancedness (trainer.h). In a
 // traced step there is also overlap, the part of communication that computation covered
-// (insight/overlap.h).
+// (insight/trace/intervals.h).
 // metrics.jsonl has one object a step: step, loss, loss_hex (C's %a, every bit), grad_norm,
 // grad_norm_hex, lr, step_ms, tokens_per_s, balance_loss, bytes_intra and bytes_inter (what all
 // ranks sent within nodes and between them, up to the exchange of these very numbers), val_loss and
@@ -15,6 +15,7 @@
 // --ep, the balancedness that was achieved, and where a new placement was considered its "replan":
 // balancedness before and predicted over the window, moves and bytes_moved of an expert-parallel
 // group, and whether it was skipped.
+// Read next: train_command.h.
 #pragma once
 #include <fstream>
 #include <iosfwd>

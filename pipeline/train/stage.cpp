@@ -34,7 +34,7 @@ Scope Stage::scope(const char* name, int microbatch, int64_t layer) const {
           .lane = "compute",
           .stage = options_.index,
           .microbatch = microbatch,
-          .layer = layer < 0 ? -1 : options_.layer_begin + layer});
+          .layer = layer});
 }
 
 Stage::Saved& Stage::saved(int microbatch) {
@@ -44,178 +44,73 @@ Stage::Saved& Stage::saved(int microbatch) {
   return *saved;
 }
 
-// --- forward -------------------------------------------------------------------------------------
-
-Buf Stage::forward(int microbatch, Buf x, const Microbatch& tokens) {
-  ForwardPass pass(*this, microbatch, std::move(x), tokens);
-  for (size_t l = 0; l < layers(); ++l) {
-    pass.attention();
-    pass.dispatch();
-    pass.shared();
-    pass.experts();
-  }
-  return pass.finish();
+void Stage::run(Phase phase, int microbatch, int layer) {
+  if (layer < 0 || layer >= layers()) return;
+  Saved& s = saved(microbatch);
+  const Scope scope = this->scope(phase_name(phase), microbatch, options_.layer_begin + layer);
+  layers_[size_t(layer)].run(phase, s.layers[size_t(layer)], s.flow);
+  if (phase == Phase::attention_w) s.layers.pop_back();  // the last to need it
 }
 
-Stage::ForwardPass::ForwardPass(Stage& stage, int microbatch, Buf x, const Microbatch& tokens)
-    : stage_(stage), microbatch_(microbatch), tokens_(tokens), x_(std::move(x)) {
-  auto& saved = stage.saved_[size_t(microbatch)];
+Buf Stage::forward(int microbatch, Buf x, const Microbatch& tokens) {
+  begin_forward(microbatch, std::move(x), tokens);
+  for (int l = 0; l < layers(); ++l)
+    for (Phase phase : kForward) run(phase, microbatch, l);
+  return end_forward(microbatch, tokens);
+}
+
+void Stage::begin_forward(int microbatch, Buf x, const Microbatch& tokens) {
+  auto& saved = saved_[size_t(microbatch)];
   DUET_CHECK(
       !saved, "forward of microbatch ", microbatch, ": expected no activations of it, found some");
   saved = std::make_unique<Saved>();
-  saved->layers.resize(stage.layers());
-  if (!stage.embedding_) return;
-  const Scope scope = stage.scope("embedding F", microbatch);
-  x_ = stage.embedding_->forward(saved->embedding, tokens.inputs);
+  saved->layers.resize(layers_.size());
+  for (Layer::Saved& layer : saved->layers) layer.microbatch = microbatch;
+  saved->flow = std::move(x);
+  if (!embedding_) return;
+  const Scope scope = this->scope("embedding F", microbatch);
+  saved->flow = embedding_->forward(saved->embedding, tokens.inputs);
 }
 
-void Stage::ForwardPass::attention() {
-  Saved& saved = stage_.saved(microbatch_);
-  if (layer_ > 0) {
-    const Scope scope = stage_.scope("combine F", microbatch_, int64_t(layer_) - 1);
-    x_ = stage_.layers_[layer_ - 1].combine_f(saved.layers[layer_ - 1]);
-  }
-  {
-    const Scope scope = stage_.scope("attention F", microbatch_, int64_t(layer_));
-    stage_.layers_[layer_].attention_f(saved.layers[layer_], std::move(x_));
-  }
-  const Scope scope = stage_.scope("router F", microbatch_, int64_t(layer_));
-  stage_.layers_[layer_].route_f(saved.layers[layer_], microbatch_);
-}
-
-void Stage::ForwardPass::dispatch() {
-  const Scope scope = stage_.scope("dispatch F", microbatch_, int64_t(layer_));
-  stage_.layers_[layer_].dispatch_f(stage_.saved(microbatch_).layers[layer_]);
-}
-
-void Stage::ForwardPass::shared() {
-  const Scope scope = stage_.scope("shared F", microbatch_, int64_t(layer_));
-  stage_.layers_[layer_].shared_f(stage_.saved(microbatch_).layers[layer_]);
-}
-
-void Stage::ForwardPass::experts() {
-  const Scope scope = stage_.scope("experts F", microbatch_, int64_t(layer_));
-  stage_.layers_[layer_].experts_f(stage_.saved(microbatch_).layers[layer_]);
-  ++layer_;
-}
-
-Buf Stage::ForwardPass::finish() {
-  Saved& saved = stage_.saved(microbatch_);
-  if (layer_ > 0) {
-    const Scope scope = stage_.scope("combine F", microbatch_, int64_t(layer_) - 1);
-    x_ = stage_.layers_[layer_ - 1].combine_f(saved.layers[layer_ - 1]);
-  }
-  if (!stage_.head_) return std::move(x_);
-  const Scope scope = stage_.scope("head F", microbatch_);
-  stage_.head_->forward(saved.head, std::move(x_));
-  if (stage_.on_logits_) stage_.on_logits_(microbatch_, saved.head.logits);
-  stage_.head_->loss(saved.head, tokens_.targets, stage_.loss_host_->row_slice(microbatch_, 1));
+Buf Stage::end_forward(int microbatch, const Microbatch& tokens) {
+  Saved& s = saved(microbatch);
+  if (!head_) return std::move(s.flow);
+  const Scope scope = this->scope("head F", microbatch);
+  head_->forward(s.head, std::move(s.flow));
+  if (on_logits_) on_logits_(microbatch, s.head.logits);
+  head_->loss(s.head, tokens.targets, loss_host_->row_slice(microbatch, 1));
   return Buf();
 }
 
-// --- backward ------------------------------------------------------------------------------------
-
 Buf Stage::backward_input(int microbatch, Buf dy) {
-  BackwardPass pass(*this, microbatch, std::move(dy), false);
-  for (size_t l = 0; l < layers(); ++l) {
-    pass.combine();
-    pass.shared();
-    pass.experts();
-    pass.attention();
-  }
-  return pass.finish();
+  begin_backward(microbatch, std::move(dy));
+  for (int l = layers(); l-- > 0;)
+    for (Phase phase : kBackwardInput) run(phase, microbatch, l);
+  return end_backward(microbatch);
 }
 
-Stage::BackwardPass::BackwardPass(Stage& stage, int microbatch, Buf dy, bool weights)
-    : stage_(stage), microbatch_(microbatch), weights_(weights && stage.weight_is_due(microbatch)),
-      dy_(std::move(dy)), layer_(stage.layers()) {
-  if (!stage.head_) return;
-  const Scope scope = stage.scope("head I", microbatch);
-  dy_ = stage.head_->backward_input(stage.saved(microbatch).head);
+void Stage::begin_backward(int microbatch, Buf dy) {
+  Saved& s = saved(microbatch);
+  s.flow = std::move(dy);
+  if (!head_) return;
+  const Scope scope = this->scope("head I", microbatch);
+  s.flow = head_->backward_input(s.head);
 }
 
-void Stage::BackwardPass::combine() {
-  --layer_;
-  const Scope scope = stage_.scope("combine I", microbatch_, int64_t(layer_));
-  stage_.layers_[layer_].combine_i(stage_.saved(microbatch_).layers[layer_], std::move(dy_));
+Buf Stage::end_backward(int microbatch) {
+  Saved& s = saved(microbatch);
+  if (embedding_) embedding_->backward_input(s.embedding, std::move(s.flow));
+  return std::move(s.flow);
 }
-
-void Stage::BackwardPass::shared() {
-  const Scope scope = stage_.scope("shared I", microbatch_, int64_t(layer_));
-  stage_.layers_[layer_].shared_i(stage_.saved(microbatch_).layers[layer_]);
-}
-
-void Stage::BackwardPass::experts() {
-  Layer::Saved& saved = stage_.saved(microbatch_).layers[layer_];
-  {
-    const Scope scope = stage_.scope("experts I", microbatch_, int64_t(layer_));
-    stage_.layers_[layer_].experts_i(saved);
-  }
-  if (!weights_) return;
-  const Scope scope = stage_.scope("experts W", microbatch_, int64_t(layer_));
-  stage_.layers_[layer_].experts_w(saved, stage_.half(microbatch_));
-}
-
-void Stage::BackwardPass::attention() {
-  Layer::Saved& saved = stage_.saved(microbatch_).layers[layer_];
-  {
-    const Scope scope = stage_.scope("dispatch I", microbatch_, int64_t(layer_));
-    stage_.layers_[layer_].dispatch_i(saved);
-  }
-  {
-    const Scope scope = stage_.scope("attention I", microbatch_, int64_t(layer_));
-    dy_ = stage_.layers_[layer_].attention_i(saved);
-  }
-  if (!weights_) return;
-  const Scope scope = stage_.scope("attention W", microbatch_, int64_t(layer_));
-  stage_.layers_[layer_].attention_w(saved, stage_.half(microbatch_));
-}
-
-Buf Stage::BackwardPass::finish() {
-  Saved& saved = stage_.saved(microbatch_);
-  if (stage_.embedding_) stage_.embedding_->backward_input(saved.embedding, std::move(dy_));
-  if (weights_) {
-    const Scope scope = stage_.scope("ends W", microbatch_);
-    if (stage_.head_) stage_.head_->backward_weight(saved.head, stage_.half(microbatch_));
-    if (stage_.embedding_)
-      stage_.embedding_->backward_weight(saved.embedding, stage_.half(microbatch_));
-    stage_.saved_[size_t(microbatch_)].reset();
-    ++stage_.next_weight_[stage_.half(microbatch_)];
-    stage_.weights_due(stage_.half(microbatch_));
-  }
-  return std::move(dy_);
-}
-
-// --- weights -------------------------------------------------------------------------------------
 
 void Stage::backward_weight(int microbatch) {
-  if (!saved_[size_t(microbatch)]) return;  // done by a BackwardPass with weights
-  saved_[size_t(microbatch)]->weight_ready = true;
-  weights_due(half(microbatch));
-  int held = 0;
-  for (const auto& saved : saved_) held += saved && saved->weight_ready;
-  held_ = std::max(held_, held);
-}
-
-// Does the W of a half that are ready, as far as they come in ascending order.
-void Stage::weights_due(int half) {
-  const int end = half == 0 ? options_.microbatches / 2 : options_.microbatches;
-  for (int& m = next_weight_[half]; m < end && saved_[size_t(m)] && saved_[size_t(m)]->weight_ready;
-       ++m) {
-    const Scope of_head = scope("W", m);
-    auto& saved = saved_[size_t(m)];
-    if (head_) head_->backward_weight(saved->head, half);
-    for (size_t l = layers(); l-- > 0;) {
-      {
-        const Scope experts = scope("experts W", m, int64_t(l));
-        layers_[l].experts_w(saved->layers[l], half);
-      }
-      const Scope attention = scope("attention W", m, int64_t(l));
-      layers_[l].attention_w(saved->layers[l], half);
-    }
-    if (embedding_) embedding_->backward_weight(saved->embedding, half);
-    saved.reset();
-  }
+  Saved& s = saved(microbatch);
+  const Scope scope = this->scope(s.layers.empty() ? "ends W" : "W", microbatch);
+  if (head_) head_->backward_weight(s.head);
+  for (int l = int(s.layers.size()); l-- > 0;)
+    for (Phase phase : kBackwardWeight) run(phase, microbatch, l);
+  if (embedding_) embedding_->backward_weight(s.embedding);
+  saved_[size_t(microbatch)].reset();
 }
 
 std::vector<double> Stage::losses(int microbatch) const {
@@ -232,9 +127,6 @@ void Stage::begin_step() {
   for (Params* set : param_sets()) set->zero_grad(context_.stream());
   for (Moe* moe : moe_)
     if (moe) moe->clear_load();
-  next_weight_[0] = 0;
-  next_weight_[1] = options_.microbatches / 2;
-  held_ = 0;
 }
 
 }  // namespace duet

@@ -4,14 +4,11 @@
 // A schedule's actions are its methods, each for one microbatch:
 //   F  forward           x in, y out (the first chunk takes tokens, the last one gives losses)
 //   I  backward_input    dy in, dx out
-//   W  backward_weight   adds to the gradient's half; microbatches of a half are added in ascending
-//      order, so a W that comes
-//                        before its predecessors is held until they are done: any legal order of W
-//                          gives the same bits
+//   W  backward_weight   adds to the gradient, exactly: any order of W gives the same bits
 // Tensors are [tokens of a microbatch, d_model]. What is computed is enqueued on the device's
 // compute stream, what travels between experts on Moe's comm stream; the host waits in dispatch
-// alone (moe.h). Used by one thread.
-// Read next: trainer.h.
+// alone (moe/moe.h). Not here: in which order actions come (executor.h). Used by one thread.
+// Read next: pairs.h.
 #pragma once
 #include <array>
 #include <functional>
@@ -20,16 +17,12 @@
 #include <optional>
 #include <vector>
 
+#include "data/batch.h"
 #include "model/ends.h"
 #include "model/layer.h"
 #include "moe/moe.h"
 
 namespace duet {
-
-// One microbatch's tokens and the tokens to predict. [tokens] each, on the host
-struct Microbatch {
-  std::vector<int32_t> inputs, targets;
-};
 
 struct StageOptions {
   int index = 0;                           // the virtual stage, for the recorder
@@ -53,12 +46,16 @@ class Stage {
   // After a forward without backward (validation, sampling): frees what it kept.
   void drop(int microbatch) { saved_[size_t(microbatch)].reset(); }
 
-  // The same forward and backward a layer at a time, for whoever interleaves two of them
-  // (overlap.h). Their methods are called in the order in which they are declared, all but finish
-  // once a layer.
-  class ForwardPass;
-  class BackwardPass;
-  size_t layers() const { return layers_.size(); }
+  // The same forward and backward in steps, for whoever interleaves two of them (pairs.h): begin,
+  // each layer's phases (feed_forward.h), end. Those of W may be among them, before
+  // backward_weight, which does what remains.
+  void begin_forward(int microbatch, Buf x, const Microbatch& tokens);
+  Buf end_forward(int microbatch, const Microbatch& tokens);
+  void begin_backward(int microbatch, Buf dy);
+  Buf end_backward(int microbatch);
+  // A phase of one of the chunk's layers, counted from 0; nothing where there is no such layer.
+  void run(Phase phase, int microbatch, int layer);
+  int layers() const { return int(layers_.size()); }
 
   // Of the last chunk, valid once the stream is synchronized: a microbatch's cross-entropies,
   // summed over each sequence's tokens in ascending order. [sequences], nats
@@ -71,7 +68,6 @@ class Stage {
 
   // A new step: gradients and loads to zero.
   void begin_step();
-  int held_weights() const { return held_; }  // the most W held at a time in this step
 
   // Two sets: what every data-parallel rank has, and the routed experts, which are spread over
   // expert-parallel ranks.
@@ -85,15 +81,12 @@ class Stage {
  private:
   struct Saved {
     Embedding::Saved embedding;
-    std::vector<Layer::Saved> layers;
+    std::vector<Layer::Saved> layers;  // whose W is not done
     Head::Saved head;
-    bool weight_ready = false;
+    Buf flow;  // [tokens, d_model] between layers: x, later dy
   };
-  int half(int microbatch) const { return microbatch < options_.microbatches / 2 ? 0 : 1; }
-  bool weight_is_due(int microbatch) const { return next_weight_[half(microbatch)] == microbatch; }
-  void weights_due(int half);
   Saved& saved(int microbatch);
-  Scope scope(const char* name, int microbatch, int64_t layer = -1) const;
+  Scope scope(const char* name, int microbatch, int64_t layer = -1) const;  // layer: of the model
 
   const Context& context_;
   StageOptions options_;
@@ -103,49 +96,8 @@ class Stage {
   std::vector<Layer> layers_;
   std::optional<Head> head_;
   std::vector<std::unique_ptr<Saved>> saved_;  // [microbatches]
-  int next_weight_[2] = {0, 0};                // of each half, the microbatch whose W is due
-  int held_ = 0;
-  Buf loss_host_;  // [microbatches, tokens]
+  Buf loss_host_;                              // [microbatches, tokens]
   std::function<void(int, const Tensor&)> on_logits_;
-};
-
-// One microbatch on its way forward.
-class Stage::ForwardPass {
- public:
-  ForwardPass(Stage& stage, int microbatch, Buf x, const Microbatch& tokens);
-  // the layer before receives its experts' results; attention; the router, whose choices leave
-  void attention();
-  void dispatch();  // the host waits for everyone's choices; tokens leave for their experts
-  void shared();    // the experts that all tokens visit; before or behind dispatch
-  void experts();   // tokens arrive; experts; results leave
-  Buf finish();     // y, or nothing where the stage has the head
-
- private:
-  Stage& stage_;
-  int microbatch_;
-  const Microbatch& tokens_;
-  Buf x_;
-  size_t layer_ = 0;
-};
-
-// One microbatch on its way back.
-class Stage::BackwardPass {
- public:
-  // weights: W too, where it is due: each layer's right behind its I. Otherwise backward_weight
-  // remains to be called.
-  BackwardPass(Stage& stage, int microbatch, Buf dy, bool weights);
-  void combine();    // gradients leave for the experts
-  void shared();     // the experts that all tokens visit
-  void experts();    // gradients arrive; experts; gradients of their inputs leave
-  void attention();  // these arrive; attention
-  Buf finish();      // dx, or nothing where the stage has the embedding
-
- private:
-  Stage& stage_;
-  int microbatch_;
-  bool weights_;
-  Buf dy_;
-  size_t layer_;
 };
 
 }  // namespace duet

@@ -5,9 +5,10 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
-#include <ostream>
+#include <iostream>
 #include <sstream>
 
+#include "model/base/command_line.h"
 #include "pipeline/checkpoint/durable.h"
 #include "pipeline/insight/trace/trace.h"
 #include "pipeline/train/generate.h"
@@ -84,18 +85,19 @@ void say_first_lines(const Job& job, Device& device, RunLog& log) {
   constexpr const char* kMeans[] = {"threads", "MPI processes", "NCCL"};  // by Wire
   const TrainOptions& o = job.options;
   const ModelConfig& c = job.config;
-  const double peak = device.peak_flops(o.dtype == "bf16" ? Dtype::bf16 : Dtype::f32);
+  const double peak = device.peak_flops(o.dtype);
   const Layout& l = job.layout;
   log.say(cat("model  ", o.init.empty() ? o.preset : o.init,
-      o.model.empty() ? "" : " with " + o.model, ": ", c.n_layers, " layers, d_model ", c.d_model,
-      ", ", c.n_routed, " routed experts (top ", c.topk, ") + ", c.n_shared, " shared; ",
+      o.model.text.empty() ? "" : " with " + o.model.text, ": ", c.n_layers, " layers, d_model ",
+      c.d_model, ", ", c.n_routed, " routed experts (top ", c.topk, ") + ", c.n_shared, " shared; ",
       c.parameters() / 1000, "K parameters, ", c.active_parameters() / 1000, "K active"));
   log.say(cat("batch  ", l.dp > 1 ? cat(l.dp, " x ") : "", o.microbatches, " microbatches of ",
       o.micro_batch_size, " sequences of ", o.seq_len, " tokens; seed ", o.seed));
   const std::string how = cat(" (dp ", l.dp, " x pp ", l.pp, "), schedule ", job.compute.name, ", ",
       kMeans[int(job.run.transport)]);
   log.say(cat("ranks  ", job.run.ranks, job.run.ranks > 1 ? how : "", "; device ", device.name(),
-      ", ", o.dtype, peak > 0 ? cat(", peak ", peak * 1e-12, " TFLOP/s by the datasheet") : ""));
+      ", ", dtype_name(o.dtype),
+      peak > 0 ? cat(", peak ", peak * 1e-12, " TFLOP/s by the datasheet") : ""));
   if (job.run.link.emulated()) log.say("links  emulated: " + job.run.link.text());
   log.say("data   " + describe(job.dataset));
 }
@@ -118,8 +120,8 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
   world.barrier();
   const std::unique_ptr<Device> device = make_device(job, world.rank());
   Trainer trainer(job, world, *device);
-  if (!o.init.empty()) trainer.load(o.init);
-  const int64_t done = resume_from.empty() ? 0 : trainer.load(resume_from);
+  if (!o.init.empty()) load_checkpoint(trainer, o.init);
+  const int64_t done = resume_from.empty() ? 0 : load_checkpoint(trainer, resume_from);
 
   const auto [first_traced, last_traced] = o.traced_steps(done);
   Trace trace(
@@ -136,7 +138,7 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
   int64_t step = done, saved = done;
   const auto save = [&] {
     if (o.out.empty() || saved == step) return;
-    trainer.save(checkpoint_dir(o, step), step);
+    save_checkpoint(trainer, checkpoint_dir(o, step), step);
     saved = step;
   };
   bool stopped = false;
@@ -146,8 +148,8 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
         step == o.dump_step ? cat(o.out, "/dump-step-", step, ".safetensors") : "";
     std::optional<Recorder> recorder;
     if (trace.records(step)) recorder.emplace(*device);
-    StepResult result =
-        trainer.step(step, {dump, [&] { return stop.asked(); }, recorder ? &*recorder : nullptr});
+    StepResult result = train_step(
+        trainer, step, {dump, [&] { return stop.asked(); }, recorder ? &*recorder : nullptr});
     if (recorder) {
       const Overlap overlap = trace.add(step, *recorder).steps;
       if (overlap.comm > 0) result.overlap = overlap.fraction();
@@ -155,7 +157,7 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
     stopped = result.stop;
     const bool validate = step == o.steps || (o.val_every && step % o.val_every == 0);
     const std::optional<double> val_loss =
-        validate ? std::optional(trainer.validate()) : std::nullopt;
+        validate ? std::optional(validation_loss(trainer)) : std::nullopt;
     if (log) log->step(result, val_loss);
     if (log && step == done + 1) log->memory_table();
     if (o.checkpoint_every && step % o.checkpoint_every == 0) save();
@@ -170,7 +172,7 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
             o.out.empty() ? " (nothing was kept: give it an --out)" : ""));
   }
   if (log) log->json_document(o.out.empty() ? "" : checkpoint_dir(o, step));
-  if (o.sample == 0 || o.format == "json") return;
+  if (o.sample == 0 || o.format == Format::json) return;
   const Tokenizer tokenizer =
       job.dataset.tokenizer_path.empty() ? Tokenizer() : Tokenizer(job.dataset.tokenizer_path);
   if (tokenizer.vocab_size() < job.dataset.vocab_size)
@@ -181,6 +183,13 @@ void train_rank(const Job& job, Comm& world, const StopOnSignal& stop, std::ostr
 }
 
 }  // namespace
+
+void add_train_command(CLI::App& duet, int&) {
+  Command cli(duet, "train", "train a model; without options a demonstration of under a minute");
+  const auto o = std::make_shared<TrainOptions>();
+  add_train_options(cli, *o);
+  cli.runs([o] { train_command(*o, std::cout); });
+}
 
 void train_command(const TrainOptions& options, std::ostream& out) {
   const Job job = make_job(options);

@@ -3,16 +3,21 @@
 //   job (data, schedule, ranks) -> on every rank: weights (initial, --init or --resume) -> steps,
 //     checkpoints -> a sample
 //
-// A run with --out keeps OUT/metrics.jsonl and OUT/step-NNNNNN/ (checkpoint.h). SIGINT and SIGTERM
-// let the step finish, write a checkpoint and say how to go on. Read next: trainer.h, then
-// generate.h.
+// A run with --out keeps OUT/metrics.jsonl and OUT/step-NNNNNN/ (checkpoint/checkpoint.h). SIGINT
+// and SIGTERM let the step finish, write a checkpoint and say how to go on.
+// Read next: compare_command.h.
 #pragma once
 #include <iosfwd>
-#include <string>
 
 #include "pipeline/train/options.h"
 
+namespace CLI {
+class App;
+}
+
 namespace duet {
+
+void add_train_command(CLI::App& duet, int& exit_status);
 
 // Lines go to `out`. Throws UsageError for wrong input (nothing is written then), Error where the
 // run fails.

@@ -1,30 +1,65 @@
-// Trainer: one rank's part in the training steps of a job.
+// Trainer: what one rank trains with, and what is done with it.
 //
-//   the schedule's list on this rank's stages      gradients in two halves
-//                                                  (executor.h)
-//   the mirrored stage's half (DualPipe), half 0 + half 1, the data-parallel ranks', each sum in a
-//     fixed order
-//   one exchange of losses, squares and expert loads; the gradient norm; clipping; AdamW; router
-//     bias
-//   every --eplb-interval steps, experts move to where their tokens are (trainer_experts.cpp)
+//   train_step                         one step of the run                    train_step.cpp
+//   validation_loss                    of sequences that are not trained on   evaluate.cpp
+//   next_token_logits                  what may follow a text                 evaluate.cpp
+//   save_checkpoint, load_checkpoint                                          trainer_state.cpp
+//   fingerprint, copies_agree          whether bits are the same              trainer_state.cpp
+//   place_experts, rebalance           experts move to other ranks            trainer_experts.cpp
 //
-// What makes its numbers reproducible is stated where it happens: batches (data/batch.h), halves
-// (model/param.h), sums over ranks (comm/comm.h), sums over names and sequences (step_report.h).
-// All methods are collective: every rank of the world calls them in the same order. Used by one
-// thread, the rank's. Read next: train_command.h, the run around it.
+// All are collective: every rank of the world calls them in the same order, with its own Trainer.
+// What makes their numbers reproducible is stated where it happens: batches (data/batch.h), exact
+// sums (model/machine/grid.h), sums over ranks (comm/comm.h), sums over names
+// (comm/gather_named.h). Used by one thread, the rank's.
+// Read next: run_log.h.
 #pragma once
+#include <functional>
 #include <map>
-#include <memory>
 #include <optional>
 #include <vector>
 
 #include "pipeline/checkpoint/checkpoint.h"
-#include "pipeline/checkpoint/dump.h"
 #include "pipeline/train/executor.h"
 #include "pipeline/train/job.h"
-#include "pipeline/train/step_report.h"
 
 namespace duet {
+
+struct Trainer {
+  // Collective. The references outlive the trainer.
+  Trainer(const Job& job, Comm& world, Device& device);
+  Trainer(const Trainer&) = delete;
+
+  const Job& job;
+  Comm& world;
+  Device& device;
+  const int dp_rank, pp_rank;
+  Channels channels;  // before the groups
+  Comm pipeline, replicas, experts, expert_replicas;  // groups (pipeline/schedule/layout.h)
+  Context context;
+  std::optional<CommStream> comm;  // of the all-to-alls, with --overlap on; outlives the stages
+  LoadMonitor monitor;             // where experts are, of all layers
+  Executor::Stages stages;         // of this rank, by virtual stage
+  Executor executor;
+
+  std::vector<Params*> param_sets() const;  // of all stages
+  // The layers with a mixture of experts: of the model, in order; and fn(layer, moe, virtual stage)
+  // for each one in this rank's stages.
+  std::vector<int64_t> moe_layers() const;
+  template <class Fn> void for_each_moe(const Fn& fn) const {
+    for (const auto& [s, stage] : stages)
+      for (size_t i = 0; i < stage->moe().size(); ++i)
+        if (Moe* moe = stage->moe()[i]) fn(stage->options().layer_begin + int64_t(i), *moe, s);
+  }
+  // Microbatch m of this rank: sequence(i, tokens) writes the sequence at place i of the global
+  // batch. [seq_len + 1]
+  using Sequence = std::function<void(int64_t i, std::span<int32_t> tokens)>;
+  Microbatch microbatch(int m, const Sequence& sequence) const;
+  // Cross-entropies of microbatches 0 .. n-1 of all ranks, by place in the global batch; zero where
+  // another rank has them. [n * dp * micro_batch_size], nats
+  std::vector<double> losses(int64_t n) const;
+};
+
+// --- a step --------------------------------------------------------------------------------------
 
 struct LayerLoad {
   int64_t layer;
@@ -38,9 +73,10 @@ struct LayerLoad {
 
 struct StepResult {  // the same on every rank, but for seconds
   int64_t step = 0;
-  double loss = 0;          // mean cross-entropy of the global batch, nats per token
-  double balance_loss = 0;  // mean over sequences, summed over layers, without the factor alpha
-  double grad_norm = 0;     // before clipping
+  double loss = 0;              // mean cross-entropy of the global batch, nats per token
+  double balance_loss = 0;      // mean over sequences, summed over layers, without the factor alpha
+  double grad_norm = 0;         // before clipping
+  double largest_gradient = 0;  // element of a sum, before and after it was reduced
   double lr = 0;
   double seconds = 0;
   // fraction of the ranks' time in the schedule spent waiting for messages, mean over ranks
@@ -55,69 +91,52 @@ struct StepResult {  // the same on every rank, but for seconds
   double balancedness = 1;  // of all layers together
 };
 
-class Trainer {
- public:
-  // The references outlive the trainer.
-  Trainer(const Job& job, Comm& world, Device& device);
-
-  struct StepHooks {
-    // file that takes the step's batch, logits, loss and gradients; empty: none
-    std::string dump;
-    std::function<bool()> asked_to_stop = [] { return false; };
-    Recorder* recorder = nullptr;  // of what happens in the step; null: nothing is recorded
-  };
-  // Step `step` (from 1) of the run. A loss or a gradient norm that is not finite throws Error
-  // before any weight changes.
-  StepResult step(int64_t step, const StepHooks& hooks);
-  StepResult step(int64_t step) { return this->step(step, StepHooks()); }
-  double validate();  // mean loss over the first --val-sequences validation sequences
-
-  // Logits of the last of `context`'s tokens (of its last seq_len, if it is longer). [vocab]
-  std::vector<float> next_token_logits(std::span<const int32_t> context);
-
-  void save(const std::string& dir, int64_t step);
-  // Weights, and the optimizer's state where the directory has one; returns the step it was saved
-  // at (0: no training state).
-  int64_t load(const std::string& dir);
-  // A hash of every weight and moment, the same for the same bits however they are spread over
-  // ranks.
-  uint64_t fingerprint();
-  // Moves experts, with their moments, to other slots; layers that are not named keep their
-  // placement.
-  void place_experts(const std::map<int64_t, ExpertPlacement>& placements);
-  const LoadMonitor& monitor() const { return *monitor_; }
-  // Whether the replicas of each expert, the two copies of each mirrored stage, and the
-  // data-parallel replicas, hold the same bits.
-  bool copies_agree();
-
- private:
-  struct Owned;
-  Microbatch microbatch(int64_t step, int64_t m) const;
-  Microbatch pack(std::span<const int32_t> tokens) const;
-  void make_stages();
-  void make_report();
-  void reduce_gradients();
-  void swap_mirrored_halves();
-  void finish_step(
-      StepResult& result, const std::function<bool()>& asked_to_stop, double schedule_seconds);
-  void update(StepResult& result);
-  void rebalance(StepResult& result);
-  std::vector<std::pair<std::string, uint64_t>> tensor_hashes();
-  Stage* head_stage(int microbatch);
-
-  const Job& job_;
-  const TrainOptions& o_;
-  Comm& world_;
-  Device& device_;
-  Channels channels_;  // before the groups
-  Comm pipeline_, replicas_, experts_, expert_replicas_;
-  int dp_rank_, pp_rank_;
-  Context context_;
-  std::unique_ptr<CommStream> comm_;  // of the all-to-alls, with --overlap on; outlives the stages
-  std::unique_ptr<LoadMonitor> monitor_;
-  Executor::Stages stages_;  // by virtual stage
-  std::unique_ptr<Executor> executor_;
-  std::unique_ptr<StepReport> report_;
+struct StepHooks {
+  // file that takes the step's batch, logits, loss and gradients; empty: none
+  std::string dump;
+  std::function<bool()> asked_to_stop = [] { return false; };
+  Recorder* recorder = nullptr;  // of what happens in the step; null: nothing is recorded
 };
+
+// Step `step` (from 1) of the run:
+//
+//   the schedule's list on this rank's stages      gradients as exact sums (executor.h)
+//   the sums of replicas, of mirrored stages (DualPipe) and of data-parallel ranks
+//   one exchange of losses, squares and expert loads; the gradient norm; clipping; AdamW; router
+//     bias
+//   every --eplb-interval steps, experts move to where their tokens are
+//
+// A loss or a gradient norm that is not finite throws Error before any weight changes.
+StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks = {});
+
+// --- forward only --------------------------------------------------------------------------------
+
+// Mean loss over the first --val-sequences validation sequences.
+double validation_loss(Trainer& t);
+// Logits of the last of `context`'s tokens (of its last seq_len, if it is longer). [vocab]
+std::vector<float> next_token_logits(Trainer& t, std::span<const int32_t> context);
+
+// --- what lasts ----------------------------------------------------------------------------------
+
+// After step `step`, as a checkpoint (pipeline/checkpoint/checkpoint.h).
+void save_checkpoint(Trainer& t, const std::string& dir, int64_t step);
+// Weights and, where `dir` is a checkpoint of duet's and not only weights are wanted, the
+// optimizer's and the balancer's state. Returns the step after which it was saved, or 0.
+int64_t load_checkpoint(Trainer& t, const std::string& dir, Restore what = Restore::everything);
+
+// A hash of every weight and moment, the same for the same bits however they are spread over ranks.
+uint64_t fingerprint(Trainer& t);
+// Whether the replicas of each expert, the two copies of each mirrored stage, and the data-parallel
+// replicas, hold the same bits.
+bool copies_agree(Trainer& t);
+
+// --- experts on the move -------------------------------------------------------------------------
+
+// Moves experts, with their moments, to other slots; layers that are not named keep their
+// placement.
+void place_experts(Trainer& t, const std::map<int64_t, ExpertPlacement>& placements);
+// What a step is followed by: its loads go into the monitor, and where new placements are due, they
+// are made and noted in `result`.
+void rebalance(Trainer& t, StepResult& result);
 
 }  // namespace duet

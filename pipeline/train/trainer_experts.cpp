@@ -5,32 +5,28 @@
 
 namespace duet {
 
-void Trainer::rebalance(StepResult& r) {
-  for (const LayerLoad& load : r.loads) monitor_->add(load.layer, load.tokens_per_expert);
-  if (!monitor_->due(r.step)) return;
+void rebalance(Trainer& t, StepResult& r) {
+  for (const LayerLoad& load : r.loads) t.monitor.add(load.layer, load.tokens_per_expert);
+  if (!t.monitor.due(r.step)) return;
   std::map<int64_t, ExpertPlacement> next;
   uint64_t hash = 0;
   for (LayerLoad& load : r.loads) {
-    load.replan = monitor_->propose(load.layer);
+    load.replan = t.monitor.propose(load.layer);
     hash = hash * 0x100000001b3u + load.replan->placement.hash();
     if (!load.replan->skipped) next[load.layer] = load.replan->placement;
   }
-  check_same_plans(world_, r.step, hash);
-  place_experts(next);
+  check_same_plans(t.world, r.step, hash);
+  place_experts(t, next);
 }
 
-void Trainer::place_experts(const std::map<int64_t, ExpertPlacement>& placements) {
+void place_experts(Trainer& t, const std::map<int64_t, ExpertPlacement>& placements) {
   if (placements.empty()) return;
-  for (auto& [s, stage] : stages_) {
-    for (size_t l = 0; l < stage->moe().size(); ++l) {
-      const auto found = placements.find(stage->options().layer_begin + int64_t(l));
-      if (found != placements.end() && stage->moe()[l])
-        migrate(experts_, device_, *stage->moe()[l], found->second);
-    }
-    stage->experts().masters_changed(context_.stream());
-  }
-  for (const auto& [layer, placement] : placements) monitor_->set_placement(layer, placement);
-  make_report();  // names have moved
+  t.for_each_moe([&](int64_t layer, Moe& moe, int) {
+    if (const auto found = placements.find(layer); found != placements.end())
+      migrate(t.experts, t.device, moe, found->second);
+  });
+  for (auto& [s, stage] : t.stages) stage->experts().masters_changed(t.context.stream());
+  for (const auto& [layer, placement] : placements) t.monitor.set_placement(layer, placement);
 }
 
 }  // namespace duet

@@ -18,9 +18,9 @@ class Counts : public RunTest {
  protected:
   emulated::Counts of_a_step(int64_t microbatches) const {
     TrainOptions o = options("", 4);
-    o.device = "cuda";
+    o.device = DeviceKind::cuda;
     o.preset = "base";
-    o.model = kNarrow;
+    o.model = parse_sizes(kNarrow);
     o.seq_len = 8;
     o.micro_batch_size = 1;
     o.force_balanced_routing = true;  // every expert has tokens
@@ -31,9 +31,9 @@ class Counts : public RunTest {
     run_ranks(job.run, [&](Comm& world) {
       const std::unique_ptr<Device> device = make_device(job, world.rank());
       Trainer trainer(job, world, *device);
-      trainer.step(1);
+      train_step(trainer, 1);
       const emulated::Counts before = emulated::counts();
-      trainer.step(2);
+      train_step(trainer, 2);
       step = emulated::counts() - before;
     });
     return step;

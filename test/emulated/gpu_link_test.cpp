@@ -2,7 +2,7 @@
 // work as it is waited for: what its two kernels compute, messages that come when they should and
 // not before, and training whose bits do not notice. Parsing, traffic and the CPU's model are in
 // link_test.cpp.
-#include "comm/gpu_link.h"
+#include "comm/link_times.h"
 
 #include <algorithm>
 
@@ -240,11 +240,11 @@ class GpuLinkTraining : public RunTest {
       const auto gpu = make_cuda_device(0);
       Trainer trainer(job, world, *gpu);
       for (int64_t step = 1; step <= 2; step++) {
-        const StepResult r = trainer.step(step);
+        const StepResult r = train_step(trainer, step);
         if (world.rank() == 0) bits.push_back(cat(std::hexfloat, r.loss, " ", r.grad_norm));
       }
-      const uint64_t fingerprint = trainer.fingerprint();
-      if (world.rank() == 0) bits.push_back(cat(fingerprint));
+      const uint64_t hash = fingerprint(trainer);
+      if (world.rank() == 0) bits.push_back(cat(hash));
     });
     return bits;
   }
@@ -252,12 +252,12 @@ class GpuLinkTraining : public RunTest {
 
 TEST_F(GpuLinkTraining, ChangesNotOneBit) {
   TrainOptions o = options("");
-  o.model = "n_layers=4";
-  o.device = "cuda";
+  o.model = parse_sizes("n_layers=4");
+  o.device = DeviceKind::cuda;
   o.dp = o.ep = o.pp = 2;
   o.schedule = "dualpipe";
   const std::vector<std::string> plain = train(make_job(o));
-  o.link = "intra=200MB/s,inter=50MB/s,latency=20us";
+  o.link = parse_link("intra=200MB/s,inter=50MB/s,latency=20us");
   o.ranks_per_node = 2;
   EXPECT_EQ(train(make_job(o)), plain);
   EXPECT_EQ(plain.size(), 3u);

@@ -229,15 +229,15 @@ std::vector<std::string> train(const Job& job, const RunOptions& options, int gp
     const std::unique_ptr<Device> device = make_cuda_device(world.rank() % gpus);
     Trainer trainer(job, world, *device);
     for (int64_t step = 1; step <= 2; step++) {
-      const StepResult r = trainer.step(step);
+      const StepResult r = train_step(trainer, step);
       if (world.rank() == 0) bits.push_back(cat(std::hexfloat, r.loss, " ", r.grad_norm));
       for (const LayerLoad& l : r.loads)
         EXPECT_TRUE(step > 1 || l.replan->moves > 0) << "layer " << l.layer;
-      EXPECT_TRUE(trainer.copies_agree()) << "step " << step;
+      EXPECT_TRUE(copies_agree(trainer)) << "step " << step;
     }
-    const uint64_t fingerprint = trainer.fingerprint();
-    const double loss = trainer.validate();
-    if (world.rank() == 0) bits.push_back(cat(fingerprint, " ", std::hexfloat, loss));
+    const uint64_t hash = fingerprint(trainer);
+    const double loss = validation_loss(trainer);
+    if (world.rank() == 0) bits.push_back(cat(hash, " ", std::hexfloat, loss));
   });
   return bits;
 }
@@ -246,7 +246,7 @@ TEST_P(NcclTrainer, HasTheBitsOfThreads) {
   TrainOptions o;
   o.preset = "tiny";
   o.data = words_;
-  o.model = "n_layers=4";
+  o.model = parse_sizes("n_layers=4");
   o.seq_len = 16;
   o.micro_batch_size = 1;
   o.pp = GetParam().second;
@@ -256,7 +256,7 @@ TEST_P(NcclTrainer, HasTheBitsOfThreads) {
   o.eplb_threshold = 1;
   o.microbatches = 8;
   o.schedule = GetParam().first;
-  o.device = "cuda";
+  o.device = DeviceKind::cuda;
   o.threads = 1;
   o.val_sequences = 2;
   const Job job = make_job(o);

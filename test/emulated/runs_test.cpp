@@ -23,13 +23,13 @@ std::vector<std::string> train(const TrainOptions& options) {
     const std::unique_ptr<Device> device = make_device(job, world.rank());
     Trainer trainer(job, world, *device);
     for (int64_t step = 1; step <= options.steps; ++step) {
-      const StepResult r = trainer.step(step);
+      const StepResult r = train_step(trainer, step);
       if (world.rank() == 0) bits.push_back(cat(std::hexfloat, r.loss, " ", r.grad_norm));
     }
-    const uint64_t fingerprint = trainer.fingerprint();
-    const double loss = trainer.validate();
-    EXPECT_TRUE(trainer.copies_agree());
-    if (world.rank() == 0) bits.push_back(cat(fingerprint, " ", std::hexfloat, loss));
+    const uint64_t hash = fingerprint(trainer);
+    const double loss = validation_loss(trainer);
+    EXPECT_TRUE(copies_agree(trainer));
+    if (world.rank() == 0) bits.push_back(cat(hash, " ", std::hexfloat, loss));
   });
   return bits;
 }
@@ -47,8 +47,8 @@ class EmulatedRuns : public RunTest {
  protected:
   TrainOptions options(const std::string& schedule, int64_t pp, int64_t steps = 2) const {
     TrainOptions o = RunTest::options("", steps);
-    o.device = "cuda";
-    o.model = "n_layers=4";
+    o.device = DeviceKind::cuda;
+    o.model = parse_sizes("n_layers=4");
     o.seq_len = 8;
     o.val_sequences = 1;
     o.schedule = schedule;
@@ -82,7 +82,7 @@ TEST_F(EmulatedRuns, SchedulesAndPipelineRanksHaveTheBitsOfOneRank) {
 
 TEST_F(EmulatedRuns, SoDoFourPipelineRanksThatShareAGpuOrHaveTheirOwn) {
   TrainOptions o = options("1f1b", 1, 1);
-  o.model = "n_layers=8";
+  o.model = parse_sizes("n_layers=8");
   o.microbatches = 8;
   std::vector<std::string> one;
   {
@@ -107,7 +107,7 @@ TEST_F(EmulatedRuns, TransportsHaveTheSameBitsAlsoWhereExpertsMove) {
     EXPECT_EQ(again, shared) << "threads, run " << n;
   }
   TrainOptions o = moving();
-  o.transport = "nccl";
+  o.transport = Wire::nccl;
   for (int n = 0; n < 3; n++) {
     const Behaviour behaviour(nth(n, 4));
     EXPECT_EQ(train(o), shared) << "NCCL, seed " << n + 1;
@@ -155,7 +155,7 @@ TEST_F(EmulatedRuns, AResumedRunGoesOnWithTheSameBitsUnderAnotherSchedule) {
 
 TEST_F(EmulatedRuns, Bf16HasTheSameBitsEveryTime) {
   TrainOptions o = options("1f1b", 1);
-  o.dtype = "bf16";
+  o.dtype = Dtype::bf16;
   std::vector<std::string> one;
   for (int n = 0; n < 3; n++) {
     const Behaviour behaviour(nth(n));
@@ -172,7 +172,7 @@ TEST_F(EmulatedRuns, TheLossIsNearTheCpus) {
   TrainOptions o = options("1f1b", 1);
   const auto loss = [](const std::vector<std::string>& bits) { return std::stod(bits[1]); };
   const double gpu = loss(train(o));
-  o.device = "cpu";
+  o.device = DeviceKind::cpu;
   EXPECT_NEAR(gpu, loss(train(o)), 1e-4 * gpu);
 }
 
@@ -189,7 +189,7 @@ TEST_F(EmulatedRuns, WriteTextAndTraces) {
     EXPECT_NE(trace.find(name), std::string::npos) << name;
   GenerateOptions g;
   g.from = o.out;
-  g.device = "cuda";
+  g.device = DeviceKind::cuda;
   g.threads = 1;
   g.sample.tokens = 6;
   g.sample.prompt = "ab";

@@ -3,13 +3,12 @@
 
 #include <algorithm>
 #include <cfloat>
-#include <charconv>
 #include <fstream>
-#include <ostream>
+#include <iostream>
 
+#include "model/base/command_line.h"
 #include "model/base/json.h"
 #include "moe/eplb.h"
-#include "moe/eplb_study.h"
 #include "pipeline/insight/pictures/load_map.h"
 
 namespace duet {
@@ -44,18 +43,11 @@ Loads parse_csv(std::istream& file, const std::string& path) {
   for (int number = 1; std::getline(file, line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     std::vector<float>& row = loads.emplace_back();
-    for (size_t begin = 0; begin <= line.size();) {
-      const size_t end = std::min(line.find(',', begin), line.size());
+    for (const std::string& cell : split(line)) {
       const std::string where = cat(path, ": line ", number, ", column ", row.size() + 1);
-      const char *first = line.data() + begin, *last = line.data() + end;
-      while (first < last && (*first == ' ' || *first == '\t')) ++first;
-      while (first < last && (last[-1] == ' ' || last[-1] == '\t' || last[-1] == '\r')) --last;
-      double x = 0;
-      const auto [stop, error] = std::from_chars(first, last, x);
-      require(error == std::errc() && stop == last, where, ": expected a number, found '",
-          std::string(first, last), "'");
-      row.push_back(checked_load(x, where));
-      begin = end + 1;
+      const std::optional<double> x = parse_number<double>(cell);
+      require(x.has_value(), where, ": expected a number, found '", shortened(cell), "'");
+      row.push_back(checked_load(*x, where));
     }
   }
   return loads;
@@ -95,24 +87,17 @@ Loads read_loads(const std::string& path) {
 }
 
 EplbOptions policy_of(const EplbCommandOptions& o) {
-  require(o.policy == "deepseek" || o.policy == "balanced", "--policy ", o.policy,
-      ": expected deepseek or balanced");
-  require(o.policy == "balanced" || !o.replicas_may_leave_node,
-      "--replicas-may-leave-node: expected with --policy ", "balanced, found ", o.policy);
-  return {o.policy == "balanced" ? EplbPolicy::balanced : EplbPolicy::deepseek,
-      o.replicas_may_leave_node};
+  require(o.policy == EplbPolicy::balanced || !o.replicas_may_leave_node,
+      "--replicas-may-leave-node: expected with --policy balanced, found ", policy_name(o.policy));
+  return {o.policy, o.replicas_may_leave_node};
 }
 
 EplbShape shape_of(const EplbCommandOptions& o, size_t experts) {
-  for (const auto& [name, value] : {std::pair("--replicas", o.replicas), {"--groups", o.groups},
-           {"--nodes", o.nodes}, {"--gpus", o.gpus}})
-    require(
-        value >= 1 && value <= kMaxReplicas, name, " ", value, ": expected 1 to ", kMaxReplicas);
   EplbShape shape{.experts = int(std::min(experts, size_t(kMaxReplicas) + 1)),
-      .replicas = int(o.replicas),
-      .groups = int(o.groups),
-      .nodes = int(o.nodes),
-      .gpus = int(o.gpus)};
+      .replicas = o.replicas,
+      .groups = o.groups,
+      .nodes = o.nodes,
+      .gpus = o.gpus};
   shape.checked();
   return shape;
 }
@@ -173,11 +158,29 @@ void print_layer(const ExpertPlacement& plan, std::span<const float> load, std::
 
 }  // namespace
 
+void add_eplb_command(CLI::App& duet, int&) {
+  Command cli(
+      duet, "eplb", "plan where experts and their replicas go; without options a demonstration");
+  const auto o = std::make_shared<EplbCommandOptions>();
+  cli.text("--loads", o->loads,
+      "JSON {\"weight\": [[...]]}, CSV, a layer a row, or a run's metrics.jsonl, summed; default: "
+      "loads made up");
+  cli.number("--replicas", o->replicas, 1, kMaxReplicas, "physical experts of a layer, in all");
+  cli.number("--groups", o->groups, 1, kMaxReplicas, "groups of experts");
+  cli.number("--nodes", o->nodes, 1, kMaxReplicas, "nodes");
+  cli.number("--gpus", o->gpus, 1, kMaxReplicas, "GPUs, in all");
+  cli.choice("--policy", o->policy, {EplbPolicy::deepseek, EplbPolicy::balanced}, policy_name,
+      "the published algorithm, or duet's own");
+  cli.flag("--replicas-may-leave-node", o->replicas_may_leave_node,
+      "balanced: redundant replicas may live on another node");
+  cli.choice("--format", o->format, {Format::text, Format::json, Format::svg}, format_name,
+      "svg: a run's metrics.jsonl as a heat map of loads over steps");
+  cli.runs([o] { eplb_command(*o, std::cout); });
+}
+
 void eplb_command(const EplbCommandOptions& o, std::ostream& out) {
-  require(o.format == "text" || o.format == "json" || o.format == "svg", "--format ", o.format,
-      ": expected text, json or svg");
   const EplbOptions policy = policy_of(o);
-  if (o.format == "svg") {
+  if (o.format == Format::svg) {
     require(is_metrics(o.loads),
         "--format svg: expected --loads OUT/metrics.jsonl of a training run, found ",
         o.loads.empty() ? "none" : o.loads);
@@ -187,7 +190,7 @@ void eplb_command(const EplbCommandOptions& o, std::ostream& out) {
   const EplbShape shape = shape_of(o, loads[0].size());
   std::vector<ExpertPlacement> plan;
   for (const std::vector<float>& load : loads) plan.push_back(plan_experts(load, shape, policy));
-  if (o.format == "json") {
+  if (o.format == Format::json) {
     out << to_json(plan, loads).dump() << '\n';
     return;
   }
@@ -196,7 +199,8 @@ void eplb_command(const EplbCommandOptions& o, std::ostream& out) {
       << "\n"
       << loads.size() << " layers of " << shape.experts << " experts -> " << shape.replicas
       << " replicas on " << shape.gpus << " GPUs of " << shape.nodes << " nodes, policy "
-      << o.policy << (o.replicas_may_leave_node ? ", replicas may leave their node" : "") << '\n';
+      << policy_name(o.policy)
+      << (o.replicas_may_leave_node ? ", replicas may leave their node" : "") << '\n';
   if (shape.checked().nodes != shape.nodes)
     out << "--nodes " << o.nodes << " does not divide --groups " << o.groups
         << ": planned without groups and nodes\n";
@@ -204,11 +208,6 @@ void eplb_command(const EplbCommandOptions& o, std::ostream& out) {
     out << "\nlayer " << layer << ": ";
     print_layer(plan[layer], loads[layer], out);
   }
-  if (!o.loads.empty()) return;
-  out << '\n';
-  print_policy_study(out);
-  out << '\n';
-  print_drift_study(out);
 }
 
 }  // namespace duet

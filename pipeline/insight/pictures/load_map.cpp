@@ -6,10 +6,10 @@
 #include <cmath>
 #include <fstream>
 #include <numeric>
-#include <sstream>
 
 #include "model/base/json.h"
 #include "moe/eplb.h"
+#include "pipeline/insight/pictures/svg.h"
 
 namespace duet {
 
@@ -39,7 +39,7 @@ RunLoads read_metrics(const std::string& path) {
     const std::string where = cat(path, ": line ", run.steps + 1);
     const Json json = Json::parse(line, where);
     const int64_t step = json.at("step").integer();
-    const Json::Array& layers = json.at("moe").items();
+    const Json::Array layers = json.at("moe").items();
     if (run.steps == 0) {
       require(!layers.empty(), where, ": moe: found no layer with experts, allowed: at least one");
       run.first_step = step;
@@ -53,11 +53,11 @@ RunLoads read_metrics(const std::string& path) {
       LayerHistory& layer = run.layers[i];
       layers[i].at("layer").integer(layer.layer, layer.layer);
       add_step(layers[i].at("tokens_per_expert"), layer.experts);
-      const Json* ranks = layers[i].find("tokens_per_rank");
+      const auto ranks = layers[i].find("tokens_per_rank");
       require(run.steps == 0 || !ranks == layer.ranks.empty(), where, ": tokens_per_rank: found ",
           ranks ? "it" : "none", ", allowed: in all lines or in none");
       if (ranks) add_step(*ranks, layer.ranks);
-      const Json* replan = layers[i].find("replan");
+      const auto replan = layers[i].find("replan");
       if (replan && replan->at("moves").integer() > 0) layer.moved.push_back(step);
     }
   }
@@ -101,32 +101,21 @@ int level_of(double ratio) {
 // White at the mean; blue below and orange to red above, darker with distance, which the
 // colour-blind tell apart too.
 std::string color_of(int level) {
-  static constexpr int kBlue[3][3] = {{255, 255, 255}, {146, 192, 222}, {58, 108, 170}};
-  static constexpr int kRed[3][3] = {{255, 255, 255}, {244, 140, 90}, {150, 16, 38}};
-  const auto& stops = level < 0 ? kBlue : kRed;
+  static constexpr Rgb kWhite{255, 255, 255}, kBlue[]{kWhite, {146, 192, 222}, {58, 108, 170}},
+      kRed[]{kWhite, {244, 140, 90}, {150, 16, 38}};
+  const Rgb* stops = level < 0 ? kBlue : kRed;
   const double at = 2. * std::abs(level) / kLevels;
   const int from = std::min(int(at), 1);
-  std::string hex = "#";
-  for (int i = 0; i < 3; ++i) {
-    const int value =
-        int(std::lround(stops[from][i] + (at - from) * (stops[from + 1][i] - stops[from][i])));
-    hex += {"0123456789abcdef"[value / 16], "0123456789abcdef"[value % 16]};
-  }
-  return hex;
+  return blend(stops[from], stops[from + 1], at - from);
 }
 
-struct Drawer {
-  std::ostream& out;
+struct Drawer : Svg {
   int64_t per_column, columns;  // steps of a column; columns
   int column;                   // its pixels
   int y = kTop;                 // everything above is drawn
 
-  void text(int x, int y, const char* style, const std::string& words) {
-    out << "<text x='" << x << "' y='" << y << "' class='" << style << "'>" << words << "</text>\n";
-  }
   void frame(int64_t width, int height) {
-    out << "<rect class='f' x='" << kLeft - .5 << "' y='" << y - .5 << "' width='" << width + 1
-        << "' height='" << height + 1 << "'/>\n";
+    box(kLeft - .5, y - .5, double(width + 1), height + 1, "class='f'");
   }
   void strip(const std::string& label, const Tokens& loads) {
     const auto cells = heat(loads, per_column);
@@ -139,12 +128,11 @@ struct Drawer {
         paths[level + kLevels] += cat('M', x, ' ', row, 'h', end - x);
       }
     paths[kLevels].clear();  // white
-    out << "<g transform='translate(" << kLeft << ' ' << y + height / 2. << ")scale(" << column
-        << ' ' << height << ")'>\n";
+    begin_group(cat("transform='translate(", kLeft, ' ', y + height / 2., ")scale(", column, ' ',
+        height, ")'"));
     for (int i = 0; i <= 2 * kLevels; ++i)
-      if (!paths[i].empty())
-        out << "<path stroke='" << color_of(i - kLevels) << "' d='" << paths[i] << "'/>\n";
-    out << "</g>";
+      if (!paths[i].empty()) path("stroke='" + color_of(i - kLevels) + "'", paths[i]);
+    end_group();
     frame(columns * column, all);
     text(kLeft - 8, y + all / 2 + 4, "e", label);
     y += all + 5;
@@ -165,8 +153,8 @@ struct Drawer {
       strip_of_ranks("after", layer.ranks);
     }
     for (int64_t step : layer.moved)
-      out << "<path class='m' d='M" << kLeft + (step + 1 - first_step) * column / per_column << ' '
-          << y - 3 << "l3 5h-6z'/>\n";
+      path("class='m'",
+          cat('M', kLeft + (step + 1 - first_step) * column / per_column, ' ', y - 3, "l3 5h-6z"));
     y += 24;
   }
   void axis(const RunLoads& run) {
@@ -175,7 +163,7 @@ struct Drawer {
     for (int64_t step = (run.first_step + every - 1) / every * every;
          step < run.first_step + run.steps; step += every) {
       const int x = kLeft + int((step - run.first_step) / per_column * column) + column / 2;
-      out << "<path class='f' d='M" << x + .5 << ' ' << y - 22 << "v4'/>";
+      path("class='f'", cat('M', x + .5, ' ', y - 22, "v4"));
       text(x, y - 6, "x", std::to_string(step));
     }
     text(kLeft - 8, y - 6, "e", "step");
@@ -184,8 +172,7 @@ struct Drawer {
     y += 14;
     text(kLeft - 8, y + 11, "e", "load / mean");
     for (int level = -kLevels, x = kLeft; level <= kLevels; ++level, x += 14)
-      out << "<rect x='" << x << "' y='" << y << "' width='14' height='14' fill='"
-          << color_of(level) << "'/>\n";
+      box(x, y, 14, 14, "fill='" + color_of(level) + "'");
     frame(14 * (2 * kLevels + 1), 14);
     int x = kLeft + 7;
     for (const char* words : {"≤ 1/4", "1/2", "1", "2", "≥ 4"}) {
@@ -193,7 +180,7 @@ struct Drawer {
       x += 14 * kOctave;
     }
     if (moves) {
-      out << "<path class='m' d='M" << kLeft + 400 << ' ' << y + 3 << "l4 7h-8z'/>";
+      path("class='m'", cat('M', kLeft + 400, ' ', y + 3, "l4 7h-8z"));
       text(kLeft + 410, y + 11, "c", "experts moved");
     }
     y += 42;
@@ -205,8 +192,7 @@ struct Drawer {
 void paint_load_map(std::ostream& out, const RunLoads& run) {
   const int64_t per_column = (run.steps + kWidth / 2 - 1) / (kWidth / 2),
                 columns = (run.steps + per_column - 1) / per_column;
-  std::ostringstream body;  // first, since it decides the height
-  Drawer draw{body, per_column, columns, int(kWidth / columns)};
+  Drawer draw{{}, per_column, columns, int(kWidth / columns)};
   const size_t drawn = std::min(kLayers, run.layers.size());
   draw.text(14, 26, "t", cat("Expert load over ", run.steps, " steps"));
   const bool ranks = !run.layers[0].ranks.empty();
@@ -220,15 +206,9 @@ void paint_load_map(std::ostream& out, const RunLoads& run) {
         run.layers[drawn > 1 ? i * (run.layers.size() - 1) / (drawn - 1) : 0], run.first_step);
   draw.axis(run);
   draw.legend(ranks);
-  const std::string size = cat("width='", kLeft + kWidth + kRight, "' height='", draw.y, "'");
-  out << "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 " << kLeft + kWidth + kRight << ' '
-      << draw.y << "' " << size << " font-family='Helvetica, Arial, sans-serif'>\n"
-      << "<style>.f{fill:none;stroke:#8c959f}.m{fill:#22272e}.c,.e,.x{font-size:12px;fill:#57606a}."
-         "e{text-anchor:end}"
-         ".x{text-anchor:middle}.t,.l,.b{font-size:13px;font-weight:bold;fill:#22272e}.t{font-size:"
-         "17px}</style>\n"
-      << "<rect " << size << " rx='8' fill='#fff'/>\n"
-      << body.str() << "</svg>\n";
+  draw.write(out, kLeft + kWidth + kRight, draw.y,
+      ".m{fill:#22272e}.e,.x{font-size:12px;fill:#57606a}.e{text-anchor:end}"
+      ".x{text-anchor:middle}.l,.b{font-size:13px;font-weight:bold;fill:#22272e}");
 }
 
 }  // namespace duet

@@ -1,10 +1,11 @@
 // The heat map of a training run: which experts its tokens went to, step by step, and what that
 // made of the ranks that hold them, with experts in order ("before") and where the balancer had put
 // them ("after"). Drawn from OUT/metrics.jsonl by `duet eplb --loads OUT/metrics.jsonl --format
-// svg`. It draws what was measured and plans nothing (eplb.h does).
+// svg`. It draws what was measured and plans nothing (moe/eplb.h does).
 //
 // A layer is a band of three strips; x is the step, a row is an expert or a rank, the colour is
 // load / mean load of the step.
+// Read next: eplb_command.h.
 #pragma once
 #include <cstdint>
 #include <iosfwd>

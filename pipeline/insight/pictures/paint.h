@@ -5,8 +5,7 @@
 // decide nothing. Colours: F amber, B green, I blue, W violet; a rank's second chunk (DualPipe: the
 // second direction) is the darker shade. An overlapped pair is framed, its F and its B side by
 // side. What is left blank is the bubble.
-//
-// Read next: paint_svg.cpp.
+// Read next: paint_text.cpp.
 #pragma once
 #include <iosfwd>
 #include <span>

@@ -1,12 +1,11 @@
-// The SVG: one row of boxes a rank, hatched where it idles. Plain rectangles and text, so that
-// browsers, GitHub and converters all draw the same; the white ground is there for dark pages. Read
-// next: ../schedule_command.cpp.
+// The SVG of schedules (paint.h): one row of boxes a rank, hatched where it idles.
+// Read next: schedule_command.h.
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <ostream>
 
 #include "pipeline/insight/pictures/paint.h"
+#include "pipeline/insight/pictures/svg.h"
 
 namespace duet {
 namespace {
@@ -17,7 +16,7 @@ constexpr double kDigit = 5.6;  // width of a digit of the boxes' text
 
 struct Paint {
   const char* what;
-  std::array<int, 3> light, dark;
+  Rgb light, dark;
 };
 constexpr std::array<Paint, 4> kPaints = {{{"forward", {255, 220, 130}, {244, 167, 80}},  // by Kind
     {"backward for inputs", {176, 217, 245}, {99, 168, 222}},
@@ -26,36 +25,12 @@ constexpr std::array<Paint, 4> kPaints = {{{"forward", {255, 220, 130}, {244, 16
 
 std::string color_of(Kind kind, int chunk, int chunks) {
   const Paint& paint = kPaints[size_t(kind)];
-  const double dark = chunks > 1 ? double(chunk) / (chunks - 1) : 0;
-  std::string hex = "#";
-  for (int i = 0; i < 3; ++i)
-    hex +=
-        format("%02x", int(std::lround(paint.light[i] + dark * (paint.dark[i] - paint.light[i]))));
-  return hex;
+  return blend(paint.light, paint.dark, chunks > 1 ? double(chunk) / (chunks - 1) : 0);
 }
 
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (char c : text)
-    out += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : std::string(1, c);
-  return out;
-}
-
-// Coordinates to a hundredth of a pixel, without trailing zeros.
-std::string px(double value) { return cat(std::round(value * 100) / 100); }
-
-struct Drawer {
-  std::ostream& out;
+struct Drawer : Svg {
   double scale = 1;  // pixels for one unit of time
 
-  void box(double x, double y, double width, double height, const std::string& attributes) {
-    out << "<rect x='" << px(x) << "' y='" << px(y) << "' width='" << px(width) << "' height='"
-        << px(height) << "' " << attributes << "/>\n";
-  }
-  void text(double x, double y, const char* style, const std::string& words) {
-    out << "<text x='" << px(x) << "' y='" << px(y) << "' class='" << style << "'>"
-        << escaped(words) << "</text>\n";
-  }
   void action(double x, double y, double width, const Action& a, const std::string& color) {
     box(x, y, width, kRow, "class='a' fill='" + color + "'");
     const std::string number = std::to_string(a.microbatch);
@@ -144,27 +119,13 @@ double choose_scale(std::span<const Panel> panels) {
 }  // namespace
 
 void paint_svg(std::ostream& out, std::span<const Panel> panels) {
-  Drawer draw{out, choose_scale(panels)};
-  double longest = 0, height = kMargin;
+  Drawer draw{{}, choose_scale(panels)};
+  double longest = 0, height = kMargin + kLegend;
   for (const Panel& panel : panels) {
     longest = std::max(longest, panel.timing.makespan);
     height += kTitle + panel.schedule.pp * (kRow + kRowGap) + kPanelGap;
   }
   const double width = std::max(kLabel + longest * draw.scale + kMargin, 960.0);
-  height += kLegend;
-  out << "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 " << px(width) << " " << px(height)
-      << "' width='" << px(width) << "' height='" << px(height)
-      << "' font-family='Helvetica, Arial, sans-serif'>\n"
-      << "<style>.a{stroke:#fff;stroke-width:.8}.p{fill:none;stroke:#22272e;stroke-width:1.4}.n{"
-         "font-size:9px;"
-         "text-anchor:middle;fill:#22272e}.r{font-size:12px;fill:#57606a}.k{font-size:11px;fill:#"
-         "424a53}.t{font-size:17px;"
-         "font-weight:bold;fill:#22272e}.c{font-size:12.5px;fill:#57606a}</style>\n"
-      << "<defs><pattern id='idle' width='6' height='6' patternUnits='userSpaceOnUse'><rect "
-         "width='6' height='6' "
-         "fill='#eff1f4'/><path d='M-1,1 l2,-2 M0,6 l6,-6 M5,7 l2,-2' stroke='#cfd5dc' "
-         "stroke-width='.8'/></pattern></defs>\n";
-  draw.box(0, 0, width, height, "rx='8' fill='#fff'");
   double y = kMargin;
   for (const Panel& panel : panels) {
     const std::string title = title_of(panel.schedule);
@@ -176,7 +137,14 @@ void paint_svg(std::ostream& out, std::span<const Panel> panels) {
     y += kPanelGap + 6;
   }
   draw_legend(draw, panels, y + 4);
-  out << "</svg>\n";
+  draw.write(out, width, height,
+      ".a{stroke:#fff;stroke-width:.8}.p{fill:none;stroke:#22272e;stroke-width:1.4}"
+      ".n{font-size:9px;text-anchor:middle;fill:#22272e}.r{font-size:12px;fill:#57606a}"
+      ".k{font-size:11px;fill:#424a53}",
+      "<defs><pattern id='idle' width='6' height='6' patternUnits='userSpaceOnUse'>"
+      "<rect width='6' height='6' fill='#eff1f4'/>"
+      "<path d='M-1,1 l2,-2 M0,6 l6,-6 M5,7 l2,-2' stroke='#cfd5dc' stroke-width='.8'/>"
+      "</pattern></defs>\n");
 }
 
 }  // namespace duet

@@ -1,4 +1,5 @@
-// The grid in the terminal. Read next: paint_svg.cpp.
+// The grid in the terminal (paint.h).
+// Read next: paint_svg.cpp.
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -18,12 +19,8 @@ struct Glyph {
 };
 
 int color_of(Kind kind, bool darker) {
-  switch (kind) {
-    case Kind::F: return darker ? 215 : 222;
-    case Kind::I: return darker ? 74 : 117;
-    case Kind::W: return darker ? 140 : 183;
-    default: return darker ? 71 : 114;
-  }
+  static constexpr int kColors[][2] = {{222, 215}, {117, 74}, {183, 140}, {114, 71}};  // by Kind
+  return kColors[size_t(kind)][darker];
 }
 
 std::string label_of(const Action& part, int chunk) {

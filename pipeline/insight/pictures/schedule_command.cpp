@@ -1,13 +1,12 @@
-// What `duet schedule` prints. Read next: README.md, the chapter; then the executor, which runs the
-// same lists.
+// See schedule_command.h.
 #include "pipeline/insight/pictures/schedule_command.h"
 
 #include <algorithm>
 #include <cmath>
+#include <iostream>
 #include <optional>
-#include <ostream>
-#include <sstream>
 
+#include "model/base/command_line.h"
 #include "model/base/json.h"
 #include "pipeline/schedule/checker.h"
 #include "pipeline/schedule/simulator.h"
@@ -69,11 +68,8 @@ void print_text(std::ostream& out, const Entry& e, const Terminal& terminal) {
       << (terminal.color ? "darker, and " : "")
       << "small letters.\n\n rank    bubble   peak activations\n";
   for (int rank = 0; rank < s.pp; ++rank) {
-    out << format("%5d%10s%19d", rank, percent(e.timing.bubble_fraction[rank]).c_str(),
+    out << format("%5d%10s%19d\n", rank, percent(e.timing.bubble_fraction[rank]).c_str(),
         e.usage.peak_activations[rank]);
-    if (e.usage.held_w[rank] > 0)
-      out << "   " << e.usage.held_w[rank] << " Ws held for their predecessors";
-    out << "\n";
   }
   out << "\n makespan " << rounded(e.timing.makespan) << ", bubble " << percent(e.timing.bubble())
       << ", with " << describe(e.costs) << " (" << describe_overlap(e.costs) << ")\n";
@@ -90,8 +86,7 @@ void print_json(std::ostream& out, const Entry& e) {
   out << Json::object({{"schedule", s.name}, {"pp", s.pp}, {"microbatches", s.microbatches},
                           {"ranks", ranks}, {"makespan", e.timing.makespan},
                           {"bubble_fraction", Json(e.timing.bubble_fraction)},
-                          {"peak_activations", Json(e.usage.peak_activations)},
-                          {"held_w", Json(e.usage.held_w)}})
+                          {"peak_activations", Json(e.usage.peak_activations)}})
              .dump(2)
       << "\n";
 }
@@ -108,11 +103,10 @@ struct Comparison {
 Comparison compare(const ScheduleOptions& options, const ScheduleSize& size, const Costs& costs) {
   Comparison result;
   result.baseline = make_entry("1f1b", size, costs, true).timing.makespan;
-  std::string names = options.schedule;
+  std::vector<std::string> names = split(options.schedule);
   if (names.empty())
-    for (const ScheduleKind& kind : schedule_kinds()) names += cat(kind.name, ",");
-  std::istringstream list(names);
-  for (std::string name; std::getline(list, name, ',');) {
+    for (const ScheduleKind& kind : schedule_kinds()) names.push_back(kind.name);
+  for (const std::string& name : names) {
     try {
       result.entries.push_back(make_entry(name, size, costs, true));
     } catch (const UsageError& why) {
@@ -198,22 +192,38 @@ void paint_entries(std::ostream& out, std::span<const Entry> entries) {
 void run_compare(const ScheduleOptions& options, const ScheduleSize& size, const Costs& costs,
     std::ostream& out) {
   const Comparison result = compare(options, size, costs);
-  if (options.format == "svg") return paint_entries(out, result.entries);
-  (options.format == "json" ? print_comparison_json : print_comparison)(out, result, size, costs);
+  if (options.format == Format::svg) return paint_entries(out, result.entries);
+  (options.format == Format::json ? print_comparison_json : print_comparison)(
+      out, result, size, costs);
 }
 
 }  // namespace
 
+void add_schedule_command(CLI::App& duet, int&) {
+  Command cli(duet, "schedule",
+      "draw, check and time a schedule; without options DualPipe, 8 ranks, 20 microbatches");
+  const auto o = std::make_shared<ScheduleOptions>();
+  cli.text("--schedule", o->schedule,
+      "gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, or a CSV file; default: dualpipe");
+  cli.number("--pp", o->pp, 0, 4096, "pipeline ranks; 0: 8, or the file's");
+  cli.number(
+      "--microbatches", o->microbatches, 0, 1 << 20, "per step; 0: 20 or 2 a rank, or the file's");
+  cli.number(
+      "--virtual-stages", o->virtual_stages, 1, 4096, "stages a rank holds under interleaved");
+  cli.parsed("--cost", o->cost, parse_costs,
+      "what actions take, in any unit; FB is an overlapped pair; default: F=1,I=1,W=1,FB=3");
+  cli.choice("--format", o->format, {Format::text, Format::csv, Format::json, Format::svg},
+      format_name, "what is written to stdout; csv is PyTorch's and reads back");
+  cli.flag("--compare", o->compare,
+      "all schedules (or those of --schedule a,b) at equal devices and model");
+  cli.runs([o] { schedule_command(*o, std::cout, terminal_of_stdout()); });
+}
+
 void schedule_command(const ScheduleOptions& options, std::ostream& out, const Terminal& terminal) {
-  const std::string& format = options.format;
-  const bool known = format == "text" || format == "json" || format == "svg" ||
-      (format == "csv" && !options.compare);
-  require(known, "--format: expected text, ", options.compare ? "" : "csv, ", "json or svg, found ",
-      format);
-  require(options.pp >= 0, "--pp: expected 1 or more, found ", options.pp);
-  require(options.microbatches >= 0, "--microbatches: expected 1 or more, found ",
-      options.microbatches);
-  const Costs costs = parse_costs(options.cost);
+  const Format format = options.format;
+  require(format != Format::csv || !options.compare,
+      "--format: found 'csv' with --compare, allowed: text, json, svg");
+  const Costs& costs = options.cost;
   const std::string name = options.schedule.empty() ? "dualpipe" : options.schedule;
   ScheduleSize size{options.pp, options.microbatches, options.virtual_stages};
   if (options.compare || !name.ends_with(".csv")) {
@@ -223,10 +233,10 @@ void schedule_command(const ScheduleOptions& options, std::ostream& out, const T
   if (options.compare) return run_compare(options, size, costs, out);
 
   const Entry entry = make_entry(name, size, costs, false);
-  if (format == "csv") write_csv(out, entry.schedule);
-  if (format == "json") print_json(out, entry);
-  if (format == "svg") paint_entries(out, {&entry, 1});
-  if (format == "text") print_text(out, entry, terminal);
+  if (format == Format::csv) write_csv(out, entry.schedule);
+  if (format == Format::json) print_json(out, entry);
+  if (format == Format::svg) paint_entries(out, {&entry, 1});
+  if (format == Format::text) print_text(out, entry, terminal);
 }
 
 }  // namespace duet

@@ -1,4 +1,4 @@
-// See overlap.h. Read next: trace.cpp, which measures with it.
+// See intervals.h.
 #include "pipeline/insight/trace/intervals.h"
 
 #include <algorithm>

@@ -10,6 +10,7 @@
 //
 // Times are whole nanoseconds of one rank's clock, so that sums are exact. Not here: where the
 // times come from (trace.h).
+// Read next: pictures/svg.h.
 #pragma once
 #include <cstdint>
 #include <vector>

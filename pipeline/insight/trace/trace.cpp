@@ -2,14 +2,12 @@
 #include "pipeline/insight/trace/trace.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <map>
 #include <set>
 
-#include "model/base/json.h"
+#include "model/base/clock.h"
 #include "pipeline/checkpoint/durable.h"
 
 namespace duet {
@@ -20,12 +18,6 @@ constexpr int kRounds = 32;  // of stamps
 constexpr const char* kLanes[] = {"step", "actions", "compute", "comm", "wait"};
 
 double ms(int64_t ns) { return double(ns) * 1e-6; }
-
-int64_t host_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-      std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 int thread_of(const char* lane) {
   for (int i = 0; i < int(std::size(kLanes)); ++i)
@@ -126,14 +118,23 @@ Measured Trace::add(int64_t step, const Recorder& recorder) {
 
 // --- the file ------------------------------------------------------------------------------------
 
-void Trace::add_arrow(std::string& out, const Entry& e, int thread, int64_t ns) const {
-  const bool end = receives(e.mark);
-  out += format(
-      ",\n{\"ph\":\"%s\",\"pid\":%d,\"tid\":%d,\"ts\":%lld.%03d,\"name\":\"message\",\"cat\":"
-      "\"message\","
-      "\"id\":%lld}",
-      end ? "f\",\"bp\":\"e" : "s", world_.rank(), thread, (long long)(ns / 1000), int(ns % 1000),
-      (long long)message_of(e.mark, e.step, layout_.dp_rank(world_.rank())));
+namespace {
+
+double us(int64_t ns) { return double(ns) * 1e-3; }
+
+Json metadata(int rank, const char* name, const Json& args) {
+  return Json::object({{"ph", "M"}, {"pid", rank}, {"name", name}, {"args", args}});
+}
+
+}  // namespace
+
+// The end of an arrow, at a time in the slice that it belongs to.
+Json Trace::arrow(const Entry& e, int thread, int64_t ns) const {
+  Json j = Json::object({{"ph", receives(e.mark) ? "f" : "s"}, {"pid", world_.rank()},
+      {"tid", thread}, {"ts", us(ns)}, {"name", "message"}, {"cat", "message"},
+      {"id", message_of(e.mark, e.step, layout_.dp_rank(world_.rank()))}});
+  if (receives(e.mark)) j.set("bp", "e");
+  return j;
 }
 
 // This rank's part of the file, each event after a comma. Times are microseconds from `origin` on
@@ -141,17 +142,14 @@ void Trace::add_arrow(std::string& out, const Entry& e, int thread, int64_t ns) 
 std::string Trace::events(int64_t origin) const {
   const int rank = world_.rank();
   std::string out;
-  out += format(
-      ",\n{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_name\",\"args\":{\"name\":\"rank %d (dp %d, "
-      "pp %d)\"}}",
-      rank, rank, layout_.dp_rank(rank), layout_.pp_rank(rank));
-  out += format(
-      ",\n{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_sort_index\",\"args\":{\"sort_index\":%d}}",
-      rank, rank);
+  const auto add = [&](const Json& event) { out += ",\n" + event.dump(); };
+  const std::string name =
+      cat("rank ", rank, " (dp ", layout_.dp_rank(rank), ", pp ", layout_.pp_rank(rank), ")");
+  add(metadata(rank, "process_name", Json::object({{"name", name}})));
+  add(metadata(rank, "process_sort_index", Json::object({{"sort_index", rank}})));
   for (int i = 0; i < int(std::size(kLanes)); ++i) {
-    const std::string head = cat(",\n{\"ph\":\"M\",\"pid\":", rank, ",\"tid\":", i, ",\"name\":");
-    out += cat(head, "\"thread_name\",\"args\":{\"name\":\"", kLanes[i], "\"}}");
-    out += cat(head, "\"thread_sort_index\",\"args\":{\"sort_index\":", i, "}}");
+    add(metadata(rank, "thread_name", Json::object({{"name", kLanes[i]}})).set("tid", i));
+    add(metadata(rank, "thread_sort_index", Json::object({{"sort_index", i}})).set("tid", i));
   }
   std::set<int64_t> waited;  // messages
   for (const Entry& e : entries_)
@@ -162,28 +160,26 @@ std::string Trace::events(int64_t origin) const {
     const Mark& m = e.mark;
     const int thread = thread_of(m.lane);
     const int64_t begin = e.time.begin - origin, ns = e.time.end - e.time.begin;
-    out += format(
-        ",\n{\"ph\":\"X\",\"pid\":%d,\"tid\":%d,\"ts\":%lld.%03d,\"dur\":%lld.%03d,\"name\":\"%s\","
-        "\"cat\":\"%s\"",
-        rank, thread, (long long)(begin / 1000), int(begin % 1000), (long long)(ns / 1000),
-        int(ns % 1000), m.name, m.lane);
-    out += format(",\"args\":{\"step\":%lld", (long long)e.step);
-    if (m.stage >= 0) out += format(",\"stage\":%d", m.stage);
-    if (m.microbatch >= 0) out += format(",\"microbatch\":%d", m.microbatch);
-    if (m.layer >= 0) out += format(",\"layer\":%lld", (long long)m.layer);
-    if (m.bytes > 0) out += format(",\"bytes\":%lld", (long long)m.bytes);
-    out += e.blocks ? ",\"blocks\":true}}" : "}}";
+    Json args = Json::object({{"step", e.step}});
+    if (m.stage >= 0) args.set("stage", m.stage);
+    if (m.microbatch >= 0) args.set("microbatch", m.microbatch);
+    if (m.layer >= 0) args.set("layer", m.layer);
+    if (m.bytes > 0) args.set("bytes", m.bytes);
+    if (e.blocks) args.set("blocks", true);
+    add(Json::object({{"ph", "X"}, {"pid", rank}, {"tid", thread}, {"ts", us(begin)},
+        {"dur", us(ns)}, {"name", m.name}, {"cat", m.lane}, {"args", args}}));
     const bool action = !std::strcmp(m.lane, "actions");
-    if (action && !std::strncmp(m.name, "SEND_", 5)) add_arrow(out, e, thread, begin);
+    if (action && !std::strncmp(m.name, "SEND_", 5)) add(arrow(e, thread, begin));
     if (receives(m) && (!action || !waited.contains(message_of(m, e.step, layout_.dp_rank(rank)))))
       // the last nanosecond that is still in it
-      add_arrow(out, e, thread, begin + std::max<int64_t>(0, ns - 1));
+      add(arrow(e, thread, begin + std::max<int64_t>(0, ns - 1)));
   }
   return out;
 }
 
 void Trace::write() {
-  const ClockOffset clock = options_.one_clock ? ClockOffset() : clock_offset(world_, host_ns);
+  const ClockOffset clock =
+      options_.one_clock ? ClockOffset() : clock_offset(world_, nanoseconds_now);
   int64_t begin = INT64_MAX;
   for (const Entry& e : entries_) begin = std::min(begin, e.time.begin);
   heads_ =
@@ -202,7 +198,7 @@ void Trace::write() {
   file.write("{\"displayTimeUnit\":\"ms\",\"otherData\":" +
       Json::object(
           {{"program", "duet"}, {"first_step", steps_.front()}, {"last_step", steps_.back()},
-              {"clock_error_us", double(error) * 1e-3}, {"ranks", ranks}})
+              {"clock_error_us", us(error)}, {"ranks", ranks}})
           .dump() +
       ",\n\"traceEvents\":[");
   // no comma before the first

@@ -12,13 +12,15 @@
 // A message on the compute stream itself (--overlap off) is marked "blocks": it counts as a wait,
 // whatever phase it is in. Stage, microbatch, layer and bytes are arguments. An arrow joins each
 // SEND to the wait for its message (or to its RECV where nobody waited). What is recorded is said
-// in model/machine/recorder.h; one Recorder a step. Read next: overlap.h, what is measured.
+// in model/machine/recorder.h; one Recorder a step.
+// Read next: intervals.h.
 #pragma once
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "comm/comm.h"
+#include "model/base/json.h"
 #include "model/machine/recorder.h"
 #include "pipeline/insight/trace/intervals.h"
 #include "pipeline/schedule/layout.h"
@@ -71,7 +73,7 @@ class Trace {
   };
   void write();
   std::string events(int64_t origin) const;
-  void add_arrow(std::string& out, const Entry& entry, int thread, int64_t ns) const;
+  Json arrow(const Entry& entry, int thread, int64_t ns) const;
 
   Comm& world_;
   const Layout& layout_;

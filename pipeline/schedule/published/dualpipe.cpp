@@ -6,8 +6,7 @@
 // one direction meets a backward of the other, and the two overlap: the all-to-alls of one hide
 // behind the computation of the other. That is the point; the smaller bubble comes along. Figures:
 // each rank holds P+1 activations; for the idle time see README.md.
-//
-// Read next: dualpipev.cpp, then checker.h.
+// Read next: dualpipev.cpp.
 #include "pipeline/schedule/published/published.h"
 
 namespace duet {

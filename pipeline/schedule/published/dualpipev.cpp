@@ -4,7 +4,8 @@
 // DualPipe's second half of ranks mirrors its first. Fold it onto the first and the two directions
 // become the two arms of one V: 2P stages on P ranks, stages r and 2P-1-r, no weights held twice;
 // the steps are DualPipe's with H = P. Each chunk is half of a rank's share of the model. Peak 2P+1
-// half chunks. Odd M is fine. Read next: checker.h.
+// half chunks. Odd M is fine.
+// Read next: run_list.h.
 #include "pipeline/schedule/published/published.h"
 
 namespace duet {

@@ -5,8 +5,9 @@
 // *chunks*: a chunk is one of the rank's stages with the microbatches that visit it, and it counts
 // its own forwards and backwards, so a step reads as in the paper: list.F(a), list.B(b).
 //
-// Not here: whether a list is right (checker.h) and how long it takes (simulator.h).
-// Read next: one_f_one_b.cpp, then dualpipe.cpp.
+// Not here: whether a list is right (checker.h) and how long it takes (simulator.h). The one to
+// know is dualpipe.cpp.
+// Read next: gpipe.cpp.
 #pragma once
 #include <utility>
 #include <vector>

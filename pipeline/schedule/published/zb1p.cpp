@@ -3,7 +3,8 @@
 // The backward is cut in two: I (for inputs), which the rank before waits for, and W (for weights),
 // which nobody waits for. Rank r puts off its Ws by r microbatches and fills the gaps of the
 // cool-down with them; so the later ranks hold as many activations as rank 0 does in 1F1B, P. Idle
-// time (P-1)(F+I-min(F,I,W)) for M >= P. Read next: zbv.cpp.
+// time (P-1)(F+I-min(F,I,W)) for M >= P.
+// Read next: zbv.cpp.
 #include <algorithm>
 
 #include "pipeline/schedule/published/published.h"

@@ -6,7 +6,7 @@
 // Contract of a group: every lane of a row calls the same collectives in the same order. sum and
 // max give every lane the same bits. sync makes what lanes wrote to memory before it visible to the
 // row's other lanes after it.
-// Read next: norm.h, then the other files of this folder.
+// Read next: recorder.h.
 #pragma once
 #include "model/machine/tensor.h"
 

@@ -1,14 +1,14 @@
 // See eplb_study.h.
-#include "moe/eplb_study.h"
+#include "test/study/eplb_study.h"
 
 #include <algorithm>
 #include <cmath>
-#include <ctime>
 #include <ostream>
 #include <random>
 
 #include "moe/eplb_incremental.h"
 #include "moe/eplb_quota.h"
+#include "test/processor_clock.h"
 
 namespace duet {
 
@@ -18,12 +18,6 @@ namespace {
 double normal(std::mt19937_64& random) {
   const double u = double((random() >> 11) + 1) * 0x1p-53, v = double(random() >> 11) * 0x1p-53;
   return std::sqrt(-2 * std::log(u)) * std::cos(6.283185307179586 * v);
-}
-
-double thread_ms() {
-  timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return double(t.tv_sec) * 1e3 + double(t.tv_nsec) * 1e-6;
 }
 
 // One way to balance, followed through the intervals of a drift study.
@@ -72,9 +66,9 @@ PolicyResult policy_study(const EplbShape& shape, double sigma, int layers) {
   std::mt19937_64 random(1);
   PolicyResult r{};
   const auto add = [&](double& mean, double& ms, std::span<const float> load, EplbOptions options) {
-    const double start = thread_ms();
+    const double start = processor_seconds();
     const ExpertPlacement plan = plan_experts(load, shape, options);
-    ms += (thread_ms() - start) / layers;
+    ms += (processor_seconds() - start) * 1e3 / layers;
     mean += balancedness(gpu_load(plan, load)) / layers;
   };
   for (int layer = 0; layer < layers; ++layer) {

@@ -1,6 +1,6 @@
-// Two studies of EPLB on random loads, whose tables `duet eplb` prints and moe/README.md explains:
+// Two studies of EPLB on random loads, whose tables `make study` prints and moe/README.md explains:
 // how level the policies' plans are on the loads they were made for, and how level computation is
-// while loads drift away from the plan.
+// while loads drift away from the plan. Read next: eplb_study.cpp.
 #pragma once
 #include <iosfwd>
 #include <string>

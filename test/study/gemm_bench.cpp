@@ -1,13 +1,14 @@
-// The speed of the CPU's GEMM, part of `make bench`, on shapes of the `bench` preset: d_model 256,
-// 8 heads, q.k 48 wide, v 32, kv_lora 64, 16 experts of width 512, sequences of 256 tokens, 8 at a
-// time. GFLOP/s counts useful work: half of a causal product.
+// The speed of the CPU's GEMM, the first part of `make bench`, on shapes of the `bench` preset:
+// d_model 256, 8 heads, q.k 48 wide, v 32, kv_lora 64, 16 experts of width 512, sequences of 256
+// tokens, 8 at a time. GFLOP/s counts useful work: half of a causal product.
 #include <algorithm>
-#include <chrono>
 #include <iomanip>
 #include <ostream>
 #include <vector>
 
-#include "model/machine/gemm_cpu.h"
+#include "model/base/clock.h"
+#include "model/machine/device.h"
+#include "test/study/gemm_bench.h"
 
 namespace duet {
 namespace {
@@ -63,7 +64,6 @@ Gemm place(Device& device, const Shape& s, std::vector<Buf>& keep) {
 }  // namespace
 
 void bench_gemm(int threads, std::ostream& out) {
-  using Clock = std::chrono::steady_clock;
   auto device = make_cpu_device(threads);
   out << "GEMM, fp32, " << device->name() << ", useful GFLOP/s:\n" << std::fixed;
   for (const Shape& s : kShapes) {
@@ -73,16 +73,15 @@ void bench_gemm(int threads, std::ostream& out) {
     for (int i = 0; s.groups && i <= s.groups; i++)
       offsets.push_back((s.form == Form::TN ? s.k : s.m) * i / s.groups);
     double best = 1e30;
-    const auto stop = Clock::now() + std::chrono::milliseconds(60);
-    while (Clock::now() < stop) {
-      const auto start = Clock::now();
+    for (const double stop = seconds_now() + 0.06; seconds_now() < stop;) {
+      const double start = seconds_now();
       for (int i = 0; i < 4; i++) {
         if (s.groups)
           device->compute().grouped_gemm(g, offsets);
         else
           device->compute().gemm(g);
       }
-      best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count() / 4);
+      best = std::min(best, (seconds_now() - start) / 4);
     }
     const double flops = double(s.m * s.n * s.k) * (s.heads ? s.heads : 2);
     const char* form = s.form == Form::NN ? "NN" : s.form == Form::NT ? "NT" : "TN";

@@ -1,0 +1,41 @@
+// Hashes: a word's bits scattered, a sequence's label, a file's checksum. All are against
+// accidents, not against intent. What they return is part of what duet promises (initial values,
+// batches, checkpoints, printed hashes), so it never changes.
+// Read next: clock.h.
+#pragma once
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+
+namespace duet {
+
+// SplitMix64's mixing step (Steele, Lea, Flood 2014): a bijection of 64-bit words that scatters its
+// input's bits over its output's.
+constexpr uint64_t splitmix(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+// 64-bit FNV-1a, a step a value: starts from kFnvStart.
+inline constexpr uint64_t kFnvStart = 0xcbf29ce484222325u;
+constexpr uint64_t fnv1a(uint64_t hash, uint64_t value) { return (hash ^ value) * 0x100000001b3u; }
+
+// As FNV over words; multiplied before as well, and rotated, so that high bits spread too. Any
+// change within one aligned 8-byte word changes it, other damage almost surely.
+inline uint64_t checksum(std::string_view bytes) {
+  constexpr uint64_t p = 0x9fb21c651e98df25u, q = 0xd6e8feb86659fd93u;
+  uint64_t h = 0x9e3779b97f4a7c15u;
+  for (size_t at = 0; at < bytes.size(); at += 8) {
+    uint64_t word = 0;
+    std::memcpy(&word, bytes.data() + at, bytes.size() - at < 8 ? bytes.size() - at : 8);
+    h = std::rotl(h ^ (word * p), 29) * q;
+  }
+  h ^= bytes.size();  // tells trailing zeros from the last word's padding
+  h = (h ^ (h >> 32)) * q;
+  return h ^ (h >> 32);
+}
+
+}  // namespace duet

@@ -1,0 +1,59 @@
+// Text that people write in options and small files: lists with commas between, key=value, numbers
+// with units, ranges. Not JSON (json.h), not the actions of a schedule
+// (pipeline/schedule/action.h).
+//
+// Where a text is not as it should be the answer is empty, and whoever asked, who knows the option
+// or the file, says so.
+// Read next: json.h.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace duet {
+
+// What a command writes on stdout.
+enum class Format { text, json, csv, svg };
+constexpr const char* format_name(Format f) {
+  return f == Format::text ? "text" : f == Format::json ? "json" : f == Format::csv ? "csv" : "svg";
+}
+
+std::string_view trimmed(std::string_view text);  // without spaces, tabs and \r at either end
+
+// The parts between commas, trimmed: "a, b,," has four; an empty text has none.
+std::vector<std::string> split(std::string_view text, char at = ',');
+
+// The whole text as a number: nothing but it, within T's limits, finite. T: int, int64_t, uint64_t,
+// double.
+template <class T> std::optional<T> parse_number(std::string_view text);
+
+struct Unit {
+  const char* name;
+  double value;
+};
+inline constexpr Unit kBandwidths[] = {{"GB/s", 1e9}, {"MB/s", 1e6}, {"KB/s", 1e3}, {"B/s", 1}};
+inline constexpr Unit kTimes[] = {{"s", 1}, {"ms", 1e-3}, {"us", 1e-6}, {"ns", 1e-9}};
+inline constexpr Unit kCounts[] = {{"", 1}, {"k", 1e3}, {"M", 1e6}, {"G", 1e9}, {"T", 1e12}};
+
+// A number with one of the units after it, "40GB/s" or "1.5 ms", in multiples of the unit 1.
+std::optional<double> parse_quantity(std::string_view text, std::span<const Unit> units);
+
+// "2-5" or "3", which is 3-3; from 0, and the first may be after the last.
+std::optional<std::pair<int64_t, int64_t>> parse_range(std::string_view text);
+
+// "F=1,FB=2.4": hands each key with its value to `take`, which answers whether it knows the key and
+// the value is good for it. Throws UsageError that names the option, the item and what is allowed
+// where it is not, and where a key comes twice.
+using TakeKey = std::function<bool(const std::string& key, const std::string& value)>;
+void read_keys(
+    const char* option, std::string_view text, const std::string& allowed, const TakeKey& take);
+
+// For one line of a message: the middle of a long text left out, no line ends or other controls.
+std::string shortened(std::string_view text, size_t most = 100);
+
+}  // namespace duet

@@ -1,0 +1,138 @@
+// See eplb_quota.h. Replicas that share an expert's tokens by whole segments: from each rank's own
+// replica, descent on the sum of squared GPU loads, one segment at a time; then the heaviest GPU
+// gives a segment away, or exchanges one for a smaller one, as long as that levels the two. All in
+// integers and in a fixed order: every rank gets the same answer.
+#include <algorithm>
+#include <map>
+
+#include "moe/eplb_quota.h"
+
+namespace duet {
+namespace {
+
+constexpr int kRounds = 8, kExchanges = 256;
+
+// What a segment of a rank's tokens asks of one expert that has a choice of GPUs.
+struct Item {
+  int64_t tokens = 0;
+  int expert = 0;
+  int32_t slot = -1;
+};
+
+class Split {
+ public:
+  Split(const ExpertPlacement& placement) : placement_(placement), gpu_(size_t(placement.gpus)) {}
+
+  // Items in the order in which they are served.
+  void run(std::vector<Item*> items, const std::vector<int>& rank) {
+    for (size_t i = 0; i < items.size(); ++i) put(*items[i], own_or_lightest(*items[i], rank[i]));
+    bool moved = true;
+    for (int round = 0; round < kRounds && moved; ++round) {
+      moved = false;
+      for (Item* item : items) {
+        const int32_t to = lightest(*item);
+        if (load(to) + item->tokens >= load(item->slot)) continue;
+        put(*item, to);
+        moved = true;
+      }
+    }
+    for (int i = 0; i < kExchanges && exchange(items); ++i) continue;
+  }
+  void add(int expert, int64_t tokens) { load(placement_.slots_of(expert)[0]) += tokens; }
+
+ private:
+  int64_t& load(int32_t slot) { return gpu_[size_t(placement_.gpu_of(slot))]; }
+  void put(Item& item, int32_t slot) {
+    if (item.slot >= 0) load(item.slot) -= item.tokens;
+    item.slot = slot;
+    load(slot) += item.tokens;
+  }
+  int32_t lightest(const Item& item) {
+    const auto slots = placement_.slots_of(item.expert);
+    return *std::min_element(
+        slots.begin(), slots.end(), [&](int32_t a, int32_t b) { return load(a) < load(b); });
+  }
+  int32_t own_or_lightest(const Item& item, int rank) {
+    for (int32_t slot : placement_.slots_of(item.expert))
+      if (placement_.gpu_of(slot) == rank) return slot;
+    return lightest(item);
+  }
+  // The item's slot on a GPU, or -1.
+  int32_t slot_on(const Item& item, int gpu) const {
+    for (int32_t slot : placement_.slots_of(item.expert))
+      if (placement_.gpu_of(slot) == gpu) return slot;
+    return -1;
+  }
+  // By tokens, the items on one GPU that may go to another.
+  std::multimap<int64_t, Item*> movable(const std::vector<Item*>& items, int from, int to) const {
+    std::multimap<int64_t, Item*> found;
+    for (Item* item : items)
+      if (placement_.gpu_of(item->slot) == from && slot_on(*item, to) >= 0)
+        found.emplace(item->tokens, item);
+    return found;
+  }
+  // The heaviest GPU gives away what levels it best with another one.
+  bool exchange(const std::vector<Item*>& items) {
+    const int heavy = int(std::max_element(gpu_.begin(), gpu_.end()) - gpu_.begin());
+    Item *give = nullptr, *take = nullptr;
+    int64_t best = 0, to = 0;
+    for (int light = 0; light < placement_.gpus; ++light) {
+      const int64_t gap = gpu_[size_t(heavy)] - gpu_[size_t(light)];
+      if (gap <= 2 * best) continue;
+      auto back = movable(items, light, heavy);
+      back.emplace(0, nullptr);  // nothing in return
+      for (const auto& [tokens, item] : movable(items, heavy, light)) {
+        const auto near = back.lower_bound(tokens - gap / 2);
+        for (auto b : {near == back.end() ? std::prev(near) : near,
+                 near == back.begin() ? near : std::prev(near)}) {
+          const int64_t flow = tokens - b->first, gain = std::min(flow, gap - flow);
+          if (gain > best) best = gain, give = item, take = b->second, to = light;
+        }
+      }
+    }
+    if (!give) return false;
+    put(*give, slot_on(*give, int(to)));
+    if (take) put(*take, slot_on(*take, heavy));
+    return true;
+  }
+
+  const ExpertPlacement& placement_;
+  std::vector<int64_t> gpu_;
+};
+
+}  // namespace
+
+void choose_slots_by_segment(std::vector<std::vector<int32_t>>& choices, int64_t topk,
+    const ExpertPlacement& placement, const Pieces& segments) {
+  const size_t experts = size_t(placement.experts()), per_rank = size_t(segments.count()) * experts;
+  std::vector<Item> items(choices.size() * per_rank);
+  const auto item_of = [&](size_t rank, size_t i, int32_t e) -> Item& {
+    const int64_t segment = segments.segment(int64_t(i) / topk);
+    return items[rank * per_rank + size_t(segment) * experts + size_t(e)];
+  };
+  for (size_t rank = 0; rank < choices.size(); ++rank)
+    for (size_t i = 0; i < choices[rank].size(); ++i) ++item_of(rank, i, choices[rank][i]).tokens;
+  Split split(placement);
+  std::vector<Item*> with_choice;
+  for (size_t i = 0; i < items.size(); ++i) {
+    Item& item = items[i];
+    item.expert = int(i % experts);
+    if (item.tokens == 0) continue;
+    if (placement.slots_of(item.expert).size() > 1) {
+      with_choice.push_back(&item);
+    } else {
+      item.slot = placement.slots_of(item.expert)[0];
+      split.add(item.expert, item.tokens);
+    }
+  }
+  std::stable_sort(with_choice.begin(), with_choice.end(),
+      [](const Item* a, const Item* b) { return a->tokens > b->tokens; });
+  std::vector<int> rank;
+  for (const Item* item : with_choice) rank.push_back(int(size_t(item - items.data()) / per_rank));
+  split.run(with_choice, rank);
+  for (size_t r = 0; r < choices.size(); ++r)
+    for (size_t i = 0; i < choices[r].size(); ++i)
+      choices[r][i] = item_of(r, i, choices[r][i]).slot;
+}
+
+}  // namespace duet

@@ -1,0 +1,250 @@
+// A training step. See trainer.h.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "comm/gather_named.h"
+#include "model/base/clock.h"
+#include "model/machine/launch.h"
+#include "model/rows/list.h"
+#include "moe/migration.h"
+#include "pipeline/checkpoint/dump.h"
+#include "pipeline/train/trainer.h"
+
+namespace duet {
+namespace {
+
+// --- gradients -----------------------------------------------------------------------------------
+
+// The stages of a rank by part of the model, the order in which all ranks that have a part reduce
+// it: DualPipe's two mirrored ranks list their stages in opposite orders.
+std::map<int, std::vector<Stage*>> stages_by_part(const Trainer& t) {
+  std::map<int, std::vector<Stage*>> parts;
+  for (const auto& [s, stage] : t.stages)
+    parts[t.job.schedule.model_stage(s)].push_back(stage.get());
+  return parts;
+}
+
+constexpr int64_t kBucket = 4 << 20;  // elements reduced at a time, so that scratch stays small
+
+// DualPipe's two copies of a part of the model, one in each direction, each have half of the
+// microbatches: they add each other's sums to their own. `copies` are this rank's, one as a rule.
+void add_mirrored(Trainer& t, int part, int set, const std::vector<Stage*>& copies) {
+  const Schedule& s = t.job.schedule;
+  Stream& stream = t.context.stream();
+  Scope scope(t.context.recorder, stream, {"add mirrored", "comm", copies[0]->options().index});
+  const int64_t elements = copies[0]->param_sets()[size_t(set)]->elements();
+  for (int64_t at = 0; at < elements; at += kBucket) {
+    const int64_t rows = std::min(kBucket, elements - at) / kBlockAlign;
+    std::vector<std::pair<Tensor, Buf>> sums;  // first += second
+    std::vector<Request> requests;
+    for (Stage* stage : copies) {
+      const int index = stage->options().index, direction = index >= s.stages() / 2;
+      const int peer = s.rank_of[size_t((index + s.stages() / 2) % s.stages())];
+      const auto tag = [&](int from) { return Tag{Tag::W, 4 * part + 2 * set + from, 0}; };
+      const auto& [mine, theirs] = sums.emplace_back(stage->param_sets()[size_t(set)]
+                                                         ->grad_arena()
+                                                         .col_slice(at, rows * kBlockAlign)
+                                                         .reshape(rows, kBlockAlign),
+          t.device.buffer(rows, kBlockAlign, Dtype::f64, Use::messages));
+      requests.push_back(t.pipeline.irecv(stream, theirs, peer, tag(!direction)));
+      requests.push_back(t.pipeline.isend(stream, mine, peer, tag(direction)));
+    }
+    for (const Request& request : requests) t.pipeline.wait(stream, request);
+    for (const auto& [mine, theirs] : sums) launch<Add>(stream, rows, {.x = theirs, .y = mine});
+  }
+}
+
+void add_replicas(Trainer& t, int set, const Stage& stage, const Params& params) {
+  Comm& ranks = set == 0 ? t.replicas : t.expert_replicas;
+  if (ranks.size() == 1) return;
+  Stream& stream = t.context.stream();
+  const Tensor grad = params.grad_arena();
+  Scope scope(t.context.recorder, stream,
+      {"reduce gradients", "comm", stage.options().index, -1, -1, grad.bytes()});
+  Buf scratch = t.device.buffer(
+      1, ranks.scratch_size(std::min(kBucket, grad.cols)), Dtype::f64, Use::messages);
+  for (int64_t at = 0; at < grad.cols; at += kBucket) {
+    const int64_t n = std::min(kBucket, grad.cols - at);
+    ranks.all_reduce_to_fp32(stream, grad.col_slice(at, n).reshape(1, n), scratch);
+  }
+}
+
+// Gradients are exact sums: the replicas of an expert, the copies of a part of the model and the
+// data-parallel ranks add up in whatever order. Returns the largest element that this rank began
+// with.
+double reduce_gradients(Trainer& t) {
+  Stream& stream = t.context.stream();
+  double largest = 0;
+  for (const auto& [part, stages] : stages_by_part(t))
+    for (int set : {0, 1}) {
+      if (stages[0]->param_sets()[size_t(set)]->elements() == 0) continue;
+      for (Stage* stage : stages) {
+        if (t.world.size() > 1)
+          largest = std::max(largest, stage->param_sets()[size_t(set)]->largest_gradient(stream));
+        for (Moe* moe : stage->moe())
+          if (moe && set == 1) sum_replicas(t.experts, t.device, *moe);
+      }
+      if (t.job.schedule.two_directions) add_mirrored(t, part, set, stages);
+      for (Stage* stage : stages) add_replicas(t, set, *stage, *stage->param_sets()[size_t(set)]);
+    }
+  return largest;
+}
+
+// --- numbers -------------------------------------------------------------------------------------
+
+// What a rank knows of a step, in vectors of one length each: of "square NAME" copies, of "largest"
+// its own, of the others parts.
+using Facts = std::map<std::string, std::vector<double>>;
+
+template <class T> void add_to(std::vector<double>& sum, const std::vector<T>& values) {
+  sum.resize(values.size());
+  for (size_t i = 0; i < values.size(); ++i) sum[i] += double(values[i]);
+}
+
+Facts facts_of_step(Trainer& t) {
+  Facts facts;
+  const int microbatches = int(t.job.options.microbatches), dp = t.job.layout.dp;
+  const int size = int(t.job.options.micro_batch_size);
+  for (auto& [s, stage] : t.stages) {
+    Scope scope(t.context.recorder, t.context.stream(), {"gradient norm", "compute", s});
+    for (Params* set : stage->param_sets()) {
+      const Comm& copies = set == &stage->params() ? t.replicas : t.expert_replicas;
+      if (copies.rank() != 0) continue;  // who has copies of all that the first one has
+      const std::vector<double> squares = set->squares(t.context.stream());
+      double& largest = facts.try_emplace("largest", 1, 0.0).first->second[0];
+      largest = std::max(largest, set->largest_gradient());
+      auto square = squares.begin();
+      for (const Param& p : set->all())
+        if (p.trained) facts["square " + p.name] = {*square++};
+    }
+  }
+  t.for_each_moe([&](int64_t layer, const Moe& moe, int stage) {
+    add_to(facts[cat("load ", layer)], moe.load());
+    add_to(facts[cat("work ", layer)], moe.work());
+    std::vector<double>& balance = facts[cat("balance ", layer)];  // by place in the global batch
+    balance.resize(size_t(t.job.global_sequences()));
+    for (int m = 0; m < microbatches; ++m)
+      for (int j = 0; j < size && t.job.schedule.visits(stage, m); ++j)
+        balance[size_t(sequence_index(m, t.dp_rank, dp, size, j))] = moe.balance_loss(m, j);
+  });
+  facts["loss"] = t.losses(microbatches);
+  return facts;
+}
+
+// What all ranks know of the step, in `r`.
+void add_up(Trainer& t, const Facts& facts, StepResult& r) {
+  Gathered<std::vector<double>> all;
+  {
+    Scope scope(t.context.recorder, t.context.stream(), {"exchange losses and norms", "wait"});
+    all = gather_named(t.world, facts);
+  }
+  const auto sum = [&](const std::string& name) { return sum_over_ranks(all.at(name)); };
+  const auto total = [](const std::vector<double>& values, double first = 0) {
+    return std::accumulate(values.begin(), values.end(), first);
+  };
+  double squares = 0, done = 0, possible = 0;
+  for (const auto& [name, copies] : all)
+    if (name.starts_with("square ")) squares += copies[0].second[0];
+  r.grad_norm = std::sqrt(squares);
+  r.loss = total(sum("loss")) / double(r.tokens);
+  for (const auto& [rank, largest] : all.at("largest"))
+    r.largest_gradient = std::max(r.largest_gradient, largest[0]);
+  r.stop = sum("stop")[0] > 0;
+  r.idle = sum("idle")[0] / t.world.size();
+  r.traffic = {int64_t(sum("bytes")[0]), int64_t(sum("bytes")[1])};
+  for (int64_t layer : t.moe_layers()) {
+    r.balance_loss = total(sum(cat("balance ", layer)), r.balance_loss);
+    const std::vector<double> tokens = sum(cat("load ", layer));
+    std::vector<double> work = sum(cat("work ", layer));
+    LayerLoad& load = r.loads.emplace_back(LayerLoad{layer, {tokens.begin(), tokens.end()}});
+    if (work.empty()) continue;
+    for (double& w : work) w /= t.job.layout.ep;        // each rank of a group reports for all
+    const double most = t.job.layout.ep * work.back();  // of the busiest rank
+    work.pop_back();
+    load.tokens_per_rank.assign(work.begin(), work.end());
+    if (most > 0) load.balancedness = total(work) / most;
+    done += total(work);
+    possible += most;
+  }
+  if (possible > 0) r.balancedness = done / possible;
+  r.balance_loss /= double(t.job.global_sequences());
+}
+
+void update(Trainer& t, const StepResult& r) {
+  const TrainOptions& o = t.job.options;
+  AdamWOptions adamw = o.adamw;
+  adamw.lr = r.lr;
+  const double clip = o.clip > 0 && r.grad_norm > o.clip ? o.clip / r.grad_norm : 1.0;
+  for (auto& [s, stage] : t.stages) {
+    Scope scope(t.context.recorder, t.context.stream(), {"AdamW", "compute", s});
+    for (Params* set : stage->param_sets()) set->adamw(t.context.stream(), adamw, clip, r.step);
+  }
+  if (o.bias_update_speed == 0) return;
+  t.for_each_moe([&](int64_t layer, Moe& moe, int) {
+    const size_t index = size_t(layer - t.job.config.first_k_dense);
+    moe.update_bias(r.loads[index].tokens_per_expert, o.bias_update_speed);
+  });
+}
+
+}  // namespace
+
+StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
+  const Job& job = t.job;
+  const double begin = seconds_now();
+  t.device.flops = 0;
+  t.world.take_traffic();  // what was sent between steps is no step's
+  t.context.recorder = hooks.recorder;
+  StepResult r{.step = step,
+      .lr = job.options.lr_at(step),
+      .tokens = job.global_sequences() * job.options.seq_len};
+  std::optional<StepDump> dump;
+  if (!hooks.dump.empty()) dump.emplace(t.context);
+  std::optional<Scope> whole;
+  whole.emplace(t.context.recorder, t.context.stream(), Mark{"step", "step"});
+  const auto batch = [&](int m) {
+    return t.microbatch(m, [&](int64_t i, std::span<int32_t> tokens) {
+      job.batches->sequence(job.options.seed, step - 1, i, tokens);
+    });
+  };
+  for (auto& [s, stage] : t.stages) {
+    Scope scope(t.context.recorder, t.context.stream(), {"zero gradients", "compute", s});
+    stage->begin_step();
+    std::function<void(int, const Tensor&)> take_logits;
+    if (dump && stage->options().head)
+      take_logits = [&](int m, const Tensor& logits) {
+        dump->add(m * job.layout.dp + t.dp_rank, batch(m), logits);
+      };
+    stage->on_logits(take_logits);
+  }
+  t.executor.run(job.schedule.ranks[size_t(t.pp_rank)], batch);
+  t.context.stream().synchronize();
+  const double schedule_seconds = seconds_now() - begin;
+
+  const double largest = reduce_gradients(t);
+  Facts facts = facts_of_step(t);
+  double& most = facts.try_emplace("largest", 1, 0.0).first->second[0];
+  most = std::max(most, largest);
+  facts["stop"] = {double(hooks.asked_to_stop())};
+  facts["idle"] = {t.executor.waited() / schedule_seconds};
+  const Traffic sent = t.world.take_traffic();
+  facts["bytes"] = {double(sent.intra), double(sent.inter)};
+  add_up(t, facts, r);
+  if (!std::isfinite(r.loss) || !std::isfinite(r.grad_norm))
+    throw Error(cat("step ", r.step, ": the loss is ", r.loss, " and the gradient norm ",
+        r.grad_norm, ", expected finite numbers; no weight was changed"));
+  if (dump) {
+    for (Params* set : t.param_sets()) dump->add(*set);
+    dump->write(t.world, hooks.dump, r.loss);
+  }
+  update(t, r);
+  whole.reset();
+  rebalance(t, r);
+  t.context.stream().synchronize();
+  t.context.recorder = nullptr;
+  r.seconds = seconds_now() - begin;
+  r.flops = t.device.flops;
+  return r;
+}
+
+}  // namespace duet

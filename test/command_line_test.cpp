@@ -1,0 +1,186 @@
+// The command line from outside, as a user meets it: each wrong input is told in one line which
+// option it is, what was found and what is allowed; TOML files; help and version.
+//
+// The program is the duet that `make test` builds beside this one, from the same objects.
+#include <gtest/gtest.h>
+
+#include "test/data_files.h"
+#include "test/processes.h"
+
+namespace duet {
+namespace {
+
+class CommandLine : public DataFiles {
+ protected:
+  CommandLine() : duet_(program_path()) { duet_.replace(duet_.rfind("test_duet"), 9, "duet"); }
+  void SetUp() override {
+    ASSERT_TRUE(std::filesystem::exists(duet_)) << duet_ << ": make test builds it";
+  }
+  Ended duet(const std::string& arguments) const {
+    return run_command(cat("cd '", folder_, "' && '", duet_, "' ", arguments));
+  }
+  // Exit status 2, one line with all the words, and nothing written.
+  void expect_refused(
+      const std::string& arguments, const std::vector<std::string>& words, int files = 0) const {
+    const Ended e = duet(arguments);
+    const std::string what = arguments.substr(0, 200);
+    EXPECT_EQ(e.status, 2) << what << "\n" << e.output;
+    EXPECT_EQ(std::count(e.output.begin(), e.output.end(), '\n'), 1) << what << "\n" << e.output;
+    EXPECT_TRUE(e.output.starts_with("duet: ")) << e.output;
+    EXPECT_LT(e.output.size(), 1500u) << what;
+    expect_contains(e.output, words);
+    EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder_), {}), files) << what;
+  }
+  std::string duet_;
+};
+
+struct Wrong {
+  const char* arguments;
+  std::vector<std::string> words;
+};
+
+TEST_F(CommandLine, WrongValuesAreNamedWithWhatIsAllowed) {
+  const std::vector<Wrong> table = {
+      // numbers: below, above, beyond 32 and 64 bits, not numbers
+      {"train --pp 4294967297", {"--pp: found '4294967297', allowed: 1 to 4096"}},
+      {"train --pp 0", {"--pp: found '0', allowed: 1 to 4096"}},
+      {"train --microbatches 4294967297", {"--microbatches", "4294967297", "1 to 1048576"}},
+      {"train --microbatches 0", {"--microbatches", "'0'", "1 to"}},
+      {"train --redundant-experts 9223372036854775807", {"--redundant-experts", "0 to 16384"}},
+      {"train --redundant-experts 9223372036854775808", {"--redundant-experts", "0 to 16384"}},
+      {"train --steps 99999999999999999999",
+          {"--steps", "99999999999999999999", "0 to 1000000000"}},
+      {"train --steps 1e3", {"--steps", "'1e3'", "0 to"}},
+      {"train --steps ''", {"--steps", "''", "0 to"}},
+      {"train --steps 0x10", {"--steps", "'0x10'", "0 to"}},
+      {"train --threads -1", {"--threads", "'-1'", "0 to 4096"}},
+      {"train --virtual-stages 0", {"--virtual-stages", "'0'", "1 to"}},
+      {"train --ranks-per-node -1", {"--ranks-per-node", "'-1'", "0 to"}},
+      {"train --dp 4294967296", {"--dp", "0 to 4096"}},
+      {"train --ep 0", {"--ep", "1 to 4096"}},
+      {"train --seq-len 4294967296", {"--seq-len", "0 to 2147483647"}},
+      {"train --eplb-interval 4294967296", {"--eplb-interval", "0 to"}},
+      {"train --seed -1", {"--seed", "'-1'"}},
+      {"train --lr -1", {"--lr", "'-1'", "0 to 1000"}},
+      {"train --lr nan", {"--lr", "'nan'", "0 to 1000"}},
+      {"train --comm-timeout 0", {"--comm-timeout", "0.001 to"}},
+      {"generate --temperature -1", {"--temperature", "'-1'"}},
+      {"generate --tokens -1", {"--tokens", "'-1'"}},
+      {"schedule --pp -1", {"--pp", "'-1'", "0 to 4096"}},
+      {"schedule --microbatches -2", {"--microbatches", "'-2'"}},
+      {"eplb --gpus 0", {"--gpus", "'0'", "1 to 16384"}},
+      {"eplb --replicas 1099511627776", {"--replicas", "1099511627776", "1 to 16384"}},
+      {"bench --steps 0", {"--steps", "'0'", "1 to"}},
+      {"compare --steps 0", {"--steps", "0", "at least 1"}},
+      // one of a few
+      {"train --dtype fp8", {"--dtype: found 'fp8', allowed: fp32, bf16"}},
+      {"train --dtype 0", {"--dtype", "'0'", "fp32, bf16"}},
+      {"train --device tpu", {"--device: found 'tpu', allowed: cpu, cuda"}},
+      {"train --transport tcp", {"--transport: found 'tcp', allowed: local, mpi, nccl"}},
+      {"train --overlap yes", {"--overlap: found 'yes', allowed: on, off"}},
+      {"train --lr-schedule step", {"--lr-schedule: found 'step', allowed: cosine, wsd"}},
+      {"train --eplb-policy best", {"--eplb-policy: found 'best', allowed: deepseek, balanced"}},
+      {"train --format svg", {"--format: found 'svg', allowed: text, json"}},
+      {"train --preset huge", {"--preset", "'huge'", "tiny"}},
+      {"schedule --format png", {"--format: found 'png', allowed: text, csv, json, svg"}},
+      {"eplb --policy best", {"--policy: found 'best', allowed: deepseek, balanced"}},
+      {"eplb --format png", {"--format: found 'png', allowed: text, json, svg"}},
+      {"generate --device ''", {"--device: found '', allowed: cpu, cuda"}},
+      // small languages
+      {"train --model depth=3", {"--model: found 'depth=3'", "n_layers"}},
+      {"train --model n_layers=4,depth=4", {"--model: found 'depth=4'"}},
+      {"train --model n_layers=x", {"--model: found 'n_layers=x'", "whole"}},
+      {"train --model n_layers=9223372036854775807", {"--model", "whole number to 1048576"}},
+      {"train --model n_layers=4,n_layers=5", {"--model: found 'n_layers=5'", "each once"}},
+      {"train --model d_model=0", {"d_model", "0", "at least 1"}},
+      {"train --split 2,2,2,x", {"--split: found 'x'", "whole numbers"}},
+      {"train --split 3,", {"--split: found ''", "whole numbers"}},
+      {"train --link intra=3", {"--link: found 'intra=3'", "160GB/s"}},
+      {"train --trace t.json --trace-steps x", {"--trace-steps: found 'x'", "2-3"}},
+      {"train --trace t.json --trace-steps 2-", {"--trace-steps: found '2-'", "2-3"}},
+      {"train --trace t.json --trace-steps 2-3-4", {"--trace-steps: found '2-3-4'", "2-3"}},
+      {"train --trace t.json --trace-steps '2 3'", {"--trace-steps: found '2 3'", "2-3"}},
+      {"schedule --cost F=0", {"--cost: found 'F=0'", "positive"}},
+      {"schedule --pp 4096 --microbatches 1048576",
+          {"--microbatches: found 1048576 through 4096 ranks", "up to 16777216"}},
+      {"schedule --schedule 2f2b", {"--schedule", "2f2b", "dualpipe"}},
+      {"compare --schedules 1f1b,2f2b", {"--schedule", "2f2b", "dualpipe"}},
+      // options and commands that there are not
+      {"train --stepz 3", {"found --stepz 3, allowed: what duet train --help lists"}},
+      {"train more", {"more", "--help"}},
+      {"frobnicate", {"found frobnicate, allowed: what duet --help lists"}},
+      {"", {"subcommand is required", "what duet --help lists"}},
+      {"train --steps", {"--steps"}},
+      {"train --steps 3 --steps 4", {"--steps"}},
+      // of several together
+      {"train --dtype bf16 --device cpu", {"--dtype", "bf16", "fp32"}},
+      {"train --resume", {"--resume", "--out"}},
+      {"train --trace-steps 2", {"--trace-steps", "--trace"}},
+      {"schedule --compare --format csv", {"--format", "csv", "text, json, svg"}},
+  };
+  for (const Wrong& wrong : table) expect_refused(wrong.arguments, wrong.words);
+}
+
+TEST_F(CommandLine, LongAndManyLinedValuesAreShortened) {
+  const std::string big(100000, 'x');
+  for (const char* option : {"train --preset", "train --steps", "train --model", "train --split",
+           "train --link", "train --trace-steps", "train --schedule", "train --data",
+           "train --device", "train --out", "schedule --cost", "eplb --loads", "generate --from"}) {
+    const std::string name = std::string(option).substr(std::string(option).find("--"));
+    expect_refused(cat(option, " ", big), {name, "xxx...", "(100000 characters)", "allowed"});
+    expect_refused(cat(option, " 'a\nb'"), {name});
+  }
+  expect_refused("train --" + big, {"xxx"});
+  expect_refused("--config " + big + " train", {"--config"});
+}
+
+TEST_F(CommandLine, TomlStandsBeforeOrAfterTheCommand) {
+  write("s.toml", "# a comment\npp = 2\nmicrobatches = 4\ncost = \"F=1,I=1,W=1,FB=2\"\n");
+  const Ended plain = duet("schedule --pp 2 --microbatches 4 --cost F=1,I=1,W=1,FB=2");
+  EXPECT_EQ(plain.status, 0) << plain.output;
+  EXPECT_EQ(duet("schedule --config s.toml").output, plain.output);
+  EXPECT_EQ(duet("--config s.toml schedule").output, plain.output);
+  EXPECT_EQ(duet("schedule --config s.toml --pp 4").output,  // the command line goes first
+      duet("schedule --pp 4 --microbatches 4 --cost F=1,I=1,W=1,FB=2").output);
+  write("sections.toml",
+      "[train]\nsteps = 7\n[schedule]\npp = 2\nmicrobatches = 4\ncost = \"FB=2\"\n");
+  EXPECT_EQ(duet("schedule --config sections.toml").output, plain.output);
+}
+
+TEST_F(CommandLine, TomlIsCheckedLikeTheCommandLine) {
+  const auto refused = [&](const std::string& toml, const std::vector<std::string>& words) {
+    write("f.toml", toml);
+    expect_refused("--config f.toml train", words, 1);
+    expect_refused("train --config f.toml", words, 1);
+  };
+  refused("stepz = 3\n", {"--config: found 'train.stepz' in f.toml", "--help"});
+  refused("steps = 1\n[trian]\nsteps = 3\n", {"--config", "'trian.", "f.toml"});
+  refused("[schedule]\nsteps = 3\n", {"--config", "'schedule.steps'", "f.toml"});
+  refused("pp = 4294967297\n", {"--pp", "4294967297", "1 to 4096"});
+  refused("device = \"tpu\"\n", {"--device", "tpu", "cpu, cuda"});
+  refused("not toml\n", {"--config", "not toml"});
+  refused("link = \"intra=3\"\n", {"--link", "intra=3"});
+  expect_refused("train --config none.toml", {"--config", "none.toml"}, 1);
+  expect_refused("--config f.toml", {"subcommand is required"}, 1);
+}
+
+TEST_F(CommandLine, HelpAndVersion) {
+  const Ended version = duet("--version");
+  EXPECT_EQ(version.status, 0);
+  expect_contains(version.output, {"duet ", "compiler", "instruction set", "CUDA", "NCCL", "MPI"});
+  const Ended commands = duet("--help");
+  EXPECT_EQ(commands.status, 0);
+  expect_contains(commands.output,
+      {"train", "generate", "compare", "schedule", "eplb", "bench", "--config", "--version"});
+  for (const char* command : {"train", "generate", "compare", "schedule", "eplb", "bench"}) {
+    const Ended help = duet(cat(command, " --help"));
+    EXPECT_EQ(help.status, 0);
+    expect_contains(help.output, {"--help", "Usage: ", "="});
+  }
+  expect_contains(duet("train --help").output,
+      {"--pp 1..4096=1 ", "--dtype {fp32, bf16}=fp32 ", "--lr 0..1000=0.002 ",
+          "--overlap {on, off}=on "});
+}
+
+}  // namespace
+}  // namespace duet

@@ -1,0 +1,259 @@
+// CUDA against the CPU: every row operation. See cuda_testing.h.
+#include "model/rows/grid_sums.h"
+#include "model/rows/list.h"
+#include "moe/rows/list.h"
+#include "test/cuda_testing.h"
+
+namespace duet {
+namespace {
+
+struct RowCase {
+  const char* name;
+  bool acc_only;
+  void (*run)(Rig&);
+};
+
+HeadShape heads(Rig& r) {
+  return {.heads = 3,
+      .nope = 20,
+      .rope = 12,
+      .v = 24,
+      .seq_len = 9,
+      .cos = r.acc(9, 6),
+      .sin = r.acc(9, 6)};
+}
+Blocks blocks(Rig& r) {
+  return {.begin = r.ints({0, 3}), .count = r.ints({300, 4096}), .decay = r.ints({1, 0})};
+}
+constexpr int64_t kArena = 3 * kBlockAlign + 4096;
+constexpr RouterShape kRouter = {
+    .experts = 16, .topk = 3, .groups = 4, .topk_groups = 2, .scaling = 2.5};
+
+const RowCase kRowCases[] = {
+    {"RmsNormF", false,
+        [](Rig& r) {
+          launch<RmsNormF>(r.stream(), 37,
+              {.x = r.real(37, 200),
+                  .gain = r.real(1, 200),
+                  .y = r.real(37, 200),
+                  .rstd = r.acc(37, 1),
+                  .eps = 1e-6});
+        }},
+    {"AddRmsNormF", false,
+        [](Rig& r) {
+          launch<AddRmsNormF>(r.stream(), 37,
+              {.x = r.real(37, 200),
+                  .delta = r.real(37, 200),
+                  .gain = r.real(1, 200),
+                  .h = r.real(37, 200),
+                  .y = r.real(37, 200),
+                  .rstd = r.acc(37, 1),
+                  .eps = 1e-6});
+        }},
+    {"RmsNormB", false,
+        [](Rig& r) {
+          for (const Tensor& residual : {Tensor(), r.real(37, 200)})
+            launch<RmsNormB>(r.stream(), 37,
+                {.x = r.real(37, 200),
+                    .gain = r.real(1, 200),
+                    .rstd = r.acc(37, 1, 0.5, 2),
+                    .dy = r.real(37, 200),
+                    .residual = residual,
+                    .dx = r.real(37, 200)});
+        }},
+    {"RmsNormW", false,
+        [](Rig& r) {
+          launch<RmsNormW>(r.stream(), 4,
+              {.x = r.real(150, 200),
+                  .rstd = r.acc(150, 1, 0.5, 2),
+                  .dy = r.real(150, 200),
+                  .partial = r.acc(4, 200),
+                  .pieces = {2, 75, 64}});
+        }},
+    {"GridSum", true,
+        [](Rig& r) { launch<GridSum>(r.stream(), 4, {.x = r.acc(7, 200), .y = r.f64(1, 200)}); }},
+    {"RopeQuery", false,
+        [](Rig& r) {
+          launch<RopeQuery>(
+              r.stream(), 36, {.x = r.real(36, 3 * 32), .shape = heads(r), .sign = -1});
+        }},
+    {"KeyF", false,
+        [](Rig& r) {
+          launch<KeyF>(r.stream(), 36,
+              {.x = r.real(36, 3 * 44),
+                  .rotary = r.real(36, 12),
+                  .k = r.real(36, 3 * 32),
+                  .shape = heads(r)});
+        }},
+    {"KeyB", false,
+        [](Rig& r) {
+          launch<KeyB>(r.stream(), 36,
+              {.x = r.real(36, 3 * 32),
+                  .dkv = r.real(36, 3 * 44),
+                  .drotary = r.real(36, 12),
+                  .shape = heads(r)});
+        }},
+    {"CausalSoftmaxF", false,
+        [](Rig& r) { launch<CausalSoftmaxF>(r.stream(), 200, {.x = r.real(200, 50, -5, 5)}); }},
+    {"CausalSoftmaxB", false,
+        [](Rig& r) {
+          launch<CausalSoftmaxB>(
+              r.stream(), 200, {.x = r.real(200, 50, 0, 0.1), .dp = r.real(200, 50)});
+        }},
+    {"SwigluF", false,
+        [](Rig& r) {
+          launch<SwigluF>(r.stream(), 37,
+              {.x = r.real(37, 200, -6, 6), .up = r.real(37, 200), .act = r.real(37, 200)});
+        }},
+    {"SwigluB", false,
+        [](Rig& r) {
+          launch<SwigluB>(r.stream(), 37,
+              {.x = r.real(37, 200, -6, 6), .up = r.real(37, 200), .act = r.real(37, 200)});
+        }},
+    {"Add", false,
+        [](Rig& r) { launch<Add>(r.stream(), 37, {.x = r.real(37, 200), .y = r.real(37, 200)}); }},
+    {"GatherRows", false,
+        [](Rig& r) {
+          launch<GatherRows>(r.stream(), 50,
+              {.x = r.real(37, 200), .index = r.ints(50, 1, 37), .y = r.real(50, 200)});
+        }},
+    {"EmbedW", false,
+        [](Rig& r) {
+          launch<EmbedW>(r.stream(), 3,
+              {.x = r.real(5, 200),
+                  .tokens = r.ints({0, 3, 1, 2, 4}),
+                  .begins = r.ints({0, 2, 3, 5}),
+                  .ids = r.ints({7, 2, 9}),
+                  .grad = r.f64(10, 200)});
+        }},
+    {"CrossEntropy", false,
+        [](Rig& r) {
+          launch<CrossEntropy>(r.stream(), 37,
+              {.x = r.real(37, 300, -4, 4),
+                  .target = r.ints(37, 1, 300),
+                  .loss = r.acc(37, 1),
+                  .scale = 0.01});
+        }},
+    {"SumSquares", false,
+        [](Rig& r) {
+          launch<SumSquares>(r.stream(), 2,
+              {.x = r.real(1, kArena),
+                  .grad = r.f64(1, kArena),
+                  .sum = r.f64(2, 2),
+                  .blocks = blocks(r)});
+        }},
+    {"AdamW", false,
+        [](Rig& r) {
+          launch<AdamW>(r.stream(), 2,
+              {.x = r.real(1, kArena),
+                  .master = r.acc(1, kArena),
+                  .grad = r.f64(1, kArena),
+                  .m = r.acc(1, kArena),
+                  .v = r.acc(1, kArena, 0, 1),
+                  .blocks = blocks(r),
+                  .clip = 0.5,
+                  .lr = 1e-2,
+                  .beta1 = 0.9,
+                  .beta2 = 0.95,
+                  .eps = 1e-8,
+                  .decay = 0.1,
+                  .correct1 = 2,
+                  .correct2 = 3});
+        }},
+    {"CastRows", false,
+        [](Rig& r) {
+          launch<CastRows>(r.stream(), 37, {.x = r.real(37, 200), .from = r.acc(37, 200)});
+        }},
+    {"RouterF", true,
+        [](Rig& r) {
+          launch<RouterF>(r.stream(), 37,
+              {.x = r.acc(37, 16, -3, 3),
+                  .bias = r.acc(1, 16, -0.1, 0.1),
+                  .topk_idx = r.ints(37, 3, 16),
+                  .topk_w = r.acc(37, 3),
+                  .plain_idx = r.ints(37, 3, 16),
+                  .total = r.acc(37, 1),
+                  .scratch = r.acc(37, 20),
+                  .shape = kRouter});
+        }},
+    {"BalanceLossF", true,
+        [](Rig& r) {
+          launch<BalanceLossF>(r.stream(), 4,
+              {.x = r.acc(36, 16, 0.1, 0.9),
+                  .total = r.acc(36, 1, 5, 9),
+                  .plain_idx = r.ints(36, 3, 16),
+                  .f = r.acc(4, 16),
+                  .p = r.acc(4, 16),
+                  .loss = r.acc(4, 1),
+                  .seq_len = 9});
+        }},
+    {"RouterB", true,
+        [](Rig& r) {
+          launch<RouterB>(r.stream(), 36,
+              {.x = r.acc(36, 16, 0.1, 0.9),
+                  .topk_idx = r.ints(36, 3, 16),
+                  .dw = r.acc(36, 3),
+                  .total = r.acc(36, 1, 5, 9),
+                  .f = r.acc(4, 16, 0, 2),
+                  .shape = kRouter,
+                  .seq_len = 9,
+                  .balance = 0.01});
+        }},
+    {"CombineF", false,
+        [](Rig& r) {
+          for (const Tensor& shared : {Tensor(), r.real(37, 200)})
+            launch<CombineF>(r.stream(), 37,
+                {.x = r.real(111, 200),
+                    .pos = r.ints(37, 3, 0),
+                    .w = r.acc(37, 3),
+                    .shared = shared,
+                    .residual = r.real(37, 200),
+                    .y = r.real(37, 200)});
+        }},
+    {"CombineB", false,
+        [](Rig& r) {
+          launch<CombineB>(r.stream(), 37,
+              {.x = r.real(111, 200),
+                  .dy = r.real(37, 200),
+                  .pos = r.ints(37, 3, 0),
+                  .w = r.acc(37, 3),
+                  .dw = r.acc(37, 3)});
+        }},
+    {"DispatchB", false,
+        [](Rig& r) {
+          launch<DispatchB>(r.stream(), 37,
+              {.x = r.real(111, 200), .pos = r.ints(37, 3, 0), .dx = r.real(37, 200)});
+        }},
+};
+
+TEST(CudaRows, TheTableHasEveryOperationOfTheLists) {
+  std::vector<std::string> expected, found;
+#define DUET_ROW_NAME(Op) expected.push_back(#Op);
+  DUET_MODEL_ROWS(DUET_ROW_NAME)
+  DUET_GRID_SUMS(DUET_ROW_NAME)
+  DUET_MOE_ROWS(DUET_ROW_NAME) for (const RowCase& c : kRowCases) found.push_back(c.name);
+  std::sort(found.begin(), found.end());
+  std::sort(expected.begin(), expected.end());
+  EXPECT_EQ(found, expected);
+}
+
+TEST_F(Cuda, RowOperations) {
+  for (const RowCase& c : kRowCases)
+    for (Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16}) {
+      SCOPED_TRACE(c.name);
+      if (dtype != Dtype::bf16 || !c.acc_only) expect_same(dtype, c.run);
+    }
+}
+
+TEST_F(Cuda, ARowOperationThatIsNotBuiltIsNamed) {
+  int args = 0;
+  try {
+    gpu->compute().launch({"rms_norm", nullptr, nullptr}, 4, &args, sizeof args, 1);
+    FAIL() << "launched nothing";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("rms_norm"), std::string::npos);
+  }
+}
+
+}  // namespace
+}  // namespace duet

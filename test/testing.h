@@ -1,0 +1,55 @@
+// What tests of every room share: a folder that disappears with the test, files in it, and the
+// message of a refusal.
+#pragma once
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include "model/base/check.h"
+
+namespace duet {
+
+namespace fs = std::filesystem;
+
+struct TemporaryFolder {
+  TemporaryFolder() : path((fs::temp_directory_path() / "duet-test-XXXXXX").string()) {
+    EXPECT_NE(mkdtemp(path.data()), nullptr);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  ~TemporaryFolder() { fs::remove_all(path); }
+  std::string path;
+};
+
+class FolderTest : public testing::Test {
+ protected:
+  std::string path(const std::string& name) const { return folder_ + "/" + name; }
+  // Writes a file, and the folders above it; returns its path.
+  std::string write(const std::string& name, const std::string& bytes) const {
+    fs::create_directories(fs::path(path(name)).parent_path());
+    std::ofstream(path(name), std::ios::binary) << bytes;
+    return path(name);
+  }
+  static std::string contents(const std::string& path) {
+    std::ifstream in(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+
+  const TemporaryFolder temporary_;
+  std::string folder_ = temporary_.path;
+};
+
+// What f throws, or "no error".
+template <class E = UsageError> std::string error_of(auto&& f) {
+  try {
+    f();
+  } catch (const E& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+}  // namespace duet

@@ -1,0 +1,81 @@
+// Lists, numbers with units, ranges and key=value, as people write them.
+#include "model/base/text.h"
+
+#include <gtest/gtest.h>
+
+#include "test/data_files.h"
+
+namespace duet {
+namespace {
+
+using Parts = std::vector<std::string>;
+
+TEST(Text, SplitsAtCommas) {
+  EXPECT_EQ(split(""), Parts());
+  EXPECT_EQ(split("a"), Parts({"a"}));
+  EXPECT_EQ(split(" a ,b\t,,c d\r"), Parts({"a", "b", "", "c d"}));
+  EXPECT_EQ(split("a,"), Parts({"a", ""}));
+  EXPECT_EQ(split(","), Parts({"", ""}));
+  EXPECT_EQ(split("1;2,3", ';'), Parts({"1", "2,3"}));
+}
+
+TEST(Text, NumbersAreWholeTextsWithinTheirType) {
+  EXPECT_EQ(parse_number<int>("-17"), -17);
+  EXPECT_EQ(parse_number<int>("2147483647"), INT32_MAX);
+  EXPECT_EQ(parse_number<int64_t>("9223372036854775807"), INT64_MAX);
+  EXPECT_EQ(parse_number<uint64_t>("18446744073709551615"), UINT64_MAX);
+  EXPECT_EQ(parse_number<double>("2.5e-3"), 2.5e-3);
+  EXPECT_EQ(parse_number<int>("010"), 10);
+  for (const char* text : {"", " 1", "1 ", "1x", "x", "+1", "0x10", "1e3", "1.0", "2147483648"})
+    EXPECT_FALSE(parse_number<int>(text)) << text;
+  for (const char* text : {"9223372036854775808", "4294967296000000000000"})
+    EXPECT_FALSE(parse_number<int64_t>(text)) << text;
+  EXPECT_FALSE(parse_number<uint64_t>("-1"));
+  for (const char* text : {"", "nan", "inf", "-inf", "1e999", "1.5.2", "1,5"})
+    EXPECT_FALSE(parse_number<double>(text)) << text;
+}
+
+TEST(Text, QuantitiesHaveOneOfTheUnits) {
+  EXPECT_EQ(parse_quantity("40GB/s", kBandwidths), 40e9);
+  EXPECT_EQ(parse_quantity("2.5 MB/s", kBandwidths), 2.5e6);
+  EXPECT_DOUBLE_EQ(parse_quantity("5us", kTimes).value_or(0), 5e-6);
+  EXPECT_EQ(parse_quantity("14.5T", kCounts), 14.5e12);
+  EXPECT_EQ(parse_quantity("128k", kCounts), 128e3);
+  EXPECT_EQ(parse_quantity("7", kCounts), 7);
+  for (const char* text : {"", "5", "GB/s", "5gb/s", "5GB/s.", "nanGB/s", "5 us"})
+    EXPECT_FALSE(parse_quantity(text, kBandwidths)) << text;
+}
+
+TEST(Text, Ranges) {
+  EXPECT_EQ(parse_range("2-5"), std::pair(int64_t(2), int64_t(5)));
+  EXPECT_EQ(parse_range("3"), std::pair(int64_t(3), int64_t(3)));
+  EXPECT_EQ(parse_range("5-2"), std::pair(int64_t(5), int64_t(2)));
+  for (const char* text :
+      {"", "-", "x", "2-", "-2", "2-3-4", "2 3", "2--3", "1.5", "9223372036854775808"})
+    EXPECT_FALSE(parse_range(text)) << text;
+}
+
+TEST(Text, KeysAreKnownAndComeOnce) {
+  std::string seen;
+  const auto take = [&](const std::string& key, const std::string& value) {
+    seen += cat("[", key, ":", value, "]");
+    return key == "a" || key == "b";
+  };
+  read_keys("--x", "a=1, b = 2=3", "a=, b=", take);
+  EXPECT_EQ(seen, "[a:1][b:2=3]");
+  read_keys("--x", "", "a=, b=", take);
+  for (const char* text : {"c=1", "a=1,a=2", "a=1,", ",", "=1"})
+    expect_contains(usage_error([&] { read_keys("--x", text, "a=, b=", take); }),
+        {"--x: found '", "', allowed: a=, b=, each once"});
+}
+
+TEST(Text, LongAndManyLinedTextsAreShortened) {
+  EXPECT_EQ(shortened("as it is"), "as it is");
+  EXPECT_EQ(shortened("a\nb\tc"), "a?b?c");
+  const std::string text = shortened(std::string(100000, 'x') + "end");
+  EXPECT_LT(text.size(), 140u);
+  expect_contains(text, {"xxx...", "end (100003 characters)"});
+}
+
+}  // namespace
+}  // namespace duet
