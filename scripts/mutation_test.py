@@ -16,7 +16,9 @@ import sys
 import time
 
 DEVICE, GEMM = "model/machine/device_cuda.cu", "model/machine/gemm_cuda.cu"
-LOCAL, NCCL, COMM = "comm/local.cpp", "comm/nccl_nccl.cpp", "comm/comm.cpp"
+LOCAL, NCCL, TRANSPORT = "comm/local.cpp", "comm/nccl_nccl.cpp", "comm/transport.cpp"
+COMMUNICATORS = "comm/communicators.h"
+INCLUDED_BY = {COMMUNICATORS: NCCL}  # a header's only source
 RECORD = "    CUDA_CHECK(cudaEventRecord(e.raw.event, stream_));"
 # name, file, text, what stands there instead
 FAULTS = [
@@ -58,16 +60,17 @@ FAULTS = [
      "CUDA_CHECK(cublasSetStream(handle_, nullptr));"),
     ("sums of bf16 may be rounded", GEMM, "int(CUBLAS_DEFAULT_MATH) | int(CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)",
      "CUBLAS_DEFAULT_MATH"),
-    ("a message does not wait for its sender", LOCAL, "    lane.wait(*send.ready);", ""),
-    ("a message does not wait for its receiver", LOCAL, "    lane.wait(*recv.ready);", ""),
-    ("a message's copy is not marked", LOCAL, "    lane.record(*send.copied);", ""),
-    ("a send over NCCL does not wait", NCCL,
-     "  edge.lane->wait(*p.ready);\n  p.copied = launch(*edge.lane, {*this, edge.comm, {&leg, 1}", 
-     "  p.copied = launch(*edge.lane, {*this, edge.comm, {&leg, 1}"),
-    ("a receive over NCCL does not wait", NCCL,
-     "  edge.lane->wait(*p->ready);", ""),
-    ("NCCL is not asked whether it is ready", NCCL, "  op.link.settle(lock, op.comm, op.text);", ""),
-    ("nobody waits for what was received", COMM, "  p->deliver();\n  wait_on(stream, *p);", "  p->deliver();"),
+    ("an exact sum is not on the grid", GEMM, "y[i] += on_grid(double(x[i]))", "y[i] += double(x[i])"),
+    ("an exact sum forgets what was there", GEMM, "y[i] += on_grid", "y[i] = on_grid"),
+    ("an exact sum adds what its scratch held", GEMM, "  alone.accumulate = false;", ""),
+    ("a message does not wait for its sender", LOCAL, "    lane.wait(*send.gpu->ready);", ""),
+    ("a message does not wait for its receiver", LOCAL, "    lane.wait(*recv.gpu->ready);", ""),
+    ("a message's copy is not marked", LOCAL, "recv.gpu->copied = record(lane);",
+     "recv.gpu->copied = lane.device().make_event();"),
+    ("nobody waits for a thread's message", LOCAL, "    stream.wait(*gpu->copied);", ""),
+    ("nobody waits for NCCL's message", TRANSPORT, "  if (Event* event = landed()) stream.wait(*event);", ""),
+    ("a message over NCCL does not wait", NCCL, "    edge.lane->wait(*m.gpu->ready);", ""),
+    ("NCCL is not asked whether it is ready", COMMUNICATORS, "      settle(lock, text, comm);", ""),
 ]
 # the quick ones first
 TESTS = ["Cuda.*:CudaRows.*:CommOverlap.OnA*:EmulatedMemory.Goes*", "Cuda/CommConformance.*:Nccl/CommConformance.*:Nccl.*",
@@ -121,12 +124,17 @@ def caught(fault, make, limit):
     text = open(path).read()
     if text.count(old) != 1:
         return f"its text is {text.count(old)} times in {path}"
-    folder = "build/mutants"
-    os.makedirs(folder, exist_ok=True)
+    folder = f"build/mutants/{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
     source, binary = f"{folder}/mutant.cpp", f"{folder}/test"
-    open(source, "w").write(text.replace(old, new))
+    where = f"{folder}/{path}" if path in INCLUDED_BY else source
+    os.makedirs(os.path.dirname(where))
+    open(where, "w").write(text.replace(old, new))
+    if path in INCLUDED_BY:
+        path = INCLUDED_BY[path]
+        shutil.copy(path, source)
     gpu = "-Itest/emulated -include test/emulated/cuda_runtime.h" if path.endswith((".cu", "_nccl.cpp")) else ""
-    flags = "-w -Wno-error"
+    flags = f"-w -Wno-error -iquote {folder}"
     built = run(f"{make['compile']} {gpu} {flags} -c -o {source}.o {source}")
     if built.returncode:
         return "does not compile: " + built.stdout[:400]
