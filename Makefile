@@ -2,7 +2,8 @@
 # are the other targets; `make faults`, which fails every call of the system and cuts the power, of
 # which `make test` tries a few; `make fuzz`, which feeds every reader with damaged input for
 # FUZZ_SECONDS=60 in all, or FUZZ_RUNS=N inputs each; and `make study`, which prints tables of
-# moe/README.md.
+# moe/README.md. `make emulated` builds ./duet-emulated, the product with an emulated GPU
+# (test/emulated/README.md).
 #
 #   CXX=g++|clang++     the host compiler (g++ 12 or newer, clang++ 14 or newer)
 #   MARCH=native        the CPU's instruction set, e.g. MARCH=x86-64-v3
@@ -88,8 +89,8 @@ ifneq ($(NVCC),)
 NVFLAGS := -std=c++20 -O3 $(GENCODE) -I. -Xcompiler -Wall -ccbin $(lastword $(CXX)) \
            --expt-relaxed-constexpr -diag-suppress 20012
 PREFLAGS += $(call system,$(CUDA)/include $(if $(NCCL_LIB),$(NCCL)/include))
-LIBS    += $(foreach l,$(CUBLAS) $(CUDART) $(NCCL_LIB),\
-             $(l) -Wl$(comma)-rpath$(comma)$(patsubst %/,%,$(dir $(l))))
+CUDALIBS := $(foreach l,$(CUBLAS) $(CUDART) $(NCCL_LIB),\
+              $(l) -Wl$(comma)-rpath$(comma)$(patsubst %/,%,$(dir $(l))))
 endif
 ifneq ($(MPI),)
 PREFLAGS += $(call system,$(shell $(MPI) --showme:incdirs))
@@ -119,8 +120,9 @@ FAULTOBJ := $(patsubst %,$(BUILD)/%.o,$(wildcard test/faults/*.cpp))
 FUZZOBJ := $(patsubst %,$(BUILD)/%.o,\
   $(filter-out $(if $(CLANG),test/fuzz/loop.cpp),$(wildcard test/fuzz/*.cpp)) \
   $(filter model/base/% model/config.cpp model/machine/% data/% comm/% moe/eplb% \
-    moe/load_monitor.cpp pipeline/schedule/% pipeline/checkpoint/durable.cpp pipeline/checkpoint/safetensors.cpp \
-    pipeline/insight/pictures/% pipeline/train/options.cpp,$(CPP)))
+    moe/segment_split.cpp moe/load_monitor.cpp pipeline/schedule/% \
+    pipeline/checkpoint/durable.cpp pipeline/checkpoint/safetensors.cpp \
+    pipeline/insight/pictures/% pipeline/insight/trace/% pipeline/train/options.cpp,$(CPP)))
 
 duet: $(BUILD)/duet$(CAPABLE)
 	@ln -sf $< $@
@@ -128,11 +130,34 @@ duet: $(BUILD)/duet$(CAPABLE)
 
 $(BUILD)/duet$(CAPABLE): $(OBJ) $(BUILD)/main.cu.o
 	$(call say,LINK,$@)
-	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(CUDALIBS)
 
 $(BUILD)/test_duet$(CAPABLE): $(OBJ) $(TESTOBJ) $(STUDIES)
 	$(call say,LINK,$@)
-	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ -lgtest_main -lgtest $(LIBS)
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ -lgtest_main -lgtest $(LIBS) $(CUDALIBS)
+
+# The emulated GPU: the files that need CUDA or NCCL are compiled by the host's compiler against
+# test/emulated's headers; all other objects are the CPU-only build's.
+EMULATOR := $(filter-out %_test.cpp %/main.cpp,$(wildcard test/emulated/*.cpp))
+EMULATED := $(foreach d,$(FOLDERS),$(wildcard $(d)/*.cu)) $(filter %_nccl.cpp,$(ALL_CPP))
+EMULATED_OBJ := $(patsubst %,$(BUILD)/%.o,$(EMULATOR) \
+                  $(filter-out %_nocuda.cpp %_nonccl.cpp %_nccl.cpp,$(CPP))) \
+                $(EMULATED:%=$(BUILD)/emulated/%.o)
+EMULATED_TESTOBJ := $(patsubst %,$(BUILD)/%.o,test/cuda_test.cpp test/cuda_rows_test.cpp \
+                      test/comm_test.cpp test/emulated/main.cpp \
+                      $(wildcard test/emulated/*_test.cpp))
+
+$(BUILD)/duet-emulated: $(EMULATED_OBJ) $(BUILD)/main.cu.o
+	$(call say,LINK,$@)
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+$(BUILD)/test_emulated: $(EMULATED_OBJ) $(EMULATED_TESTOBJ)
+	$(call say,LINK,$@)
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(LDFLAGS) -o $@ $^ -lgtest $(LIBS)
+$(BUILD)/emulated/%.o: % | found
+	@mkdir -p $(@D)
+	$(call say,EMU ,$<)
+	$(Q)$(COMPILE) -Itest/emulated -include test/emulated/cuda_runtime.h $(CXXFLAGS) \
+	  -MMD -MP -x c++ -c -o $@ $<
 
 $(BUILD)/study$(CAPABLE): $(OBJ) $(STUDYOBJ)
 	$(call say,LINK,$@)
@@ -194,9 +219,9 @@ $(BUILD)/version.h: found
 $(BUILD)/pipeline/insight/plan/cluster.cpp.o: $(wildcard pipeline/insight/plan/clusters/*.json)
 
 -include $(OBJ:.o=.d) $(TESTOBJ:.o=.d) $(STUDYOBJ:.o=.d) $(FAULTOBJ:.o=.d) $(FUZZOBJ:.o=.d)
--include $(BUILD)/main.cu.d
+-include $(BUILD)/main.cu.d $(EMULATED_OBJ:.o=.d) $(EMULATED_TESTOBJ:.o=.d)
 
-.PHONY: duet found run test faults fuzz fuzzed bench study clean
+.PHONY: duet emulated found run test faults fuzz fuzzed bench study clean
 GPUS := $(or $(ARCH),80$(comma) 90 and PTX)
 NEEDED := !__has_include(<CLI/CLI.hpp>) || !__has_include(<nlohmann/json.hpp>) || \
           !__has_include(<zlib.h>)
@@ -209,10 +234,13 @@ found:
 	  $(COMPILE) $(CXXFLAGS) -E -x c++ - >/dev/null 2>&1 || \
 	  { echo "CLI11, nlohmann-json or zlib is missing: run scripts/setup.sh"; exit 1; }
 
+emulated: $(BUILD)/duet-emulated
+	@ln -sf $< duet-emulated
 run: duet
 	./duet train --steps 500 --log-every 20 --sample 400 --out out --overwrite
-test: $(BUILD)/test_duet$(CAPABLE) $(FAULTS) $(patsubst main.cu,duet,$(wildcard main.cu))
-	scripts/run_tests.sh $<
+test: $(BUILD)/test_duet$(CAPABLE) $(if $(SAN),,$(BUILD)/test_emulated) $(FAULTS) \
+      $(patsubst main.cu,duet,$(wildcard main.cu))
+	scripts/run_tests.sh $(filter $(BUILD)/test_%,$^)
 faults: $(BUILD)/test_duet$(CAPABLE) $(FAULTS) duet
 	DUET_FAULTS=all GTEST_FILTER='Faults.*' $<
 # libFuzzer comes with clang; another compiler gets test/fuzz/loop.cpp.
@@ -227,4 +255,4 @@ bench: duet $(BUILD)/study$(CAPABLE)
 study: $(BUILD)/study$(CAPABLE)
 	$< eplb
 clean:
-	rm -rf build duet
+	rm -rf build duet duet-emulated

@@ -54,7 +54,6 @@ namespace duet {
 
 class Transport;
 class Message;
-struct NcclApi;
 using Bytes = std::span<std::byte>;
 
 // --- ranks ---------------------------------------------------------------------------------------
@@ -68,8 +67,6 @@ struct RunOptions {
   Wire transport = Wire::local;
   int ranks = 1;         // in MPI processes it must equal their number
   double timeout = 300;  // seconds a rank waits for a message (--comm-timeout)
-  // null: the NCCL that this program is linked with; tests bring a stand-in
-  const NcclApi* nccl = nullptr;
   // which ranks share a node, and, under local alone, an emulated interconnect; with it all ranks
   // are on the CPU or on one GPU, whose clock they read
   LinkModel link;

@@ -1,21 +1,26 @@
-// A rank's NCCL communicators: made, called, watched, and aborted when the rank fails. nccl.cpp's
-// own; what flows over them and why is there. A call returns when NCCL has taken it on the host;
-// while it has not, and while the GPU is at it, the thread that watches counts its time.
-// Read next: nccl.cpp.
+// A rank's NCCL communicators: made, called, watched, and aborted when the rank fails.
+// nccl_nccl.cpp's own; what flows over them and why is there. A call returns when NCCL has taken it
+// on the host; while it has not, and while the GPU is at it, the thread that watches counts its
+// time.
+// Read next: nccl_nccl.cpp.
 #pragma once
+#include <nccl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <list>
 #include <thread>
 
-#include "comm/nccl.h"
 #include "comm/transport.h"
 
 namespace duet {
 
 class Communicators {
  public:
-  Communicators(RankState& state, const NcclApi& api, Device& device)
-      : state_(state), api_(api), device_(device), gpu_(api.gpu()), watcher_([this] { watch(); }) {}
+  Communicators(RankState& state, Device& device) : state_(state), device_(device) {
+    cudaGetDevice(&gpu_);
+    watcher_ = std::thread([this] { watch(); });
+  }
   ~Communicators() {
     {
       std::lock_guard lock(mutex_);
@@ -26,11 +31,17 @@ class Communicators {
     abort_all();
   }
 
-  std::string gpu_name() const { return api_.gpu_name(gpu_); }
+  // no other GPU's: "host, GPU 0000:1b:00.0"
+  std::string gpu_name() const {
+    char host[256] = "", bus[32] = "";
+    gethostname(host, sizeof host - 1);
+    cudaDeviceGetPCIBusId(bus, sizeof bus, gpu_);
+    return cat(host, ", GPU ", bus);
+  }
 
-  NcclId make_id() const {
-    NcclId id;
-    check(api_.get_id(&id), "an id");
+  ncclUniqueId make_id() const {
+    ncclUniqueId id;
+    check(ncclGetUniqueId(&id), "an id");
     return id;
   }
 
@@ -39,10 +50,10 @@ class Communicators {
   struct Member {
     int ranks, rank;
     std::vector<int> to, from;
-    int max_blocks;
+    int max_blocks;  // of a GPU, that an operation may take
   };
-  ncclComm* make(const NcclId& id, const Member& me) {
-    ncclComm* comm = init(id, me);
+  ncclComm_t make(const ncclUniqueId& id, const Member& me) {
+    ncclComm_t comm = init(id, me);
     const Buf words =
         device_.buffer(1, int64_t(me.to.size() + me.from.size()), Dtype::i32, Use::messages);
     std::vector<Leg> sends, recvs;
@@ -60,21 +71,22 @@ class Communicators {
 
   // One NCCL group in the stream's order; peers are ranks of the communicator. text: what it is,
   // for people. The stream hands its CUDA stream to whatever it launches, and so to NCCL.
-  std::shared_ptr<Event> launch(Stream& stream, ncclComm* comm, std::span<const Leg> sends,
+  std::shared_ptr<Event> launch(Stream& stream, ncclComm_t comm, std::span<const Leg> sends,
       std::span<const Leg> recvs, const std::string& text) {
-    const std::function<void(void*)> call = [&](void* cuda_stream) {
+    const std::function<void(void*)> call = [&](void* raw_stream) {
+      const auto cuda_stream = static_cast<cudaStream_t>(raw_stream);
       std::unique_lock lock(mutex_);
       state_.check();
-      int failure = kNcclSuccess;  // a group that was begun is ended in any case
-      const auto note = [&](int code) {
-        failure = code == kNcclInProgress || failure ? failure : code;
+      ncclResult_t failure = ncclSuccess;  // a group that was begun is ended in any case
+      const auto note = [&](ncclResult_t code) {
+        if (code != ncclInProgress && failure == ncclSuccess) failure = code;
       };
-      note(api_.group_start());
+      note(ncclGroupStart());
       for (const auto& [peer, m] : sends)
-        if (!m.empty()) note(api_.send(m.data(), m.size(), peer, comm, cuda_stream));
+        if (!m.empty()) note(ncclSend(m.data(), m.size(), ncclInt8, peer, comm, cuda_stream));
       for (const auto& [peer, m] : recvs)
-        if (!m.empty()) note(api_.recv(m.data(), m.size(), peer, comm, cuda_stream));
-      note(api_.group_end());
+        if (!m.empty()) note(ncclRecv(m.data(), m.size(), ncclInt8, peer, comm, cuda_stream));
+      note(ncclGroupEnd());
       check(failure, text);
       settle(lock, text, comm);
     };
@@ -97,9 +109,9 @@ class Communicators {
       return flights_.empty();
     });
     while (!all_.empty()) {
-      check(api_.finalize(all_.front()), "the end of a communicator");
+      check(ncclCommFinalize(all_.front()), "the end of a communicator");
       settle(lock, "the other ranks of an NCCL communicator to end", all_.front());
-      check(api_.destroy(all_.front()), "the end of a communicator");
+      check(ncclCommDestroy(all_.front()), "the end of a communicator");
       all_.erase(all_.begin());
     }
   }
@@ -112,19 +124,27 @@ class Communicators {
     Clock::time_point since;
   };
 
-  void check(int code, const std::string& text) const {
-    DUET_CHECK(code == kNcclSuccess || code == kNcclInProgress, text,
-        ": NCCL says: ", api_.error_text(code));
+  static void check(ncclResult_t code, const std::string& text) {
+    DUET_CHECK(code == ncclSuccess || code == ncclInProgress, text,
+        ": NCCL says: ", ncclGetErrorString(code));
+  }
+  static ncclResult_t async_error(ncclComm_t comm) {
+    ncclResult_t state = ncclSuccess;
+    const ncclResult_t code = ncclCommGetAsyncError(comm, &state);
+    return code == ncclSuccess ? state : code;
   }
 
   bool late(Clock::time_point since) const {
     return Clock::now() - since > std::chrono::duration<double>(state_.timeout);
   }
 
-  ncclComm* init(const NcclId& id, const Member& me) {
+  ncclComm_t init(const ncclUniqueId& id, const Member& me) {
     std::unique_lock lock(mutex_);
-    ncclComm* comm = nullptr;
-    const int code = api_.init(&comm, me.ranks, id, me.rank, me.max_blocks);
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;  // ncclInProgress: ask until it says otherwise
+    config.maxCTAs = me.max_blocks;
+    ncclComm_t comm = nullptr;
+    const ncclResult_t code = ncclCommInitRankConfig(&comm, me.ranks, id, me.rank, &config);
     if (comm) all_.push_back(comm);
     check(code, "a communicator");
     settle(lock, "the other ranks of an NCCL communicator", comm);
@@ -145,21 +165,21 @@ class Communicators {
   }
 
   // Until what was asked of a communicator has been done on the host.
-  void settle(std::unique_lock<std::mutex>& lock, const std::string& text, ncclComm* comm) {
+  void settle(std::unique_lock<std::mutex>& lock, const std::string& text, ncclComm_t comm) {
     settle(lock, text, [&] {
-      const int code = api_.async_error(comm);
+      const ncclResult_t code = async_error(comm);
       check(code, text);
-      return code == kNcclSuccess;
+      return code == ncclSuccess;
     });
   }
 
   // The thread: fails the rank if a communicator has failed or an operation takes too long.
   void watch() {
-    api_.use_gpu(gpu_);
+    cudaSetDevice(gpu_);
     std::unique_lock lock(mutex_);
     while (!wake_.wait_for(lock, std::chrono::milliseconds(20), [&] { return ending_; })) {
       try {
-        for (ncclComm* comm : all_) check(api_.async_error(comm), "a communicator");
+        for (ncclComm_t comm : all_) check(async_error(comm), "a communicator");
         flights_.remove_if([](const Flight& f) { return f.landed->done(); });
         for (const Flight& f : flights_)
           if (late(f.since)) state_.time_out(f.text);
@@ -171,17 +191,16 @@ class Communicators {
   }
 
   void abort_all() {
-    for (ncclComm* comm : std::exchange(all_, {})) api_.abort(comm);
+    for (ncclComm_t comm : std::exchange(all_, {})) ncclCommAbort(comm);
   }
 
   RankState& state_;
-  const NcclApi& api_;
   Device& device_;
-  const int gpu_;
+  int gpu_ = 0;
   // guards NCCL's communicators against the thread that may abort them, and what follows
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::vector<ncclComm*> all_;  // in the order in which they were made; empty once aborted
+  std::vector<ncclComm_t> all_;  // in the order in which they were made; empty once aborted
   std::list<Flight> flights_;
   bool ending_ = false;
   std::thread watcher_;

@@ -1,5 +1,5 @@
 // A build without MPI: ranks are threads of one process.
-// Read next: nccl.h.
+// Read next: communicators.h.
 #include "comm/transport.h"
 
 namespace duet {

@@ -10,7 +10,6 @@
 #include <fstream>
 #include <thread>
 
-#include "comm/nccl.h"
 #include "comm/transport.h"
 #include "model/base/memory_short.h"
 #include "model/machine/gemm_cpu.h"
@@ -123,8 +122,7 @@ void run_local(const RunOptions& options, const std::function<void(Comm&)>& rank
 
 }  // namespace
 
-void run_ranks(const RunOptions& asked, const std::function<void(Comm& world)>& rank) {
-  RunOptions options = asked;
+void run_ranks(const RunOptions& options, const std::function<void(Comm& world)>& rank) {
   require(options.ranks >= 1, "ranks: expected at least 1, found ", options.ranks);
   require(
       options.timeout > 0, "--comm-timeout: expected more than 0 seconds, found ", options.timeout);
@@ -132,11 +130,9 @@ void run_ranks(const RunOptions& asked, const std::function<void(Comm& world)>& 
       "--link: found --transport ", wire_name(options.transport),
       ", allowed: local (elsewhere messages take what they take)");
   const Launch launch = find_launch();
-  if (options.transport != Wire::nccl)
-    options.nccl = nullptr;
-  else if (!options.nccl)
-    options.nccl = &nccl_api();
-  if (options.transport == Wire::mpi || (options.nccl && launch.ranks > 1))
+  const bool nccl = options.transport == Wire::nccl;
+  require(!nccl || have_nccl(), "--transport nccl: this duet was built without NCCL");
+  if (options.transport == Wire::mpi || (nccl && launch.ranks > 1))
     return run_mpi(options, launch, rank);
   require(launch.ranks == 1, "--transport local: ", launch.by, " started ", launch.ranks,
       " processes, and each would run all ranks by itself; use --transport mpi, or start duet "

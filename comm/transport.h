@@ -16,7 +16,7 @@
 //                 behind events; over an emulated link it books when the message arrives
 //   mpi_mpi.cpp   ranks are processes: a thread of each rank makes all MPI calls; GPU memory goes
 //                 by way of host memory
-//   nccl.cpp      on top of one of these two: it takes over what lies in GPU memory
+//   nccl_nccl.cpp on top of one of these two: it takes over what lies in GPU memory
 //
 // MET AND DONE. A side is `met` once the host need do no more for it but wait: its data is there,
 // or, in GPU memory, what brings the data has been enqueued. It is done when the data is there.
@@ -193,7 +193,7 @@ class Transport {
 // The ranks of one process; they must live until the last rank has ended.
 std::vector<std::unique_ptr<Transport>> make_local_ranks(const RunOptions& options);
 
-// Where options.nccl: `under`, but what lies in GPU memory goes by NCCL. Else `under`.
+// `under`; with --transport nccl what lies in GPU memory goes by NCCL instead.
 std::unique_ptr<Transport> with_nccl(std::unique_ptr<Transport> under, const RunOptions& options);
 
 // run_ranks under MPI, for a job that its launcher announced as `launch`. (A build without MPI:

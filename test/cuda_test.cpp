@@ -4,6 +4,7 @@
 
 #include "model/base/clock.h"
 #include "model/rows/list.h"
+#include "test/comm_testing.h"
 #include "test/cuda_testing.h"
 
 namespace duet {
@@ -84,6 +85,62 @@ TEST_F(Cuda, GroupedProducts) {
       }
 }
 
+// Weight gradients, of one matrix and of groups, some of them empty.
+TEST_F(Cuda, ExactSums) {
+  const std::vector<int64_t> offsets = {0, 0, 40, 41, 41, 90}, pieces = {0, 40, 41, 60, 90};
+  const int64_t rows = 90, m = 33, n = 45, groups = int64_t(offsets.size()) - 1;
+  for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16}) {
+    expect_same(dtype, [&](Rig& rig) {
+      rig.stream().gemm({.form = Form::TN,
+          .a = rig.real(rows, m),
+          .b = rig.real(rows, n),
+          .c = rig.f64(m, n),
+          .accumulate = true,
+          .pieces = pieces});
+    });
+    expect_same(dtype, [&](Rig& rig) {
+      rig.stream().grouped_gemm({.form = Form::TN,
+                                    .a = rig.real(rows, m),
+                                    .b = rig.real(rows, n),
+                                    .c = rig.f64(groups * m, n).row_slice(0, m),
+                                    .accumulate = true,
+                                    .stride_c = m * n,
+                                    .pieces = pieces},
+          offsets);
+    });
+  }
+}
+
+// Microbatches in any order leave the same bits, and every sum is on the grid.
+TEST_F(Cuda, ExactSumsDoNotDependOnTheirOrder) {
+  const std::vector<int64_t> pieces = {0, 30};
+  const int64_t calls = 7, rows = 30, m = 33, n = 300;
+  for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16}) {
+    const auto sum = [&](int64_t step) {
+      Rig rig(*gpu, dtype, false);
+      const Tensor a = rig.real(calls * rows, m, -0.1, 0.1), b = rig.real(calls * rows, n),
+                   c = rig.f64(m, n);
+      rig.stream().zero(c.data, size_t(c.bytes()));
+      for (int64_t i = 0; i < calls; i++) {
+        const int64_t row = i * step % calls * rows;
+        rig.stream().gemm({.form = Form::TN,
+            .a = a.row_slice(row, rows),
+            .b = b.row_slice(row, rows),
+            .c = c,
+            .accumulate = true,
+            .pieces = pieces});
+      }
+      return rig.results().back();
+    };
+    const std::vector<double> ascending = sum(1);
+    for (const double x : ascending) {
+      const double steps = std::ldexp(x, kGridBits);
+      ASSERT_EQ(steps, std::round(steps));
+    }
+    EXPECT_EQ(sum(3), ascending) << dtype_name(dtype);
+  }
+}
+
 TEST_F(Cuda, ProductsAreCountedAndWrongOnesRefused) {
   Buf a = gpu->buffer(6, 4, Dtype::f32, Use::scratch),
       b = gpu->buffer(4, 10, Dtype::f32, Use::scratch);
@@ -94,6 +151,14 @@ TEST_F(Cuda, ProductsAreCountedAndWrongOnesRefused) {
   EXPECT_EQ(gpu->flops, 2 * 6 * 4 * 10);
   EXPECT_THROW(gpu->compute().gemm({.a = a, .b = c, .c = c}), Error);
   EXPECT_THROW(gpu->compute().gemm({.a = a, .b = b, .c = wrong}), Error);
+  const int64_t pieces[] = {0, 6};
+  const Gemm apart{.form = Form::TN,
+      .a = a,
+      .b = c,
+      .c = gpu->buffer(4, 12, Dtype::f64, Use::scratch)->col_slice(0, 10),
+      .accumulate = true,
+      .pieces = pieces};
+  EXPECT_THROW(gpu->compute().gemm(apart), Error);
   gpu->compute().synchronize();
 }
 
@@ -198,6 +263,13 @@ TEST(CudaDevice, WithoutAGpuTheOptionIsNamed) {
   } catch (const UsageError& e) {
     EXPECT_EQ(std::string(e.what()).rfind("--device cuda: ", 0), 0u);
   }
+}
+
+TEST(CudaDevice, WithoutNcclItsTransportIsNamed) {
+  if (have_nccl()) GTEST_SKIP() << "built with NCCL";
+  const std::string error = error_of({.transport = Wire::nccl, .ranks = 2}, [](Comm&) {});
+  EXPECT_EQ(error.rfind("usage: --transport nccl: this duet was built without NCCL", 0), 0u)
+      << error;
 }
 
 }  // namespace

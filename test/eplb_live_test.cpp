@@ -15,7 +15,6 @@
 #include "moe/eplb_quota.h"
 #include "moe/migration.h"
 #include "pipeline/train/trainer.h"
-#include "test/fake_gpu.h"
 #include "test/processes.h"
 #include "test/run_testing.h"
 
@@ -285,24 +284,6 @@ class EplbLiveMpi : public EplbLive {
         this_program("EplbChild.DISABLED_" + child)));
   }
 };
-
-// What lies in a GPU's memory goes by way of the host's.
-TEST_F(EplbChild, DISABLED_TrainsOnGpus) {
-  const Job job = make_job(moving());
-  run_ranks(job.run, [&](Comm& world) {
-    FakeGpu gpu;
-    Trainer trainer(job, world, gpu);
-    History run;
-    for (int64_t step = 1; step <= 3; ++step) one_step(trainer, step, run);
-    EXPECT_GT(run.moves, 0);
-    save_checkpoint(trainer, folder_ + "/at3", 3);
-  });
-}
-TEST_F(EplbLiveMpi, GpusHaveTheBitsOfThreads) {
-  const Ended e = four("TrainsOnGpus");
-  ASSERT_EQ(e.status, 0) << e.output;
-  EXPECT_EQ(part(moving(), 3, "at3", "").fingerprint, part(moving(), 3, "", "").fingerprint);
-}
 
 // Experts move without a pause until it is killed.
 TEST_F(EplbChild, DISABLED_IsKilledWhileExpertsMove) {

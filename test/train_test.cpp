@@ -224,8 +224,8 @@ TEST_F(Train, RefusesWrongOptionsAndWritesNothing) {
         o.data = folder_ + "/short.txt";
       },
       {"short.txt"});
-  refused([](TrainOptions& o) { o.seq_len = 1000000; },
-      {"words.txt", "78951", "--seq-len 1000000"});
+  refused(
+      [](TrainOptions& o) { o.seq_len = 1000000; }, {"words.txt", "78951", "--seq-len 1000000"});
   refused([](TrainOptions& o) { o.data = "", o.seq_len = 1000000; }, {"embedded"});
   refused(
       [](TrainOptions& o) {

@@ -18,10 +18,11 @@ __global__ void __launch_bounds__(256) warp_rows(int64_t rows, const typename Op
 
 template <class Op, class T> void cuda_rows(void* stream, int64_t rows, const void* args) {
   const int64_t blocks = (rows + 7) / 8;
-  warp_rows<Op, T>
-      <<<unsigned(blocks < 65536 ? blocks : 65536), 256, 0, static_cast<cudaStream_t>(stream)>>>(
-          rows,
-          *static_cast<const typename Op::Args*>(args));  // CudaStream::launch asks for errors
+  const cudaLaunchConfig_t config{.gridDim = dim3(unsigned(blocks < 65536 ? blocks : 65536)),
+      .blockDim = dim3(256),
+      .stream = static_cast<cudaStream_t>(stream)};
+  cudaLaunchKernelEx(&config, warp_rows<Op, T>, rows,
+      *static_cast<const typename Op::Args*>(args));  // CudaStream::launch asks for errors
 }
 
 // An operation that says `acc_only` works in the accumulation type whatever the compute type is.

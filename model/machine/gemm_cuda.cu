@@ -18,10 +18,27 @@ char* at(const Tensor& t, int64_t elements) {
   return static_cast<char*>(t.data) + elements * dtype_size(t.dtype);
 }
 
+// y += x, on the grid.
+template <class T>
+__global__ void __launch_bounds__(256) grid_sum(int64_t n, const T* x, double* y) {
+  const int64_t begin = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
+  for (int64_t i = begin; i < n; i += gridDim.x * int64_t(blockDim.x))
+    y[i] += on_grid(double(x[i]));
+}
+
+template <class T> void add_on_grid(cudaStream_t stream, const Tensor& x, const Tensor& y) {
+  const int64_t blocks = (x.size() + 255) / 256;
+  const cudaLaunchConfig_t config{.gridDim = dim3(unsigned(blocks < 65536 ? blocks : 65536)),
+      .blockDim = dim3(256),
+      .stream = stream};
+  CUDA_CHECK(cudaLaunchKernelEx(&config, grid_sum<T>, x.size(), x.row<T>(0), y.row<double>(0)));
+}
+
 }  // namespace
 
 CudaGemm::CudaGemm(Device& device, cudaStream_t stream)
-    : stream_(stream), workspace_(device.buffer(1, kWorkspaceBytes / 4, Dtype::f32, Use::scratch)) {
+    : device_(device), stream_(stream),
+      workspace_(device.buffer(1, kWorkspaceBytes / 4, Dtype::f32, Use::scratch)) {
   CUDA_CHECK(cublasCreate(&handle_));
   try {
     CUDA_CHECK(cublasSetStream(handle_, stream));  // before the workspace, which it would reset
@@ -42,14 +59,29 @@ CudaGemm::~CudaGemm() { cublasDestroy(handle_); }
 
 void CudaGemm::gemm(const Gemm& g) {
   check_gemm(g, {});
+  product(g);
+}
+
+void CudaGemm::product(const Gemm& g) {
   const Dtype in = g.a.dtype, out = g.c.dtype;
-  DUET_CHECK(in != Dtype::i32 && (out == in || (in == Dtype::bf16 && out == Dtype::f32)),
+  const bool exact = !g.pieces.empty();
+  DUET_CHECK(in != Dtype::i32 && (exact || out == in || (in == Dtype::bf16 && out == Dtype::f32)),
       "GEMM on CUDA: expected C of the inputs' floating type, or fp32 from bf16; found inputs in ",
       dtype_name(in), " and C in ", dtype_name(out));
   if (g.c.rows == 0 || g.c.cols == 0 || g.batch == 0) return;
   const int64_t depth = g.form == Form::TN ? g.a.rows : g.a.cols;
-  if (depth > 0) return multiply(g);
+  if (depth > 0) return exact ? exact_sum(g) : multiply(g);
   if (!g.accumulate) zero(g);  // an empty sum
+}
+
+void CudaGemm::exact_sum(const Gemm& g) {
+  DUET_CHECK(g.c.ld == g.c.cols, "an exact sum on CUDA: expected C's rows one behind the other");
+  const Buf sum = device_.buffer(g.c.rows, g.c.cols, acc_dtype(g.a.dtype), Use::scratch);
+  Gemm alone = g;
+  alone.c = sum;
+  alone.accumulate = false;
+  multiply(alone);
+  (sum->dtype == Dtype::f64 ? add_on_grid<double> : add_on_grid<float>)(stream_, sum, g.c);
 }
 
 void CudaGemm::grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) {
@@ -65,7 +97,7 @@ void CudaGemm::grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) {
       one.b.data = at(g.b, i * g.stride_b);
       one.c = g.c.row_slice(row, rows);
     }
-    gemm(one);
+    product(one);
   }
 }
 

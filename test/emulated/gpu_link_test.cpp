@@ -1,13 +1,14 @@
-// The emulated link of ranks whose messages lie in GPU memory, on devices that stand in for GPUs:
-// what its two kernels compute, messages that come when they should and not before, and training
-// whose bits do not notice. Parsing, traffic and the CPU's model are in link_test.cpp.
+// The emulated link of ranks whose messages lie in GPU memory, on an emulated GPU that does its
+// work as it is waited for: what its two kernels compute, messages that come when they should and
+// not before, and training whose bits do not notice. Parsing, traffic and the CPU's model are in
+// link_test.cpp.
 #include "comm/link_times.h"
 
 #include <algorithm>
 
 #include "pipeline/train/trainer.h"
 #include "test/comm_testing.h"
-#include "test/fake_gpu.h"
+#include "test/emulated/testing.h"
 #include "test/run_testing.h"
 #include "test/sim_warp.h"
 
@@ -96,24 +97,28 @@ RunOptions linked(int ranks, double bandwidth, double latency = 0) {
 
 // A rank's GPU, and eight rows of 100 kB in its memory.
 struct Rank {
-  FakeGpu gpu;
+  std::unique_ptr<Device> gpu = make_cuda_device(0);
   Channels channels;
   Stream& stream;
   CommStream comm;
   Buf data;
   explicit Rank(Comm& world)
-      : channels(world, gpu, {}), stream(gpu.compute()), comm(world, gpu),
-        data(gpu.host_buffer(8, kRow / 4, Dtype::i32)) {
+      : channels(world, *gpu, {}), stream(gpu->compute()), comm(world, *gpu),
+        data(gpu->host_buffer(8, kRow / 4, Dtype::i32)) {
     std::fill_n(data->row<int32_t>(0), data->size(), world.rank());
   }
   Tensor row(int64_t r) const { return data->row_slice(r, 1); }
   int32_t at(int64_t r) const { return data->row<int32_t>(r)[kRow / 4 - 1]; }
 };
 
+struct GpuLinkClock : testing::Test {
+  Behaviour lazy{{.order = emulated::Order::lazy}};
+};
+
 Tag tag(int i) { return {Tag::F, 0, i}; }
 
 // Never early; the best of a few on time, whatever else the machine is doing.
-TEST(GpuLinkClock, MessagesArriveWhenTheyShould) {
+TEST_F(GpuLinkClock, MessagesArriveWhenTheyShould) {
   run_ranks(linked(2, 10e6, 2e-3), [](Comm& world) {
     Rank me(world);
     const int peer = 1 - world.rank();
@@ -142,7 +147,7 @@ TEST(GpuLinkClock, MessagesArriveWhenTheyShould) {
   });
 }
 
-TEST(GpuLinkClock, MessagesOfOneSenderQueue) {
+TEST_F(GpuLinkClock, MessagesOfOneSenderQueue) {
   run_ranks(linked(3, 2e6), [](Comm& world) {
     Rank me(world);
     world.barrier();
@@ -159,7 +164,7 @@ TEST(GpuLinkClock, MessagesOfOneSenderQueue) {
   });
 }
 
-TEST(GpuLinkClock, AMessageUnderWayDelaysNobodyElse) {
+TEST_F(GpuLinkClock, AMessageUnderWayDelaysNobodyElse) {
   run_ranks(linked(2, 250e3), [](Comm& world) {
     Rank me(world);
     const bool first = world.rank() == 0;
@@ -179,7 +184,7 @@ TEST(GpuLinkClock, AMessageUnderWayDelaysNobodyElse) {
   });
 }
 
-TEST(GpuLinkClock, AnAllToAllTakesItsBusiestLinksTime) {
+TEST_F(GpuLinkClock, AnAllToAllTakesItsBusiestLinksTime) {
   run_ranks(linked(4, 10e6), [](Comm& world) {
     Rank me(world);
     const std::vector<int64_t> offsets = {0, 1, 2, 3, 4};  // 10 ms to each of three
@@ -200,7 +205,7 @@ TEST(GpuLinkClock, AnAllToAllTakesItsBusiestLinksTime) {
   });
 }
 
-TEST(GpuLinkClock, AFailingRankStopsTheOthers) {
+TEST_F(GpuLinkClock, AFailingRankStopsTheOthers) {
   EXPECT_EQ(error_of(linked(2, 200e3),
                 [](Comm& world) {
                   Rank me(world);
@@ -214,11 +219,11 @@ TEST(GpuLinkClock, AFailingRankStopsTheOthers) {
       "rank 1: out of tokens");
 }
 
-TEST(GpuLinkClock, MessagesNeedTheirChannels) {
+TEST_F(GpuLinkClock, MessagesNeedTheirChannels) {
   const std::string error = error_of(linked(2, 1e9), [](Comm& world) {
-    FakeGpu gpu;
-    const Buf word = gpu.host_buffer(1, 1, Dtype::i32);
-    world.isend(gpu.compute(), word, 1 - world.rank(), tag(0));
+    const auto gpu = make_cuda_device(0);
+    const Buf word = gpu->host_buffer(1, 1, Dtype::i32);
+    world.isend(gpu->compute(), word, 1 - world.rank(), tag(0));
   });
   EXPECT_NE(error.find("over an emulated link: expected Channels, made before"), std::string::npos)
       << error;
@@ -228,11 +233,12 @@ TEST(GpuLinkClock, MessagesNeedTheirChannels) {
 
 class GpuLinkTraining : public RunTest {
  protected:
+  Behaviour lazy_{{.order = emulated::Order::lazy}};
   static std::vector<std::string> train(const Job& job) {
     std::vector<std::string> bits;
     run_ranks(job.run, [&](Comm& world) {
-      FakeGpu gpu;
-      Trainer trainer(job, world, gpu);
+      const auto gpu = make_cuda_device(0);
+      Trainer trainer(job, world, *gpu);
       for (int64_t step = 1; step <= 2; step++) {
         const StepResult r = train_step(trainer, step);
         if (world.rank() == 0) bits.push_back(cat(std::hexfloat, r.loss, " ", r.grad_norm));
@@ -247,6 +253,7 @@ class GpuLinkTraining : public RunTest {
 TEST_F(GpuLinkTraining, ChangesNotOneBit) {
   TrainOptions o = options("");
   o.model = parse_sizes("n_layers=4");
+  o.device = DeviceKind::cuda;
   o.dp = o.ep = o.pp = 2;
   o.schedule = "dualpipe";
   const std::vector<std::string> plain = train(make_job(o));

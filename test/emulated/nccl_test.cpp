@@ -1,12 +1,11 @@
-// What is NCCL's own: its order, and what happens when something goes wrong. On the stand-in for
-// the library; that messages and collectives arrive is in comm_test.cpp.
+// What is NCCL's own: its order, and what happens when something goes wrong. On the emulated
+// library; that messages and collectives arrive is in comm_test.cpp.
 #include <algorithm>
 #include <thread>
 
 #include "pipeline/train/trainer.h"
 #include "test/comm_testing.h"
-#include "test/fake_gpu.h"
-#include "test/fake_nccl.h"
+#include "test/emulated/testing.h"
 #include "test/run_testing.h"
 
 namespace duet {
@@ -15,18 +14,19 @@ namespace {
 using namespace std::chrono_literals;
 
 RunOptions over_nccl(int ranks, double timeout = 20) {
-  return {.transport = Wire::nccl, .ranks = ranks, .timeout = timeout, .nccl = &fake_nccl::api()};
+  return {.transport = Wire::nccl, .ranks = ranks, .timeout = timeout};
 }
 
 // A rank's GPU, its channels to all others, and a few words in its memory.
 struct Rank {
-  FakeGpu gpu;
+  std::unique_ptr<Device> gpu;
   Channels channels;
   Stream& stream;
   Buf words, numbers;
-  Rank(Comm& world, std::vector<std::pair<int, int>> pairs = {{0, 1}})
-      : channels(world, gpu, pairs), stream(gpu.compute()),
-        words(gpu.host_buffer(8, 4, Dtype::i32)), numbers(gpu.host_buffer(128, 4, Dtype::f32)) {
+  Rank(Comm& world, std::vector<std::pair<int, int>> pairs = {{0, 1}}, int index = -1)
+      : gpu(make_cuda_device(index < 0 ? world.rank() : index)), channels(world, *gpu, pairs),
+        stream(gpu->compute()), words(gpu->host_buffer(8, 4, Dtype::i32)),
+        numbers(gpu->host_buffer(128, 4, Dtype::f32)) {
     std::fill_n(numbers->row<float>(0), numbers->size(), 1.f);
   }
   Tensor row(int64_t r) { return words->row_slice(r, 1); }
@@ -41,9 +41,10 @@ Tag forward(int stage, int microbatch) { return {Tag::F, stage, microbatch}; }
 
 class Nccl : public testing::Test {
   void TearDown() override {
-    EXPECT_EQ(fake_nccl::misuse(), std::vector<std::string>());
-    EXPECT_EQ(fake_nccl::live_communicators(), 0);
+    EXPECT_EQ(emulated::complaints(), std::vector<std::string>());
+    EXPECT_EQ(emulated::live_communicators(), 0);
   }
+  Behaviour gpus{{.gpus = 4}};
 };
 
 #define EXPECT_SAYS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
@@ -161,7 +162,7 @@ TEST_F(Nccl, AnErrorThatNcclReportsLateIsFound) {
   const std::string error = error_of(over_nccl(2), [](Comm& world) {
     Rank me(world);
     world.barrier();
-    if (world.rank() == 0) fake_nccl::break_next_operation();
+    if (world.rank() == 0) emulated::break_next_operation();
     world.barrier();
     me.all_reduce(world, 1);
     me.stream.synchronize();
@@ -171,19 +172,20 @@ TEST_F(Nccl, AnErrorThatNcclReportsLateIsFound) {
 }
 
 TEST_F(Nccl, TwoRanksOnOneGpuAreRefused) {
-  RunOptions options = over_nccl(2);
-  options.nccl = &fake_nccl::api_of_one_gpu();
-  EXPECT_EQ(error_of(options, [](Comm& world) { Rank me(world); }),
-      "usage: --transport: found nccl with ranks 0 and 1 on one GPU (here, GPU 0), allowed: nccl "
-      "with at most one rank "
-      "on each GPU; local, whose ranks share GPUs");
+  const std::string error = error_of(over_nccl(2), [](Comm& world) {
+    Rank me(world, {{0, 1}}, 0);
+  });
+  EXPECT_SAYS(error, "usage: --transport: found nccl with ranks 0 and 1 on one GPU (");
+  EXPECT_SAYS(error,
+      ", GPU 0000:00:00.0), allowed: nccl with at most one rank on each GPU; local, whose ranks "
+      "share GPUs");
 }
 
 TEST_F(Nccl, MessagesNeedTheirChannels) {
   const auto none = [](Comm& world) {
-    FakeGpu gpu;
-    const Buf word = gpu.host_buffer(1, 1, Dtype::i32);
-    world.isend(gpu.compute(), word, 1 - world.rank(), forward(0, 0));
+    const auto gpu = make_cuda_device(world.rank());
+    const Buf word = gpu->host_buffer(1, 1, Dtype::i32);
+    world.isend(gpu->compute(), word, 1 - world.rank(), forward(0, 0));
   };
   EXPECT_SAYS(error_of(over_nccl(2), none), "expected Channels, made before");
   const auto another = [](Comm& world) {
@@ -211,25 +213,20 @@ TEST_F(Nccl, ChannelsCanBeMadeAgain) {
   });
 }
 
-TEST(NcclBuild, WithoutTheLibraryItIsRefused) {
-  if (have_nccl()) GTEST_SKIP() << "built with NCCL";
-  const std::string error = error_of({.transport = Wire::nccl, .ranks = 2}, [](Comm&) {});
-  EXPECT_SAYS(error, "usage: --transport nccl: this duet was built without NCCL");
-}
-
 // Training steps, with every kind of traffic that there is: neighbours both ways, mirrored halves,
 // tokens to experts, replicas, and experts that move after the first step. The same bits as threads
-// that share memory, a CPU's or a GPU's.
+// that share a GPU.
 using ScheduleAndPp = std::pair<const char*, int>;
 class NcclTrainer : public RunTest, public testing::WithParamInterface<ScheduleAndPp> {};
 INSTANTIATE_TEST_SUITE_P(Schedules, NcclTrainer,
     testing::Values(
         ScheduleAndPp("1f1b", 1), ScheduleAndPp("zbv", 2), ScheduleAndPp("dualpipe", 2)));
 
-std::vector<std::string> train(const Job& job, const RunOptions& options, bool gpu) {
+std::vector<std::string> train(const Job& job, const RunOptions& options, int gpus) {
   std::vector<std::string> bits;
+  const Behaviour behaviour({.gpus = gpus});
   run_ranks(options, [&](Comm& world) {
-    const std::unique_ptr<Device> device = gpu ? std::make_unique<FakeGpu>() : make_cpu_device(1);
+    const std::unique_ptr<Device> device = make_cuda_device(world.rank() % gpus);
     Trainer trainer(job, world, *device);
     for (int64_t step = 1; step <= 2; step++) {
       const StepResult r = train_step(trainer, step);
@@ -259,15 +256,15 @@ TEST_P(NcclTrainer, HasTheBitsOfThreads) {
   o.eplb_threshold = 1;
   o.microbatches = 8;
   o.schedule = GetParam().first;
-  o.device = DeviceKind::cpu;
+  o.device = DeviceKind::cuda;
   o.threads = 1;
   o.val_sequences = 2;
   const Job job = make_job(o);
-  const std::vector<std::string> bits = train(job, job.run, false);
-  EXPECT_EQ(train(job, job.run, true), bits) << "GPUs whose memory all threads can reach";
-  EXPECT_EQ(train(job, over_nccl(4), true), bits);
-  EXPECT_EQ(fake_nccl::misuse(), std::vector<std::string>());
-  EXPECT_EQ(fake_nccl::live_communicators(), 0);
+  const std::vector<std::string> bits = train(job, job.run, 1);
+  EXPECT_EQ(train(job, job.run, 2), bits) << "GPUs whose memory all threads can reach";
+  EXPECT_EQ(train(job, over_nccl(4), 4), bits);
+  EXPECT_EQ(emulated::complaints(), std::vector<std::string>());
+  EXPECT_EQ(emulated::live_communicators(), 0);
 }
 
 // CPU tensors need no NCCL: they go by the transport underneath.

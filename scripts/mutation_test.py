@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""Plants faults in the CUDA code, one at a time, and says how many the tests on the emulated GPU catch.
+
+    scripts/mutation_test.py [PART_OF_A_NAME...]
+
+A fault is a text of a source file replaced by another. Only the changed file is compiled anew, from a
+copy in build/mutants; the sources stay as they are. A fault is caught when a test fails, crashes or
+takes 20 s and five times as long as without a fault. Exit status 1 if one is not caught, or its text
+is no longer in the source. Variable: CXX (default: ccache g++ where there is ccache).
+"""
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+DEVICE, GEMM = "model/machine/device_cuda.cu", "model/machine/gemm_cuda.cu"
+LOCAL, NCCL, TRANSPORT = "comm/local.cpp", "comm/nccl_nccl.cpp", "comm/transport.cpp"
+COMMUNICATORS = "comm/communicators.h"
+INCLUDED_BY = {COMMUNICATORS: NCCL}  # a header's only source
+RECORD = "    CUDA_CHECK(cudaEventRecord(e.raw.event, stream_));"
+# name, file, text, what stands there instead
+FAULTS = [
+    ("an event is not recorded", DEVICE, RECORD, ""),
+    ("an event is recorded in another stream", DEVICE, RECORD, RECORD.replace(", stream_", "")),
+    ("a stream does not wait", DEVICE,
+     "    CUDA_CHECK(cudaStreamWaitEvent(stream_, static_cast<CudaEvent&>(event).raw.event, 0));", ""),
+    ("synchronize does not", DEVICE, "    CUDA_CHECK(cudaStreamSynchronize(stream_));", ""),
+    ("an event's synchronize does not", DEVICE, "CUDA_CHECK(cudaEventSynchronize(raw.event));", ""),
+    ("every event is done", DEVICE, "    if (status == cudaErrorNotReady) return false;",
+     "    if (status == cudaErrorNotReady) return true;"),
+    ("ordinary memory is not copied aside", DEVICE,
+     "if (source.type == cudaMemoryTypeUnregistered) return copy_staged(dst, src, bytes);", ""),
+    ("the copy aside is let go at once", DEVICE, "    staged_.push_back(std::move(s));\n    record(*staged_.back().copied);",
+     ""),
+    ("a copy is too short", DEVICE, "cudaMemcpyAsync(dst, src, bytes,", "cudaMemcpyAsync(dst, src, bytes - 1,"),
+    ("a fill is left out", DEVICE, "CUDA_CHECK(cudaMemsetAsync(dst, 0, bytes, stream_));", ";"),
+    ("a copy goes to the default stream", DEVICE, "cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, stream_)",
+     "cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, nullptr)"),
+    ("a failed host function is forgotten", DEVICE, "    task->failure->error = std::current_exception();", ""),
+    ("host functions go on after a failure", DEVICE, "  if (task->failure->error) return;", ""),
+    ("memory is freed under queued work", DEVICE, "    cudaDeviceSynchronize();\n", ""),
+    ("no memory is left an error for the next kernel", DEVICE,
+     "    cudaGetLastError();  // or the next row kernel would find it", ""),
+    ("B is not transposed", GEMM, "g.form == Form::NT ? CUBLAS_OP_T : CUBLAS_OP_N", "CUBLAS_OP_N"),
+    ("A is not transposed", GEMM, "g.form == Form::TN ? CUBLAS_OP_T : CUBLAS_OP_N", "CUBLAS_OP_N"),
+    ("A's leading dimension is its columns", GEMM, "g.a.ld, g.stride_a, beta", "g.a.cols, g.stride_a, beta"),
+    ("C's leading dimension is its rows", GEMM, "g.c.data, out, g.c.ld, compute", "g.c.data, out, g.c.rows, compute"),
+    ("C is never added to", GEMM, "beta64 = g.accumulate ? 1 : 0", "beta64 = 0"),
+    ("alpha is forgotten", GEMM, "const double alpha64 = g.alpha", "const double alpha64 = 1"),
+    ("a batch shares A", GEMM, "g.a.ld, g.stride_a, beta", "g.a.ld, 0, beta"),
+    ("an empty sum leaves what was there", GEMM, "  if (!g.accumulate) zero(g);  // an empty sum", ""),
+    ("the workspace is set before the stream", GEMM,
+     "    CUDA_CHECK(cublasSetWorkspace(handle_, workspace_->data, size_t(kWorkspaceBytes)));",
+     "    CUDA_CHECK(cublasSetWorkspace(handle_, workspace_->data, size_t(kWorkspaceBytes)));\n"
+     "    CUDA_CHECK(cublasSetStream(handle_, stream));"),
+    ("all groups share B", GEMM, "one.b.data = at(g.b, i * g.stride_b);", ""),
+    ("products go to the default stream", GEMM, "CUDA_CHECK(cublasSetStream(handle_, stream));",
+     "CUDA_CHECK(cublasSetStream(handle_, nullptr));"),
+    ("sums of bf16 may be rounded", GEMM, "int(CUBLAS_DEFAULT_MATH) | int(CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)",
+     "CUBLAS_DEFAULT_MATH"),
+    ("an exact sum is not on the grid", GEMM, "y[i] += on_grid(double(x[i]))", "y[i] += double(x[i])"),
+    ("an exact sum forgets what was there", GEMM, "y[i] += on_grid", "y[i] = on_grid"),
+    ("an exact sum adds what its scratch held", GEMM, "  alone.accumulate = false;", ""),
+    ("a message does not wait for its sender", LOCAL, "    lane.wait(*send.gpu->ready);", ""),
+    ("a message does not wait for its receiver", LOCAL, "    lane.wait(*recv.gpu->ready);", ""),
+    ("a message's copy is not marked", LOCAL, "recv.gpu->copied = record(lane);",
+     "recv.gpu->copied = lane.device().make_event();"),
+    ("nobody waits for a thread's message", LOCAL, "    stream.wait(*gpu->copied);", ""),
+    ("nobody waits for NCCL's message", TRANSPORT, "  if (Event* event = landed()) stream.wait(*event);", ""),
+    ("a message over NCCL does not wait", NCCL, "    edge.lane->wait(*m.gpu->ready);", ""),
+    ("NCCL is not asked whether it is ready", COMMUNICATORS, "      settle(lock, text, comm);", ""),
+]
+# the quick ones first
+TESTS = ["Cuda.*:CudaRows.*:CommOverlap.OnA*:EmulatedMemory.Goes*", "Cuda/CommConformance.*:Nccl/CommConformance.*:Nccl.*",
+         "EmulatedRuns.Transports*:EmulatedRuns.AResumed*",
+         "EmulatedRuns.SoDo*:EmulatedRuns.TooLittle*:EmulatedRuns.Bf16*"]
+
+
+def run(command, **more):
+    return subprocess.run(command, shell=isinstance(command, str), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)
+
+
+def settings():
+    """How make compiles and links the tests, and their objects."""
+    cxx = os.environ.get("CXX", "ccache g++" if shutil.which("ccache") else "g++")
+    make = ["make", "CUDA=", f"CXX={cxx}"]
+    built = run(make + ["--eval", "mutants: ; @$(MAKE) $(BUILD)/test_emulated", "mutants"])
+    if built.returncode:
+        sys.exit(built.stdout)
+    show = r"show: ; @printf '%s\n' 'compile=$(COMPILE) $(CXXFLAGS)' 'build=$(BUILD)' 'link=$(CXX) $(FLAGS) $(LDFLAGS)'" \
+           r" 'objects=$(EMULATED_OBJ) $(EMULATED_TESTOBJ)' 'libs=-lgtest $(LIBS)'"
+    lines = run(make + ["--eval", show, "show"]).stdout.splitlines()
+    return dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
+
+
+def test(binary, tests, limit):
+    """What went wrong, or nothing."""
+    try:
+        done = run(f"exec {binary} --gtest_filter='{tests}' --gtest_fail_fast", timeout=limit)
+    except subprocess.TimeoutExpired:
+        return "takes too long"
+    if done.returncode == 0:
+        return None
+    failed = re.findall(r"\[  FAILED  \] (\S+)", done.stdout) or re.findall(r"\[ RUN      \] (\S+)", done.stdout)[-1:]
+    return failed[0] if failed else "the program ends"
+
+
+def limits(make):
+    """Seconds that each part of the tests may take."""
+    seconds = []
+    for tests in TESTS:
+        begin = time.monotonic()
+        wrong = test(f"{make['build']}/test_emulated", tests, None)
+        if wrong:
+            sys.exit(f"without a fault: {wrong}")
+        seconds.append(20 + 5 * (time.monotonic() - begin))
+    return seconds
+
+
+def caught(fault, make, limit):
+    name, path, old, new = fault
+    text = open(path).read()
+    if text.count(old) != 1:
+        return f"its text is {text.count(old)} times in {path}"
+    folder = f"build/mutants/{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    source, binary = f"{folder}/mutant.cpp", f"{folder}/test"
+    where = f"{folder}/{path}" if path in INCLUDED_BY else source
+    os.makedirs(os.path.dirname(where))
+    open(where, "w").write(text.replace(old, new))
+    if path in INCLUDED_BY:
+        path = INCLUDED_BY[path]
+        shutil.copy(path, source)
+    gpu = "-Itest/emulated -include test/emulated/cuda_runtime.h" if path.endswith((".cu", "_nccl.cpp")) else ""
+    flags = f"-w -Wno-error -iquote {folder}"
+    built = run(f"{make['compile']} {gpu} {flags} -c -o {source}.o {source}")
+    if built.returncode:
+        return "does not compile: " + built.stdout[:400]
+    own = {f"{make['build']}/{path}.o", f"{make['build']}/emulated/{path}.o"}
+    objects = " ".join(o for o in make["objects"].split() if o not in own)
+    built = run(f"{make['link']} -o {binary} {objects} {source}.o {make['libs']}")
+    if built.returncode:
+        return "does not link: " + built.stdout[:400]
+    for tests, seconds in zip(TESTS, limit):
+        if wrong := test(binary, tests, seconds):
+            return "caught: " + wrong
+    return "NOT CAUGHT"
+
+
+def main():
+    os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+    chosen = [f for f in FAULTS if not sys.argv[1:] or any(a in f[0] for a in sys.argv[1:])]
+    make, score = settings(), 0
+    limit = limits(make)
+    for fault in chosen:
+        result = caught(fault, make, limit)
+        score += result.startswith("caught")
+        print(f"{fault[0]:48} {result}", flush=True)
+    print(f"{score} of {len(chosen)} faults caught")
+    return score != len(chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+// What a training step asks of a GPU, counted on the emulated one: launches, copies and waits do
+// not depend on the machine's load, so a step that asks for more than it did is seen. Lower the
+// numbers where it asks for less.
+#include "pipeline/train/trainer.h"
+#include "test/emulated/testing.h"
+#include "test/run_testing.h"
+
+namespace duet {
+namespace {
+
+// `base` with all its layers, experts and heads, but narrow: its widths would take minutes here,
+// and change the time of a launch, not the number of launches.
+constexpr const char* kNarrow =
+    "d_model=48,q_lora_rank=16,kv_lora_rank=16,qk_nope_head_dim=8,qk_rope_head_dim=8,v_head_dim=8,"
+    "d_ff=64,d_expert=16,vocab_size=257";
+
+class Counts : public RunTest {
+ protected:
+  emulated::Counts of_a_step(int64_t microbatches) const {
+    TrainOptions o = options("", 4);
+    o.device = DeviceKind::cuda;
+    o.preset = "base";
+    o.model = parse_sizes(kNarrow);
+    o.seq_len = 8;
+    o.micro_batch_size = 1;
+    o.force_balanced_routing = true;  // every expert has tokens
+    o.microbatches = microbatches;
+    const Behaviour behaviour({.order = emulated::Order::lazy});
+    emulated::Counts step;
+    const Job job = make_job(o);
+    run_ranks(job.run, [&](Comm& world) {
+      const std::unique_ptr<Device> device = make_device(job, world.rank());
+      Trainer trainer(job, world, *device);
+      train_step(trainer, 1);
+      const emulated::Counts before = emulated::counts();
+      train_step(trainer, 2);
+      step = emulated::counts() - before;
+    });
+    return step;
+  }
+};
+
+TEST_F(Counts, AStepAsksForNoMoreThanItDid) {
+  const emulated::Counts one = of_a_step(1), two = of_a_step(2), more = two - one;
+  EXPECT_LE(one.launches, 1983);
+  EXPECT_LE(one.copies, 74);
+  EXPECT_LE(one.fills, 4);
+  EXPECT_LE(one.synchronisations, 37);
+  EXPECT_LE(one.unaligned_gemms, 3);
+  EXPECT_EQ(one.allocations, 0) << "the second step finds the memory of the first";
+  EXPECT_LE(more.launches, 1979) << "a further microbatch";
+  EXPECT_LE(more.gemms, 1200);
+  EXPECT_LE(more.copies, 50);
+  EXPECT_LE(more.synchronisations, 11);
+}
+
+}  // namespace
+}  // namespace duet
