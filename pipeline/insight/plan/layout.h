@@ -51,7 +51,7 @@ struct PlanJob {
 // layout_keys() each.
 void set_layout(PlanLayout& layout, const std::string& key, const std::string& value);
 PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::string& where);
-std::vector<std::string> layout_keys();
+std::vector<std::pair<std::string, std::string>> layout_keys();  // name, help
 
 inline int microbatches(const PlanJob& job, const PlanLayout& l) {
   return int(job.batch / (int64_t(l.dp) * l.micro_batch));

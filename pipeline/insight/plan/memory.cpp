@@ -116,12 +116,9 @@ Memory memory_of(const PlanJob& job, const PlanLayout& l, const ScheduleShape& s
   const std::vector<double> stage_bytes = stage_activation_bytes(job, l);
   const std::vector<Held> held = stage_parameters(m, l);
   const bool moe = m.moe_layers() > 0;
-  double whole_layers = 0;  // gathered under ZeRO-3: the largest layer, and the next
-  if (l.zero == 3)
-    whole_layers = 2 * 2 *
-        (double(m.layer_parameters(moe, 0)) / l.tp +
-            (moe ? double(m.experts * m.mlp_parameters(m.expert_ffn)) / (double(l.ep) * l.etp)
-                 : 0));
+  const Held layer = layer_held(m, l, moe);
+  // gathered under ZeRO-3: the largest layer, and the next
+  const double whole_layers = l.zero == 3 ? 2 * 2 * (layer.shared + layer.experts) : 0;
   const double tokens = tokens_of(job, l).whole;
   Memory heaviest;
   for (size_t rank = 0; rank < shape.stages.size(); ++rank) {
