@@ -20,10 +20,8 @@ constexpr double kUnfusedKernels = 16;
 class LayerCost {
  public:
   LayerCost(const PlanJob& job, const PlanLayout& l)
-      : job_(job), m_(job.model), c_(job.cluster), l_(l) {
-    tokens_ = double(l.micro_batch) * double(job.seq_len) / l.cp;
-    rows_ = tokens_ / (l.sequence_parallel == 1 ? l.tp : 1);
-  }
+      : job_(job), m_(job.model), c_(job.cluster), l_(l), tokens_(tokens_of(job, l)),
+        rows_(row_tokens_of(job, l)) {}
 
   Cost make(bool moe, bool windowed) {
     attention_products();
@@ -198,7 +196,7 @@ Cost layer_cost(const PlanJob& job, const PlanLayout& l, bool moe, bool windowed
 }
 
 Cost head_cost(const PlanJob& job, const PlanLayout& l) {
-  const double tokens = double(l.micro_batch) * double(job.seq_len) / l.cp;
+  const double tokens = tokens_of(job, l);
   const double h = double(job.model.hidden), vocab = double(job.model.vocab) / l.tp;
   const Precision p = l.precision == Precision::fp32 ? Precision::fp32 : Precision::bf16;
   Cost cost;

@@ -70,11 +70,10 @@ Answer answer_of(const PlanOptions& o, const PlanJob& job, PlanLayout fixed) {
       a.found.first_rule.empty()
           ? cat("--gpus: found ", job.gpus, ", allowed: a multiple of tp x pp x cp")
           : a.found.first_rule);
-  const bool fits = !a.found.best.empty();
-  a.now = predict(job, fits ? a.found.best[0].layout : a.found.smallest.layout);
+  a.now = predict(job, a.found.pick().layout);
   PlanLayout free;
   free.precision = fixed.precision, free.imbalance = fixed.imbalance;
-  if (!fits) a.nearest = nearest_that_fits(job, free, a.found);
+  if (a.found.best.empty()) a.nearest = nearest_that_fits(job, free, a.found);
   a.changes = what_if(job, a.now, o.replicas, loads);
   for (const Prediction& p : search(job, free, 4).best)
     if (a.others.size() < 3 && p.layout.text() != a.now.layout.text()) a.others.push_back(p);
@@ -86,9 +85,9 @@ void side_by_side(
   std::vector<Prediction> all;
   for (const std::string& text : split(o.layouts, ';')) {
     if (text.empty()) continue;
-    SearchResult found = search(job, parse_layout(text, fixed, "--layouts"), 1);
+    const SearchResult found = search(job, parse_layout(text, fixed, "--layouts"), 1);
     require(found.legal > 0, "--layouts: ", text, ": ", found.first_rule);
-    all.push_back(found.best.empty() ? found.smallest : found.best[0]);
+    all.push_back(found.pick());
   }
   require(!all.empty(), "--layouts: found nothing, allowed: e.g. \"tp=8,pp=4; tp=4,pp=8\"");
   if (o.format != "json") return print_table(job, all, out);

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "pipeline/schedule/simulator.h"
+#include "pipeline/insight/plan/list_schedule.h"
 
 namespace duet {
 namespace {
@@ -29,10 +29,8 @@ Run run(const Schedule& s, const CostProfile& profile) {
     const double busy = timing.makespan * (1 - timing.bubble_fraction[r]);
     run.mean_busy += busy;
     if (busy > run.busy) run.busy = busy, run.busiest = r;
-    if (ranks_part_ways(s.name))
-      run.length = std::max(run.length, timing.spans[r].back().end - timing.spans[r].front().start);
   }
-  if (!ranks_part_ways(s.name)) run.length = timing.makespan;
+  run.length = ranks_part_ways(s.name) ? longest_span(timing) : timing.makespan;
   run.mean_busy /= s.pp;
   return run;
 }

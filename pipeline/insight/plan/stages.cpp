@@ -91,8 +91,8 @@ CostProfile cost_profile(const PlanJob& job, const PlanLayout& l, const std::vec
     }
     profile.stages.push_back(s);
   }
-  const double tokens = double(l.micro_batch) * double(job.seq_len) / l.cp;
-  const double bytes = tokens * double(job.model.hidden) * 2 / l.tp;  // each tensor rank its part
+  const double bytes =
+      tokens_of(job, l) * double(job.model.hidden) * 2 / l.tp;  // each tensor rank its part
   const double message = l.pp > 1 ? message_seconds(c, double(l.tp) * l.cp * l.dp, bytes) : 0;
   profile.forward_message = profile.backward_message = message;
   return profile;

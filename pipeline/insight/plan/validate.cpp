@@ -5,24 +5,20 @@
 #include <numeric>
 #include <ostream>
 
+#include "pipeline/insight/plan/list_schedule.h"
 #include "pipeline/insight/plan/search.h"
-#include "pipeline/schedule/simulator.h"
 
 namespace duet {
 namespace {
 
-// The bubble of a schedule from given times: of the longest of its ranks' spans where ranks part
-// ways, else of the makespan.
+// The bubble of a schedule from given times, of the longest of its ranks' spans.
 double bubble_rate(const Record& r) {
   const PlanLayout l = filled(r.job, r.layout);
   const Schedule s = layout_schedule(l, microbatches(r.job, l), r.profile->stages.front());
   const Timing timing = simulate(s, *r.profile);
-  double longest = 0, busy = 0;
-  for (size_t rank = 0; rank < timing.spans.size(); ++rank) {
-    longest = std::max(longest, timing.spans[rank].back().end - timing.spans[rank].front().start);
-    busy += timing.makespan * (1 - timing.bubble_fraction[rank]) / s.pp;
-  }
-  return 1 - busy / longest;
+  double busy = 0;
+  for (double idle : timing.bubble_fraction) busy += timing.makespan * (1 - idle) / s.pp;
+  return 1 - busy / longest_span(timing);
 }
 
 // In the unit that was measured; where the source leaves the count of attention open, the nearer.
@@ -51,7 +47,7 @@ RecordResult predict_record(const Record& r) {
   }
   const SearchResult found = search(r.job, r.layout, 1);
   require(found.legal > 0, found.first_rule);
-  const Prediction& p = found.best.empty() ? found.smallest : found.best.front();
+  const Prediction& p = found.pick();
   out.step = p.step, out.fits = p.fits, out.memory_gib = p.memory.total() / double(1 << 30);
   out.predicted = r.ran() ? in_unit(r, p.step) : p.step;
   return out;
