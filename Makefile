@@ -217,6 +217,8 @@ $(BUILD)/version.h: found
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 # What the assembler includes is no dependency that the compiler finds.
 $(BUILD)/pipeline/insight/plan/cluster.cpp.o: $(wildcard pipeline/insight/plan/clusters/*.json)
+$(BUILD)/pipeline/insight/plan/hf_config.cpp.o: pipeline/insight/plan/models/families.json
+$(BUILD)/pipeline/insight/plan/model.cpp.o: pipeline/insight/plan/models/public.json
 
 -include $(OBJ:.o=.d) $(TESTOBJ:.o=.d) $(STUDYOBJ:.o=.d) $(FAULTOBJ:.o=.d) $(FUZZOBJ:.o=.d)
 -include $(BUILD)/main.cu.d $(EMULATED_OBJ:.o=.d) $(EMULATED_TESTOBJ:.o=.d)

@@ -2,29 +2,15 @@
 #include "pipeline/insight/plan/cluster.h"
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
-#include <string_view>
 
+#include "pipeline/insight/plan/embedded.h"
 #include "pipeline/insight/plan/fields.h"
 
-// clusters/*.json, joined into one array. `.data` and verbatim symbol names are what ELF and Mach-O
-// have in common.
-#define FIRST(file) ".incbin \"pipeline/insight/plan/clusters/" file ".json\"\n"
-#define NEXT(file) ".ascii \",\"\n" FIRST(file)
-asm(".data\n"
-    ".globl duet_clusters_begin\n"
-    "duet_clusters_begin: .ascii \"[\"\n"  //
-    FIRST("a100-40g") NEXT("a100-80g") NEXT("h100") NEXT("h100-96g") NEXT("h800") NEXT("h200")
-        NEXT("b200") NEXT("b300") NEXT("gb200") NEXT("gb300")  //
-    ".ascii \"]\"\n"
-    ".globl duet_clusters_end\n"
-    "duet_clusters_end: .byte 0\n"
-    ".text\n");
-#undef FIRST
-#undef NEXT
-extern const char clusters_begin[] asm("duet_clusters_begin");
-extern const char clusters_end[] asm("duet_clusters_end");
+#define OWN(name) DUET_FILE("pipeline/insight/plan/clusters/" name ".json")
+#define NEXT(name) ".ascii \",\"\n" OWN(name)
+DUET_EMBED(clusters,
+    ".ascii \"[\"\n" OWN("a100-40g") NEXT("a100-80g") NEXT("h100") NEXT("h100-96g") NEXT("h800")
+        NEXT("h200") NEXT("b200") NEXT("b300") NEXT("gb200") NEXT("gb300") ".ascii \"]\"\n")
 
 namespace duet {
 namespace {
@@ -56,8 +42,7 @@ constexpr ClusterField kFields[] = {{"gpus_per_node", &Cluster::gpus_per_node, 1
     {"hidden", &Cluster::hidden, 1, 0, 1}};
 
 const Json& own_clusters() {
-  static const Json all =
-      Json::parse({clusters_begin, size_t(clusters_end - clusters_begin)}, "clusters/");
+  static const Json all = Json::parse(clusters, "clusters/");
   return all;
 }
 
@@ -117,18 +102,15 @@ std::vector<std::string> cluster_names() {
 }
 
 Cluster find_cluster(const std::string& name) {
-  std::string names, wanted = name;
-  std::transform(wanted.begin(), wanted.end(), wanted.begin(),
-      [](unsigned char c) { return std::tolower(c); });
+  std::string names;
   for (const Json& cluster : own_clusters().items()) {
     const std::string own = cluster.at("name").string();
-    if (wanted == own) return read(cluster, "clusters/" + wanted + ".json");
+    if (lower(name) == own) return read(cluster, "clusters/" + own + ".json");
     names += cat(own, ", ");
   }
-  std::ifstream file(name);
-  require(file.good() && name.find('.') != name.npos, "--cluster: found ", name,
-      ", allowed: ", names, "or the path of a cluster file");
-  return read_cluster({std::istreambuf_iterator<char>(file), {}}, name);
+  require(name.find('.') != name.npos, "--cluster: found ", name, ", allowed: ", names,
+      "or the path of a cluster file");
+  return read(Json::load(name), name);
 }
 
 Cluster read_cluster(const std::string& text, const std::string& where) {

@@ -39,6 +39,8 @@ struct Cluster {
   double other = 0;     // of a step: loading data, checking gradients, clocks that differ
   double hidden = 0;    // of communication that has something to hide under, what hides
 
+  // of attention, and what MFU divides by: the 16-bit peak where there is one
+  double wide_peak() const { return peak[peak[1] > 0 ? 1 : 0]; }
   double hbm() const { return hbm_bytes_s * hbm_efficiency; }
   double products_per_s(Precision p) const { return peak[size_t(p)] * efficiency[size_t(p)]; }
   // Computation is slower by this while it shares the GPU with communication.

@@ -16,18 +16,12 @@ constexpr double kScorePassesF = 6.5, kScorePassesB = 9.5;
 // Calls more for each time more that rows pass through memory.
 constexpr double kUnfusedKernels = 16;
 
-struct Shape {
-  double tokens, rows;  // of products; of row operations (divided by tp under sequence parallelism)
-};
-
 // A layer's cost under construction.
 class LayerCost {
  public:
   LayerCost(const PlanJob& job, const PlanLayout& l)
-      : job_(job), m_(job.model), c_(job.cluster), l_(l) {
-    tokens_ = double(l.micro_batch) * double(job.seq_len) / l.cp;
-    rows_ = tokens_ / (l.sequence_parallel == 1 ? l.tp : 1);
-  }
+      : job_(job), m_(job.model), c_(job.cluster), l_(l), tokens_(tokens_of(job, l)),
+        rows_(row_tokens_of(job, l)) {}
 
   Cost make(bool moe, bool windowed) {
     attention_products();
@@ -102,11 +96,9 @@ class LayerCost {
     }
     const double reach = windowed ? std::min(double(m_.window), s / 2) : s / 2;
     const double flops = 2 * tokens_ * reach * width;
-    const double at = c_.peak[size_t(Precision::bf16)] > 0 ? c_.peak[size_t(Precision::bf16)]
-                                                           : c_.peak[size_t(Precision::fp32)];
     const double ramp = 1 + c_.attention_half / s;
-    cost_.F[kAttention] += flops / (at * c_.attention_f) * ramp;
-    cost_.I[kAttention] += 2.5 * flops / (at * c_.attention_b) * ramp;
+    cost_.F[kAttention] += flops / (c_.wide_peak() * c_.attention_f) * ramp;
+    cost_.I[kAttention] += 2.5 * flops / (c_.wide_peak() * c_.attention_b) * ramp;
     if (l_.cp > 1) {
       const RankGroup group = rank_group(c_, l_.cp, l_.tp);
       const double kv = m_.kv_lora
@@ -126,8 +118,8 @@ class LayerCost {
   }
 
   void experts() {
-    const double h = double(m_.hidden), width = double(m_.expert_ffn) / l_.etp,
-                 up = m_.gated ? 2 : 1;
+    const double h = double(m_.hidden), width = double(m_.expert_ffn) / l_.etp;
+    const double up = m_.gated ? 2 : 1;
     // Tokens are spread over the ranks of tensor parallelism before they are dispatched.
     const double own = tokens_ / l_.tp, local = double(m_.experts) / l_.ep;
     const double copies = own * double(m_.topk) * l_.etp * l_.imbalance;  // that this rank computes
@@ -187,7 +179,7 @@ class LayerCost {
   const PlanModel& m_;
   const Cluster& c_;
   const PlanLayout& l_;
-  double tokens_, rows_;
+  double tokens_, rows_;   // of products; of row operations
   double latents_up_ = 0;  // of F: what selective recomputation repeats
   Cost cost_;
 };
@@ -204,7 +196,7 @@ Cost layer_cost(const PlanJob& job, const PlanLayout& l, bool moe, bool windowed
 }
 
 Cost head_cost(const PlanJob& job, const PlanLayout& l) {
-  const double tokens = double(l.micro_batch) * double(job.seq_len) / l.cp;
+  const double tokens = tokens_of(job, l);
   const double h = double(job.model.hidden), vocab = double(job.model.vocab) / l.tp;
   const Precision p = l.precision == Precision::fp32 ? Precision::fp32 : Precision::bf16;
   Cost cost;

@@ -74,11 +74,17 @@ std::vector<Cost> stage_costs(const PlanJob& job, const PlanLayout& layout);
 CostProfile cost_profile(
     const PlanJob& job, const PlanLayout& layout, const std::vector<Cost>& stages);
 
-// Parameters of a layer, and of a stage's ends, that one rank holds whole (before ZeRO): those that
-// all ranks of the stage replicate, and those of its experts.
+// Parameters that one rank holds whole (before ZeRO): those that all ranks of the stage replicate,
+// and those of its experts.
 struct Held {
   double shared = 0, experts = 0;
 };
+Held layer_held(const PlanModel& model, const PlanLayout& layout, bool moe);
+// Gathering, or scattering, `bytes` of each among the ranks that hold the same, `copies` times as
+// many where a schedule has more than one of the model.
+double gather_held(const PlanJob& job, const PlanLayout& layout, const Held& held, double bytes,
+    double copies = 1);
+// Of each stage, its ends included.
 std::vector<Held> stage_parameters(const PlanModel& model, const PlanLayout& layout);
 
 }  // namespace duet

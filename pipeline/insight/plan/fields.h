@@ -54,11 +54,19 @@ class Fields {
   std::string text_or(const std::string& key, const std::string& otherwise) const {
     return has(key) ? text(key) : otherwise;
   }
+  double number_or(const std::string& key, double otherwise, double lo, double hi) const {
+    return has(key) ? number(key, lo, hi) : otherwise;
+  }
   Fields object(const std::string& key) const { return {at(key), where_ + ": " + key}; }
 
  private:
   Json json_;
   std::string where_;
 };
+
+inline std::string lower(std::string text) {
+  for (char& c : text) c = char(std::tolower(static_cast<unsigned char>(c)));
+  return text;
+}
 
 }  // namespace duet

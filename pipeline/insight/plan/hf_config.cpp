@@ -1,57 +1,52 @@
 // See model.h. A Hugging Face config.json becomes a PlanModel: families, their other names for the
-// same sizes, their defaults, and what is refused.
-#include <map>
+// same sizes, their defaults, and what is refused. Records of published runs are read by it too.
 #include <optional>
 
+#include "pipeline/insight/plan/embedded.h"
 #include "pipeline/insight/plan/fields.h"
 #include "pipeline/insight/plan/model.h"
+
+// "synonyms": other names of the same size, those of published runs included. "defaults": those of
+// transformers' configuration classes, under the canonical names; a type that is another's with
+// other defaults says so in "like".
+DUET_EMBED(families, DUET_FILE("pipeline/insight/plan/models/families.json"))
 
 namespace duet {
 namespace {
 
-// Defaults of transformers' configuration classes, under the canonical names; a type that is
-// another's with other defaults says so in "like".
-const char* const kDefaults = R"({
-  "llama": {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": false},
-  "mistral": {"like": "llama", "intermediate_size": 14336, "num_key_value_heads": 8},
-  "qwen2": {"like": "llama", "vocab_size": 151936, "intermediate_size": 22016,
-    "num_key_value_heads": 32},
-  "qwen3": {"like": "qwen2", "head_dim": 128},
-  "qwen3_moe": {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144,
-    "num_hidden_layers": 24, "num_attention_heads": 32, "num_key_value_heads": 4, "experts": 128,
-    "topk": 8, "moe_intermediate_size": 768, "decoder_sparse_step": 1,
-    "tie_word_embeddings": false},
-  "mixtral": {"like": "llama", "intermediate_size": 14336, "num_key_value_heads": 8, "experts": 8,
-    "topk": 2},
-  "gpt2": {"vocab_size": 50257, "hidden_size": 768, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "positions": 1024, "tie_word_embeddings": true},
-  "gpt_neox": {"vocab_size": 50432, "hidden_size": 6144, "intermediate_size": 24576,
-    "num_hidden_layers": 44, "num_attention_heads": 64, "tie_word_embeddings": false},
-  "deepseek_v2": {"vocab_size": 102400, "hidden_size": 4096, "intermediate_size": 11008,
-    "num_hidden_layers": 30, "num_attention_heads": 32, "moe_intermediate_size": 1407,
-    "experts": 64, "topk": 6, "n_shared_experts": 2, "kv_lora_rank": 512,
-    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_group": 1,
-    "topk_group": 1, "first_k_dense_replace": 0, "tie_word_embeddings": false},
-  "deepseek_v3": {"vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432,
-    "num_hidden_layers": 61, "num_attention_heads": 128, "moe_intermediate_size": 2048,
-    "experts": 256, "topk": 8, "n_shared_experts": 1, "kv_lora_rank": 512, "q_lora_rank": 1536,
-    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_group": 8,
-    "topk_group": 4, "first_k_dense_replace": 3, "tie_word_embeddings": false},
-  "kimi_k2": {"like": "deepseek_v3"},
-  "glm4_moe": {"vocab_size": 151552, "hidden_size": 4096, "intermediate_size": 10944,
-    "num_hidden_layers": 46, "num_attention_heads": 96, "num_key_value_heads": 8, "head_dim": 128,
-    "experts": 128, "topk": 8, "moe_intermediate_size": 1408, "n_shared_experts": 1,
-    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "tie_word_embeddings": false}
-})";
+Json family_table(const char* name) {
+  static const Json all = Json::parse(families, "models/families.json");
+  return all.at(name);
+}
 
-// Other names of the same size.
-const std::map<std::string, std::string> kSynonyms = {{"n_embd", "hidden_size"},
-    {"n_layer", "num_hidden_layers"}, {"n_head", "num_attention_heads"},
-    {"n_inner", "intermediate_size"}, {"n_positions", "positions"}, {"n_ctx", "positions"},
-    {"num_experts", "experts"}, {"num_local_experts", "experts"}, {"n_routed_experts", "experts"},
-    {"num_experts_per_tok", "topk"}, {"experts_per_token", "topk"}, {"moe_topk", "topk"},
-    {"num_shared_experts", "n_shared_experts"}, {"moe_k", "topk"}};
+// A size, the least it may be, and what it is where it is missing; read only where the model has
+// the size `of`.
+struct Size {
+  const char* key;
+  int64_t PlanModel::*member;
+  int64_t least, otherwise;
+  const char* of = nullptr;
+};
+constexpr int64_t kRequired = -1, kMost = 10000000;
+constexpr Size kSizes[] = {{"num_hidden_layers", &PlanModel::layers, 1, kRequired},
+    {"hidden_size", &PlanModel::hidden, 1, kRequired},
+    {"vocab_size", &PlanModel::vocab, 2, kRequired},
+    {"num_attention_heads", &PlanModel::heads, 1, kRequired},
+    {"num_key_value_heads", &PlanModel::kv_heads, 1, 0}, {"head_dim", &PlanModel::head_dim, 1, 0},
+    {"intermediate_size", &PlanModel::ffn, 0, 0}, {"window", &PlanModel::window, 0, 0},
+    {"num_nextn_predict_layers", &PlanModel::mtp, 0, 0},
+    {"kv_lora_rank", &PlanModel::kv_lora, 0, 0},
+    {"q_lora_rank", &PlanModel::q_lora, 0, 0, "kv_lora_rank"},
+    {"qk_nope_head_dim", &PlanModel::nope, 1, kRequired, "kv_lora_rank"},
+    {"qk_rope_head_dim", &PlanModel::rope, 1, kRequired, "kv_lora_rank"},
+    {"v_head_dim", &PlanModel::v_dim, 1, kRequired, "kv_lora_rank"},
+    {"experts", &PlanModel::experts, 0, 0}, {"topk", &PlanModel::topk, 1, kRequired, "experts"},
+    {"moe_intermediate_size", &PlanModel::expert_ffn, 1, 0, "experts"},
+    {"shared_ffn", &PlanModel::shared_ffn, 0, 0, "experts"},
+    {"n_group", &PlanModel::groups, 1, 1, "experts"},
+    {"topk_group", &PlanModel::topk_groups, 1, 0, "experts"},
+    {"first_k_dense_replace", &PlanModel::dense_layers, 0, 0, "experts"},
+    {"decoder_sparse_step", &PlanModel::sparse_step, 1, 1, "experts"}};
 
 // What changes the work and is not modelled.
 std::optional<std::string> not_modelled(const Fields& f) {
@@ -81,7 +76,7 @@ std::optional<std::string> not_modelled(const Fields& f) {
 
 // The type's defaults, those it is `like` included.
 Json defaults_of(const std::string& type, const std::string& where) {
-  static const Json all = Json::parse(kDefaults, "defaults");
+  const Json all = family_table("defaults");
   std::string allowed;
   for (const auto& [name, _] : all.members()) allowed += cat(' ', name);
   const auto own = all.find(type);
@@ -93,64 +88,79 @@ Json defaults_of(const std::string& type, const std::string& where) {
   return defaults;
 }
 
-void read_experts(PlanModel& m, const Fields& f) {
-  m.experts = f.integer_or("experts", 0);
-  if (!m.experts) return;
-  m.topk = f.integer("topk", 1, m.experts);
-  m.expert_ffn = m.type == "mixtral" ? m.ffn : f.integer("moe_intermediate_size", 1);
-  m.shared_ffn = f.integer_or("n_shared_experts", 0) * m.expert_ffn;
-  m.groups = f.integer_or("n_group", 1, 1);
-  m.topk_groups = f.integer_or("topk_group", m.groups, 1);
-  m.dense_layers = f.integer_or("first_k_dense_replace", 0);
-  m.sparse_step =
-      std::max(f.integer_or("decoder_sparse_step", 1, 1), f.integer_or("moe_layer_freq", 1, 1));
+// With canonical keys; errors name `where`.
+Json renamed(const Json& json, const std::string& where) {
+  static const Json synonyms = family_table("synonyms");
+  Json config = Json::parse("{}", where);
+  for (const auto& [key, value] : json.members()) {
+    const auto canonical = synonyms.find(key);
+    config.set(canonical ? canonical->string() : key, value);
+  }
+  return config;
+}
+
+// From canonical keys; what is missing follows from other sizes.
+PlanModel sizes_of(const Fields& f) {
+  PlanModel m;
+  m.name = f.text_or("name", f.where()), m.type = f.text("model_type");
+  for (const Size& size : kSizes)
+    if (!size.of || f.integer_or(size.of, 0) > 0)
+      m.*size.member = size.otherwise == kRequired || f.has(size.key)
+          ? f.integer(size.key, size.least, kMost)
+          : size.otherwise;
+  require(m.layers <= 10000, f.where(), ": num_hidden_layers: expected at most 10000, found ",
+      m.layers);
+  m.gated = f.flag("gated", m.type != "gpt" && m.type != "gpt2" && m.type != "gpt_neox");
+  m.tied = f.flag("tie_word_embeddings", m.type == "gpt");
+  if (m.type == "gpt2") m.positions = f.integer("positions", 1, kMost);
+  if (!m.kv_heads) m.kv_heads = m.heads;
+  require(m.heads % m.kv_heads == 0, f.where(), ": num_key_value_heads: expected a divisor of ",
+      m.heads, ", found ", m.kv_heads);
+  require(m.kv_lora || m.head_dim || m.hidden % m.heads == 0, f.where(),
+      ": hidden_size: expected a multiple of num_attention_heads = ", m.heads, ", found ",
+      m.hidden);
+  if (!m.head_dim) m.head_dim = m.kv_lora ? m.v_dim : m.hidden / m.heads;
+  if (!m.ffn) m.ffn = 4 * m.hidden;
+  if (!m.experts) return m;
+  require(m.topk <= m.experts, f.where(), ": topk: expected at most the ", m.experts,
+      " experts, found ", m.topk);
+  if (!m.expert_ffn) m.expert_ffn = m.ffn;
+  if (!m.shared_ffn) m.shared_ffn = f.integer_or("n_shared_experts", 0) * m.expert_ffn;
+  if (!m.topk_groups) m.topk_groups = m.groups;
   if (f.has("mlp_only_layers")) m.dense_list = f.integers("mlp_only_layers");
   if (m.moe_layers() == m.layers) m.ffn = 0;
+  return m;
 }
 
 }  // namespace
 
+PlanModel read_published_model(const Json& json, const std::string& where) {
+  PlanModel m = sizes_of({renamed(json, where), where});
+  const std::string types = " gpt llama mixtral qwen3 moe gpt_oss deepseek_v2 deepseek_v3 ";
+  require(types.find(cat(' ', m.type, ' ')) != types.npos, where, ": type: found ", m.type,
+      ", allowed:", types);
+  if (m.type == "deepseek_v3" && m.experts == 256) m.groups = 8, m.topk_groups = 4;
+  return m;
+}
+
 PlanModel read_hf_config(const std::string& text, const std::string& where) {
-  Json raw = Json::parse(text, where), config = Json::object();
-  if (const auto nested = raw.find("text_config")) raw = Json(*nested);
-  for (const auto& [key, value] : raw.members())
-    config.set(kSynonyms.contains(key) ? kSynonyms.at(key) : key, value);
-  PlanModel m;
-  m.name = where;
-  m.type = Fields(config, where).text("model_type");
+  const Json raw = Json::parse(text, where);
+  Json config = renamed(raw.find("text_config").value_or(raw), where);
+  const std::string type = Fields(config, where).text("model_type");
   const auto missing = not_modelled(Fields(config, where));
-  require(!missing, where, ": ", m.type, " has ", missing.value_or(""),
+  require(!missing, where, ": ", type, " has ", missing.value_or(""),
       ", which is not modelled; allowed: models without it");
-  const Json defaults = defaults_of(m.type, where);
-  for (const auto& [key, value] : defaults.members()) {
+  std::vector<std::string> notes;
+  for (const auto& [key, value] : defaults_of(type, where).members()) {
     const auto given = config.find(key);
     if (given && (!given->is_null() || key == "q_lora_rank")) continue;
     config.set(key, value);
-    m.notes.push_back(cat(key, " is missing: ", value.dump(), ", the default of ", m.type));
+    notes.push_back(cat(key, " is missing: ", value.dump(), ", the default of ", type));
   }
+  config.set("name", where);
   const Fields f(config, where);
-  m.layers = f.integer("num_hidden_layers", 1, 10000);
-  m.hidden = f.integer("hidden_size", 1);
-  m.vocab = f.integer("vocab_size", 2);
-  m.heads = f.integer("num_attention_heads", 1);
-  m.kv_heads = f.integer_or("num_key_value_heads", m.heads, 1);
-  m.gated = m.type != "gpt2" && m.type != "gpt_neox";
-  m.ffn = f.integer_or("intermediate_size", 4 * m.hidden, 1);
-  m.tied = f.flag("tie_word_embeddings", false);
-  m.positions = m.type == "gpt2" ? f.integer("positions", 1) : 0;
-  if (f.has("kv_lora_rank")) {
-    m.q_lora = f.integer_or("q_lora_rank", 0), m.kv_lora = f.integer("kv_lora_rank", 1);
-    m.nope = f.integer("qk_nope_head_dim", 1), m.rope = f.integer("qk_rope_head_dim", 1);
-    m.v_dim = f.integer("v_head_dim", 1);
-  }
-  require(m.kv_lora || f.has("head_dim") || m.hidden % m.heads == 0, where,
-      ": hidden_size: expected a multiple of num_attention_heads = ", m.heads, ", found ",
-      m.hidden);
-  require(m.heads % m.kv_heads == 0, where, ": num_key_value_heads: expected a divisor of ",
-      m.heads, ", found ", m.kv_heads);
-  m.head_dim = m.kv_lora ? m.v_dim : f.integer_or("head_dim", m.hidden / m.heads, 1);
-  read_experts(m, f);
-  m.mtp = f.integer_or("num_nextn_predict_layers", 0);
+  PlanModel m = sizes_of(f);
+  m.notes = notes;
   if (f.has("quantization_config"))
     m.notes.push_back(
         cat("quantization_config (", f.object("quantization_config").text_or("quant_method", "?"),

@@ -2,11 +2,10 @@
 #include "pipeline/insight/plan/layout.h"
 
 #include <algorithm>
-#include <charconv>
 #include <numeric>
 #include <sstream>
 
-#include "model/base/check.h"
+#include "model/base/text.h"
 #include "pipeline/insight/plan/list_schedule.h"
 #include "pipeline/schedule/checker.h"
 
@@ -14,27 +13,35 @@ namespace duet {
 namespace {
 
 struct Key {
-  const char* name;
-  int PlanLayout::*member;
-  int lo, hi, free;
+  const char *name, *help;
+  int PlanLayout::*member = nullptr;  // of a number
+  int lo = 1, hi = 4096, free = 0;
 };
-constexpr Key kKeys[] = {{"dp", &PlanLayout::dp, 1, 1 << 20, 0},
-    {"tp", &PlanLayout::tp, 1, 4096, 0}, {"pp", &PlanLayout::pp, 1, 4096, 0},
-    {"ep", &PlanLayout::ep, 1, 4096, 0}, {"etp", &PlanLayout::etp, 1, 4096, 0},
-    {"cp", &PlanLayout::cp, 1, 4096, 0}, {"virtual-stages", &PlanLayout::virtual_stages, 1, 256, 0},
-    {"micro-batch-size", &PlanLayout::micro_batch, 1, 1 << 16, 0},
-    {"zero", &PlanLayout::zero, 0, 3, -1},
-    {"sequence-parallel", &PlanLayout::sequence_parallel, 0, 1, -1},
-    {"overlap-ep", &PlanLayout::overlap_ep, 0, 1, -1},
-    {"overlap-dp", &PlanLayout::overlap_dp, 0, 1, -1},
-    {"overlap-tp", &PlanLayout::overlap_tp, 0, 1, -1}};
+constexpr Key kKeys[] = {{"dp", "data-parallel ranks", &PlanLayout::dp, 1, 1 << 20},
+    {"tp", "tensor-parallel ranks", &PlanLayout::tp}, {"pp", "pipeline ranks", &PlanLayout::pp},
+    {"ep", "ranks that share the experts", &PlanLayout::ep},
+    {"etp", "tensor-parallel ranks of an expert", &PlanLayout::etp},
+    {"cp", "context-parallel ranks", &PlanLayout::cp},
+    {"virtual-stages", "stages a rank holds under interleaved", &PlanLayout::virtual_stages, 1,
+        256},
+    {"micro-batch-size", "sequences of a microbatch", &PlanLayout::micro_batch, 1, 1 << 16},
+    {"zero", "ZeRO stage, 0 to 3", &PlanLayout::zero, 0, 3, -1},
+    {"sequence-parallel", "1: row operations are divided among tensor-parallel ranks",
+        &PlanLayout::sequence_parallel, 0, 1, -1},
+    {"overlap-ep", "1: all-to-alls hide under computation", &PlanLayout::overlap_ep, 0, 1, -1},
+    {"overlap-dp", "1: gradients and weights of replicas hide", &PlanLayout::overlap_dp, 0, 1, -1},
+    {"overlap-tp", "1: tensor-parallel communication hides", &PlanLayout::overlap_tp, 0, 1, -1},
+    {"schedule",
+        "gpipe, 1f1b, interleaved, zb1p, zb-h2, zb2p, zbv, v-half, v-min, dualpipe, dualpipev, or "
+        "a CSV file"},
+    {"split", "layers of each stage, e.g. 3,4,4,3 (in --layouts 3+4+4+3)"},
+    {"recompute", "none, selective, full"}, {"dtype", "of products: fp32, bf16, fp8, mxfp8, nvfp4"},
+    {"imbalance", "the busiest GPU's tokens / the mean"}};
 
 int parse_int(const std::string& key, const std::string& value, int lo, int hi) {
-  int n = 0;
-  const auto [stop, error] = std::from_chars(value.data(), value.data() + value.size(), n);
-  require(error == std::errc() && stop == value.data() + value.size() && n >= lo && n <= hi, "--",
-      key, ": found ", value, ", allowed: ", lo, " to ", hi);
-  return n;
+  const std::optional<int> n = parse_number<int>(value);
+  require(n && *n >= lo && *n <= hi, "--", key, ": found ", value, ", allowed: ", lo, " to ", hi);
+  return *n;
 }
 
 bool two_stages_a_rank(const std::string& schedule) {
@@ -44,44 +51,39 @@ bool two_stages_a_rank(const std::string& schedule) {
 
 }  // namespace
 
-std::vector<std::string> layout_keys() {
-  std::vector<std::string> names;
-  for (const Key& key : kKeys) names.push_back(key.name);
-  names.insert(names.end(), {"schedule", "split", "recompute", "dtype", "imbalance"});
-  return names;
+std::vector<std::pair<std::string, std::string>> layout_keys() {
+  std::vector<std::pair<std::string, std::string>> keys;
+  for (const Key& key : kKeys) keys.push_back({key.name, key.help});
+  return keys;
 }
 
 void set_layout(PlanLayout& l, const std::string& key, const std::string& value) {
-  for (const Key& k : kKeys)
-    if (key == k.name) {
-      l.*k.member = parse_int(key, value, k.lo, k.hi);
-      return;
-    }
-  if (key == "schedule") {
+  const auto* known = std::ranges::find(kKeys, key, &Key::name);
+  if (known == std::end(kKeys)) {
+    std::string allowed;
+    for (const Key& k : kKeys) allowed += cat(' ', k.name);
+    throw UsageError(cat("--layouts: found ", key, ", allowed:", allowed));
+  }
+  if (known->member) {
+    l.*known->member = parse_int(key, value, known->lo, known->hi);
+  } else if (key == "schedule") {
     l.schedule = value;
   } else if (key == "dtype") {
     l.precision = parse_precision(value, "--dtype");
   } else if (key == "split") {
     l.split.clear();
-    std::string text = value;
-    std::replace(text.begin(), text.end(), ',', '+');  // commas separate layouts' fields
-    std::istringstream parts(text);
-    for (std::string part; std::getline(parts, part, '+');)
+    const char between = value.find('+') == value.npos ? ',' : '+';  // commas separate fields too
+    for (const std::string& part : split(value, between))
       l.split.push_back(parse_int(key, part, 0, 10000));
   } else if (key == "recompute") {
-    const auto found = std::find(std::begin(kRecomputes) + 1, std::end(kRecomputes), value);
+    const auto* found = std::find(std::begin(kRecomputes) + 1, std::end(kRecomputes), value);
     require(found != std::end(kRecomputes), "--recompute: found ", value,
         ", allowed: none, selective, full");
     l.recompute = Recompute(found - std::begin(kRecomputes));
   } else if (key == "imbalance") {
-    char* end = nullptr;
-    l.imbalance = std::strtod(value.c_str(), &end);
-    require(!value.empty() && !*end && l.imbalance >= 1 && l.imbalance <= 1000,
-        "--imbalance: found ", value, ", allowed: the busiest GPU's load / mean, 1 to 1000");
-  } else {
-    std::string allowed;
-    for (const std::string& name : layout_keys()) allowed += cat(' ', name);
-    throw UsageError(cat("--layouts: found ", key, ", allowed:", allowed));
+    l.imbalance = parse_number<double>(value).value_or(0);
+    require(l.imbalance >= 1 && l.imbalance <= 1000, "--imbalance: found ", value,
+        ", allowed: the busiest GPU's load / mean, 1 to 1000");
   }
 }
 
@@ -104,6 +106,7 @@ std::string PlanLayout::text() const {
     out += cat(parts...);
   };
   for (const Key& key : kKeys) {
+    if (!key.member) continue;
     const int value = this->*key.member;
     const bool plain = key.free == 0 && value == 1 && key.member != &PlanLayout::dp &&
         key.member != &PlanLayout::micro_batch;
@@ -151,7 +154,6 @@ std::string broken_rule(const PlanJob& job, const PlanLayout& l) {
         ", allowed: a multiple of dp x micro-batch-size = ", l.dp, " x ", l.micro_batch);
   const int stages = model_stages(l), M = microbatches(job, l);
   if (l.split.empty() ? stages > m.layers + 2  // the ends may have embedding and head alone
-
                       : int(l.split.size()) != stages ||
               std::accumulate(l.split.begin(), l.split.end(), 0) != m.layers)
     return cat("--split: found ", l.split.empty() ? stages : int(l.split.size()),

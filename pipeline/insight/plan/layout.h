@@ -51,10 +51,18 @@ struct PlanJob {
 // layout_keys() each.
 void set_layout(PlanLayout& layout, const std::string& key, const std::string& value);
 PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::string& where);
-std::vector<std::string> layout_keys();
+std::vector<std::pair<std::string, std::string>> layout_keys();  // name, help
 
 inline int microbatches(const PlanJob& job, const PlanLayout& l) {
   return int(job.batch / (int64_t(l.dp) * l.micro_batch));
+}
+// Of a microbatch, on one rank.
+inline double tokens_of(const PlanJob& job, const PlanLayout& l) {
+  return double(l.micro_batch) * double(job.seq_len) / l.cp;
+}
+// Of them in row operations, between the regions of tensor parallelism.
+inline double row_tokens_of(const PlanJob& job, const PlanLayout& l) {
+  return tokens_of(job, l) / (l.sequence_parallel == 1 ? l.tp : 1);
 }
 inline bool from_file(const PlanLayout& l) { return l.schedule.ends_with(".csv"); }
 // Stages that the model is cut into.

@@ -13,9 +13,13 @@
 #pragma once
 #include <string>
 
-#include "pipeline/schedule/profile.h"
+#include "pipeline/schedule/simulator.h"
 
 namespace duet {
+
+// From a rank's first action to its last, of the rank that takes longest: the step, where ranks
+// start their next one while others finish this one.
+double longest_span(const Timing& timing);
 
 bool is_list_schedule(const std::string& name);
 Schedule list_schedule(const std::string& name, int pp, int microbatches, const StageCosts& costs);

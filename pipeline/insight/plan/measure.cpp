@@ -4,26 +4,22 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <functional>
 #include <thread>
 
+#include "model/base/clock.h"
 #include "model/machine/device.h"
 
 namespace duet {
 namespace {
 
-double seconds_of(const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
 // The best of repetitions over a tenth of a second.
 double best_seconds(Device& device, const std::function<void()>& work) {
   double best = 1e30, spent = 0;
   for (int i = 0; i < 3 || spent < 0.1; ++i) {
-    const double t = seconds_of([&] { work(), device.compute().synchronize(); });
+    const double start = seconds_now();
+    work(), device.compute().synchronize();
+    const double t = seconds_now() - start;
     best = std::min(best, t), spent += t;
   }
   return best;

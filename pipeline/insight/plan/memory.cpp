@@ -6,18 +6,10 @@
 namespace duet {
 namespace {
 
-struct Tokens {
-  double whole, split;  // of a rank: in tensor-parallel regions, and between them
-};
-Tokens tokens_of(const PlanJob& job, const PlanLayout& l) {
-  const double tokens = double(l.micro_batch) * double(job.seq_len) / l.cp;
-  return {tokens, tokens / (l.sequence_parallel == 1 ? l.tp : 1)};
-}
-
 // All that a layer makes and its backward reads; `kept`: only what selective recomputation keeps.
 double made_bytes(const PlanJob& job, const PlanLayout& l, bool moe, bool kept) {
   const PlanModel& m = job.model;
-  const auto [tokens, split] = tokens_of(job, l);
+  const double tokens = tokens_of(job, l), split = row_tokens_of(job, l);
   const double h = double(m.hidden), tp = l.tp;
   const double in = l.precision > Precision::bf16 ? 1.5 : 2;  // products' inputs, cast and not
   const bool fused = l.fused_attention, lean = kept && fused;
@@ -53,12 +45,12 @@ double made_bytes(const PlanJob& job, const PlanLayout& l, bool moe, bool kept) 
 }  // namespace
 
 double layer_activation_bytes(const PlanJob& job, const PlanLayout& l, bool moe) {
-  if (l.recompute == Recompute::full) return tokens_of(job, l).split * double(job.model.hidden) * 2;
+  if (l.recompute == Recompute::full) return row_tokens_of(job, l) * double(job.model.hidden) * 2;
   return made_bytes(job, l, moe, l.recompute == Recompute::selective);
 }
 
 double layer_working_bytes(const PlanJob& job, const PlanLayout& l, bool moe) {
-  const double gradients = tokens_of(job, l).whole * double(job.model.hidden) * 2 * 4;
+  const double gradients = tokens_of(job, l) * double(job.model.hidden) * 2 * 4;
   return gradients + (l.recompute == Recompute::full ? made_bytes(job, l, moe, false) : 0);
 }
 
@@ -116,13 +108,10 @@ Memory memory_of(const PlanJob& job, const PlanLayout& l, const ScheduleShape& s
   const std::vector<double> stage_bytes = stage_activation_bytes(job, l);
   const std::vector<Held> held = stage_parameters(m, l);
   const bool moe = m.moe_layers() > 0;
-  double whole_layers = 0;  // gathered under ZeRO-3: the largest layer, and the next
-  if (l.zero == 3)
-    whole_layers = 2 * 2 *
-        (double(m.layer_parameters(moe, 0)) / l.tp +
-            (moe ? double(m.experts * m.mlp_parameters(m.expert_ffn)) / (double(l.ep) * l.etp)
-                 : 0));
-  const double tokens = tokens_of(job, l).whole;
+  const Held layer = layer_held(m, l, moe);
+  // gathered under ZeRO-3: the largest layer, and the next
+  const double whole_layers = l.zero == 3 ? 2 * 2 * (layer.shared + layer.experts) : 0;
+  const double tokens = tokens_of(job, l);
   Memory heaviest;
   for (size_t rank = 0; rank < shape.stages.size(); ++rank) {
     Memory memory;

@@ -2,11 +2,14 @@
 #include "pipeline/insight/plan/model.h"
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 
-#include "model/base/check.h"
+#include "model/base/read_file.h"
 #include "model/config.h"
+#include "pipeline/insight/plan/embedded.h"
+#include "pipeline/insight/plan/fields.h"
+
+// Sizes of public models, from their papers and published configurations.
+DUET_EMBED(public_models, DUET_FILE("pipeline/insight/plan/models/public.json"))
 
 namespace duet {
 
@@ -59,43 +62,6 @@ double PlanModel::forward_flops(int64_t seq_len, bool causal, bool with_head) co
 
 namespace {
 
-// Sizes of public models by name, from their papers and published configurations: type, layers,
-// hidden, heads, key-value heads, width of the MLP, vocabulary.
-struct Public {
-  const char *name, *type;
-  int64_t layers, hidden, heads, kv_heads, ffn, vocab;
-};
-constexpr Public kPublic[] = {{"gpt-1.5b-zb", "gpt", 22, 2304, 24, 24, 9216, 32000},
-    {"gpt-14.6b-zb", "gpt", 46, 5120, 40, 40, 20480, 32000},
-    {"gpt-175b-megascale", "gpt", 96, 12288, 128, 128, 49152, 64000},
-    {"gpt3-175b", "gpt", 96, 12288, 96, 96, 49152, 51200},
-    {"llama-13b-128k", "llama", 40, 5120, 40, 40, 13824, 128000},
-    {"llama-65b-128k", "llama", 80, 8192, 64, 64, 22016, 128000},
-    {"llama-2-7b", "llama", 32, 4096, 32, 32, 11008, 32000},
-    {"llama-2-13b", "llama", 40, 5120, 40, 40, 13824, 32000},
-    {"llama-2-70b", "llama", 80, 8192, 64, 8, 28672, 32000},
-    {"llama-3-8b", "llama", 32, 4096, 32, 8, 14336, 128256},
-    {"llama-3-70b", "llama", 80, 8192, 64, 8, 28672, 128256},
-    {"llama-3.1-405b", "llama", 126, 16384, 128, 8, 53248, 128256},
-    {"mpt-760m", "gpt", 24, 1536, 12, 12, 6144, 50368},
-    {"mpt-1b", "gpt", 24, 2048, 16, 16, 8192, 50368},
-    {"mpt-3b", "gpt", 32, 2560, 20, 20, 10240, 50368},
-    {"mpt-7b", "gpt", 32, 4096, 32, 32, 16384, 50368},
-    {"mpt-13b", "gpt", 40, 5120, 40, 40, 20480, 50368},
-    {"mpt-30b", "gpt", 48, 7168, 56, 56, 28672, 50368},
-    {"mpt-70b", "gpt", 80, 8192, 64, 64, 32768, 50368},
-    {"mixtral-8x7b", "mixtral", 32, 4096, 32, 8, 14336, 32000},
-    {"mixtral-8x22b", "mixtral", 56, 6144, 48, 8, 16384, 32768}};
-
-PlanModel from_table(const Public& p) {
-  PlanModel m{
-      p.name, p.type, p.layers, p.hidden, p.vocab, p.heads, p.kv_heads, p.hidden / p.heads, p.ffn};
-  m.gated = m.type != "gpt";
-  m.tied = !m.gated;
-  if (m.type == "mixtral") m.experts = 8, m.topk = 2, m.expert_ffn = p.ffn, m.ffn = 0;
-  return m;
-}
-
 PlanModel from_preset(const Preset& preset) {
   const ModelConfig& c = preset.model;
   PlanModel m{preset.name, "deepseek_v3", c.n_layers, c.d_model, c.vocab_size, c.n_heads, c.n_heads,
@@ -108,32 +74,22 @@ PlanModel from_preset(const Preset& preset) {
   return m;
 }
 
-std::string lower(std::string text) {
-  std::transform(
-      text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
-  return text;
-}
-
 }  // namespace
 
-std::vector<std::string> public_model_names() {
-  std::vector<std::string> names;
-  for (const Public& p : kPublic) names.push_back(p.name);
-  return names;
-}
-
 PlanModel find_model(const std::string& name) {
-  for (const Preset& preset : presets())
-    if (name == preset.name) return from_preset(preset);
-  for (const Public& p : kPublic)
-    if (lower(name) == p.name) return from_table(p);
-  std::ifstream file(name);
   std::string names;
-  for (const Preset& preset : presets()) names += cat(preset.name, ", ");
-  for (const Public& p : kPublic) names += cat(p.name, ", ");
-  require(file.good() && name.find('.') != name.npos, "--model: found ", name, ", allowed: ", names,
+  for (const Preset& preset : presets()) {
+    if (name == preset.name) return from_preset(preset);
+    names += cat(preset.name, ", ");
+  }
+  for (const Json& model : Json::parse(public_models, "models/public.json").items()) {
+    const std::string own = model.at("name").string();
+    if (lower(name) == own) return read_published_model(model, own);
+    names += cat(own, ", ");
+  }
+  require(name.find('.') != name.npos, "--model: found ", name, ", allowed: ", names,
       "or the path of a config.json");
-  return read_hf_config({std::istreambuf_iterator<char>(file), {}}, name);
+  return read_hf_config(read_file(name), name);
 }
 
 }  // namespace duet

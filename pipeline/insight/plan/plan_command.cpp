@@ -1,10 +1,10 @@
 // See plan_command.h. The options of `duet plan`, and what becomes of them.
 #include "pipeline/insight/plan/plan_command.h"
 
-#include <CLI/CLI.hpp>
 #include <fstream>
 #include <iostream>
 
+#include "model/base/command_line.h"
 #include "pipeline/insight/plan/measure.h"
 #include "pipeline/insight/plan/report.h"
 #include "pipeline/insight/plan/validate.h"
@@ -35,32 +35,20 @@ std::vector<float> read_loads(const std::string& path, int64_t experts) {
   return loads;
 }
 
-PlanJob job_of(const PlanOptions& o) {
-  PlanJob job{find_model(o.model), find_cluster(o.cluster), o.gpus, o.batch, o.seq_len};
-  require(
-      job.gpus >= 1 && job.gpus <= 1 << 20, "--gpus: found ", job.gpus, ", allowed: 1 to 1048576");
-  require(job.batch >= 1, "--batch: found ", job.batch, ", allowed: 1 or more");
-  require(job.seq_len >= 1, "--seq-len: found ", job.seq_len, ", allowed: 1 or more");
-  return job;
-}
-
 // The fewest GPUs, in whole nodes beyond one, on which some layout fits; 0 where none was found.
-int64_t smallest_that_fits(PlanJob job, PlanLayout fixed, double bytes) {
+int64_t smallest_that_fits(PlanJob job, const PlanLayout& free, double bytes) {
   const int64_t node = int64_t(job.cluster.gpus_per_node);
-  fixed.dp = 0;
   job.gpus = std::max(job.gpus + 1, int64_t(bytes / job.cluster.memory_bytes / 4));
   for (int tries = 0; tries < 64; ++tries, job.gpus += job.gpus < node ? 1 : node) {
     if (job.gpus > node) job.gpus = (job.gpus + node - 1) / node * node;
-    if (!search(job, fixed, 1).best.empty()) return job.gpus;
+    if (!search(job, free, 1).best.empty()) return job.gpus;
   }
   return 0;
 }
 
 // What fits instead: another layout on these GPUs, or more of them.
 std::string nearest_that_fits(
-    const PlanJob& job, const PlanLayout& fixed, const SearchResult& found) {
-  PlanLayout free;
-  free.precision = fixed.precision, free.imbalance = fixed.imbalance;
+    const PlanJob& job, const PlanLayout& free, const SearchResult& found) {
   if (const SearchResult other = search(job, free, 1); !other.best.empty())
     return other.best[0].layout.text();
   const double bytes = found.smallest.memory.total() * double(job.gpus);
@@ -82,14 +70,12 @@ Answer answer_of(const PlanOptions& o, const PlanJob& job, PlanLayout fixed) {
       a.found.first_rule.empty()
           ? cat("--gpus: found ", job.gpus, ", allowed: a multiple of tp x pp x cp")
           : a.found.first_rule);
-  const bool fits = !a.found.best.empty();
-  a.now = predict(job, fits ? a.found.best[0].layout : a.found.smallest.layout);
-  if (!fits) a.nearest = nearest_that_fits(job, fixed, a.found);
-  a.changes = what_if(job, a.now, o.replicas, loads);
+  a.now = predict(job, a.found.pick().layout);
   PlanLayout free;
   free.precision = fixed.precision, free.imbalance = fixed.imbalance;
-  const SearchResult others = search(job, free, 4);
-  for (const Prediction& p : others.best)
+  if (a.found.best.empty()) a.nearest = nearest_that_fits(job, free, a.found);
+  a.changes = what_if(job, a.now, o.replicas, loads);
+  for (const Prediction& p : search(job, free, 4).best)
     if (a.others.size() < 3 && p.layout.text() != a.now.layout.text()) a.others.push_back(p);
   return a;
 }
@@ -97,11 +83,11 @@ Answer answer_of(const PlanOptions& o, const PlanJob& job, PlanLayout fixed) {
 void side_by_side(
     const PlanOptions& o, const PlanJob& job, const PlanLayout& fixed, std::ostream& out) {
   std::vector<Prediction> all;
-  std::istringstream list(o.layouts);
-  for (std::string text; std::getline(list, text, ';');) {
-    SearchResult found = search(job, parse_layout(text, fixed, "--layouts"), 1);
+  for (const std::string& text : split(o.layouts, ';')) {
+    if (text.empty()) continue;
+    const SearchResult found = search(job, parse_layout(text, fixed, "--layouts"), 1);
     require(found.legal > 0, "--layouts: ", text, ": ", found.first_rule);
-    all.push_back(found.best.empty() ? found.smallest : found.best[0]);
+    all.push_back(found.pick());
   }
   require(!all.empty(), "--layouts: found nothing, allowed: e.g. \"tp=8,pp=4; tp=4,pp=8\"");
   if (o.format != "json") return print_table(job, all, out);
@@ -134,7 +120,7 @@ void plan_command(const PlanOptions& o, std::ostream& out) {
     out << o.measure << ": " << c.name << "\n";
     return;
   }
-  const PlanJob job = job_of(o);
+  const PlanJob job{find_model(o.model), find_cluster(o.cluster), o.gpus, o.batch, o.seq_len};
   PlanLayout fixed;
   if (o.demonstration) fixed = parse_layout(kDeepSeekV3, fixed, "");
   for (const auto& [key, value] : o.layout) set_layout(fixed, key, value);
@@ -153,57 +139,38 @@ void plan_command(const PlanOptions& o, std::ostream& out) {
   }
 }
 
-void add_plan_command(CLI::App& duet, int& exit_status) {
-  auto o = std::make_shared<PlanOptions>();
-  CLI::App* cli = duet.add_subcommand("plan",
+void add_plan_command(CLI::App& duet, int&) {
+  const auto o = std::make_shared<PlanOptions>();
+  Command cli(duet, "plan",
       "predict a training run: memory, step time, the best layout; without options DeepSeek-V3's");
-  cli->fallthrough();
-  cli->option_defaults()->always_capture_default();
-  cli->add_option("--model", o->model,
+  cli.text("--model", o->model,
       "a preset, a public model's name, or the path of a Hugging Face config.json");
-  cli->add_option("--cluster", o->cluster,
+  cli.text("--cluster", o->cluster,
       "a100-40g, a100-80g, h100, h800, h200, b200, b300, gb200, gb300, or a cluster file");
-  cli->add_option("--gpus", o->gpus, "GPUs of the whole job");
-  cli->add_option("--batch", o->batch, "sequences of a step");
-  cli->add_option("--seq-len", o->seq_len, "tokens of a sequence");
-  const std::map<std::string, std::string> help = {{"dp", "data-parallel ranks"},
-      {"tp", "tensor-parallel ranks"}, {"pp", "pipeline ranks"},
-      {"ep", "ranks that share the experts"}, {"etp", "tensor-parallel ranks of an expert"},
-      {"cp", "context-parallel ranks"}, {"virtual-stages", "stages a rank holds under interleaved"},
-      {"micro-batch-size", "sequences of a microbatch"}, {"zero", "ZeRO stage, 0 to 3"},
-      {"sequence-parallel", "1: row operations are divided among tensor-parallel ranks"},
-      {"overlap-ep", "1: all-to-alls hide under computation"},
-      {"overlap-dp", "1: gradients and weights of replicas hide"},
-      {"overlap-tp", "1: tensor-parallel communication hides"},
-      {"schedule",
-          "gpipe, 1f1b, interleaved, zb1p, zb-h2, zb2p, zbv, v-half, v-min, dualpipe, "
-          "dualpipev, or a CSV file"},
-      {"split", "layers of each stage, e.g. 3,4,4,3 (in --layouts 3+4+4+3)"},
-      {"recompute", "none, selective, full"},
-      {"dtype", "of products: fp32, bf16, fp8, mxfp8, nvfp4"},
-      {"imbalance", "the busiest GPU's tokens / the mean"}};
-  for (const std::string& key : layout_keys())
-    cli->add_option_function<std::string>(
+  cli.number("--gpus", o->gpus, 1, 1 << 20, "GPUs of the whole job");
+  cli.number("--batch", o->batch, 1, 1 << 30, "sequences of a step");
+  cli.number("--seq-len", o->seq_len, 1, 1 << 30, "tokens of a sequence");
+  CLI::App* plan = duet.get_subcommand("plan");
+  for (const auto& [key, help] : layout_keys())
+    plan->add_option_function<std::string>(
         "--" + key, [o, key](const std::string& value) { o->layout[key] = value; },
-        help.at(key) + "; default: searched for");
-  cli->add_option("--layouts", o->layouts, "layouts side by side, e.g. \"tp=8,pp=4; tp=4,pp=8\"")
-      ->delimiter('\0');
-  cli->add_option("--loads", o->loads, "JSON: tokens of each routed expert, for EPLB");
-  cli->add_option(
-      "--replicas", o->replicas, "physical experts a layer under EPLB; 0: one more a rank");
-  cli->add_option("--profile", o->profile, "a cost profile to run the layout's schedule against");
-  cli->add_option("--write-profile", o->write_profile, "write the stages' costs to this file");
-  cli->add_option("--top", o->top, "layouts that a search keeps");
-  cli->add_option("--usd-per-gpu-hour", o->usd_per_gpu_hour, "price");
-  cli->add_option("--validate", o->validate, "predict the published runs in this file");
-  cli->add_option("--measure", o->measure, "write a cluster file of this machine");
-  cli->add_option("--format", o->format, "text, or json: one document");
-  cli->callback([cli, o, &exit_status] {
+        help + "; default: searched for");
+  cli.text("--layouts", o->layouts, "layouts side by side, e.g. \"tp=8,pp=4; tp=4,pp=8\"");
+  cli.text("--loads", o->loads, "JSON: tokens of each routed expert, for EPLB");
+  cli.number("--replicas", o->replicas, 0, 1 << 20,
+      "physical experts a layer under EPLB; 0: one more a rank");
+  cli.text("--profile", o->profile, "a cost profile to run the layout's schedule against");
+  cli.text("--write-profile", o->write_profile, "write the stages' costs to this file");
+  cli.number("--top", o->top, 1, 1 << 20, "layouts that a search keeps");
+  cli.number("--usd-per-gpu-hour", o->usd_per_gpu_hour, 0, 1e6, "price");
+  cli.text("--validate", o->validate, "predict the published runs in this file");
+  cli.text("--measure", o->measure, "write a cluster file of this machine");
+  cli.text("--format", o->format, "text, or json: one document");
+  cli.runs([plan, o] {
     o->demonstration = o->layout.empty() && o->layouts.empty();
     for (const char* option : {"--model", "--cluster", "--gpus", "--batch", "--seq-len"})
-      o->demonstration &= cli->count(option) == 0;
+      o->demonstration &= plan->count(option) == 0;
     plan_command(*o, std::cout);
-    exit_status = 0;
   });
 }
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "pipeline/schedule/simulator.h"
+#include "pipeline/insight/plan/list_schedule.h"
 
 namespace duet {
 namespace {
@@ -18,9 +18,8 @@ bool ranks_part_ways(const std::string& schedule) {
 }
 
 struct Run {
-  double length = 0, busy = 0;
+  double length = 0, busy = 0, mean_busy = 0;  // busy: the busiest rank
   size_t busiest = 0;
-  std::vector<double> rank_busy;
 };
 
 Run run(const Schedule& s, const CostProfile& profile) {
@@ -28,12 +27,11 @@ Run run(const Schedule& s, const CostProfile& profile) {
   Run run;
   for (size_t r = 0; r < timing.spans.size(); ++r) {
     const double busy = timing.makespan * (1 - timing.bubble_fraction[r]);
-    run.rank_busy.push_back(busy);
+    run.mean_busy += busy;
     if (busy > run.busy) run.busy = busy, run.busiest = r;
-    if (ranks_part_ways(s.name))
-      run.length = std::max(run.length, timing.spans[r].back().end - timing.spans[r].front().start);
   }
-  if (!ranks_part_ways(s.name)) run.length = timing.makespan;
+  run.length = ranks_part_ways(s.name) ? longest_span(timing) : timing.makespan;
+  run.mean_busy /= s.pp;
   return run;
 }
 
@@ -43,14 +41,11 @@ void add_parts(const Schedule& s, const CostProfile& profile, const std::vector<
   for (size_t rank = 0; rank < s.ranks.size(); ++rank)
     for (const Action& action : s.ranks[rank]) {
       const double cost = profile.of(s, action) / s.pp;
-      if (action.overlapped())
-        p.by_action.pairs += cost;
-      else if (action.kind == Kind::F)
-        p.by_action.F += cost;
-      else if (action.kind == Kind::W)
-        p.by_action.W += cost;
-      else
-        p.by_action.B += cost;
+      ByAction& by = p.by_action;
+      (action.overlapped()             ? by.pairs
+              : action.kind == Kind::F ? by.F
+              : action.kind == Kind::W ? by.W
+                                       : by.B) += cost;
       if (rank != busiest) continue;
       for_parts(action, [&](const Action& a) {
         const Cost& stage = stages[size_t(s.model_stage(a.stage))];
@@ -61,51 +56,39 @@ void add_parts(const Schedule& s, const CostProfile& profile, const std::vector<
     }
 }
 
-struct Update {
-  double exposed = 0, optimizer = 0;
-};
-
 // Gradients to the replicas, weights back, and the optimizer, on the rank that has most to do.
-Update update_costs(
-    const PlanJob& job, const PlanLayout& l, const Schedule& s, const std::vector<Cost>& stages) {
+void add_update(const PlanJob& job, const PlanLayout& l, const Schedule& s,
+    const std::vector<Cost>& stages, Prediction& p) {
   const Cluster& c = job.cluster;
   const std::vector<Held> held = stage_parameters(job.model, l);
   const double replicas = double(l.dp) * l.cp, folded = replicas * l.tp / (l.ep * l.etp);
   const double weights = l.precision == Precision::fp32 ? 4 : 2;
-  Update worst;
-  std::vector<Held> of_rank(static_cast<size_t>(s.pp));
-  std::vector<double> last_b(of_rank.size(), 0), first_f(of_rank.size(), 0);
-  for (int stage = 0; stage < s.stages(); ++stage) {
-    const size_t rank = size_t(s.rank_of[size_t(stage)]), model = size_t(s.model_stage(stage));
-    of_rank[rank].shared += held[model].shared, of_rank[rank].experts += held[model].experts;
-    last_b[rank] += stages[model].I.sum() + stages[model].W.sum();
-    first_f[rank] += stages[model].F.sum();
-  }
-  const double copies =
-      s.weight_copies();  // mirrored ranks sum their gradients too, after the last W of both
-  for (size_t rank = 0; rank < of_rank.size(); ++rank) {
-    const auto both = [&](double bytes) {
-      return gather_seconds(
-                 c, rank_group(c, replicas * copies, l.tp), of_rank[rank].shared * bytes) +
-          gather_seconds(c, rank_group(c, folded * copies, double(l.ep) * l.etp),
-              of_rank[rank].experts * bytes);
-    };
-    Update u;
-    if (l.zero != 3) {
-      const double gradients = (l.zero == 0 ? 2 : 1) * both(l.gradient_bytes);
-      const double gathers = l.zero == 0 ? 0 : both(weights);
-      const bool hides = l.overlap_dp == 1 && copies == 1;
-      u.exposed = hides
-          ? exposed_seconds(c, gradients, last_b[rank]) + exposed_seconds(c, gathers, first_f[rank])
-          : gradients + gathers;
+  // mirrored ranks sum their gradients too, after the last W of both
+  const double copies = s.weight_copies();
+  for (int rank = 0; rank < s.pp; ++rank) {
+    Held own;
+    double last_b = 0, first_f = 0;
+    for (int stage = 0; stage < s.stages(); ++stage) {
+      if (s.rank_of[size_t(stage)] != rank) continue;
+      const size_t model = size_t(s.model_stage(stage));
+      own.shared += held[model].shared, own.experts += held[model].experts;
+      last_b += stages[model].I.sum() + stages[model].W.sum();
+      first_f += stages[model].F.sum();
     }
+    const double gradients =
+        (l.zero == 0 ? 2 : 1) * gather_held(job, l, own, l.gradient_bytes, copies);
+    const double gathers = l.zero == 0 ? 0 : gather_held(job, l, own, weights, copies);
+    const bool hides = l.overlap_dp == 1 && copies == 1;
+    const double exposed = l.zero == 3 ? 0
+        : hides ? exposed_seconds(c, gradients, last_b) + exposed_seconds(c, gathers, first_f)
+                : gradients + gathers;
     const double updated = l.zero == 0
-        ? of_rank[rank].shared + of_rank[rank].experts
-        : of_rank[rank].shared / replicas + of_rank[rank].experts / std::max(1.0, folded);
-    u.optimizer = updated * kOptimizerBytes / c.hbm();
-    if (u.exposed + u.optimizer > worst.exposed + worst.optimizer) worst = u;
+        ? own.shared + own.experts
+        : own.shared / replicas + own.experts / std::max(1.0, folded);
+    const double optimizer = updated * kOptimizerBytes / c.hbm();
+    if (exposed + optimizer > p.exposed_data + p.optimizer)
+      p.exposed_data = exposed, p.optimizer = optimizer;
   }
-  return worst;
 }
 
 }  // namespace
@@ -120,28 +103,25 @@ Prediction predict(const PlanJob& job, const PlanLayout& l, double most_actions)
   int few = all, more = all;
   if (double(stages.size()) * all * 2 > most_actions && all > 6 * round && !from_file(l))
     few = all % round + 3 * round, more = few + round, p.extrapolated = true;
-  const Schedule s = layout_schedule(l, few, profile.stages[profile.stages.size() / 2]);
+  const StageCosts& typical = profile.stages[profile.stages.size() / 2];
+  const Schedule s = layout_schedule(l, few, typical);
   const Run first = run(s, profile);
   add_parts(s, profile, stages, first.busiest, p);
   p.pipeline = first.length;
-  double busy = first.busy;
-  double busy_mean = std::accumulate(first.rank_busy.begin(), first.rank_busy.end(), 0.0) / l.pp;
+  double busy = first.busy, busy_mean = first.mean_busy;
   if (p.extrapolated) {
-    const Run second =
-        run(layout_schedule(l, more, profile.stages[profile.stages.size() / 2]), profile);
+    const Run second = run(layout_schedule(l, more, typical), profile);
     const double rounds = double(all - few) / (more - few), scale = double(all) / few;
     p.pipeline += rounds * (second.length - first.length);
     busy *= scale, busy_mean *= scale;
-    Parts scaled;
-    p.parts = scaled.add(p.parts, scale);
+    p.parts = Parts().add(p.parts, scale);
     for (double* part : {&p.by_action.F, &p.by_action.B, &p.by_action.W, &p.by_action.pairs})
       *part *= scale;
   }
   p.bubble = p.pipeline - busy;
   p.mean_bubble = p.pipeline - busy_mean;
   p.hidden_in_pairs = p.parts.sum() - busy;
-  const Update update = update_costs(job, l, s, stages);
-  p.exposed_data = update.exposed, p.optimizer = update.optimizer;
+  add_update(job, l, s, stages, p);
   p.other = (p.pipeline + p.exposed_data + p.optimizer) * job.cluster.other;
   p.step = p.pipeline + p.exposed_data + p.optimizer + p.other;
   p.memory = memory_of(job, l, shape_of(s, stage_activation_bytes(job, l)));

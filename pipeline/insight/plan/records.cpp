@@ -6,39 +6,6 @@
 namespace duet {
 namespace {
 
-PlanModel read_model(const Fields& f) {
-  PlanModel m;
-  m.name = f.text_or("name", "unnamed"), m.type = f.text("type");
-  const std::vector<std::string> types = {
-      "gpt", "llama", "qwen3", "moe", "gpt_oss", "deepseek_v2", "deepseek_v3"};
-  require(std::find(types.begin(), types.end(), m.type) != types.end(), f.where(), ": type: found ",
-      m.type, ", allowed: gpt, llama, qwen3, moe, gpt_oss, deepseek_v2, deepseek_v3");
-  m.layers = f.integer("layers", 1), m.hidden = f.integer("hidden", 1),
-  m.vocab = f.integer("vocab", 1);
-  m.heads = f.integer("heads", 1), m.kv_heads = f.integer_or("kv_heads", m.heads, 1);
-  m.head_dim = f.integer_or("head_dim", m.hidden / m.heads, 1);
-  m.ffn = f.integer_or("ffn", 0);
-  m.gated = f.flag("gated", m.type != "gpt"), m.tied = f.flag("tied_embeddings", m.type == "gpt");
-  m.mtp = f.integer_or("mtp_layers", 0), m.window = f.integer_or("window", 0);
-  m.experts = f.integer_or("experts", 0);
-  if (m.experts) {
-    m.topk = f.integer("top_k", 1, m.experts), m.expert_ffn = f.integer("expert_ffn", 1);
-    m.shared_ffn = f.integer_or("shared_ffn", 0), m.dense_layers = f.integer_or("dense_layers", 0);
-    if (m.type == "deepseek_v3" && m.experts == 256) m.groups = 8, m.topk_groups = 4;
-  }
-  if (f.has("kv_lora_rank")) {
-    m.q_lora = f.integer_or("q_lora_rank", 0), m.kv_lora = f.integer("kv_lora_rank", 1);
-    m.nope = f.integer("qk_nope_head_dim", 1), m.rope = f.integer("qk_rope_head_dim", 1);
-    m.v_dim = f.integer("v_head_dim", 1);
-  }
-  return m;
-}
-
-std::string schedule_name(const std::string& text) {
-  if (text == "zb-h1") return "zb1p";
-  return text == "v-zb" ? "zbv" : text;
-}
-
 // Layers of each rank become layers of each of its chunks; what is missing is missing at the ends.
 std::vector<int> chunked(const std::vector<int64_t>& of_rank, const PlanLayout& l) {
   const int stages = model_stages(l), pp = int(of_rank.size());
@@ -57,24 +24,23 @@ PlanLayout read_layout(const Fields& f, const PlanModel& m, const std::string& p
     const std::vector<std::string>& guessed) {
   PlanLayout l;
   const bool old = precision == "fp16", fixed = f.flag("fixed", true);
-  const auto degree = [&](const char* key) { return int(f.integer_or(key, fixed ? 1 : 0, 1)); };
-  l.tp = degree("tp"), l.pp = degree("pp"), l.cp = degree("cp"), l.ep = degree("ep");
-  l.etp = int(f.integer_or("etp", 1, 1));
-  l.dp = int(f.integer_or("dp", 0, 1));
-  l.virtual_stages = int(f.integer_or("virtual_stages", 0, 1));
-  l.schedule = schedule_name(f.text_or("schedule", ""));
-  if (l.pp == 1) l.schedule = "1f1b", l.virtual_stages = 1;
-  const auto is_guess = [&](const char* field) {
-    return std::find(guessed.begin(), guessed.end(), field) != guessed.end();
+  const auto degree = [&](const char* key, int otherwise) {
+    return int(f.integer_or(key, otherwise, 1));
   };
+  l.tp = degree("tp", fixed), l.pp = degree("pp", fixed), l.cp = degree("cp", fixed);
+  l.ep = degree("ep", fixed), l.etp = degree("etp", 1), l.dp = degree("dp", 0);
+  l.virtual_stages = degree("virtual_stages", 0);
+  l.schedule = f.text_or("schedule", "");
+  if (l.schedule == "zb-h1") l.schedule = "zb1p";
+  if (l.schedule == "v-zb") l.schedule = "zbv";
+  if (l.pp == 1) l.schedule = "1f1b", l.virtual_stages = 1;
+  const auto is_guess = [&](const char* key) { return std::ranges::count(guessed, key) > 0; };
   if (l.pp > 1 && is_guess("layout.schedule") && is_guess("layout.virtual_stages"))
     l.schedule = "", l.virtual_stages = 0;
   if (l.schedule.empty()) l.schedule = l.virtual_stages == 1 ? "1f1b" : "interleaved";
   if (l.schedule == "1f1b") l.virtual_stages = 1;
   if (f.has("stage_layers")) l.split = chunked(f.integers("stage_layers"), l);
-  const std::string recompute = f.text_or("recompute", "");
-  for (size_t i = 0; i < 4; ++i)
-    if (recompute == kRecomputes[i]) l.recompute = Recompute(i);
+  if (f.has("recompute")) set_layout(l, "recompute", f.text("recompute"));
   l.zero = int(f.integer_or("zero", old ? 0 : 1));
   l.precision = old ? Precision::bf16 : parse_precision(precision, f.where() + ": precision");
   l.gradient_bytes = old ? 2 : 4;
@@ -97,7 +63,7 @@ void read_measured(const Fields& f, Record& r) {
       ": expected one of step_s, tokens_per_s, tflops_per_gpu, mfu, bubble_rate, out_of_memory");
   r.formula = f.text_or("flops_formula", ""), r.attention = f.text_or("flops_attention", "");
   if (r.kind == "mfu") r.peak_flops = f.number("peak_tflops", 1, 1e5) * 1e12;
-  if (f.has("memory_gib")) r.memory_gib = f.number("memory_gib", 0, 1e4);
+  r.memory_gib = f.number_or("memory_gib", 0, 0, 1e4);
 }
 
 }  // namespace
@@ -108,18 +74,14 @@ Record read_record(const Json& json, const std::string& where) {
   r.id = f.text("id"), r.suite = f.text("suite");
   const Fields hardware = f.object("hardware"), batch = f.object("batch");
   PlanJob& job = r.job;
-  job.model = read_model(f.object("model"));
-  const bool slow = hardware.text("gpu") == "H100" && hardware.has("hbm_gb") &&
-      hardware.number("hbm_gb", 1, 4000) == 96;
-  job.cluster = find_cluster(slow ? "h100-96g" : hardware.text("gpu"));
-  job.cluster.gpus_per_node =
-      double(hardware.integer_or("gpus_per_node", int64_t(job.cluster.gpus_per_node), 1));
-  job.cluster.nvlink_domain =
-      double(hardware.integer_or("nvlink_domain", int64_t(job.cluster.nvlink_domain), 1));
-  if (hardware.has("hbm_gb")) {
-    const double bytes = hardware.number("hbm_gb", 1, 4000) * 1e9;
-    if (std::abs(bytes / job.cluster.memory_bytes - 1) > 0.1) job.cluster.memory_bytes = bytes;
-  }
+  job.model = read_published_model(f.at("model"), f.where() + ": model");
+  const std::string gpu = hardware.text("gpu");
+  const double hbm = hardware.number_or("hbm_gb", 0, 1, 4000) * 1e9;
+  job.cluster = find_cluster(gpu == "H100" && hbm == 96e9 ? "h100-96g" : gpu);
+  Cluster& c = job.cluster;
+  c.gpus_per_node = hardware.number_or("gpus_per_node", c.gpus_per_node, 1, 1024);
+  c.nvlink_domain = hardware.number_or("nvlink_domain", c.nvlink_domain, 1, 1024);
+  if (hbm > 0 && std::abs(hbm / c.memory_bytes - 1) > 0.1) c.memory_bytes = hbm;
   job.gpus = hardware.integer("gpus", 1);
   job.batch = batch.integer("global_sequences", 1), job.seq_len = batch.integer("seq_len", 1);
   const std::string precision = f.text_or("precision", "bf16");

@@ -41,6 +41,11 @@ struct Record {
   double peak_flops = 0;           // that an MFU is divided by
   double memory_gib = 0;           // 0: not measured
   std::optional<CostProfile> profile;
+
+  bool ran() const { return kind != "out_of_memory"; }
+  bool is_bubble() const { return kind == "bubble_rate"; }
+  // in proportion: 1 / speed where a speed was measured
+  double measured_step() const { return kind == "step_s" ? measured : 1 / measured; }
 };
 
 // Throws UsageError for what the schema does not allow.

@@ -15,8 +15,7 @@ Rates rates_of(const PlanJob& job, const Prediction& p, double usd_per_hour) {
   const auto flops = [&](bool causal) {
     return step_flops(job, Flops::megatron, causal) / p.step / double(job.gpus);
   };
-  const double peak = std::max(job.cluster.peak[size_t(Precision::bf16)],
-      job.cluster.peak[size_t(Precision::fp32)] * (job.cluster.peak[size_t(Precision::bf16)] == 0));
+  const double peak = job.cluster.wide_peak();
   r.tokens_per_s = double(job.batch * job.seq_len) / p.step;
   r.full = flops(false), r.causal = flops(true);
   r.mfu_full = r.full / peak, r.mfu_causal = r.causal / peak;
@@ -25,7 +24,7 @@ Rates rates_of(const PlanJob& job, const Prediction& p, double usd_per_hour) {
   return r;
 }
 
-std::vector<std::pair<std::string, double>> memory_parts(const Memory& m) {
+NamedValues memory_parts(const Memory& m) {
   return {{"parameters", m.parameters}, {"gradients", m.gradients}, {"optimizer", m.optimizer},
       {"activations", m.activations}, {"logits", m.logits}, {"buffers", m.buffers},
       {"fragmentation", m.fragmentation}, {"reserved", m.reserved}};
@@ -40,14 +39,14 @@ std::string bottleneck(const Prediction& p) {
 
 }  // namespace
 
-std::vector<std::pair<std::string, double>> step_parts(const Prediction& p) {
-  std::vector<std::pair<std::string, double>> parts;
+NamedValues step_parts(const Prediction& p) {
+  NamedValues parts;
   for (size_t i = 0; i < kParts; ++i)
     parts.push_back({kPartNames[i], p.parts[i] - (i == kExpertComm ? p.hidden_in_pairs : 0)});
-  parts.push_back({"bubble and messages", p.bubble});
-  parts.push_back({"gradients and weights between replicas", p.exposed_data});
-  parts.push_back({"optimizer", p.optimizer});
-  parts.push_back({"all else", p.other});
+  parts.insert(parts.end(),
+      {{"bubble and messages", p.bubble},
+          {"gradients and weights between replicas", p.exposed_data}, {"optimizer", p.optimizer},
+          {"all else", p.other}});
   std::erase_if(parts, [&](const auto& part) { return std::abs(part.second) < 1e-6 * p.step; });
   return parts;
 }
@@ -121,10 +120,8 @@ Json answer_json(const Answer& a) {
   const PlanJob& job = a.job;
   const Prediction& p = a.now;
   const Rates r = rates_of(job, p, a.usd_per_gpu_hour);
-  const auto object = [](const std::vector<std::pair<std::string, double>>& values) {
-    Json json = Json::object();
-    for (const auto& [name, value] : values) json.set(name, value);
-    return json;
+  const auto object = [](const NamedValues& values) {
+    return Json::object({values.begin(), values.end()});
   };
   Json memory = object(memory_parts(p.memory)), changes = Json::array(), next = Json::array();
   memory.set("total", p.memory.total()), memory.set("available", job.cluster.memory_bytes);

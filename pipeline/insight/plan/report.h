@@ -21,7 +21,8 @@ struct Answer {
 };
 
 // The parts of a step, which sum to it: name and seconds.
-std::vector<std::pair<std::string, double>> step_parts(const Prediction& prediction);
+using NamedValues = std::vector<std::pair<std::string, double>>;
+NamedValues step_parts(const Prediction& prediction);
 
 // Median error of published runs on such GPUs and models, as the README's table has it.
 std::string known_error(const PlanJob& job);

@@ -21,8 +21,9 @@ std::vector<int> powers(int64_t most) {
   return all;
 }
 
-template <class T> std::vector<T> choice(T fixed, bool free, std::vector<T> otherwise) {
-  return free ? otherwise : std::vector<T>{fixed};
+// The fixed value, or all that a free one may have.
+template <class T> std::vector<T> choice(T fixed, T free, std::vector<T> otherwise) {
+  return fixed == free ? otherwise : std::vector<T>{fixed};
 }
 
 struct Candidate {
@@ -59,18 +60,17 @@ class Search {
     const PlanModel& m = job_.model;
     const int64_t most_tp = std::min<int64_t>(16, int64_t(job_.cluster.nvlink_domain));
     const int64_t most_cp = job_.seq_len / 8192;
-    for (int tp : choice(fixed_.tp, !fixed_.tp, powers(most_tp)))
-      for (int pp : choice(fixed_.pp, !fixed_.pp, divisors(job_.gpus, m.layers)))
-        for (int cp : choice(fixed_.cp, !fixed_.cp, powers(std::max<int64_t>(1, most_cp)))) {
+    for (int tp : choice(fixed_.tp, 0, powers(most_tp)))
+      for (int pp : choice(fixed_.pp, 0, divisors(job_.gpus, m.layers)))
+        for (int cp : choice(fixed_.cp, 0, powers(std::max<int64_t>(1, most_cp)))) {
           PlanLayout l = fixed_;
           l.tp = tp, l.pp = pp, l.cp = cp;
           const int64_t others = int64_t(tp) * pp * cp;
           if (!l.dp && job_.gpus % others) continue;
           if (!l.dp) l.dp = int(job_.gpus / others);
           const int64_t in_stage = int64_t(l.tp) * l.cp * l.dp;
-          for (int ep :
-              choice(fixed_.ep, !fixed_.ep, m.experts ? divisors(m.experts, in_stage) : powers(1)))
-            for (int etp : choice(fixed_.etp, !fixed_.etp, powers(1))) {
+          for (int ep : choice(fixed_.ep, 0, m.experts ? divisors(m.experts, in_stage) : powers(1)))
+            for (int etp : choice(fixed_.etp, 0, powers(1))) {
               l.ep = ep, l.etp = etp;
               then(l);
             }
@@ -81,7 +81,7 @@ class Search {
     const bool one = l.pp == 1 && !from_file(fixed_);
     const std::vector<std::string> all = {
         "1f1b", "interleaved", "zb1p", "zbv", "dualpipe", "dualpipev"};
-    const std::vector<std::string> names = choice(fixed_.schedule, fixed_.schedule.empty(), all);
+    const std::vector<std::string> names = choice(fixed_.schedule, {}, all);
     for (const std::string& name : one ? std::vector<std::string>{"1f1b"} : names) {
       l.schedule = name;
       std::vector<int> chunks = {1};
@@ -90,7 +90,7 @@ class Search {
         chunks.erase(chunks.begin());
         if (chunks.empty() && !fixed_.virtual_stages) chunks = {1}, l.schedule = "1f1b";
       }
-      for (int v : choice(fixed_.virtual_stages, !fixed_.virtual_stages, chunks)) {
+      for (int v : choice(fixed_.virtual_stages, 0, chunks)) {
         l.virtual_stages = v;
         then(l);
       }
@@ -99,20 +99,18 @@ class Search {
 
   void for_rest(PlanLayout l) {
     const int64_t sequences = std::max<int64_t>(1, job_.batch / l.dp);
-    for (int mbs : choice(fixed_.micro_batch, !fixed_.micro_batch, divisors(sequences, 32)))
-      for (int zero : choice(
-               fixed_.zero, fixed_.zero<0, l.pp> 1 ? std::vector<int>{1} : std::vector<int>{1, 3}))
-        for (Recompute recompute : choice(fixed_.recompute, fixed_.recompute == Recompute::unset,
+    for (int mbs : choice(fixed_.micro_batch, 0, divisors(sequences, 32)))
+      for (int zero :
+          choice(fixed_.zero, -1, l.pp > 1 ? std::vector<int>{1} : std::vector<int>{1, 3}))
+        for (Recompute recompute : choice(fixed_.recompute, Recompute::unset,
                  {Recompute::none, Recompute::selective, Recompute::full})) {
           l.micro_batch = mbs, l.zero = zero, l.recompute = recompute;
-          if (consider(filled(job_, l))) return_early_ = true;
-          if (return_early_) break;  // more recomputation is only slower
+          if (consider(filled(job_, l))) break;  // more recomputation is only slower
         }
   }
 
   // Whether it is legal and fits.
   bool consider(const PlanLayout& l) {
-    return_early_ = false;
     ++result_.tried;
     const std::string rule = broken_rule(job_, l);
     if (!rule.empty()) {
@@ -146,7 +144,6 @@ class Search {
   const PlanLayout& fixed_;
   SearchResult result_;
   Candidate smallest_;
-  bool return_early_ = false;
   std::vector<Candidate> candidates_;
   std::map<std::tuple<std::string, int, int, int>, std::unique_ptr<ScheduleShape>> shapes_;
 };

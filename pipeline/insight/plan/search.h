@@ -21,6 +21,8 @@ struct SearchResult {
   Prediction smallest;
   int64_t tried = 0, legal = 0, fitting = 0, predicted = 0;
   std::string first_rule;  // that the first illegal one breaks
+
+  const Prediction& pick() const { return best.empty() ? smallest : best.front(); }
 };
 
 SearchResult search(const PlanJob& job, const PlanLayout& fixed, size_t keep);

@@ -5,43 +5,35 @@
 
 namespace duet {
 
-// ZeRO-3 gathers a layer's weights before its F and again before its B, and scatters its gradients
-// after: all of it beside the computation of the layers around.
-static void add_shards(const PlanJob& job, const PlanLayout& l, const Held& held, Cost& stage) {
-  const double replicas = double(l.dp) * l.cp, in_stage = replicas * l.tp;
+Held layer_held(const PlanModel& m, const PlanLayout& l, bool moe) {
+  const double experts = moe ? double(m.experts * m.mlp_parameters(m.expert_ffn)) : 0;
+  return {double(m.layer_parameters(moe, 0)) / l.tp, experts / (double(l.ep) * l.etp)};
+}
+
+double gather_held(
+    const PlanJob& job, const PlanLayout& l, const Held& held, double bytes, double copies) {
+  const double replicas = double(l.dp) * l.cp * copies, folded = double(l.ep) * l.etp;
   const RankGroup shared = rank_group(job.cluster, replicas, l.tp);
-  const RankGroup experts = rank_group(job.cluster, in_stage / (l.ep * l.etp), l.ep * l.etp);
-  const auto gather = [&](double bytes) {
-    return gather_seconds(job.cluster, shared, held.shared * bytes) +
-        gather_seconds(job.cluster, experts, held.experts * bytes);
-  };
-  stage.F[kShards] += exposed_seconds(job.cluster, gather(2), stage.F.sum());
-  stage.I[kShards] +=
-      exposed_seconds(job.cluster, gather(2) + gather(2), stage.I.sum() + stage.W.sum());
+  const RankGroup experts = rank_group(job.cluster, replicas * l.tp / folded, folded);
+  return gather_seconds(job.cluster, shared, held.shared * bytes) +
+      gather_seconds(job.cluster, experts, held.experts * bytes);
 }
 
 std::vector<Held> stage_parameters(const PlanModel& m, const PlanLayout& l) {
   std::vector<Held> stages;
   int64_t layer = 0;
+  const auto add = [&](const Held& held, double times = 1) {
+    stages.back().shared += held.shared * times, stages.back().experts += held.experts * times;
+  };
   for (int count : stage_layers(m, l)) {
-    Held held;
-    for (int i = 0; i < count; ++i, ++layer) {
-      const bool moe = m.moe(layer);
-      const double experts = moe ? double(m.experts * m.mlp_parameters(m.expert_ffn)) : 0;
-      held.shared += double(m.layer_parameters(moe, 0)) / l.tp;
-      held.experts += experts / (double(l.ep) * l.etp);
-    }
-    stages.push_back(held);
+    stages.push_back({});
+    for (int i = 0; i < count; ++i, ++layer) add(layer_held(m, l, m.moe(layer)));
   }
   const double table = double(m.vocab * m.hidden) / l.tp;
   stages.front().shared += table + double(m.positions * m.hidden);
   if (!m.tied || stages.size() > 1) stages.back().shared += table;
-  if (m.mtp) {
-    stages.back().shared += double(m.mtp) *
-        double(m.layer_parameters(m.experts > 0, 0) + 2 * m.hidden * m.hidden) / l.tp;
-    stages.back().experts +=
-        double(m.mtp * m.experts * m.mlp_parameters(m.expert_ffn)) / (double(l.ep) * l.etp);
-  }
+  add(layer_held(m, l, m.experts > 0), double(m.mtp));
+  stages.back().shared += double(2 * m.mtp * m.hidden * m.hidden) / l.tp;
   return stages;
 }
 
@@ -64,9 +56,15 @@ std::vector<Cost> stage_costs(const PlanJob& job, const PlanLayout& l) {
   }
   stages.back().add(head, double(1 + m.mtp));
   stages.back().add(kinds[any_moe][0], double(m.mtp));
-  if (l.zero == 3) {
-    const std::vector<Held> held = stage_parameters(m, l);
-    for (size_t s = 0; s < stages.size(); ++s) add_shards(job, l, held[s], stages[s]);
+  if (l.zero != 3) return stages;
+  // Gathers a layer's weights before its F and again before its B, and scatters its gradients
+  // after: all of it beside the computation of the layers around.
+  const std::vector<Held> held = stage_parameters(m, l);
+  for (size_t s = 0; s < stages.size(); ++s) {
+    Cost& stage = stages[s];
+    const double gather = gather_held(job, l, held[s], 2);
+    stage.F[kShards] += exposed_seconds(job.cluster, gather, stage.F.sum());
+    stage.I[kShards] += exposed_seconds(job.cluster, 2 * gather, stage.I.sum() + stage.W.sum());
   }
   return stages;
 }
@@ -93,8 +91,8 @@ CostProfile cost_profile(const PlanJob& job, const PlanLayout& l, const std::vec
     }
     profile.stages.push_back(s);
   }
-  const double tokens = double(l.micro_batch) * double(job.seq_len) / l.cp;
-  const double bytes = tokens * double(job.model.hidden) * 2 / l.tp;  // each tensor rank its part
+  const double bytes =
+      tokens_of(job, l) * double(job.model.hidden) * 2 / l.tp;  // each tensor rank its part
   const double message = l.pp > 1 ? message_seconds(c, double(l.tp) * l.cp * l.dp, bytes) : 0;
   profile.forward_message = profile.backward_message = message;
   return profile;

@@ -5,25 +5,20 @@
 #include <numeric>
 #include <ostream>
 
-#include "pipeline/insight/plan/records.h"
+#include "pipeline/insight/plan/list_schedule.h"
 #include "pipeline/insight/plan/search.h"
-#include "pipeline/schedule/simulator.h"
 
 namespace duet {
 namespace {
 
-// The bubble of a schedule from given times: of the longest of its ranks' spans where ranks part
-// ways, else of the makespan.
+// The bubble of a schedule from given times, of the longest of its ranks' spans.
 double bubble_rate(const Record& r) {
   const PlanLayout l = filled(r.job, r.layout);
   const Schedule s = layout_schedule(l, microbatches(r.job, l), r.profile->stages.front());
   const Timing timing = simulate(s, *r.profile);
-  double longest = 0, busy = 0;
-  for (size_t rank = 0; rank < timing.spans.size(); ++rank) {
-    longest = std::max(longest, timing.spans[rank].back().end - timing.spans[rank].front().start);
-    busy += timing.makespan * (1 - timing.bubble_fraction[rank]) / s.pp;
-  }
-  return 1 - busy / longest;
+  double busy = 0;
+  for (double idle : timing.bubble_fraction) busy += timing.makespan * (1 - idle) / s.pp;
+  return 1 - busy / longest_span(timing);
 }
 
 // In the unit that was measured; where the source leaves the count of attention open, the nearer.
@@ -44,93 +39,105 @@ double in_unit(const Record& r, double step) {
 }
 
 RecordResult predict_record(const Record& r) {
-  RecordResult out{r.id, r.suite, r.scan, r.kind};
-  out.measured = r.measured, out.ran = r.kind != "out_of_memory";
-  if (r.kind == "bubble_rate") {
+  RecordResult out{r};
+  if (r.is_bubble()) {
     require(r.profile.has_value(), "bubble_rate without stage_times_ms");
     out.predicted = bubble_rate(r);
     return out;
   }
-  SearchResult found = search(r.job, r.layout, 1);
+  const SearchResult found = search(r.job, r.layout, 1);
   require(found.legal > 0, found.first_rule);
-  const Prediction& p = found.best.empty() ? found.smallest : found.best.front();
-  out.step = p.step, out.fits = p.fits;
-  out.predicted = out.ran ? in_unit(r, p.step) : p.step;
-  out.measured_step = r.kind == "step_s" ? r.measured : 1 / r.measured;
-  out.memory_gib = p.memory.total() / double(1 << 30), out.measured_memory_gib = r.memory_gib;
+  const Prediction& p = found.pick();
+  out.step = p.step, out.fits = p.fits, out.memory_gib = p.memory.total() / double(1 << 30);
+  out.predicted = r.ran() ? in_unit(r, p.step) : p.step;
   return out;
 }
 
 double mean(const std::vector<double>& v) {
-  return v.empty() ? -1 : std::accumulate(v.begin(), v.end(), 0.0) / double(v.size());
+  return v.empty() ? NAN : std::accumulate(v.begin(), v.end(), 0.0) / double(v.size());
 }
 
-double balanced_accuracy(const std::vector<const RecordResult*>& records) {
-  std::vector<double> right[2];
-  for (const RecordResult* r : records)
-    if (r->kind != "bubble_rate") right[r->ran].push_back(r->fits == r->ran);
-  std::vector<double> classes;
+using Results = std::vector<const RecordResult*>;
+
+double balanced_accuracy(const Results& results) {
+  std::vector<double> right[2], classes;
+  for (const RecordResult* r : results)
+    if (!r->record.is_bubble()) right[r->record.ran()].push_back(r->fits == r->record.ran());
   for (const auto& c : right)
     if (!c.empty()) classes.push_back(mean(c));
   return mean(classes);
 }
 
-double pick_regret(const std::vector<const RecordResult*>& records) {
-  std::map<std::string, std::vector<const RecordResult*>> scans;
-  for (const RecordResult* r : records)
-    if (r->kind != "bubble_rate") scans[r->scan].push_back(r);
+double pick_regret(const Results& results) {
+  std::map<std::string, Results> scans;
+  for (const RecordResult* r : results)
+    if (!r->record.is_bubble()) scans[r->record.scan].push_back(r);
   std::vector<double> regrets;
   for (const auto& [_, scan] : scans) {
     double best = INFINITY;
     for (const RecordResult* r : scan)
-      if (r->ran) best = std::min(best, r->measured_step);
+      if (r->record.ran()) best = std::min(best, r->record.measured_step());
     if (scan.size() < 2 || best == INFINITY) continue;
     const RecordResult* pick = *std::min_element(scan.begin(), scan.end(),
         [](auto* a, auto* b) { return a->fits != b->fits ? a->fits : a->step < b->step; });
-    regrets.push_back(pick->ran ? pick->measured_step / best - 1 : 1);
+    regrets.push_back(pick->record.ran() ? pick->record.measured_step() / best - 1 : 1);
   }
   return mean(regrets);
 }
 
-SuiteErrors errors_of(const std::vector<const RecordResult*>& records) {
-  SuiteErrors e;
-  std::vector<double> absolute, bias, memory, bubble;
-  for (const RecordResult* r : records) {
-    ++e.n;
-    if (r->kind == "bubble_rate") bubble.push_back(std::abs(r->predicted - r->measured));
-    if (r->measured_memory_gib > 0)
-      memory.push_back(std::abs(r->memory_gib / r->measured_memory_gib - 1));
-    if (r->kind == "bubble_rate" || !r->ran) continue;
-    bias.push_back(r->predicted / r->measured - 1);
-    absolute.push_back(std::abs(bias.back()));
-    e.worst.push_back({absolute.back(), r->id});
+SuiteErrors errors_of(const Results& results) {
+  SuiteErrors e{.n = int64_t(results.size())};
+  std::vector<double> bias, memory, bubble;
+  for (const RecordResult* result : results) {
+    const Record& r = result->record;
+    if (r.memory_gib > 0) memory.push_back(std::abs(result->memory_gib / r.memory_gib - 1));
+    if (r.is_bubble()) bubble.push_back(std::abs(result->predicted - r.measured));
+    if (r.is_bubble() || !r.ran()) continue;
+    bias.push_back(result->predicted / r.measured - 1);
+    e.mape += std::abs(bias.back());
+    e.worst.push_back({std::abs(bias.back()), r.id});
   }
   std::sort(e.worst.rbegin(), e.worst.rend());
-  if (!e.worst.empty()) e.median = e.worst[e.worst.size() / 2].first;
+  if (!bias.empty()) {
+    e.mape /= double(bias.size()), e.bias = mean(bias);
+    e.median = e.worst[e.worst.size() / 2].first;
+  }
   if (e.worst.size() > 5) e.worst.resize(5);
-  e.mape = std::max(0.0, mean(absolute)), e.bias = bias.empty() ? 0 : mean(bias);
-  e.fit_accuracy = balanced_accuracy(records), e.pick_regret = pick_regret(records);
+  e.fit_accuracy = balanced_accuracy(results), e.pick_regret = pick_regret(results);
   e.memory_mape = mean(memory), e.bubble_error = mean(bubble);
   return e;
 }
 
+// What is printed of a suite: its name in JSON and in the table.
+struct Column {
+  const char *key, *title;
+  double SuiteErrors::*member;
+  const char* percent = "%.1f%%";
+};
+constexpr Column kColumns[] = {{"mape", "MAPE", &SuiteErrors::mape},
+    {"median_ape", "median", &SuiteErrors::median}, {"bias", "bias", &SuiteErrors::bias, "%+.1f%%"},
+    {"fit_accuracy", "fits", &SuiteErrors::fit_accuracy},
+    {"pick_regret", "regret", &SuiteErrors::pick_regret},
+    {"memory_mape", "memory", &SuiteErrors::memory_mape},
+    {"bubble_error", "bubble", &SuiteErrors::bubble_error}};
+
 Json to_json(const SuiteErrors& e) {
-  const auto or_null = [](double x) { return x < 0 ? Json() : Json(x); };
-  return Json::object({{"n", e.n}, {"mape", e.mape}, {"median_ape", e.median}, {"bias", e.bias},
-      {"fit_accuracy", or_null(e.fit_accuracy)}, {"pick_regret", or_null(e.pick_regret)},
-      {"memory_mape", or_null(e.memory_mape)}, {"bubble_error", or_null(e.bubble_error)}});
+  Json json = Json::object({{"n", e.n}});
+  for (const Column& c : kColumns) json.set(c.key, e.*c.member);  // NaN: null
+  return json;
 }
 
 void print_json(const Validation& v, std::ostream& out) {
-  Json suites = Json::object(), all = to_json(v.all), records = Json::array(),
-       unpredicted = Json::array();
+  Json suites = Json::object(), records = Json::array(), unpredicted = Json::array();
   for (const auto& [name, errors] : v.suites) suites.set(name, to_json(errors));
-  all.set("macro_mape", v.macro_mape);
-  for (const RecordResult& r : v.records)
-    records.push(Json::object({{"id", r.id}, {"kind", r.kind}, {"predicted", r.predicted},
-        {"measured", r.ran ? Json(r.measured) : Json()}, {"fits", r.fits}}));
+  for (const auto& result : v.records) {
+    const Record& r = result.record;
+    records.push(Json::object({{"id", r.id}, {"kind", r.kind}, {"predicted", result.predicted},
+        {"measured", r.ran() ? Json(r.measured) : Json()}, {"fits", result.fits}}));
+  }
   for (const auto& [id, reason] : v.unpredicted)
     unpredicted.push(Json::object({{"id", id}, {"reason", reason}}));
+  const Json all = to_json(v.all).set("macro_mape", v.macro_mape);
   out << Json::object(
              {{"suites", suites}, {"all", all}, {"records", records}, {"unpredicted", unpredicted}})
              .dump(1)
@@ -140,10 +147,8 @@ void print_json(const Validation& v, std::ostream& out) {
 }  // namespace
 
 Validation validate(const std::string& path) {
-  const Json json = Json::load(path);
-  const Json records = json.at("records");
   Validation v;
-  for (const Json& record : records.items()) {
+  for (const Json& record : Json::load(path).at("records").items()) {
     std::string id = cat("records[", v.records.size() + v.unpredicted.size(), "]");
     try {
       id = record.at("id").string();
@@ -152,9 +157,9 @@ Validation validate(const std::string& path) {
       v.unpredicted.push_back({id, error.what()});
     }
   }
-  std::map<std::string, std::vector<const RecordResult*>> suites;
-  std::vector<const RecordResult*> all;
-  for (const RecordResult& r : v.records) suites[r.suite].push_back(&r), all.push_back(&r);
+  std::map<std::string, Results> suites;
+  Results all;
+  for (const RecordResult& r : v.records) suites[r.record.suite].push_back(&r), all.push_back(&r);
   std::vector<double> mapes;
   for (const auto& [name, records] : suites) {
     v.suites[name] = errors_of(records);
@@ -167,17 +172,17 @@ Validation validate(const std::string& path) {
 
 void print_validation(const Validation& v, bool json, std::ostream& out) {
   if (json) return print_json(v, out);
-  const auto percent = [](double x) {
-    return x < 0 ? std::string("-") : format("%.1f%%", x * 100);
+  const auto percent = [](double x, const char* as = "%.1f%%") {
+    return std::isnan(x) ? "-" : format(as, x * 100);
   };
   const auto row = [&](const std::string& name, const SuiteErrors& e) {
-    out << format("%-16s %5d %8s %8s %+7.1f%% %8s %8s %8s %8s\n", name.c_str(), e.n,
-        percent(e.mape).c_str(), percent(e.median).c_str(), e.bias * 100,
-        percent(e.fit_accuracy).c_str(), percent(e.pick_regret).c_str(),
-        percent(e.memory_mape).c_str(), percent(e.bubble_error).c_str());
+    out << format("%-16s %5d", name.c_str(), int(e.n));
+    for (const Column& c : kColumns) out << format(" %8s", percent(e.*c.member, c.percent).c_str());
+    out << "\n";
   };
-  out << format("%-16s %5s %8s %8s %8s %8s %8s %8s %8s\n", "suite", "n", "MAPE", "median", "bias",
-      "fits", "regret", "memory", "bubble");
+  out << format("%-16s %5s", "suite", "n");
+  for (const Column& c : kColumns) out << format(" %8s", c.title);
+  out << "\n";
   for (const auto& [name, errors] : v.suites) row(name, errors);
   row("all", v.all);
   out << "mean over suites: " << percent(v.macro_mape) << "\n";

@@ -10,27 +10,29 @@
 //
 // Read next: measure.h.
 #pragma once
+#include <cmath>
 #include <iosfwd>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "pipeline/insight/plan/records.h"
+
 namespace duet {
 
 struct RecordResult {
-  std::string id, suite, scan, kind;
-  double predicted = 0, measured = 0;
-  double step = 0;           // predicted seconds
-  double measured_step = 0;  // in proportion: 1 / speed where a speed was measured
-  bool fits = true, ran = true;
-  double memory_gib = 0, measured_memory_gib = 0;
+  Record record;
+  double predicted = 0;
+  double step = 0;  // predicted seconds
+  bool fits = true;
+  double memory_gib = 0;
 };
 
+// NaN where there is nothing to say it from.
 struct SuiteErrors {
-  int n = 0;
+  int64_t n = 0;
   double mape = 0, median = 0, bias = 0;
-  // -1 where there is nothing to say it from
-  double fit_accuracy = -1, pick_regret = -1, memory_mape = -1, bubble_error = -1;
+  double fit_accuracy = NAN, pick_regret = NAN, memory_mape = NAN, bubble_error = NAN;
   std::vector<std::pair<double, std::string>> worst;  // error, id
 };
 
