@@ -2,45 +2,30 @@
 // oracle that looks at every nanosecond by itself.
 #include <gtest/gtest.h>
 
-#include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <random>
 #include <sstream>
 
 #include "analyze_testing.h"
+#include "model/base/json.h"
 #include "pipeline/insight/pictures/timeline.h"
 #include "pipeline/insight/trace/analyze_command.h"
 #include "pipeline/insight/trace/classify.h"
 #include "pipeline/insight/trace/report.h"
+#include "pipeline/schedule/simulator.h"
 #include "pipeline/train/train_command.h"
+#include "testing.h"
 
 namespace duet {
 namespace {
 
-using nlohmann::json;
-namespace fs = std::filesystem;
-
-json report(const Analysis& a) {
+Json report(const Analysis& a) {
   std::ostringstream out;
   report_json(out, a, 0);
-  return json::parse(out.str());
+  return Json::parse(out.str(), "report");
 }
 
-class AnalyzeTest : public testing::Test {
- protected:
-  void SetUp() override {
-    std::string pattern = (fs::temp_directory_path() / "duet-analyze-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-  std::string write(const std::string& name, const std::string& text) const {
-    std::ofstream(folder_ + "/" + name) << text;
-    return folder_ + "/" + name;
-  }
-  std::string folder_;
-};
+using AnalyzeTest = FolderTest;
 
 // --- measure -------------------------------------------------------------------------------------
 
@@ -96,22 +81,22 @@ TEST_F(AnalyzeTest, EveryFigureIsTheOracles) {
 }
 
 TEST_F(AnalyzeTest, JsonHasTheDefinitionsAndNoNaN) {
-  const json j = report(analyze_bytes(
+  const Json j = report(analyze_bytes(
       TraceText().kernel("gemm", 7, 0, 100'000).kernel("ncclX", 9, 60'000, 160'000).text()));
-  const json& r = j.at("ranks").at(0);
-  EXPECT_EQ(r.at("span_us"), 160);
-  EXPECT_EQ(r.at("serial_us"), 200);
-  EXPECT_EQ(r.at("overlap_ratio"), 0.4);
-  EXPECT_EQ(r.at("exposed_comm_us"), 60);
-  EXPECT_EQ(r.at("speedup_vs_serial"), 1.25);
-  EXPECT_EQ(r.at("lower_bound_us"), 100);
-  EXPECT_EQ(r.at("overlap_efficiency"), 0.4);
-  EXPECT_EQ(r.at("components").at("unattributed").at("count"), 2);
-  EXPECT_EQ(j.at("unclassified").size(), 0u);
-  const json none = report(analyze_bytes(TraceText().kernel("gemm", 7, 0, 0).text()));
+  const Json r = j.at("ranks").items().at(0);
+  EXPECT_EQ(r.at("span_us").number(), 160);
+  EXPECT_EQ(r.at("serial_us").number(), 200);
+  EXPECT_EQ(r.at("overlap_ratio").number(), 0.4);
+  EXPECT_EQ(r.at("exposed_comm_us").number(), 60);
+  EXPECT_EQ(r.at("speedup_vs_serial").number(), 1.25);
+  EXPECT_EQ(r.at("lower_bound_us").number(), 100);
+  EXPECT_EQ(r.at("overlap_efficiency").number(), 0.4);
+  EXPECT_EQ(r.at("components").at("unattributed").at("count").integer(), 2);
+  EXPECT_EQ(j.at("unclassified").items().size(), 0u);
+  const Json none = report(analyze_bytes(TraceText().kernel("gemm", 7, 0, 0).text()));
   for (const char* ratio : {"overlap_ratio", "speedup_vs_serial", "overlap_efficiency"})
-    EXPECT_TRUE(none.at("ranks").at(0).at(ratio).is_null()) << ratio;
-  EXPECT_EQ(none.at("unclassified").at(0).at("name"), "gemm");
+    EXPECT_TRUE(none.at("ranks").items().at(0).at(ratio).is_null()) << ratio;
+  EXPECT_EQ(none.at("unclassified").items().at(0).at("name").string(), "gemm");
 }
 
 // --- classes and components ---
@@ -293,8 +278,8 @@ TEST_F(AnalyzeTest, ClocksAreAlignedAndSkewIsTold) {
       const int64_t clock = 1'000'000 * us + (r ? kAhead : 0) + i * 1000 * us;
       const int64_t late = i % 2 == r ? (i + 1) * 10 * us : 0;
       t.event("kernel", "ncclDevKernel_SendRecv", r, 9, clock + late, clock + 200 * us,
-          cat(R"("stream":9,"Process Group Name":"ep","dtype":"BFloat16","In msg nelems":1000,"Seq":)",
-              i));
+          cat(R"("stream":9,"Process Group Name":"ep","dtype":"BFloat16",)",
+              R"("In msg nelems":1000,"Seq":)", i));
     }
     write(cat("rank", r, ".json"), t.text(cat("\"distributedInfo\":{\"rank\":", r, "},")));
   }
@@ -353,13 +338,19 @@ TEST_F(AnalyzeTest, DrawsATimelineAndWritesAProfile) {
   EXPECT_EQ(svg.str().rfind("<svg ", 0), 0u);
   for (const char* part : {"attn(F)", "</svg>", "exposed, "})
     EXPECT_NE(svg.str().find(part), std::string::npos) << part;
-  std::ifstream file(folder_ + "/p.json");
-  const json profile = json::parse(file);
-  EXPECT_EQ(profile.at("format"), "duet-profile-1");
-  EXPECT_EQ(profile.at("costs").at("F"), 2);
-  EXPECT_EQ(profile.at("costs").at("I"), 2);  // a B without a W: half of it
-  EXPECT_EQ(profile.at("costs").at("W"), 2);
-  EXPECT_EQ(profile.at("components").at("dispatch").at("F"), 4);
+  const CostProfile profile = read_profile(folder_ + "/p.json");
+  ASSERT_EQ(profile.stages.size(), 1u);
+  EXPECT_DOUBLE_EQ(profile.stages[0].F, 2e-6);
+  EXPECT_DOUBLE_EQ(profile.stages[0].I, 2e-6);  // a B without a W: half of it
+  EXPECT_DOUBLE_EQ(profile.stages[0].W, 2e-6);
+  EXPECT_DOUBLE_EQ(profile.stages[0].FB, 6e-6);
+  const Json components = Json::load(folder_ + "/p.json").at("components");
+  EXPECT_DOUBLE_EQ(components.at("dispatch").at("F").number(), 4e-6);
+  // A single entry is every stage's, so that the simulator says of it what it says of Costs.
+  for (const char* name : {"1f1b", "dualpipe"}) {
+    const Schedule s = make_schedule(name, {4, 12, 1});
+    EXPECT_NEAR(simulate(s, profile).makespan, 2e-6 * simulate(s, Costs()).makespan, 1e-15) << name;
+  }
 }
 
 TEST_F(AnalyzeTest, OfARecordedRunSaysWhatItsLastLineSaid) {

@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "model/base/json.h"
+#include "testing.h"
 
 namespace duet {
 namespace {
@@ -115,6 +116,39 @@ TEST(ScheduleCommand, FilesAreCheckedFirst) {
 TEST(ScheduleCommand, WrongOptions) {
   EXPECT_THROW(output({.format = Format::csv, .compare = true}), UsageError);
   EXPECT_THROW(output({.schedule = "1f1b,zbv"}), UsageError);
+}
+
+// What is printed with `--cost`, or the refusal.
+std::string output_at(const std::string& cost, ScheduleOptions o) {
+  o.pp = 2, o.microbatches = 4;
+  std::string text;
+  const std::string refused = error_of([&] {
+    o.cost = read_costs(cost, o.profile);
+    text = output(o);
+  });
+  return text.empty() ? refused : text;
+}
+
+TEST(ScheduleCommand, CostsComeFromAProfileToo) {
+  const TemporaryFolder folder;
+  const auto file = [&](const std::string& stages) {
+    const std::string path = folder.path + "/costs.json";
+    std::ofstream(path) << R"({"unit":"s","stages":[)" << stages << R"(],"components":{}})";
+    return path;
+  };
+  const std::string one = R"({"F":0.002,"I":0.003,"W":0.001,"FB":0.005})";
+  const std::string slow = R"({"F":0.004,"I":0.003,"W":0.001,"FB":0.008})";
+  for (const ScheduleOptions& o : {ScheduleOptions{.schedule = "1f1b"},
+           ScheduleOptions{.schedule = "dualpipe", .format = Format::json},
+           ScheduleOptions{.schedule = "1f1b,dualpipe", .compare = true}}) {
+    const std::string keys = output_at("F=2,I=3,W=1,FB=5", o);
+    EXPECT_TRUE(has(keys, "makespan")) << keys;
+    EXPECT_EQ(output_at(file(one), o), keys);
+  }
+  EXPECT_TRUE(has(output_at(file(one + "," + slow), {.schedule = "1f1b"}), "F=3 I=3 W=1"));
+  EXPECT_TRUE(has(output_at(file(one + "," + one + "," + one), {.schedule = "1f1b"}),
+      "--cost: found a profile of 3 stages, allowed: 1 or the schedule's 2"));
+  EXPECT_TRUE(has(output_at(file(one + "," + slow), {.compare = true}), "with --compare: 1"));
 }
 
 }  // namespace

@@ -7,10 +7,14 @@
 
 namespace duet {
 
+bool CostProfile::fits(const Schedule& s) const {
+  return stages.size() == 1 || int(stages.size()) == s.model_stages();
+}
+
 double CostProfile::of(const Schedule& s, const Action& a) const {
-  const StageCosts& own = stages[size_t(s.model_stage(a.stage))];
+  const StageCosts& own = of_stage(s.model_stage(a.stage));
   if (a.overlapped()) {
-    const StageCosts& other = stages[size_t(s.model_stage(a.b_stage))];
+    const StageCosts& other = of_stage(s.model_stage(a.b_stage));
     const double B = other.I + other.W;
     return std::max(std::max(own.F, B), own.F + B - (own.saved() + other.saved()) / 2);
   }

@@ -1,11 +1,14 @@
 // A cost profile: what each stage's actions take and what a message between ranks takes, in
-// seconds. The simulator runs a schedule against it; `duet plan --write-profile` writes one.
+// seconds. The simulator runs a schedule against it. `duet plan --write-profile` writes one, of a
+// model; `duet analyze --profile` another, of a trace; `duet schedule --cost` and `duet plan
+// --profile` read both.
 //
 //   {"unit": "s", "stages": [{"F": 0.011, "I": 0.011, "W": 0.008, "FB": 0.03}, ...],
 //    "message": {"F": 0.0004, "B": 0.0004}}
 //
-// Stages are the model's, in order: both copies of a stage under DualPipe share an entry. FB is the
-// stage's F overlapped with its own B (I and W); a pair of stages s and t takes
+// Stages are the model's, in order: both copies of a stage under DualPipe share an entry. A single
+// entry is every stage's. "message" may be missing, and other members are of no concern here. FB is
+// the stage's F overlapped with its own B (I and W); a pair of stages s and t takes
 //   F(s) + B(t) - the mean of what the two save, but no less than the longer of F(s) and B(t).
 //
 // Read next: simulator.h.
@@ -23,9 +26,13 @@ struct StageCosts {
 };
 
 struct CostProfile {
-  std::vector<StageCosts> stages;                    // [model stages]
+  std::vector<StageCosts> stages;                    // [model stages], or one for all of them
   double forward_message = 0, backward_message = 0;  // between stages on different ranks
 
+  bool fits(const Schedule& schedule) const;
+  const StageCosts& of_stage(int model_stage) const {
+    return stages[stages.size() == 1 ? 0 : size_t(model_stage)];
+  }
   double of(const Schedule& schedule, const Action& action) const;
 };
 

@@ -75,8 +75,8 @@ Timing simulate(const Schedule& s, const Costs& costs) {
 }
 
 Timing simulate(const Schedule& s, const CostProfile& profile) {
-  DUET_CHECK(int(profile.stages.size()) == s.model_stages(), "simulate: expected a profile of ",
-      s.model_stages(), " stages, found ", profile.stages.size());
+  DUET_CHECK(profile.fits(s), "simulate: expected a profile of one or ", s.model_stages(),
+      " stages, found ", profile.stages.size());
   return run_clock(
       s, [&](const Action& a) { return profile.of(s, a); },
       [&](Kind kind) {

@@ -46,7 +46,7 @@ struct Timing {
 
 // Requires a schedule that passed the checker. About 100 ns an action.
 Timing simulate(const Schedule& schedule, const Costs& costs);
-// Requires besides that the profile has as many stages as the schedule cuts the model into.
+// Requires besides that the profile has one stage, or as many as the schedule cuts the model into.
 Timing simulate(const Schedule& schedule, const CostProfile& profile);
 
 }  // namespace duet

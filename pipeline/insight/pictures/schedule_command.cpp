@@ -22,6 +22,22 @@ struct Entry {
   Timing timing;
 };
 
+// What a stage of a profile costs on average.
+Costs mean_of(const CostProfile& profile) {
+  Costs sum{0, 0, 0, 0};
+  for (const StageCosts& s : profile.stages)
+    sum.F += s.F, sum.I += s.I, sum.W += s.W, sum.FB += s.FB;
+  return sum.scaled(1 / double(profile.stages.size()));
+}
+
+// A profile's file, in milliseconds.
+CostProfile profile_in_ms(const std::string& path) {
+  CostProfile profile = read_profile(path);
+  for (StageCosts& s : profile.stages) s = {s.F * 1e3, s.I * 1e3, s.W * 1e3, s.FB * 1e3};
+  profile.forward_message *= 1e3, profile.backward_message *= 1e3;
+  return profile;
+}
+
 Entry make_entry(
     const std::string& name, const ScheduleSize& size, const Costs& costs, bool equal_work) {
   Entry entry{make_schedule(name, size), costs, {}, {}};
@@ -199,6 +215,13 @@ void run_compare(const ScheduleOptions& options, const ScheduleSize& size, const
 
 }  // namespace
 
+Costs read_costs(const std::string& text, std::optional<CostProfile>& profile) {
+  profile.reset();
+  if (!text.ends_with(".json")) return parse_costs(text);
+  profile = profile_in_ms(text);
+  return mean_of(*profile);
+}
+
 void add_schedule_command(CLI::App& duet, int&) {
   Command cli(duet, "schedule",
       "draw, check and time a schedule; without options DualPipe, 8 ranks, 20 microbatches");
@@ -212,8 +235,11 @@ void add_schedule_command(CLI::App& duet, int&) {
       "--microbatches", o->microbatches, 0, 1 << 20, "per step; 0: 20 or 2 a rank, or the file's");
   cli.number(
       "--virtual-stages", o->virtual_stages, 1, 4096, "stages a rank holds under interleaved");
-  cli.parsed("--cost", o->cost, parse_costs,
-      "what actions take, in any unit; FB is an overlapped pair; default: F=1,I=1,W=1,FB=3");
+  cli.parsed(
+      "--cost", o->cost,
+      [&profile = o->profile](const std::string& text) { return read_costs(text, profile); },
+      "what actions take, in any unit; FB is an overlapped pair; or FILE.json, a profile that "
+      "analyze or plan wrote: milliseconds; default: F=1,I=1,W=1,FB=3");
   cli.choice("--format", o->format, {Format::text, Format::csv, Format::json, Format::svg},
       format_name, "what is written to stdout; csv is PyTorch's and reads back");
   cli.flag("--compare", o->compare,
@@ -232,9 +258,19 @@ void schedule_command(const ScheduleOptions& options, std::ostream& out, const T
     if (size.pp == 0) size.pp = 8;
     if (size.microbatches == 0) size.microbatches = std::max(20, 2 * size.pp);
   }
-  if (options.compare) return run_compare(options, size, costs, out);
+  if (options.compare) {
+    require(!options.profile || options.profile->stages.size() == 1, "--cost: found a profile of ",
+        options.profile ? options.profile->stages.size() : 0, " stages, allowed with --compare: 1");
+    return run_compare(options, size, costs, out);
+  }
 
-  const Entry entry = make_entry(name, size, costs, false);
+  Entry entry = make_entry(name, size, costs, false);
+  if (options.profile) {
+    require(options.profile->fits(entry.schedule), "--cost: found a profile of ",
+        options.profile->stages.size(), " stages, allowed: 1 or the schedule's ",
+        entry.schedule.model_stages());
+    entry.timing = simulate(entry.schedule, *options.profile);
+  }
   if (format == Format::csv) write_csv(out, entry.schedule);
   if (format == Format::json) print_json(out, entry);
   if (format == Format::svg) paint_entries(out, {&entry, 1});

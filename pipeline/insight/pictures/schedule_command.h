@@ -8,6 +8,9 @@
 //         "bubble_fraction","peak_activations"}
 //   svg   the picture
 //
+// Costs are one set for all stages, or a profile of each (pipeline/schedule/profile.h), whose times
+// the command line gives in milliseconds.
+//
 // With `compare` every schedule does the same work: the same microbatches through the same model on
 // the same ranks. The costs are then those of one pp-th of the model, and a stage that is 1/k of
 // the model costs pp/k times that. One activation counts as one microbatch in one pp-th of the
@@ -15,6 +18,7 @@
 // Read next: load_map.h.
 #pragma once
 #include <iosfwd>
+#include <optional>
 #include <string>
 
 #include "model/base/text.h"
@@ -35,9 +39,14 @@ struct ScheduleOptions {
   int microbatches = 0;    // 0: 20 or, from 11 ranks on, 2 a rank; or what the file says
   int virtual_stages = 2;  // interleaved: stages per rank
   Costs cost;
-  Format format = Format::text;  // with compare not csv
+  std::optional<CostProfile> profile;  // instead of cost, in any unit
+  Format format = Format::text;        // with compare not csv
   bool compare = false;
 };
+
+// The value of --cost: keys with values (simulator.h), or FILE.json, whose profile is read too, and
+// whose mean is returned, both in milliseconds.
+Costs read_costs(const std::string& text, std::optional<CostProfile>& profile);
 
 // Throws UsageError for wrong options and for a schedule that the checker refuses; nothing is
 // written then.

@@ -47,21 +47,22 @@ class Svg {
   void begin_group(const std::string& attributes) { body_ += cat("<g ", attributes, ">\n"); }
   void end_group() { body_ += "</g>\n"; }
 
-  // The whole picture; classes: CSS; definitions: of patterns.
+  // The whole picture; classes: CSS, after `common`; definitions: of patterns.
   void write(std::ostream& out, double width, double height, const char* classes,
-      const char* definitions = "") const {
+      const char* definitions = "", const char* common = kCommon) const {
     Svg ground;
     ground.box(0, 0, width, height, "rx='8' fill='#fff'");
     out << "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 " << px(width) << " " << px(height)
         << "' width='" << px(width) << "' height='" << px(height)
-        << "' font-family='Helvetica, Arial, sans-serif'>\n<style>.t{font-size:17px;"
-           "font-weight:bold;fill:#22272e}.c{font-size:12.5px;fill:#57606a}"
-           ".f{fill:none;stroke:#8c959f}"
-        << classes << "</style>\n"
+        << "' font-family='Helvetica, Arial, sans-serif'>\n<style>" << common << classes
+        << "</style>\n"
         << definitions << ground.body_ << body_ << "</svg>\n";
   }
 
  private:
+  static constexpr const char* kCommon =
+      ".t{font-size:17px;font-weight:bold;fill:#22272e}.c{font-size:12.5px;fill:#57606a}"
+      ".f{fill:none;stroke:#8c959f}";
   std::string body_;
 };
 

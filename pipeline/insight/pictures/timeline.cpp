@@ -2,10 +2,8 @@
 #include "pipeline/insight/pictures/timeline.h"
 
 #include <algorithm>
-#include <cmath>
-#include <ostream>
 
-#include "model/base/check.h"
+#include "pipeline/insight/pictures/svg.h"
 
 namespace duet {
 namespace {
@@ -14,40 +12,11 @@ constexpr double kLabel = 96, kWidth = 1000, kMargin = 14, kRow = 22, kRowGap = 
                  kRankGap = 16, kTop = 44, kLetter = 5.4;
 constexpr size_t kMostRanks = 16;
 
-struct Shades {
-  const char* what;
-  const char* of[4];  // light to dark, dealt to components in turn
-};
-constexpr Shades kShades[] = {{"compute", {"#ffdc82", "#f4a750", "#aedeba", "#64b885"}},  // by Work
-    {"communication", {"#b0d9f5", "#63a8de", "#dbcbf1", "#ad91d9"}},
-    {"memory", {"#d0d7de", "#d0d7de", "#d0d7de", "#d0d7de"}}};
+constexpr const char* kShades[][4] = {  // by Work, light to dark, dealt to components in turn
+    {"#ffdc82", "#f4a750", "#aedeba", "#64b885"}, {"#b0d9f5", "#63a8de", "#dbcbf1", "#ad91d9"},
+    {"#d0d7de", "#d0d7de", "#d0d7de", "#d0d7de"}};
 constexpr const char* kCauseColors[] = {
     "#8c959f", "#bf3989", "#cf222e", "#8250df", "#57606a", "#bc4c00"};  // by Cause
-
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (char c : text)
-    out += c == '<' ? "&lt;"
-        : c == '>'  ? "&gt;"
-        : c == '&'  ? "&amp;"
-        : c == '\'' ? "&apos;"
-                    : std::string(1, c);
-  return out;
-}
-
-std::string px(double value) { return cat(std::round(value * 100) / 100); }
-
-struct Drawer {
-  std::ostream& out;
-  void box(double x, double y, double width, double height, const std::string& attributes) {
-    out << "<rect x='" << px(x) << "' y='" << px(y) << "' width='" << px(width) << "' height='"
-        << px(height) << "' " << attributes << "/>\n";
-  }
-  void text(double x, double y, const char* style, const std::string& words) {
-    out << "<text x='" << px(x) << "' y='" << px(y) << "' class='" << style << "'>"
-        << escaped(words) << "</text>\n";
-  }
-};
 
 // Events of one component that follow one another with less than a pixel between them.
 struct Run {
@@ -75,7 +44,7 @@ std::map<int32_t, std::vector<Run>> runs_of(const RankTrace& rank, int64_t pixel
 
 class Timeline {
  public:
-  Timeline(std::ostream& out, const Analysis& a) : draw_{out}, a_(a) {
+  explicit Timeline(const Analysis& a) : a_(a) {
     int64_t last = INT64_MIN;
     for (const RankTrace& rank : a.ranks)
       for (const GpuEvent& e : rank.events) last = std::max(last, e.end + rank.to_common);
@@ -84,23 +53,15 @@ class Timeline {
     for (size_t r = 0; r < shown_; ++r) streams_.push_back(runs_of(a.ranks[r], span_ / 2000));
   }
 
-  void paint() {
-    double height = kTop + kMargin + 2 * 22;
-    for (const auto& streams : streams_)
-      height += double(streams.size()) * (kRow + kRowGap) + kMarks + kRankGap;
-    const double width = kLabel + kWidth + kMargin;
-    draw_.out << "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 " << px(width) << " "
-              << px(height) << "' width='" << px(width) << "' height='" << px(height)
-              << "' font-family='Helvetica, Arial, sans-serif'>\n<style>.n{font-size:9.5px;"
-                 "text-anchor:middle;fill:#22272e}.r{font-size:11.5px;fill:#57606a}"
-                 ".k{font-size:11px;fill:#424a53}.t{font-size:15px;font-weight:bold;"
-                 "fill:#22272e}</style>\n";
-    draw_.box(0, 0, width, height, "rx='8' fill='#fff'");
+  void paint(std::ostream& out) {
     draw_.text(kMargin, 24, "t", title());
     double y = kTop;
     for (size_t r = 0; r < shown_; ++r) y = paint_rank(r, y);
     paint_legend(y);
-    draw_.out << "</svg>\n";
+    draw_.write(out, kLabel + kWidth + kMargin, y + kMargin + 2 * 22,
+        ".n{font-size:9.5px;text-anchor:middle;fill:#22272e}.r{font-size:11.5px;fill:#57606a}"
+        ".k{font-size:11px;fill:#424a53}.t{font-size:15px;font-weight:bold;fill:#22272e}",
+        "", "");
   }
 
  private:
@@ -121,7 +82,7 @@ class Timeline {
   const char* color_of(const Run& run) {
     std::map<int32_t, size_t>& dealt = dealt_[int(run.work)];
     const size_t shade = dealt.emplace(run.component, dealt.size()).first->second % 4;
-    return kShades[int(run.work)].of[shade];
+    return kShades[int(run.work)][shade];
   }
 
   double paint_rank(size_t r, double y) {
@@ -157,7 +118,7 @@ class Timeline {
       x += 17 + 6.4 * double(words.size()) + 14;
     };
     for (int work = 0; work < 3; ++work)
-      if (!dealt_[work].empty()) entry(kShades[work].what, kShades[work].of[1], 12);
+      if (!dealt_[work].empty()) entry(kWorks[work], kShades[work][1], 12);
     y += 20, x = kLabel;
     int64_t sums[6] = {};
     for (const Conflict& c : a_.conflicts) sums[int(c.cause)] += c.lost;
@@ -168,7 +129,7 @@ class Timeline {
             kCauseColors[cause], 4);
   }
 
-  Drawer draw_;
+  Svg draw_;
   const Analysis& a_;
   int64_t span_ = 1;
   size_t shown_ = 0;
@@ -178,8 +139,6 @@ class Timeline {
 
 }  // namespace
 
-void paint_timeline(std::ostream& out, const Analysis& analysis) {
-  Timeline(out, analysis).paint();
-}
+void paint_timeline(std::ostream& out, const Analysis& analysis) { Timeline(analysis).paint(out); }
 
 }  // namespace duet

@@ -100,10 +100,10 @@ void side_by_side(
 void with_profile(
     const PlanOptions& o, const PlanJob& job, const PlanLayout& l, std::ostream& out) {
   const CostProfile profile = read_profile(o.profile);
-  require(int(profile.stages.size()) == model_stages(l), "--profile: ", o.profile, " has ",
-      profile.stages.size(), " stages, allowed: the layout's ", model_stages(l));
-  const Timing timing =
-      simulate(layout_schedule(l, microbatches(job, l), profile.stages[0]), profile);
+  const Schedule schedule = layout_schedule(l, microbatches(job, l), profile.stages[0]);
+  require(profile.fits(schedule), "--profile: ", o.profile, " has ", profile.stages.size(),
+      " stages, allowed: 1 or the layout's ", model_stages(l));
+  const Timing timing = simulate(schedule, profile);
   out << format(
       "%s: %.6g s, bubble %.1f%%\n", l.text().c_str(), timing.makespan, 100 * timing.bubble());
 }

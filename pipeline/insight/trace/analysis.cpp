@@ -23,14 +23,14 @@ std::vector<std::string> files_of(const std::vector<std::string>& paths) {
       files.push_back(path);
       continue;
     }
-    std::vector<std::string> inside;
+    const size_t before = files.size();
     for (const fs::directory_entry& entry : fs::directory_iterator(path))
       if (const std::string extension = entry.path().extension();
           entry.is_regular_file() && (extension == ".json" || extension == ".gz"))
-        inside.push_back(entry.path());
-    require(!inside.empty(), path, ": expected traces, found a folder without .json and .gz files");
-    std::sort(inside.begin(), inside.end());
-    files.insert(files.end(), inside.begin(), inside.end());
+        files.push_back(entry.path());
+    require(files.size() > before, path,
+        ": expected traces, found a folder without .json and .gz files");
+    std::sort(files.begin() + int64_t(before), files.end());
   }
   return files;
 }
@@ -39,9 +39,9 @@ void require_gpu_events(const Recording& r) {
   std::string left_out;
   for (const auto& [what, n] : r.left_out) left_out += cat("; left out: ", n, " with ", what);
   require(!r.gpu.empty(), r.file, ": expected GPU events, found none among ", r.events, " events",
-      left_out, ". Record them with torch.profiler.profile(activities=[",
-      "ProfilerActivity.CPU, ProfilerActivity.CUDA]) (CUDA also for ROCm), or with duet train "
-      "--trace");
+      left_out,
+      ". Record them with torch.profiler.profile(activities=[ProfilerActivity.CPU, "
+      "ProfilerActivity.CUDA]) (CUDA also for ROCm), or with duet train --trace");
 }
 
 void finish(Analysis& a) {
@@ -65,8 +65,7 @@ void finish(Analysis& a) {
     const std::vector<Slack> slacks = slack_of_dependencies(rank, i, a.names);
     a.slacks.insert(a.slacks.end(), slacks.begin(), slacks.end());
   }
-  std::stable_sort(a.conflicts.begin(), a.conflicts.end(),
-      [](const Conflict& x, const Conflict& y) { return x.lost > y.lost; });
+  std::ranges::stable_sort(a.conflicts, std::greater{}, &Conflict::lost);
 }
 
 void add(Analysis& a, Recording recording, const Classifier& classifier) {
@@ -91,10 +90,8 @@ std::vector<std::tuple<int32_t, int64_t, int64_t>> Analysis::most_time(size_t n)
       if (e.work < Work::wait) sums[e.name].first += e.end - e.begin, ++sums[e.name].second;
   std::vector<std::tuple<int32_t, int64_t, int64_t>> all;
   for (const auto& [name, sum] : sums) all.push_back({name, sum.first, sum.second});
-  std::ranges::sort(all, [](const auto& a, const auto& b) {
-    return std::tuple(-std::get<1>(a), std::get<0>(a)) <
-        std::tuple(-std::get<1>(b), std::get<0>(b));
-  });
+  std::ranges::sort(
+      all, {}, [](const auto& x) { return std::pair(-std::get<1>(x), std::get<0>(x)); });
   all.resize(std::min(n, all.size()));
   return all;
 }
@@ -104,7 +101,7 @@ Analysis analyze(const AnalyzeOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   Analysis a;
   for (const std::string& file : files_of(options.traces))
-    add(a, read_trace(file, bytes_of_file(file), a.names), classifier);
+    add(a, read_trace(file, read_trace_file(file), a.names), classifier);
   finish(a);
   a.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return a;

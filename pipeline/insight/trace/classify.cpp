@@ -17,19 +17,38 @@ bool has_any(const std::string& text, std::initializer_list<const char*> parts) 
 }
 
 constexpr size_t kMatched = 1000;  // characters of a name: std::regex recurses
+constexpr const char* kPatterns[] = {"name", "annotation", "stream"};
 
 }  // namespace
 
 struct Classifier::Rule {
-  std::optional<std::regex> name, annotation, stream;
+  std::optional<std::regex> patterns[3];  // as kPatterns
   std::optional<Work> work;
   std::string component;
 
-  bool matches(const std::string& n, const std::string& a, const std::string& s) const {
-    const auto fits = [](const std::optional<std::regex>& pattern, const std::string& text) {
-      return !pattern || std::regex_search(text.substr(0, kMatched), *pattern);
-    };
-    return fits(name, n) && fits(annotation, a) && fits(stream, s);
+  bool matches(std::initializer_list<std::string> texts) const {
+    return std::equal(texts.begin(), texts.end(), patterns, [](const auto& text, const auto& p) {
+      return !p || std::regex_search(text.substr(0, kMatched), *p);
+    });
+  }
+  void set(const std::string& where, const std::string& key, const std::string& text) {
+    const auto* pattern = std::ranges::find(kPatterns, key);
+    if (pattern != std::end(kPatterns)) try {
+        patterns[pattern - kPatterns] = std::regex(text);
+      } catch (const std::regex_error& error) {
+        throw UsageError(cat(where, key, ": expected a regular expression, found '", text, "' (",
+            error.what(), ")"));
+      }
+    else if (key == "component")
+      component = text;
+    else {
+      require(key == "class", where, "found \"", key,
+          "\", allowed are name, annotation, stream, class, component");
+      const auto* found = std::find(kWorks, kWorks + 3, text);
+      require(found != kWorks + 3, where, "class: found '", text,
+          "', allowed are compute, communication, memory");
+      work = Work(found - kWorks);
+    }
   }
 };
 
@@ -68,29 +87,9 @@ Classifier::Classifier(const std::string& file, bool by_annotation)
     Rule& rule = rules_.emplace_back();
     for (const auto& [key, value] : rules[i].items()) {
       require(value.is_string(), where, key, ": expected a string");
-      const std::string text = value.get<std::string>();
-      try {
-        if (key == "name")
-          rule.name = std::regex(text);
-        else if (key == "annotation")
-          rule.annotation = std::regex(text);
-        else if (key == "stream")
-          rule.stream = std::regex(text);
-        else if (key == "component")
-          rule.component = text;
-        else
-          require(key == "class", where, "found \"", key,
-              "\", allowed are name, annotation, stream, class, component");
-      } catch (const std::regex_error& error) {
-        throw UsageError(cat(where, key, ": expected a regular expression, found '", text, "' (",
-            error.what(), ")"));
-      }
-      if (key != "class") continue;
-      require(text == "compute" || text == "communication" || text == "memory", where,
-          "class: found '", text, "', allowed are compute, communication, memory");
-      rule.work = text == "compute" ? Work::compute : text == "memory" ? Work::memory : Work::comm;
+      rule.set(where, key, value.get<std::string>());
     }
-    require(rule.name || rule.annotation || rule.stream, where,
+    require(std::ranges::any_of(rule.patterns, [](const auto& p) { return p.has_value(); }), where,
         "expected at least one of name, annotation, stream");
     require(rule.work || !rule.component.empty(), where, "expected a class or a component");
   }
@@ -101,14 +100,12 @@ void Classifier::classify(Recording& recording, Names& names) const {
   std::map<std::tuple<int32_t, int32_t, int32_t>, const Rule*> ruled;
   const auto rule_for = [&](const GpuEvent& e) -> const Rule* {
     const auto [found, added] = ruled.emplace(std::tuple(e.name, e.component, e.stream), nullptr);
-    if (added)
-      for (const Rule& rule : rules_)
-        if (rule.matches(
-                names[e.name], names[e.component], recording.streams[size_t(e.stream)].label)) {
-          found->second = &rule;
-          break;
-        }
-    return found->second;
+    if (!added) return found->second;
+    const auto rule = std::ranges::find_if(rules_, [&](const Rule& r) {
+      return r.matches(
+          {names[e.name], names[e.component], recording.streams[size_t(e.stream)].label});
+    });
+    return found->second = rule == rules_.end() ? nullptr : &*rule;
   };
   for (GpuEvent& e : recording.gpu) {
     const Rule* rule = rules_.empty() || e.work >= Work::wait ? nullptr : rule_for(e);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <tuple>
 
 namespace duet {
 namespace {
@@ -18,11 +19,7 @@ const CommDetail* known(const RankTrace& rank, const GpuEvent& e) {
 }
 
 std::vector<Match> match(const std::vector<RankTrace>& ranks, const Names& names) {
-  struct Key {
-    bool by_name;
-    int32_t name, occurrence;
-    auto operator<=>(const Key&) const = default;
-  };
+  using Key = std::tuple<bool, int32_t, int32_t>;  // by name? name or key, occurrence
   std::map<Key, Match> matches;
   std::map<int32_t, std::vector<int32_t>> counts;  // by name, of each rank that has it
   for (size_t r = 0; r < ranks.size(); ++r) {
@@ -41,10 +38,10 @@ std::vector<Match> match(const std::vector<RankTrace>& ranks, const Names& names
   std::vector<Match> out;
   for (auto& [key, members] : matches) {
     if (members.size() < 2) continue;
-    if (key.by_name) {
-      const std::vector<int32_t>& n = counts[key.name];
-      if (std::ranges::count(n, n[0]) != int64_t(n.size())) continue;
-    }
+    const auto [by_name, name, occurrence] = key;
+    if (const std::vector<int32_t>& n = counts[name];
+        by_name && std::ranges::count(n, n[0]) != int64_t(n.size()))
+      continue;
     out.push_back(std::move(members));
   }
   return out;

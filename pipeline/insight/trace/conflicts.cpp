@@ -17,8 +17,7 @@ struct Sorted {
     for (const GpuEvent& e : rank.events)
       if (e.work == work && e.begin < e.end) by_begin.push_back(&e);
     by_end = by_begin;
-    std::stable_sort(by_end.begin(), by_end.end(),
-        [](const GpuEvent* a, const GpuEvent* b) { return a->end < b->end; });
+    std::ranges::stable_sort(by_end, {}, &GpuEvent::end);
   }
   // The last to end at or before `time`; null: none.
   const GpuEvent* ended_before(int64_t time) const {
@@ -35,64 +34,44 @@ struct Sorted {
   std::vector<const GpuEvent*> by_begin, by_end;
 };
 
-// The part of `times` within an interval, in the logarithm of their number.
-Times clipped(const Times& times, const Interval& to) {
-  Times parts;
-  auto i = std::ranges::upper_bound(times, to.begin, {}, &Interval::end);
-  for (; i != times.end() && i->begin < to.end; ++i)
-    parts.push_back({std::max(i->begin, to.begin), std::min(i->end, to.end)});
-  return parts;
+// What begins to compute at or after a time, and when. Of lanes also where a phase goes on after a
+// wait.
+std::pair<const GpuEvent*, int64_t> next_compute(
+    const RankTrace& rank, const Sorted& compute, int64_t time) {
+  const auto next = std::ranges::lower_bound(rank.compute, time, {}, &Interval::begin);
+  if (next == rank.compute.end()) return {nullptr, 0};
+  const auto event = std::ranges::lower_bound(compute.by_begin, next->begin, {}, &GpuEvent::begin);
+  const bool begins = event != compute.by_begin.end() && (*event)->begin == next->begin;
+  return {begins ? *event : compute.going_on(next->begin), next->begin};
 }
-
-// What begins to compute at or after each time that is asked for, in ascending order. Of lanes also
-// where a phase goes on after a wait.
-class NextCompute {
- public:
-  explicit NextCompute(const RankTrace& rank) : rank_(rank), compute_(rank, Work::compute) {}
-  std::pair<const GpuEvent*, int64_t> at_or_after(int64_t time) const {
-    const auto next = std::ranges::lower_bound(rank_.compute, time, {}, &Interval::begin);
-    if (next == rank_.compute.end()) return {nullptr, 0};
-    const auto event =
-        std::ranges::lower_bound(compute_.by_begin, next->begin, {}, &GpuEvent::begin);
-    const bool begins = event != compute_.by_begin.end() && (*event)->begin == next->begin;
-    return {begins ? *event : compute_.going_on(next->begin), next->begin};
-  }
-
- private:
-  const RankTrace& rank_;
-  Sorted compute_;
-};
 
 }  // namespace
 
 std::vector<Conflict> exposed_by_cause(const RankTrace& rank, size_t index, const Times& waiting) {
   std::vector<Conflict> points;
-  const Sorted comm(rank, Work::comm), memory(rank, Work::memory);
-  const NextCompute compute(rank);
+  const Sorted comm(rank, Work::comm), memory(rank, Work::memory), compute(rank, Work::compute);
   for (const Interval& gap : without(rank.comm, rank.compute)) {
     const auto add = [&](Cause cause, const Interval& time, const GpuEvent* by,
                          const GpuEvent* waits) {
       points.push_back({cause, index, time, time.end - time.begin, by, waits});
     };
-    const auto [next, at] = compute.at_or_after(gap.end);
+    const auto [next, at] = next_compute(rank, compute, gap.end);
     if (gap.end - gap.begin < kMicroGap) {
       add(Cause::micro_gap, gap, comm.going_on(gap.begin), next);
       continue;
     }
     const Times skew = clipped(waiting, gap);
     for (const Interval& time : skew) add(Cause::skew, time, comm.going_on(time.begin), next);
-    for (const Interval& time : without({gap}, skew)) {
-      const GpuEvent *by = comm.going_on(time.begin),
-                     *done = next ? comm.ended_before(at) : nullptr;
-      const GpuEvent* copied = next ? memory.ended_before(at) : nullptr;
-      const bool waited = done && done->end > gap.begin && (!copied || copied->end <= done->end);
-      if (next && next->launched > gap.begin)
-        add(Cause::host, time, by, next);
-      else if (waited)
-        add(Cause::dependency, time, done, next);
-      else
-        add(Cause::other, time, by, next);
-    }
+    const GpuEvent* done = next ? comm.ended_before(at) : nullptr;
+    const GpuEvent* copied = next ? memory.ended_before(at) : nullptr;
+    const bool host = next && next->launched > gap.begin;
+    const bool waited =
+        !host && done && done->end > gap.begin && (!copied || copied->end <= done->end);
+    for (const Interval& time : without({gap}, skew))
+      add(host         ? Cause::host
+              : waited ? Cause::dependency
+                       : Cause::other,
+          time, waited ? done : comm.going_on(time.begin), next);
   }
   return points;
 }
@@ -105,12 +84,11 @@ std::vector<Conflict> slowed_by_comm(const RankTrace& rank, size_t index) {
   using Same = std::tuple<int32_t, int32_t, int32_t, uint32_t>;
   std::map<Same, std::vector<Sample>> kernels;
   const Times comm_apart = without(rank.comm, rank.wait);
-  const Within waits(rank.wait), beside(comm_apart);
   for (const GpuEvent& e : rank.events) {
     if (e.work != Work::compute) continue;
     const Interval time{e.begin, e.end};
-    kernels[{e.component, e.ordinal, e.name, e.grid}].push_back(
-        {&e, e.end - e.begin - waits(time), beside(time)});
+    kernels[{e.component, e.ordinal, e.name, e.grid}].push_back({&e,
+        e.end - e.begin - length(clipped(rank.wait, time)), length(clipped(comm_apart, time))});
   }
   std::vector<Conflict> points;
   const Sorted comm(rank, Work::comm);
@@ -131,18 +109,11 @@ std::vector<Conflict> slowed_by_comm(const RankTrace& rank, size_t index) {
           comm.going_on(covered[0].begin), s.event, with, int64_t(alone.size())});
     }
   }
-  std::stable_sort(points.begin(), points.end(),
-      [](const Conflict& a, const Conflict& b) { return a.time.begin < b.time.begin; });
+  std::ranges::stable_sort(points, {}, [](const Conflict& c) { return c.time.begin; });
   return points;
 }
 
 // --- slack ---
-
-namespace {
-
-char pass_of(char phase) { return phase == 'I' ? 'B' : phase; }
-
-}  // namespace
 
 std::vector<Slack> slack_of_dependencies(const RankTrace& rank, size_t index, const Names& names) {
   struct Transfer {  // the kernels of one dispatch or combine
@@ -153,7 +124,7 @@ std::vector<Slack> slack_of_dependencies(const RankTrace& rank, size_t index, co
   };
   std::map<int32_t, std::pair<std::string_view, char>> parts;  // by component
   for (const auto& [name, c] : rank.components)
-    parts[name] = {part_of(names[name]), pass_of(c.phase)};
+    parts[name] = {part_of(names[name]), c.phase == 'I' ? 'B' : c.phase};
   std::vector<Transfer> transfers;
   std::map<std::pair<int32_t, int32_t>, size_t> last;  // by component and stream
   // by part, pass and, of lanes, layer: annotations count as they come

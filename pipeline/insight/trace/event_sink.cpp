@@ -12,13 +12,6 @@ namespace {
 constexpr WideInt kFarthest = WideInt(1) << 53;  // ns from the first event: 104 days
 constexpr int64_t kCovered = 100;                // kernels under one of their own stream
 
-template <size_t N>
-Field find(std::string_view key, const std::pair<std::string_view, Field> (&fields)[N]) {
-  for (const auto& [name, field] : fields)
-    if (name == key) return field;
-  return Field::other;
-}
-
 enum class Category { none, kernel, copy, lane, launch, annotation };
 
 Category category_of(std::string_view cat) {
@@ -30,10 +23,9 @@ Category category_of(std::string_view cat) {
       {"cuda_driver", Category::launch}, {"runtime", Category::launch},
       {"driver", Category::launch}, {"hip_runtime", Category::launch},
       {"hip_driver", Category::launch}, {"user_annotation", Category::annotation}};
-  for (const auto& [name, category] : kCategories)
-    if (std::equal(name.begin(), name.end(), cat.begin(), cat.end(),
-            [](char a, char b) { return a == std::tolower(uint8_t(b)); }))
-      return category;
+  const std::string name = lower(cat);
+  for (const auto& [known, category] : kCategories)
+    if (name == known) return category;
   return Category::none;
 }
 
@@ -100,82 +92,86 @@ std::optional<WideInt> thousandths(std::string_view text) {
 
 // --- one event ---
 
-Field field_of_event(std::string_view key) {
-  static constexpr std::pair<std::string_view, Field> kNames[] = {{"ph", Field::ph},
-      {"cat", Field::cat}, {"name", Field::name}, {"pid", Field::pid}, {"tid", Field::tid},
-      {"ts", Field::ts}, {"dur", Field::dur}, {"args", Field::args}};
-  return find(key, kNames);
+const Field* field_of_event(std::string_view key) {
+  using E = RawEvent;
+  static constexpr Field kFields[] = {{"ph", nullptr, &E::ph}, {"cat", nullptr, &E::cat},
+      {"name", nullptr, &E::name}, {"pid", &E::pid}, {"tid", &E::tid}, {"ts", &E::ts},
+      {"dur", &E::dur}, {"args"}};
+  const Field* found = std::ranges::find(kFields, key, &Field::key);
+  return found == std::end(kFields) ? nullptr : found;
 }
 
-Field field_of_args(std::string_view key) {
-  static constexpr std::pair<std::string_view, Field> kNames[] = {{"device", Field::device},
-      {"stream", Field::stream}, {"correlation", Field::correlation}, {"grid", Field::grid},
-      {"bytes", Field::bytes}, {"layer", Field::layer}, {"step", Field::step},
-      {"stage", Field::stage}, {"microbatch", Field::microbatch}, {"blocks", Field::blocks},
-      {"group", Field::ranks}, {"Collective name", Field::collective},
-      {"Process Group Name", Field::group}, {"Process Group Description", Field::group},
-      {"Process Group Ranks", Field::group}, {"Comms Id", Field::comms_id}, {"Seq", Field::seq},
-      {"dtype", Field::dtype}, {"In msg nelems", Field::elements_in},
-      {"Out msg nelems", Field::elements_in}};
-  return find(key, kNames);
+const Field* field_of_args(std::string_view key) {
+  using E = RawEvent;
+  static constexpr Field kFields[] = {{"device", &E::device}, {"stream", &E::stream},
+      {"correlation", &E::correlation}, {"grid", &E::dimension}, {"bytes", &E::bytes},
+      {"layer", &E::layer}, {"step", &E::step}, {"stage", &E::stage},
+      {"microbatch", &E::microbatch}, {"blocks"}, {"group", nullptr, &E::ranks},
+      {"Collective name", nullptr, &E::collective, true},
+      {"Process Group Name", nullptr, &E::group, true},
+      {"Process Group Description", nullptr, &E::group, true},
+      {"Process Group Ranks", nullptr, &E::group, true},
+      {"Comms Id", &E::comms_number, &E::comms_id, true}, {"Seq", &E::seq, nullptr, true},
+      {"dtype", nullptr, &E::dtype}, {"In msg nelems", &E::elements_in, nullptr, true},
+      {"Out msg nelems", &E::elements_in, nullptr, true}};
+  const Field* found = std::ranges::find(kFields, key, &Field::key);
+  return found == std::end(kFields) ? nullptr : found;
 }
 
-void RawEvent::clear() {
-  for (std::string* s : {&cat, &name, &group, &collective, &comms_id, &dtype, &label, &ranks})
-    s->clear();
-  ph = 0;
-  value.fill(std::nullopt);
-  grid = 0;
-  blocks = bad_number = nccl = false;
+void RawEvent::set(const Field& field, Number number) {
+  if (!field.number) return;
+  if (field.number == &RawEvent::dimension)
+    grid = grid * 1000003u + uint32_t(number.value_or(0) / 1000) + 1;
+  if (!number && (field.number == &RawEvent::ts || field.number == &RawEvent::dur))
+    bad_number = true;
+  if (field.number != &RawEvent::elements_in || !elements_in)  // In before Out
+    this->*field.number = number;
+  nccl |= field.nccl;
 }
 
-void RawEvent::set(Field field, std::optional<WideInt> number) {
-  if (field == Field::grid) grid = grid * 1000003u + uint32_t(number.value_or(0) / 1000) + 1;
-  if (!number && (field == Field::ts || field == Field::dur)) bad_number = true;
-  if (field == Field::elements_in && value[size_t(field)]) return;  // In before Out
-  value[size_t(field)] = number;
-  nccl |= field == Field::seq || field == Field::elements_in || field == Field::comms_id;
-}
-
-void RawEvent::set(Field field, const std::string& text) {
-  switch (field) {
-    case Field::other:
-    case Field::args:
-    case Field::grid: return;
-    case Field::ph: ph = text.size() == 1 ? text[0] : '?'; return;
-    case Field::cat: cat = text; return;
-    case Field::name: name = text; return;
-    case Field::dtype: dtype = text; return;
-    case Field::ranks: ranks = text; return;
-    case Field::collective: collective = text, nccl = true; return;
-    case Field::group: group += text, nccl = true; return;
-    case Field::comms_id: comms_id = text, nccl = true; return;
-    default: break;
+void RawEvent::set(const Field& field, const std::string& text) {
+  if (field.text) {
+    if (field.text == &RawEvent::group)
+      group += text;
+    else
+      this->*field.text = text;
+    nccl |= field.nccl;
+    return;
   }
-  const std::optional<WideInt> number = thousandths(text);
-  if (number || field == Field::ts || field == Field::dur) return set(field, number);
-  if (field == Field::tid) label = text;
-  if (field == Field::tid || field == Field::pid)
-    value[size_t(field)] = -WideInt(std::hash<std::string>()(text) >> 8) * 1000;
+  const bool time = field.number == &RawEvent::ts || field.number == &RawEvent::dur;
+  const bool id = field.number == &RawEvent::pid || field.number == &RawEvent::tid;
+  if (!field.number || field.number == &RawEvent::dimension) return;
+  const Number number = thousandths(text);
+  if (number || time) return set(field, number);
+  if (field.number == &RawEvent::tid) label = text;
+  if (id) this->*field.number = -WideInt(std::hash<std::string>()(text) >> 8) * 1000;
 }
+
+namespace {
+
+int64_t whole(const Number& number, int64_t otherwise) {
+  return number ? int64_t(*number / 1000) : otherwise;
+}
+
+Thread thread_in_file(const RawEvent& e) { return {whole(e.pid, 0), whole(e.tid, 0)}; }
+
+}  // namespace
 
 // --- where it belongs ---
 
 void EventSink::add() {
   ++recording_.events;
-  if (event.ph == 'X') return add_complete(event);
-  if (event.ph != 'B' && event.ph != 'E') return;
-  const Thread thread{event.whole(Field::pid, 0), event.whole(Field::tid, 0)};
-  std::vector<std::unique_ptr<RawEvent>>& open = open_[thread];
-  if (event.ph == 'B') {
+  if (event.ph == "X") return add_complete(event);
+  if (event.ph != "B" && event.ph != "E") return;
+  std::vector<std::unique_ptr<RawEvent>>& open = open_[thread_in_file(event)];
+  if (event.ph == "B") {
     const bool wanted = category_of(event.cat) != Category::none;
     open.push_back(wanted ? std::make_unique<RawEvent>(event) : nullptr);
   } else if (open.empty()) {
     ++recording_.left_out["an end without its beginning"];
   } else {
     if (const std::unique_ptr<RawEvent> e = std::move(open.back())) {
-      const auto &from = e->value[size_t(Field::ts)], &to = event.value[size_t(Field::ts)];
-      if (from && to) e->value[size_t(Field::dur)] = *to - *from;
+      if (e->ts && event.ts) e->dur = *event.ts - *e->ts;
       add_complete(*e);
     }
     open.pop_back();
@@ -185,8 +181,7 @@ void EventSink::add() {
 void EventSink::add_complete(const RawEvent& e) {
   const Category category = category_of(e.cat);
   if (category == Category::none) return;
-  const std::optional<WideInt>&ts = e.value[size_t(Field::ts)],
-        &duration = e.value[size_t(Field::dur)];
+  const Number &ts = e.ts, &duration = e.dur;
   const char* wrong = e.bad_number   ? "a time that is no number"
       : !ts                          ? "no timestamp"
       : category == Category::launch ? nullptr
@@ -200,7 +195,6 @@ void EventSink::add_complete(const RawEvent& e) {
     if (!recording_.gpu.empty())
       recording_.left_out["timestamp 0"] += int64_t(recording_.gpu.size());
     recording_.gpu.clear(), recording_.launches.clear(), recording_.annotations.clear();
-    at_zero_.clear();
     base_ = *ts;
   }
   if (!wrong && far(*ts - *base_))
@@ -211,8 +205,8 @@ void EventSink::add_complete(const RawEvent& e) {
   }
   const int64_t begin = int64_t(*ts - *base_), length = int64_t(duration.value_or(0));
   if (category == Category::launch) {
-    if (const auto& c = e.value[size_t(Field::correlation)])
-      recording_.launches.push_back({int64_t(*c / 1000), begin, thread_of(e)});
+    if (e.correlation)
+      recording_.launches.push_back({whole(e.correlation, 0), begin, thread_of(e)});
   } else if (category == Category::annotation) {
     recording_.annotations.push_back({begin, begin + length, names_.id(e.name), thread_of(e)});
   } else if (category == Category::lane) {
@@ -227,15 +221,14 @@ void EventSink::add_complete(const RawEvent& e) {
 
 void EventSink::add_gpu(
     const RawEvent& e, Source source, Work work, int64_t begin, int64_t duration) {
-  if (*e.value[size_t(Field::ts)] == 0) at_zero_.push_back(recording_.gpu.size());
   GpuEvent g;
   g.begin = begin;
   g.end = begin + duration;
-  g.correlation = e.whole(Field::correlation, -1);
+  g.correlation = whole(e.correlation, -1);
   g.name = names_.id(e.name);
   g.stream = stream_of(e);
   g.collective = collective_of(e, work);
-  g.layer = int32_t(e.whole(Field::layer, -1));
+  g.layer = int32_t(whole(e.layer, -1));
   g.grid = e.grid;
   g.source = source;
   g.work = work;
@@ -252,36 +245,36 @@ void EventSink::add_gpu(
 int32_t EventSink::collective_of(const RawEvent& e, Work work) {
   const bool lane = work == Work::comm;
   if (!e.nccl && !lane) return -1;
-  const auto part = [&](Field field) { return cat("|", e.whole(field, -1)); };
+  const auto part = [&](const Number& number) { return cat("|", whole(number, -1)); };
   CommDetail c;
   if (lane) {
-    c.key = names_.id(cat("duet|", e.name, part(Field::step), part(Field::stage),
-        part(Field::microbatch), part(Field::layer), "|", e.ranks));
-    c.bytes = e.whole(Field::bytes, 0);
+    c.key = names_.id(cat("duet|", e.name, part(e.step), part(e.stage), part(e.microbatch),
+        part(e.layer), "|", e.ranks));
+    c.bytes = whole(e.bytes, 0);
   } else {
-    if (e.value[size_t(Field::seq)])
-      c.key = names_.id(cat("nccl|", e.collective, "|", e.group, "|", e.comms_id,
-          part(Field::comms_id), part(Field::seq)));
-    c.bytes = e.whole(Field::elements_in, 0) * size_of(e.dtype);
+    if (e.seq)
+      c.key = names_.id(cat(
+          "nccl|", e.collective, "|", e.group, "|", e.comms_id, part(e.comms_number), part(e.seq)));
+    c.bytes = whole(e.elements_in, 0) * size_of(e.dtype);
   }
   recording_.collectives.push_back(c);
   return int32_t(recording_.collectives.size()) - 1;
 }
 
 int32_t EventSink::thread_of(const RawEvent& e) {
-  const Thread thread{e.whole(Field::pid, 0), e.whole(Field::tid, 0)};
+  const Thread thread = thread_in_file(e);
   const auto [found, added] = threads_.emplace(thread, int32_t(threads_.size()));
   if (added) recording_.threads.push_back(thread);
   return found->second;
 }
 
 int32_t EventSink::stream_of(const RawEvent& e) {
-  const int64_t device = e.whole(Field::device, e.whole(Field::pid, 0));
-  const int64_t number = e.whole(Field::stream, e.whole(Field::tid, 0));
+  const int64_t device = whole(e.device, whole(e.pid, 0));
+  const int64_t number = whole(e.stream, whole(e.tid, 0));
   const auto [found, added] =
       streams_.emplace(Thread{device, number}, int32_t(recording_.streams.size()));
   if (added) {
-    const bool number_known = e.value[size_t(Field::stream)] || e.label.empty();
+    const bool number_known = e.stream || e.label.empty();
     const bool lane = category_of(e.cat) == Category::lane;
     recording_.streams.push_back({device,
         lane               ? e.cat
@@ -296,22 +289,14 @@ int32_t EventSink::stream_of(const RawEvent& e) {
 // A timestamp of 0 is right where times count from the trace's start, and wrong where the others
 // count from 1970 or from the machine's start: further away than all of them are long.
 void EventSink::drop_timestamps_of_zero() {
-  std::vector<GpuEvent>& gpu = recording_.gpu;
-  if (at_zero_.empty() || at_zero_.size() == gpu.size()) return;
+  const WideInt base = base_.value_or(0);
+  const auto at_zero = [&](const GpuEvent& e) { return base + e.begin == 0; };
   int64_t first = INT64_MAX, last = INT64_MIN;
-  for (size_t i = 0, z = 0; i < gpu.size(); ++i) {
-    if (z < at_zero_.size() && at_zero_[z] == i) {
-      ++z;
-    } else {
-      first = std::min(first, gpu[i].begin);
-      last = std::max(last, gpu[i].end);
-    }
-  }
-  const int64_t gap = first - gpu[at_zero_[0]].begin;
-  if (gap < 1'000'000'000 || gap < last - first) return;
-  recording_.left_out["timestamp 0"] += int64_t(at_zero_.size());
-  for (const size_t z : at_zero_) gpu[z].end = INT64_MIN;
-  std::erase_if(gpu, [](const GpuEvent& e) { return e.end == INT64_MIN; });
+  for (const GpuEvent& e : recording_.gpu)
+    if (!at_zero(e)) first = std::min(first, e.begin), last = std::max(last, e.end);
+  if (first > last || base + first < 1'000'000'000 || base + first < last - first) return;
+  if (const auto n = std::erase_if(recording_.gpu, at_zero); n > 0)
+    recording_.left_out["timestamp 0"] += int64_t(n);
 }
 
 // A kernel that covers hundreds of others of its own stream was never so long. Of the kernels that

@@ -2,63 +2,38 @@
 // launches, annotations. Used by reader.cpp alone.
 // Read next: classify.h.
 #pragma once
-#include <array>
 #include <memory>
 
 #include "pipeline/insight/trace/events.h"
 
 namespace duet {
 
-// What is read of an event and of its "args"; everything else is `other`.
-enum class Field : uint8_t {
-  other,
-  args,
-  ph,
-  cat,
-  name,
-  pid,
-  tid,
-  ts,
-  dur,  // the event's own
-  device,
-  stream,
-  correlation,
-  grid,
-  bytes,
-  layer,
-  step,
-  stage,
-  microbatch,
-  blocks,
-  ranks,
-  collective,
-  group,
-  comms_id,
-  seq,
-  dtype,
-  elements_in  // NCCL's metadata
-};
-constexpr size_t kFields = size_t(Field::elements_in) + 1;
-Field field_of_event(std::string_view key);
-Field field_of_args(std::string_view key);
+using Number = std::optional<WideInt>;  // thousandths, of a file's number
 
-// One event as it stands in the file; one object serves all of them, so that nothing is allocated.
+// One event as it stands in the file.
 struct RawEvent {
-  std::string cat, name, group, collective, comms_id, dtype, label,
-      ranks;  // label: a tid that is text
-  char ph = 0;
-  std::array<std::optional<WideInt>, kFields> value;  // thousandths
-  uint32_t grid = 0;
+  std::string ph, cat, name, ranks, collective, group, comms_id, dtype;
+  std::string label;  // a tid that is text
+  Number pid, tid, ts, dur, device, stream, correlation, bytes, layer, step, stage, microbatch;
+  Number comms_number, seq, elements_in;
+  Number dimension;   // of the grid, the last one
+  uint32_t grid = 0;  // a hash of its dimensions
   bool blocks = false, bad_number = false, nccl = false;
 
-  void clear();
-  void set(Field field, std::optional<WideInt> number);
-  void set(Field field, const std::string& text);
-  int64_t whole(Field field, int64_t otherwise) const {
-    const std::optional<WideInt>& v = value[size_t(field)];
-    return v ? int64_t(*v / 1000) : otherwise;
-  }
+  void set(const struct Field& field, Number number);
+  void set(const struct Field& field, const std::string& text);
 };
+
+// What is read of an event and of its "args": a key, and where its value goes.
+struct Field {
+  std::string_view key;
+  Number RawEvent::*number = nullptr;
+  std::string RawEvent::*text = nullptr;
+  bool nccl = false;  // who has it is NCCL's
+};
+// null: nobody asks for it
+const Field* field_of_event(std::string_view key);
+const Field* field_of_args(std::string_view key);
 
 class EventSink {
  public:
@@ -80,12 +55,11 @@ class EventSink {
 
   Names& names_;
   Recording recording_;
-  std::optional<WideInt> base_;
+  Number base_;
   std::map<Thread, int32_t> threads_;
   std::map<Thread, int32_t> streams_;  // by device and number
   // B without its E so far, innermost last; null where nobody wants it
   std::map<Thread, std::vector<std::unique_ptr<RawEvent>>> open_;
-  std::vector<size_t> at_zero_;  // of recording_.gpu: timestamp 0
 };
 
 }  // namespace duet

@@ -27,7 +27,7 @@ class Input {
   int64_t offset() const;
   int64_t size() const { return start_ + int64_t(raw_.size()); }  // of the text so far
   std::string_view head();                                        // the first bytes of the text
-  const std::vector<std::string>& warnings() const { return unpack_.warnings(); }
+  const std::vector<std::string>& warnings() const { return unpack_.warnings; }
 
  private:
   struct State {

@@ -8,8 +8,7 @@
 namespace duet {
 
 Times merged(std::vector<Interval> intervals) {
-  std::sort(intervals.begin(), intervals.end(),
-      [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
+  std::ranges::sort(intervals, {}, &Interval::begin);
   Times times;
   for (const Interval& i : intervals) {
     if (i.begin >= i.end) continue;
@@ -40,6 +39,14 @@ Times without(const Times& a, const Times& b) {
   }
   gaps.push_back({from, INT64_MAX});
   return common(a, gaps);
+}
+
+Times clipped(const Times& times, const Interval& to) {
+  Times parts;
+  auto i = std::ranges::upper_bound(times, to.begin, {}, &Interval::end);
+  for (; i != times.end() && i->begin < to.end; ++i)
+    parts.push_back({std::max(i->begin, to.begin), std::min(i->end, to.end)});
+  return parts;
 }
 
 int64_t length(const Times& times) {

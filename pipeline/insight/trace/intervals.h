@@ -29,6 +29,8 @@ using Times = std::vector<Interval>;
 Times merged(std::vector<Interval> intervals);  // in any order, overlapping or not
 Times common(const Times& a, const Times& b);   // in both
 Times without(const Times& a, const Times& b);  // in a and not in b
+// The part of `times` within an interval, in the logarithm of their number.
+Times clipped(const Times& times, const Interval& to);
 int64_t length(const Times& times);
 
 struct Overlap {

@@ -16,11 +16,6 @@ Times of_work(const std::vector<GpuEvent>& events, Work work) {
   return merged(std::move(times));
 }
 
-Times both(Times a, const Times& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return merged(std::move(a));
-}
-
 void measure_components(RankTrace& rank, const Names& names) {
   struct Parts {
     std::vector<Interval> times;
@@ -30,13 +25,13 @@ void measure_components(RankTrace& rank, const Names& names) {
     bool lane = false;
   };
   std::map<int32_t, Parts> parts;
-  const Within waits(rank.wait);
   const auto computes = [](const GpuEvent& e) { return e.work == Work::compute; };
   for (const GpuEvent& e : rank.events) {
     if (e.work >= Work::wait) continue;
     Parts& p = parts[e.component];
     p.times.push_back({e.begin, e.end});
-    p.durations.push_back(e.end - e.begin - (computes(e) ? waits({e.begin, e.end}) : 0));
+    p.durations.push_back(
+        e.end - e.begin - (computes(e) ? length(clipped(rank.wait, {e.begin, e.end})) : 0));
     p.layers[e.layer].push_back({e.begin, e.end});
     p.by_work[int(e.work)] += e.end - e.begin;
     p.lane |= e.source == Source::lane;
@@ -60,9 +55,7 @@ void measure_components(RankTrace& rank, const Names& names) {
 }
 
 void measure(RankTrace& rank, const Names& names) {
-  std::sort(rank.events.begin(), rank.events.end(), [](const GpuEvent& a, const GpuEvent& b) {
-    return a.begin != b.begin ? a.begin < b.begin : a.end > b.end;
-  });
+  std::ranges::sort(rank.events, {}, [](const GpuEvent& e) { return std::pair(e.begin, -e.end); });
   const std::vector<GpuEvent>& events = rank.events;
   int64_t last = INT64_MIN;
   for (const GpuEvent& e : events) last = std::max(last, e.end);
@@ -78,7 +71,7 @@ void measure(RankTrace& rank, const Names& names) {
   m.overlap = overlap_within(rank.window, activity);
   rank.pairs = overlap_within(of_work(events, Work::pair), activity);
   m.memory = length(rank.memory);
-  m.idle = m.overlap.span - length(both(both(rank.compute, rank.comm), rank.memory));
+  m.idle = length(without(without(without(rank.window, rank.compute), rank.comm), rank.memory));
   std::map<int32_t, std::map<Work, std::vector<Interval>>> streams;
   for (const GpuEvent& e : events) {
     if (e.work >= Work::wait) continue;
@@ -135,8 +128,7 @@ std::vector<RankTrace> make_ranks(std::vector<Recording>& recordings, const Name
     }
   }
   number(ranks);
-  std::stable_sort(ranks.begin(), ranks.end(),
-      [](const RankTrace& a, const RankTrace& b) { return a.number < b.number; });
+  std::ranges::stable_sort(ranks, {}, &RankTrace::number);
   return ranks;
 }
 

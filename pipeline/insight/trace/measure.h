@@ -43,25 +43,6 @@ struct Measure {
   }
 };
 
-// How much of an interval lies within a set of times, in the logarithm of its size.
-class Within {
- public:
-  explicit Within(const Times& times) : times_(times), sum_(1, 0) {
-    for (const Interval& i : times) sum_.push_back(sum_.back() + i.end - i.begin);
-  }
-  int64_t operator()(const Interval& i) const { return until(i.end) - until(i.begin); }
-
- private:
-  int64_t until(int64_t time) const {
-    const size_t n =
-        size_t(std::ranges::upper_bound(times_, time, {}, &Interval::begin) - times_.begin());
-    if (n == 0) return 0;
-    return sum_[n - 1] + std::min(time, times_[n - 1].end) - times_[n - 1].begin;
-  }
-  const Times& times_;
-  std::vector<int64_t> sum_;
-};
-
 // A GPU of a file.
 struct RankTrace {
   int64_t number = 0, device = 0;

@@ -14,35 +14,25 @@ using nlohmann::json;
 
 constexpr int kDeepest = 512;
 
-// What a file is that is no JSON, and what to do; empty: nothing known.
-std::string other_format(const std::string& file, std::string_view head) {
-  const auto ends = [&](const char* end) { return lower(file).ends_with(end); };
-  if (ends(".pftrace") || ends(".perfetto-trace"))
-    return "a Perfetto trace (protobuf); write it as JSON: traceconv json FILE";
-  if (ends(".nsys-rep") || ends(".qdrep"))
-    return "an Nsight Systems report; record with torch.profiler, whose export_chrome_trace fits";
-  if (head.starts_with("SQLite format 3"))
-    return "a SQLite file, as nsys or rocpd export them; record with torch.profiler instead";
-  if (ends(".et")) return "a Chakra execution trace (protobuf): it has no times of kernels";
-  if (head.starts_with("\x28\xb5\x2f\xfd")) return "zstd data; unpack it first: zstd -d FILE";
-  if (head.starts_with("PK")) return "a zip archive; unpack it first";
-  if (head.starts_with("\x80")) return "a Python pickle, such as a CUDA memory snapshot";
-  if (head.starts_with("\x0a")) return "protobuf, such as a Perfetto trace or a Chakra graph";
-  if (head.starts_with("\xff\xfe") || head.starts_with("\xfe\xff"))
-    return "text in UTF-16; convert it to UTF-8";
-  return "";
-}
-
-enum class Top { other, events, rank_info, schema, nodes, memory };
-
-Top top_of(const std::string& key) {
-  if (key == "traceEvents") return Top::events;
-  if (key == "distributedInfo") return Top::rank_info;
-  if (key == "schema") return Top::schema;
-  if (key == "nodes") return Top::nodes;
-  if (key == "segments" || key == "device_traces" || key == "categories") return Top::memory;
-  return Top::other;
-}
+// What a file is that is no JSON, by the end of its name and the beginning of its bytes.
+constexpr struct {
+  std::string_view end, beginning, words;
+} kOthers[] = {
+    {".pftrace", "", "a Perfetto trace (protobuf); write it as JSON: traceconv json FILE"},
+    {".perfetto-trace", "", "a Perfetto trace (protobuf); write it as JSON: traceconv json FILE"},
+    {".nsys-rep", "",
+        "an Nsight Systems report; record with torch.profiler, whose export_chrome_trace fits"},
+    {".qdrep", "",
+        "an Nsight Systems report; record with torch.profiler, whose export_chrome_trace fits"},
+    {"", "SQLite format 3",
+        "a SQLite file, as nsys or rocpd export them; record with torch.profiler instead"},
+    {".et", "", "a Chakra execution trace (protobuf): it has no times of kernels"},
+    {"", "\x28\xb5\x2f\xfd", "zstd data; unpack it first: zstd -d FILE"},
+    {"", "PK", "a zip archive; unpack it first"},
+    {"", "\x80", "a Python pickle, such as a CUDA memory snapshot"},
+    {"", "\x0a", "protobuf, such as a Perfetto trace or a Chakra graph"},
+    {"", "\xff\xfe", "text in UTF-16; convert it to UTF-8"},
+    {"", "\xfe\xff", "text in UTF-16; convert it to UTF-8"}};
 
 // The parser's calls -> RawEvents. Depth counts open objects and arrays; an event is an object at
 // event_depth_, its "args" one deeper.
@@ -53,7 +43,7 @@ class Handler {
   // --- what nlohmann calls ---
   bool null() { return true; }
   bool boolean(bool value) {
-    if (in_args() && field_ == Field::blocks) sink_.event.blocks = value;
+    if (in_args() && is("blocks")) sink_.event.blocks = value;
     return true;
   }
   bool number_integer(int64_t value) {
@@ -66,38 +56,37 @@ class Handler {
     return number([&] { return thousandths(text); });
   }
   bool string(std::string& text) {
-    if (in_event() || in_args())
-      sink_.event.set(field_, text);
-    else if (depth_ == 1 && top_ == Top::schema)
+    if (field_ && (in_event() || in_args()))
+      sink_.event.set(*field_, text);
+    else if (depth_ == 1 && top_ == "schema")
       schema = text;
     return true;
   }
   bool binary(json::binary_t&) { return true; }
   bool key(std::string& key) {
-    if (depth_ == event_depth_)
-      field_ = field_of_event(key);
-    else if (in_args_object_ && depth_ == event_depth_ + 1)
-      field_ = field_of_args(key);
+    if (in_event() || in_args())
+      field_ = in_event() ? field_of_event(key) : field_of_args(key);
     else if (depth_ == 1)
-      top_ = top_of(key), nodes |= top_ == Top::nodes, memory |= top_ == Top::memory;
+      top_ = key, nodes |= key == "nodes",
+      memory |= key == "segments" || key == "device_traces" || key == "categories";
     else if (depth_ == 2)
-      is_rank_ = top_ == Top::rank_info && key == "rank";
+      is_rank_ = top_ == "distributedInfo" && key == "rank";
     return true;
   }
   bool start_object(size_t) {
-    if (in_event() && field_ == Field::args) in_args_object_ = true;
-    if (in_events_ && depth_ == event_depth_ - 1) sink_.event.clear();
+    if (in_event() && is("args")) in_args_object_ = true;
+    if (in_events_ && depth_ == event_depth_ - 1) sink_.event = {};
     return open();
   }
   bool end_object() {
     --depth_;
     if (!in_events_) return true;
-    if (depth_ == event_depth_) in_args_object_ = false, field_ = Field::other;
+    if (in_event()) in_args_object_ = false, field_ = nullptr;
     if (depth_ == event_depth_ - 1) sink_.add();
     return true;
   }
   bool start_array(size_t) {
-    if (depth_ == 0 || (depth_ == 1 && top_ == Top::events)) {
+    if (depth_ == 0 || (depth_ == 1 && top_ == "traceEvents")) {
       bare = depth_ == 0;
       in_events_ = true;
       event_depth_ = depth_ + 2;
@@ -138,19 +127,20 @@ class Handler {
     reason = cat("objects and arrays nested deeper than ", kDeepest);
     return false;
   }
+  bool is(const char* key) const { return field_ && field_->key == key; }
   template <class Value> bool number(Value value) {
-    if (in_event() || in_args() || (in_args_object_ && field_ == Field::grid)) {
-      if (field_ != Field::other && field_ != Field::args) sink_.event.set(field_, value());
+    if (in_event() || in_args() || (in_args_object_ && is("grid"))) {
+      if (field_) sink_.event.set(*field_, value());
     } else if (is_rank_ && depth_ == 2) {
-      if (const std::optional<WideInt> rank = value()) sink_.rank = int64_t(*rank / 1000);
+      if (const Number rank = value()) sink_.rank = int64_t(*rank / 1000);
     }
     return true;
   }
 
   EventSink& sink_;
   const Input& input_;
-  Top top_ = Top::other;
-  Field field_ = Field::other;
+  std::string top_;  // the key of the outermost object
+  const Field* field_ = nullptr;
   int depth_ = 0, event_depth_ = -9;
   bool in_events_ = false, in_args_object_ = false, is_rank_ = false;
 };
@@ -195,9 +185,13 @@ Recording read_trace(const std::string& file, ReadBytes read, Names& names) {
   const size_t first = std::min(head.find_first_not_of(" \t\r\n\xef\xbb\xbf"), head.size());
   const std::string_view text = head.substr(first, 20);
   if (!text.starts_with("{") && !text.starts_with("[")) {
-    const std::string other = other_format(file, head);
+    const auto* other = std::ranges::find_if(kOthers, [&](const auto& format) {
+      return lower(file).ends_with(format.end) && head.starts_with(format.beginning);
+    });
     throw UsageError(cat(file, ": expected a Chrome trace (JSON), found ",
-        other.empty() ? cat("text that begins with '", printable(std::string(text)), "'") : other));
+        other != std::end(kOthers)
+            ? other->words
+            : cat("text that begins with '", printable(std::string(text)), "'")));
   }
 
   EventSink sink(file, names);
@@ -211,8 +205,8 @@ Recording read_trace(const std::string& file, ReadBytes read, Names& names) {
     warnings.push_back(cat("damage after the events' end: ", error.what()));
     complete = true;
   }
+  refuse_others(file, handler);
   if (!complete) {
-    refuse_others(file, handler);
     const std::string damage =
         cat("byte ", handler.offset, ": expected JSON, found ", excerpt(input, handler.reason));
     const bool at_end = handler.offset >= input.size();
@@ -224,13 +218,11 @@ Recording read_trace(const std::string& file, ReadBytes read, Names& names) {
       warnings.push_back("a comma after the last event, " + damage);
     else
       throw UsageError(cat(file, ": ", damage, at_end ? ": the file is cut off" : ""));
-  } else {
-    refuse_others(file, handler);
   }
   Recording recording = sink.finish();
   recording.bytes = input.size();
-  for (const std::string& w : input.warnings()) recording.warnings.push_back(w);
-  for (const std::string& w : warnings) recording.warnings.push_back(w);
+  recording.warnings = input.warnings();
+  recording.warnings.insert(recording.warnings.end(), warnings.begin(), warnings.end());
   return recording;
 }
 

@@ -1,5 +1,4 @@
-// Reports: an Analysis as a screen of text, as JSON, as a profile of costs. The timeline is drawn
-// by
+// Reports: an Analysis as a screen of text, as JSON, as a cost profile. The timeline is drawn by
 // ../pictures/timeline.h.
 //
 // JSON, times in microseconds, null where a ratio has nothing below it:
@@ -19,12 +18,13 @@
 // "start_us" counts from the first GPU event. "unclassified" lists what took the most time where
 // nothing is communication.
 //
-// A profile is what a step costs, as medians over a component's occurrences (its annotations, or
-// events of duet's lanes) of all ranks, in microseconds, for simulators:
-//   {"format": "duet-profile-1", "unit": "us", "from": [file...],
-//    "costs": {"F", "I", "W"},          compute of one layer, forward and both backwards
-//    "components": {"attention" | "experts" | "dispatch" | "combine" | name:
-//       {"F": us, "I": us, "W": us} or, without a phase, {"us": us}}}
+// A cost profile (pipeline/schedule/profile.h says the format) has one stage: what the computation
+// of one layer takes, and its pair as much as both parts of it, for communication is not in it. All
+// are medians over a component's occurrences (its annotations, or events of duet's lanes), of all
+// ranks. It says besides, in seconds too:
+//   "from": [file...], "components": {"attention" | "experts" | "dispatch" | "combine" | name:
+//      {"F", "I", "W"} or, without a phase, {"s"}}
+// Without a phase anywhere there is no stage, and the profile serves no schedule.
 // A backward that has a separate W is I; a B without one is split evenly.
 // Read next: analyze_command.h.
 #pragma once

@@ -108,39 +108,41 @@ void report_json(std::ostream& out, const Analysis& a, int top) {
 }
 
 std::string profile_json(const Analysis& a) {
-  std::map<std::string, std::map<std::string, std::vector<int64_t>>> found;  // part, phase
-  std::map<int32_t, std::vector<int64_t>> by_component;
-  for (const RankTrace& rank : a.ranks)
-    for (const auto& [name, c] : rank.components) by_component[name].push_back(c.median_occurrence);
+  struct Cost {
+    std::vector<int64_t> medians;  // of ranks
+    bool computes = false;         // on the first rank that has it
+  };
+  std::map<int32_t, Cost> components;
   bool has_W = false;
-  for (const auto& [name, times] : by_component) has_W |= phase_of(a.names[name]) == 'W';
+  for (const RankTrace& rank : a.ranks)
+    for (const auto& [name, c] : rank.components) {
+      Cost& cost = components[name];
+      if (cost.medians.empty()) cost.computes = c.work == Work::compute;
+      cost.medians.push_back(c.median_occurrence);
+      has_W |= c.phase == 'W';
+    }
   std::map<std::string, std::map<std::string, double>> parts;
-  std::map<std::string, double> costs;
-  for (const auto& [name, times] : by_component) {
+  std::map<std::string, double> stage;
+  for (const auto& [name, cost] : components) {
     const std::string& text = a.names[name];
     const std::string_view known = part_of(text);
     const char phase = phase_of(text);
-    const double cost = us(median(times));
     const bool split = phase == 'B' && !has_W && known != "dispatch" && known != "combine";
     const size_t suffix = !phase ? 0 : text.back() == ')' ? 3 : 2;
     auto& part = parts[known.empty() ? text.substr(0, text.size() - suffix) : std::string(known)];
-    const auto add = [&](const std::string& key, double value) {
-      part[key] += value;
-      if (phase && a.ranks[0].components.contains(name) &&
-          a.ranks[0].components.at(name).work == Work::compute)
-        costs[key] += value;
-    };
-    if (!phase)
-      add("us", cost);
-    else if (split)
-      add("I", cost / 2), add("W", cost / 2);
-    else
-      add(phase == 'B' ? "I" : std::string(1, phase), cost);
+    const std::string key = !phase ? "s" : phase == 'B' ? "I" : std::string(1, phase);
+    for (const std::string& each : split ? std::vector<std::string>{"I", "W"} : std::vector{key}) {
+      const double seconds = us(median(cost.medians)) * 1e-6 / (split ? 2 : 1);
+      part[each] += seconds;
+      if (phase && cost.computes) stage[each] += seconds;
+    }
   }
-  std::vector<std::string> files;
+  Json stages = Json::array(), files = Json::array();
+  if (!stage.empty())
+    stages.push_back({{"F", stage["F"]}, {"I", stage["I"]}, {"W", stage["W"]},
+        {"FB", stage["F"] + stage["I"] + stage["W"]}});
   for (const Recording& r : a.recordings) files.push_back(r.file);
-  const Json all = {{"format", "duet-profile-1"}, {"unit", "us"}, {"from", files}, {"costs", costs},
-      {"components", parts}};
+  const Json all = {{"unit", "s"}, {"stages", stages}, {"from", files}, {"components", parts}};
   return all.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 

@@ -1,6 +1,6 @@
 // See report.h.
 #include <algorithm>
-#include <iomanip>
+#include <functional>
 #include <ostream>
 
 #include "model/base/check.h"
@@ -70,8 +70,8 @@ void say_rank(std::ostream& out, const RankTrace& rank) {
       {"communication", m.overlap.comm}, {"  covered", m.overlap.covered},
       {"  exposed", m.exposed()}, {"memory", m.memory}, {"idle", m.idle}};
   for (const auto& [name, time] : rows)
-    out << "  " << std::left << std::setw(15) << name << bar(double(time) / span, 40)
-        << format(" %10.3f ms %5.1f%%\n", ms(time), 100 * double(time) / span);
+    out << format("  %-15s%s %10.3f ms %5.1f%%\n", name, bar(double(time) / span, 40).c_str(),
+        ms(time), 100 * double(time) / span);
   if (const auto ratio = m.ratio())
     out << format("  %.1f%% of the communication is covered;", 100 * *ratio);
   if (const auto speedup = m.speedup())
@@ -92,38 +92,30 @@ void say_ranks(std::ostream& out, const Analysis& a) {
         ms(m.overlap.covered), ms(m.exposed()), ms(m.idle), us(rank.clock_moved),
         us(rank.clock_error));
   }
-  Overlap sum;
-  for (const RankTrace& rank : a.ranks) sum += rank.measure.overlap;
-  out << "steps  mean of ranks: " << overlap_line(sum, int(a.ranks.size())) << "\n";
-  Overlap pairs;
-  for (const RankTrace& rank : a.ranks) pairs += rank.pairs;
+  Overlap steps, pairs;
+  for (const RankTrace& rank : a.ranks) steps += rank.measure.overlap, pairs += rank.pairs;
+  out << "steps  mean of ranks: " << overlap_line(steps, int(a.ranks.size())) << "\n";
   if (pairs.span > 0)
     out << "pairs  mean of ranks: " << overlap_line(pairs, int(a.ranks.size())) << "\n";
 }
 
 void say_components(std::ostream& out, const Analysis& a) {
-  struct Row {
-    int64_t busy = 0, count = 0, median = 0;
-    Work work{};
-  };
-  std::map<int32_t, Row> sums;
+  std::map<int32_t, Component> sums;
   for (const RankTrace& rank : a.ranks)
     for (const auto& [name, c] : rank.components) {
-      Row& row = sums[name];
+      Component& row = sums[name];
       row.busy += c.busy, row.count += c.count;
       row.median = std::max(row.median, c.median), row.work = c.work;
     }
-  std::vector<std::pair<int32_t, Row>> rows(sums.begin(), sums.end());
-  std::stable_sort(rows.begin(), rows.end(),
-      [](const auto& x, const auto& y) { return x.second.busy > y.second.busy; });
+  std::vector<std::pair<int32_t, Component>> rows(sums.begin(), sums.end());
+  std::ranges::stable_sort(rows, std::greater{}, [](const auto& x) { return x.second.busy; });
   const int64_t most = rows.empty() ? 1 : std::max<int64_t>(1, rows[0].second.busy);
   out << "\ncomponents, by busy time            busy ms   events  median us  class\n";
   for (size_t i = 0; i < rows.size() && i < 12; ++i) {
     const auto& [name, row] = rows[i];
-    out << "  " << std::left << std::setw(20) << shortened(a.names[name], 19)
-        << bar(double(row.busy) / double(most), 10)
-        << format(" %10.3f %8lld %10.1f  %s\n", ms(row.busy), (long long)row.count, us(row.median),
-               kWorks[int(row.work)]);
+    out << format("  %-20s%s %10.3f %8lld %10.1f  %s\n", shortened(a.names[name], 19).c_str(),
+        bar(double(row.busy) / double(most), 10).c_str(), ms(row.busy), (long long)row.count,
+        us(row.median), kWorks[int(row.work)]);
   }
   if (rows.size() > 12) out << "  and " << rows.size() - 12 << " more\n";
 }
@@ -136,42 +128,37 @@ void say_conflicts(std::ostream& out, const Analysis& a, size_t top) {
     if (counts[cause])
       out << format("%s %s %.3f (%lld)", cause < 5 ? "  exposed," : "  slowed,", kCauses[cause],
           ms(sums[cause]), (long long)counts[cause]);
-  if (a.conflicts.empty()) out << "  none";
-  out << "\n";
-  if (!a.conflicts.empty())
-    out << "   lost ms      at ms  cause       communication                       who waited, or "
-           "was slowed\n";
+  if (a.conflicts.empty()) {
+    out << "  none\n";
+    return;
+  }
+  out << "\n   lost ms      at ms  cause       communication                       who waited, or "
+         "was "
+         "slowed\n";
   for (size_t i = 0; i < std::min(top, a.conflicts.size()); ++i) {
     const Conflict& c = a.conflicts[i];
     const std::string rank = a.ranks.size() > 1 ? cat("r", a.ranks[c.rank].number, " ") : "";
-    out << format("%10.3f %10.3f  ", ms(c.lost), a.since_origin_us(c.rank, c.time.begin) / 1000)
-        << std::left << std::setw(11) << kCauses[int(c.cause)] << " " << std::setw(35)
-        << rank + label(a, c.comm, 34 - rank.size()) << " " << label(a, c.waiting, 36);
+    out << format("%10.3f %10.3f  %-11s %-35s ", ms(c.lost),
+               a.since_origin_us(c.rank, c.time.begin) / 1000, kCauses[int(c.cause)],
+               (rank + label(a, c.comm, 34 - rank.size())).c_str())
+        << label(a, c.waiting, 36);
     if (c.slowed()) out << " (" << c.with << " beside, " << c.without << " alone)";
     out << "\n";
   }
 }
 
 void say_slack(std::ostream& out, const Analysis& a) {
-  struct Row {
-    std::vector<int64_t> slack;
-    int64_t free = 0;
-  };
-  std::map<std::pair<int32_t, int32_t>, Row> rows;
-  for (const Slack& s : a.slacks) {
-    Row& row = rows[{s.comm, s.consumer}];
-    row.slack.push_back(s.slack);
-    row.free += s.slack >= 10'000;
-  }
+  std::map<std::pair<int32_t, int32_t>, std::vector<int64_t>> rows;
+  for (const Slack& s : a.slacks) rows[{s.comm, s.consumer}].push_back(s.slack);
   if (rows.empty()) return;
   out << "\nslack: how much longer it could have taken for nothing   median us   least     most  "
          "with some\n";
-  for (auto& [who, row] : rows) {
-    const auto [least, most] = std::ranges::minmax(row.slack);
-    out << "  " << std::left << std::setw(53)
-        << cat(a.names[who.first], ", for ", a.names[who.second])
-        << format("%11.1f %8.1f %8.1f  %lld of %zu\n", us(median(row.slack)), us(least), us(most),
-               (long long)row.free, row.slack.size());
+  for (const auto& [who, slack] : rows) {
+    const auto [least, most] = std::ranges::minmax(slack);
+    const auto some = std::ranges::count_if(slack, [](int64_t ns) { return ns >= 10'000; });
+    out << format("  %-53s%11.1f %8.1f %8.1f  %lld of %zu\n",
+        cat(a.names[who.first], ", for ", a.names[who.second]).c_str(), us(median(slack)),
+        us(least), us(most), (long long)some, slack.size());
   }
 }
 
@@ -181,10 +168,10 @@ void say_collectives(std::ostream& out, const Analysis& a) {
          "all\n";
   for (const auto& [name, c] : a.matched.by_name) {
     const auto last = std::ranges::max_element(c.last, {}, [](const auto& x) { return x.second; });
-    out << "  " << std::left << std::setw(34) << shortened(plain(a.names[name]), 33)
-        << format("%5lld x  waiting %9.3f  transfer %9.3f  last most often: rank %lld (%lld)",
-               (long long)c.count, ms(c.waiting), ms(c.transfer), (long long)last->first,
-               (long long)last->second);
+    out << format(
+        "  %-34s%5lld x  waiting %9.3f  transfer %9.3f  last most often: rank %lld (%lld)",
+        shortened(plain(a.names[name]), 33).c_str(), (long long)c.count, ms(c.waiting),
+        ms(c.transfer), (long long)last->first, (long long)last->second);
     if (!c.bandwidth.empty()) {
       double least = 1e300, most = 0;
       for (const auto& [bytes, found] : c.bandwidth) {

@@ -1,9 +1,10 @@
 // See unpack.h.
 #include "pipeline/insight/trace/unpack.h"
 
-#include <cstdio>
+#include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 
 #include "model/base/check.h"
@@ -12,19 +13,17 @@ namespace duet {
 
 constexpr size_t kChunk = 1 << 18;
 
-ReadBytes bytes_of_file(const std::string& path) {
+ReadBytes read_trace_file(const std::string& path) {
   std::error_code error;
   const auto status = std::filesystem::status(path, error);
   require(!exists(status) || is_regular_file(status), path,
       ": expected a file, found a folder, pipe or device");
-  std::shared_ptr<FILE> file(std::fopen(path.c_str(), "rb"), [](FILE* f) { f&& std::fclose(f); });
-  require(
-      file != nullptr, path, ": expected a file that can be read, found: ", std::strerror(errno));
+  const auto file = std::make_shared<std::ifstream>(path, std::ios::binary);
+  require(file->good(), path, ": expected a file that can be read, found: ", std::strerror(errno));
   return [file, path](char* to, size_t most) {
-    const size_t n = std::fread(to, 1, most, file.get());
-    require(n > 0 || !std::ferror(file.get()), path,
-        ": expected to read on, found: ", std::strerror(errno));
-    return n;
+    file->read(to, std::streamsize(most));
+    require(!file->bad(), path, ": expected to read on, found: ", std::strerror(errno));
+    return size_t(file->gcount());
   };
 }
 
@@ -36,9 +35,11 @@ ReadBytes read_memory(std::string_view bytes) {
   };
 }
 
-Unpack::~Unpack() {
-  if (state_ == State::inside || state_ == State::between) inflateEnd(&stream_);
+Unpack::Unpack(std::string file, ReadBytes read) : file_(std::move(file)), read_(std::move(read)) {
+  DUET_CHECK(inflateInit2(&stream_, 15 + 16) == Z_OK, "zlib: expected to start");
 }
+
+Unpack::~Unpack() { inflateEnd(&stream_); }
 
 // After this, bytes of the file are at packed_[at_], or the file is over.
 bool Unpack::refill() {
@@ -55,37 +56,27 @@ bool Unpack::refill() {
 bool Unpack::append(std::string& out) {
   const size_t before = out.size();
   while (out.size() == before) {
-    const bool more = refill();
-    if (state_ == State::start) {
-      state_ = State::plain;
-      if (packed_.starts_with("\x1f\x8b")) {
-        DUET_CHECK(inflateInit2(&stream_, 15 + 16) == Z_OK, "zlib: expected to start");
-        state_ = State::inside;
-      }
-    }
-    if (!more) {
+    if (!refill()) {
       require(state_ != State::inside, file_,
           ": expected gzip data to go on, found their end after ", bytes_, " bytes (", unpacked_,
           " unpacked): the file is cut off");
       return false;
     }
+    if (state_ == State::start)
+      state_ = packed_.starts_with("\x1f\x8b") ? State::between : State::plain;
     if (state_ == State::between) {  // members
-      if (packed_[at_] == '\x1f') {
-        inflateReset(&stream_);
-        state_ = State::inside;
-      } else {
-        warnings_.push_back(cat("what follows the gzip data is left out, from byte ",
+      state_ = packed_[at_] == '\x1f' ? State::inside : State::over;
+      inflateReset(&stream_);
+      if (state_ == State::over)
+        warnings.push_back(cat("what follows the gzip data is left out, from byte ",
             bytes_ - int64_t(packed_.size() - at_), " on"));
-        inflateEnd(&stream_);
-        state_ = State::over;
-      }
     }
-    if (state_ == State::over) at_ = packed_.size();
-    if (state_ == State::plain) {
-      out.append(packed_);
-      at_ = packed_.size();
+    if (state_ == State::inside) {
+      inflate_some(out);
+      continue;
     }
-    if (state_ == State::inside) inflate_some(out);
+    if (state_ == State::plain) out.append(packed_);
+    at_ = packed_.size();
   }
   return true;
 }

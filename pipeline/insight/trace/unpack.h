@@ -13,18 +13,18 @@ namespace duet {
 
 // Writes up to `most` bytes and returns how many; 0: the end.
 using ReadBytes = std::function<size_t(char* to, size_t most)>;
-ReadBytes bytes_of_file(const std::string& path);  // throws UsageError if it cannot be opened
-ReadBytes read_memory(std::string_view bytes);     // which outlive the reading
+ReadBytes read_trace_file(const std::string& path);  // throws UsageError if it cannot be opened
+ReadBytes read_memory(std::string_view bytes);       // which outlive the reading
 
 class Unpack {
  public:
-  Unpack(std::string file, ReadBytes read) : file_(std::move(file)), read_(std::move(read)) {}
+  Unpack(std::string file, ReadBytes read);
   ~Unpack();
   Unpack(const Unpack&) = delete;
 
   // Appends the next bytes; false at the end. Throws UsageError where gzip is cut off or damaged.
   bool append(std::string& out);
-  const std::vector<std::string>& warnings() const { return warnings_; }
+  std::vector<std::string> warnings;
 
  private:
   bool refill();
@@ -36,7 +36,6 @@ class Unpack {
   int64_t bytes_ = 0, unpacked_ = 0;
   enum class State { start, plain, inside, between, over } state_ = State::start;
   z_stream stream_{};
-  std::vector<std::string> warnings_;
 };
 
 }  // namespace duet
