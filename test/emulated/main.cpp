@@ -19,7 +19,7 @@ class Complaints : public testing::EmptyTestEventListener {
 
 int main(int argc, char** argv) {
   setenv("DUET_EMULATED_GPUS", "4", 0);
-  if (!getenv("GTEST_FILTER")) GTEST_FLAG_SET(filter, "-Cpu/*:Fake*:CommOverlap.*:CommHost.*");
+  if (!getenv("GTEST_FILTER")) GTEST_FLAG_SET(filter, "-Cpu/*:CommOverlap.*:CommHost.*");
   testing::InitGoogleTest(&argc, argv);
   testing::UnitTest::GetInstance()->listeners().Append(new Complaints);
   return RUN_ALL_TESTS();
