@@ -46,5 +46,6 @@ std::vector<std::string> shard_seeds();
 std::vector<std::string> text_seeds();
 std::vector<std::string> tokenizer_seeds();
 std::vector<std::string> command_line_seeds();
+std::vector<std::string> analyze_seeds();
 
 }  // namespace duet

@@ -42,6 +42,23 @@ Inputs json_seeds() {
       "\xEF\xBB\xBF{\"step\": 1}"};
 }
 
+Inputs analyze_seeds() {
+  const std::string kernel =
+      R"({"ph":"X","cat":"kernel","name":"gemm","pid":0,"tid":7,"ts":10.5,"dur":3,)"
+      R"("args":{"stream":7,"device":0,"correlation":1}})";
+  const std::string comm =
+      R"({"ph":"X","cat":"kernel","name":"ncclDevKernel_AllReduce","pid":0,"tid":9,"ts":"11",)"
+      R"("dur":"4.25","args":{"stream":9,"device":0,"correlation":2,"Seq":3}})";
+  const std::string launch =
+      R"({"ph":"X","cat":"cuda_runtime","name":"cudaLaunchKernel","pid":5,"tid":5,"ts":9,"dur":1,)"
+      R"("args":{"correlation":1}})";
+  const std::string pair = R"({"ph":"B","cat":"kernel","name":"k","pid":0,"tid":7,"ts":20},)"
+                           R"({"ph":"E","pid":0,"tid":7,"ts":21})";
+  const std::string events = kernel + "," + comm + "," + launch + "," + pair;
+  return {R"({"schemaVersion":1,"traceEvents":[)" + events + "]}", "[" + events + "]", "[" + events,
+      R"({"traceEvents":[]})"};
+}
+
 Inputs loads_seeds() {
   const std::string layer = "90,132,40,61,104,165,39,4,73,56,183,86\n",
                     json = R"({"weight": [[90,132,40,61,104,165,39,4,73,56,183,86]]})";

@@ -13,6 +13,7 @@
 #include "moe/load_monitor.h"
 #include "pipeline/checkpoint/safetensors.h"
 #include "pipeline/insight/pictures/eplb_command.h"
+#include "pipeline/insight/trace/analysis.h"
 #include "pipeline/schedule/checker.h"
 #include "pipeline/schedule/simulator.h"
 #include "test/fuzz/fuzz.h"
@@ -21,13 +22,12 @@ namespace duet {
 namespace {
 
 void run_schedule(std::string_view input) {
-  std::istringstream in{std::string(input)};
-  const Schedule s = read_csv(in, "s.csv");
+  const Schedule s = read_csv(std::string(input), "s.csv");
   check(s);
   if (!std::isfinite(simulate(s, {}).makespan)) fault("a makespan that is not finite", input);
   std::stringstream csv;
   write_csv(csv, s);
-  const Schedule again = read_csv(csv, "again.csv");
+  const Schedule again = read_csv(csv.str(), "again.csv");
   if (again.ranks != s.ranks || again.rank_of != s.rank_of ||
       again.two_directions != s.two_directions)
     fault("reads back as another schedule", input);
@@ -133,6 +133,15 @@ void run_tokenizer(std::string_view input) {
   tokenizer.decode(ids);
 }
 
+// Of what is accepted nothing is more than the span: covered and exposed are parts of it.
+void run_analyze(std::string_view input) {
+  const Analysis a = analyze_bytes(input);
+  for (const auto& rank : a.ranks)
+    if (rank.measure.overlap.covered < 0 ||
+        rank.measure.overlap.covered > rank.measure.overlap.span)
+      fault("covered beyond the span", input);
+}
+
 }  // namespace
 
 const std::vector<Target>& targets() {
@@ -141,7 +150,7 @@ const std::vector<Target>& targets() {
       {"safetensors", run_safetensors, safetensors_seeds}, {"config", run_config, config_seeds},
       {"trainer", run_trainer, trainer_seeds}, {"done", run_done, done_seeds},
       {"shard", run_shard, shard_seeds}, {"text", run_text, text_seeds},
-      {"tokenizer", run_tokenizer, tokenizer_seeds},
+      {"tokenizer", run_tokenizer, tokenizer_seeds}, {"analyze", run_analyze, analyze_seeds},
       {"command_line", run_command_line, command_line_seeds}};
   return all;
 }
