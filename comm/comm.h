@@ -53,7 +53,7 @@
 namespace duet {
 
 class Transport;
-class Message;
+struct Message;
 using Bytes = std::span<std::byte>;
 
 // --- ranks ---------------------------------------------------------------------------------------

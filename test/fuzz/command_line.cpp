@@ -8,6 +8,7 @@
 #include "model/base/command_line.h"
 #include "pipeline/insight/pictures/eplb_command.h"
 #include "pipeline/insight/pictures/schedule_command.h"
+#include "pipeline/insight/trace/analyze_command.h"
 #include "pipeline/schedule/layout.h"
 #include "pipeline/train/options.h"
 #include "test/fuzz/fuzz.h"
@@ -29,6 +30,11 @@ void eplb_options(CLI::App& duet, int& status) {
   without_body(duet, "eplb", status, add_eplb_command);
 }
 
+void analyze_options(CLI::App& duet, int& status, RecordRun record) {
+  add_analyze_command(duet, status, std::move(record));
+  duet.get_subcommand("analyze")->parse_complete_callback([] { throw CLI::Success(); });
+}
+
 }  // namespace
 
 // In place of those of pipeline/train, which need the model.
@@ -41,12 +47,16 @@ void add_train_command(CLI::App& duet, int&) {
 void add_generate_command(CLI::App& duet, int&) { Command(duet, "generate", "nothing"); }
 void add_compare_command(CLI::App& duet, int&) { Command(duet, "compare", "nothing"); }
 void add_bench_command(CLI::App& duet, int&) { Command(duet, "bench", "nothing"); }
+void add_diff_command(CLI::App& duet, int&) { Command(duet, "diff", "nothing"); }
+void add_plan_command(CLI::App& duet, int&) { Command(duet, "plan", "nothing"); }
+int train_command(const TrainOptions&, std::ostream&) { return 0; }
 
 }  // namespace duet
 
 #define DUET_BUILD "fuzzed\n"
 #define add_schedule_command schedule_options
 #define add_eplb_command eplb_options
+#define add_analyze_command analyze_options
 #define main duet_main
 #include "main.cu"
 #undef main

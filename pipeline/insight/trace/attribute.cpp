@@ -43,8 +43,10 @@ std::vector<int32_t> annotations_of(const Recording& r) {
 
 // The launches of a correlation id. A few: an id that stands for many launches tells nothing.
 std::span<const LaunchCall> launches_of(const Recording& r, int64_t correlation) {
-  const auto same = std::ranges::equal_range(r.launches, correlation, {}, &LaunchCall::correlation);
-  return {same.begin(), std::min<size_t>(32, same.size())};
+  const auto id = &LaunchCall::correlation;
+  const auto begin = std::ranges::lower_bound(r.launches, correlation, {}, id);
+  const auto end = std::ranges::upper_bound(r.launches, correlation, {}, id);
+  return {begin, std::min<size_t>(32, size_t(end - begin))};
 }
 
 int64_t process_of(const Recording& r, const LaunchCall& launch) {
