@@ -204,7 +204,7 @@ TYPED_TEST(GemmTest, GroupsAreTheirProductsOneByOne) {
             .c = found.view,
             .accumulate = accumulate,
             .stride_b = tn ? 0 : b.stride(),
-            .stride_c = tn ? found.stride() : 0};
+            .stride_c = found.stride()};  // of groups in TN alone
         ThreadPool pool(threads);
         gemm_cpu(g, offsets, pool);
         for (int e = 0; e < groups; e++) {

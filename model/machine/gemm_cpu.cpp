@@ -148,7 +148,7 @@ template <class T> Product<T> product(const Gemm& g, std::span<const int64_t> of
   if (tn)
     p.b = g.b.row<T>(begin);
   else
-    p.c += begin * g.c.ld * int64_t(sizeof(T));
+    p.c = reinterpret_cast<char*>(g.c.row<T>(begin));
   (tn ? p.depth : p.rows) = n;
   if (!g.pieces.empty()) {
     const auto from = std::lower_bound(g.pieces.begin(), g.pieces.end(), begin);
