@@ -45,7 +45,7 @@ struct Schedule {
   int weight_copies() const { return two_directions ? 2 : 1; }
   // a stage as a part of a pp-th of the model
   double stage_share() const { return double(pp) / model_stages(); }
-  // 0 or 1: gradients are summed in halves
+  // 0 or 1: of two directions, the one that the microbatch goes in
   int second_half(int microbatch) const { return microbatch >= microbatches / 2; }
   int first_stage(int microbatch) const {
     return two_directions && second_half(microbatch) ? stages() / 2 : 0;
