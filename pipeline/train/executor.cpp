@@ -3,7 +3,6 @@
 
 #include "model/base/clock.h"
 #include "pipeline/schedule/add_comms.h"
-#include "pipeline/train/pairs.h"
 
 namespace duet {
 
@@ -15,77 +14,53 @@ Executor::Executor(
 bool Executor::run(
     std::span<const Action> actions, const Tokens& tokens, const std::function<bool()>& give_up) {
   waited_ = 0;
+  gave_up_ = false;
   tokens_ = tokens;
-  bool gave_up = false;
   for (const Action& a : actions) {
-    gave_up = gave_up || (give_up && give_up());
-    gave_up && !a.is_comm() ? pretend(a) : act(a);
+    gave_up_ = gave_up_ || (give_up && give_up());
+    act(a);
     sending_.remove_if([](const Result& r) { return r.request.done(); });
   }
   for (const Result& r : sending_) r.request.wait();
   sending_.clear();
   DUET_CHECK(results_.empty(), "end of a schedule: expected every result used, found ",
       results_.size(), " left over");
-  return gave_up;
+  return gave_up_;
 }
 
 void Executor::act(const Action& a) {
   const char* name = a.overlapped() ? "pair" : kind_name(a.kind);
   const Scope scope(context_.recorder, context_.stream(), {name, "actions", a.stage, a.microbatch});
-  if (a.overlapped()) return pair(a);
-  switch (a.kind) {
-    case Kind::F: return forward(a);
-    case Kind::I: return backward(a);
-    case Kind::W: return stages_.at(a.stage)->backward_weight(a.microbatch);
-    case Kind::B: backward(a); return stages_.at(a.stage)->backward_weight(a.microbatch);
-    case Kind::SEND_F: return send(Tag::F, a);
-    case Kind::SEND_B: return send(Tag::B, a);
-    case Kind::RECV_F: return receive(Tag::F, a);
-    case Kind::RECV_B: return receive(Tag::B, a);
+  if (a.is_comm()) {
+    const Tag::Kind kind = is_forward(a.kind) ? Tag::F : Tag::B;
+    return is_send(a.kind) ? send(kind, a) : receive(kind, a);
   }
+  if (overlap_) return compute(a);
+  for_parts(a, [&](const Action& part) { compute(part); });
 }
 
-Microbatch Executor::tokens(const Action& a) const {
-  const StageOptions& stage = stages_.at(a.stage)->options();
-  return stage.embedding || stage.head ? tokens_(a.microbatch) : Microbatch();
-}
-
-void Executor::forward(const Action& a) {
-  Buf x = take(Tag::F, a);
-  keep(Tag::F, a, stages_.at(a.stage)->forward(a.microbatch, std::move(x), tokens(a)));
-}
-
-void Executor::backward(const Action& a) {
-  keep(Tag::B, a, stages_.at(a.stage)->backward_input(a.microbatch, take(Tag::B, a)));
-}
-
-void Executor::pair(const Action& both) {
-  const Action f{Kind::F, both.stage, both.microbatch}, b{Kind::B, both.b_stage, both.b_microbatch};
-  if (!overlap_) {
-    forward(f);
-    backward(b);
-    return stages_.at(b.stage)->backward_weight(b.microbatch);
-  }
-  Buf x = take(Tag::F, f), dy = take(Tag::B, b);
-  const Microbatch batch = tokens(f);
-  PairResult result = overlapped_pair({*stages_.at(f.stage), f.microbatch, std::move(x), batch},
-      {*stages_.at(b.stage), b.microbatch, std::move(dy)});
-  keep(Tag::F, f, std::move(result.y));
-  keep(Tag::B, b, std::move(result.dx));
+void Executor::compute(const Action& a) {
+  Stages::Given given;
+  for_parts(a, [&](const Action& part) {
+    if (part.kind == Kind::F) {
+      given.x = take(Tag::F, part);
+      if (begins(Tag::F, part) || begins(Tag::B, part)) given.tokens = tokens_(part.microbatch);
+    } else if (part.kind != Kind::W) {
+      given.dy = take(Tag::B, part);
+    }
+  });
+  Stages::Made made = gave_up_ ? pretend(std::move(given)) : stages_.run(a, std::move(given));
+  for_parts(a, [&](const Action& part) {
+    if (part.kind == Kind::F)
+      keep(Tag::F, part, std::move(made.y));
+    else if (part.kind != Kind::W)
+      keep(Tag::B, part, std::move(made.dx));
+  });
 }
 
 // Passes on what came in, or whatever is in memory where nothing did.
-void Executor::pretend(const Action& a) {
-  for_parts(a, [&](const Action& part) {
-    if (part.kind == Kind::W) return;
-    const Tag::Kind kind = part.kind == Kind::F ? Tag::F : Tag::B;
-    const StageOptions& o = stages_.at(part.stage)->options();
-    Buf flow = take(kind, part);
-    if (!flow)
-      flow = context_.device.buffer(
-          context_.tokens(), context_.config.d_model, context_.dtype, Use::messages);
-    if (!(kind == Tag::F ? o.head : o.embedding)) keep(kind, part, std::move(flow));
-  });
+Stages::Made Executor::pretend(Stages::Given given) const {
+  return {given.x ? std::move(given.x) : message(), given.dy ? std::move(given.dy) : message()};
 }
 
 // --- results -------------------------------------------------------------------------------------
@@ -93,14 +68,20 @@ void Executor::pretend(const Action& a) {
 // Who makes what `stage` works on: F comes from the stage before, B from the next one.
 static int source(Tag::Kind kind, int stage) { return kind == Tag::F ? stage - 1 : stage + 1; }
 
+// Whether nobody made what `stage` works on: F of a microbatch's first stage, B of its last one.
+bool Executor::begins(Tag::Kind kind, const Action& a) const {
+  return a.stage ==
+      (kind == Tag::F ? schedule_.first_stage(a.microbatch) : schedule_.last_stage(a.microbatch));
+}
+
 void Executor::keep(Tag::Kind kind, const Action& a, Buf result) {
-  if (result) results_[{kind, a.stage, a.microbatch}].data = std::move(result);
+  const bool ends = begins(kind == Tag::F ? Tag::B : Tag::F, a);
+  if (!ends) results_[{kind, a.stage, a.microbatch}].data = std::move(result);
 }
 
 // What a's stage works on: nothing where the pipeline begins. A message is waited for now.
 Buf Executor::take(Tag::Kind kind, const Action& a) {
-  const StageOptions& stage = stages_.at(a.stage)->options();
-  if (kind == Tag::F ? stage.embedding : stage.head) return Buf();
+  if (begins(kind, a)) return Buf();
   const int from = source(kind, a.stage);
   auto found = results_.extract({kind, from, a.microbatch});
   DUET_CHECK(found, "stage ", a.stage, ", microbatch ", a.microbatch,
@@ -115,6 +96,11 @@ Buf Executor::take(Tag::Kind kind, const Action& a) {
   return std::move(found.mapped().data);
 }
 
+Buf Executor::message() const {
+  return context_.device.buffer(
+      context_.tokens(), context_.config.d_model, context_.dtype, Use::messages);
+}
+
 void Executor::send(Tag::Kind kind, const Action& a) {
   auto made = results_.extract({kind, a.stage, a.microbatch});
   DUET_CHECK(made, to_string(a), ": expected its result, found none");
@@ -126,8 +112,7 @@ void Executor::send(Tag::Kind kind, const Action& a) {
 void Executor::receive(Tag::Kind kind, const Action& a) {
   const int from = source(kind, a.stage);
   Result& result = results_[{kind, from, a.microbatch}];
-  result.data = context_.device.buffer(
-      context_.tokens(), context_.config.d_model, context_.dtype, Use::messages);
+  result.data = message();
   result.request = pipeline_.irecv(
       context_.stream(), result.data, peer_rank(schedule_, a), {kind, from, a.microbatch});
 }

@@ -4,33 +4,48 @@
 // the messages where the list says and waits for one only when an action needs it. Messages are
 // asynchronous and tagged with (kind, sender's stage, microbatch), so none queues behind another.
 // Used by one thread, the rank's.
-// Read next: trainer.h.
+// Read next: pairs.h.
 #pragma once
 #include <functional>
 #include <list>
 #include <map>
-#include <memory>
 #include <span>
 
 #include "comm/comm.h"
+#include "data/batch.h"
+#include "model/context.h"
 #include "pipeline/schedule/schedule.h"
-#include "pipeline/train/stage.h"
 
 namespace duet {
 
+// What an executor carries its actions out on: the stages of a rank. Those of the model compute
+// (pairs.h), rehearsed ones wait (rehearse.h).
+class Stages {
+ public:
+  virtual ~Stages() = default;
+  // Of F: x, and the microbatch's tokens where the stage is its first or last one. Of I and B: dy.
+  // Of an overlapped pair: those of both. [tokens, d_model]; nothing where a pipeline begins
+  struct Given {
+    Buf x, dy;
+    Microbatch tokens;
+  };
+  struct Made {
+    Buf y, dx;  // nothing where a pipeline ends
+  };
+  virtual Made run(const Action& compute, Given given) = 0;
+};
+
 class Executor {
  public:
-  using Stages = std::map<int, std::unique_ptr<Stage>>;  // by virtual stage, those of this rank
   using Tokens = std::function<Microbatch(int m)>;
 
   // schedule: only its placement is read here. pipeline: the group of the pp ranks, numbered by pp
-  // rank. overlap: whether the chunks of a pair are interleaved (pairs.h), or run one after the
-  // other.
+  // rank. overlap: whether a pair is one action, or its F and then its B.
   Executor(const Schedule& schedule, Comm& pipeline, const Context& context, Stages& stages,
       bool overlap);
 
   // Runs a list with its sends and receives (add_comms.h). tokens(m): the microbatch's tokens,
-  // asked by first and last stages. A list without backwards leaves activations: the caller drops
+  // asked for first and last stages. A list without backwards leaves activations: the caller drops
   // them. give_up is asked before each action: once it says yes nothing more is computed, and
   // messages flow with whatever is in them, so that no other rank waits for ever. The stages are
   // then fit for nothing but keeping their parameters. Not where experts are spread over ranks,
@@ -46,11 +61,10 @@ class Executor {
     Request request;  // where it is a message
   };
   void act(const Action& a);
-  void pair(const Action& a);
-  void pretend(const Action& a);
-  void forward(const Action& a);
-  void backward(const Action& a);
-  Microbatch tokens(const Action& a) const;
+  void compute(const Action& a);
+  Stages::Made pretend(Stages::Given given) const;
+  bool begins(Tag::Kind kind, const Action& a) const;
+  Buf message() const;
   Buf take(Tag::Kind kind, const Action& a);
   void keep(Tag::Kind kind, const Action& a, Buf result);
   void send(Tag::Kind kind, const Action& a);
@@ -60,7 +74,7 @@ class Executor {
   Comm& pipeline_;
   const Context& context_;
   Stages& stages_;
-  bool overlap_;
+  bool overlap_, gave_up_ = false;
   Tokens tokens_;
   // made here and not used yet, or awaited; by who makes it: kind, stage, microbatch
   std::map<std::tuple<Tag::Kind, int, int>, Result> results_;

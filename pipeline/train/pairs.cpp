@@ -22,20 +22,32 @@ static constexpr Phase kOrder[] = {
     Phase::attention_w,
 };
 
-PairResult overlapped_pair(ForwardChunk f, BackwardChunk b) {
-  f.stage.begin_forward(f.microbatch, std::move(f.x), f.tokens);
-  b.stage.begin_backward(b.microbatch, std::move(b.dy));
-  for (int l = 0; l < std::max(f.stage.layers() + 1, b.stage.layers()); ++l)
+Stages::Made ModelStages::run(const Action& a, Given given) {
+  if (a.overlapped()) return pair(a, std::move(given));
+  Stage& stage = *stages_.at(a.stage);
+  Made made;
+  if (a.kind == Kind::F) made.y = stage.forward(a.microbatch, std::move(given.x), given.tokens);
+  if (a.kind == Kind::I || a.kind == Kind::B)
+    made.dx = stage.backward_input(a.microbatch, std::move(given.dy));
+  if (a.kind == Kind::W || a.kind == Kind::B) stage.backward_weight(a.microbatch);
+  return made;
+}
+
+Stages::Made ModelStages::pair(const Action& both, Given given) {
+  Stage &f = *stages_.at(both.stage), &b = *stages_.at(both.b_stage);
+  const int fm = both.microbatch, bm = both.b_microbatch;
+  f.begin_forward(fm, std::move(given.x), given.tokens);
+  b.begin_backward(bm, std::move(given.dy));
+  for (int l = 0; l < std::max(f.layers() + 1, b.layers()); ++l)
     for (Phase phase : kOrder) {
       if (is_forward(phase))
-        f.stage.run(phase, f.microbatch, phase == Phase::combine_f ? l - 1 : l);
+        f.run(phase, fm, phase == Phase::combine_f ? l - 1 : l);
       else
-        b.stage.run(phase, b.microbatch, b.stage.layers() - 1 - l);
+        b.run(phase, bm, b.layers() - 1 - l);
     }
-  PairResult result{
-      f.stage.end_forward(f.microbatch, f.tokens), b.stage.end_backward(b.microbatch)};
-  b.stage.backward_weight(b.microbatch);
-  return result;
+  Made made{f.end_forward(fm, given.tokens), b.end_backward(bm)};
+  b.backward_weight(bm);
+  return made;
 }
 
 }  // namespace duet

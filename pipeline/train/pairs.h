@@ -10,28 +10,27 @@
 // everyone's choices, without which no token can leave, when the shared experts of both chunks are
 // enqueued; not later, or tokens would leave behind what is to hide them. Layers without a partner
 // (chunks of unequal length) run alone. The bits are those of the forward and then the backward.
-// Read next: executor.h.
+// Read next: trainer.h.
 #pragma once
+#include <map>
+#include <memory>
+
+#include "pipeline/train/executor.h"
 #include "pipeline/train/stage.h"
 
 namespace duet {
 
-struct PairResult {
-  Buf y;   // of the forward; empty where its stage has the head
-  Buf dx;  // of the backward; empty where its stage has the embedding
-};
+using StageMap = std::map<int, std::unique_ptr<Stage>>;  // of a rank, by virtual stage
 
-struct ForwardChunk {
-  Stage& stage;
-  int microbatch;
-  Buf x;
-  const Microbatch& tokens;
+// The stages of a rank that compute.
+class ModelStages : public Stages {
+ public:
+  explicit ModelStages(const StageMap& stages) : stages_(stages) {}
+  Made run(const Action& compute, Given given) override;
+
+ private:
+  Made pair(const Action& both, Given given);
+  const StageMap& stages_;
 };
-struct BackwardChunk {
-  Stage& stage;
-  int microbatch;
-  Buf dy;
-};
-PairResult overlapped_pair(ForwardChunk forward, BackwardChunk backward);
 
 }  // namespace duet

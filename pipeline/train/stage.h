@@ -8,7 +8,7 @@
 // Tensors are [tokens of a microbatch, d_model]. What is computed is enqueued on the device's
 // compute stream, what travels between experts on Moe's comm stream; the host waits in dispatch
 // alone (moe/moe.h). Not here: in which order actions come (executor.h). Used by one thread.
-// Read next: pairs.h.
+// Read next: executor.h.
 #pragma once
 #include <array>
 #include <functional>

@@ -5,7 +5,7 @@
 
 namespace duet {
 
-static Executor::Stages make_stages(Trainer& t) {
+static void make_stages(Trainer& t) {
   const Job& job = t.job;
   const Schedule& s = job.schedule;
   StageOptions o{.microbatches = int(job.options.microbatches), .seed = job.options.seed};
@@ -15,7 +15,6 @@ static Executor::Stages make_stages(Trainer& t) {
   o.moe.split = job.options.replica_split;
   o.moe.balanced = job.options.force_balanced_routing;
   o.placement = [&t](int64_t layer) { return t.monitor.placement(layer); };
-  Executor::Stages stages;
   for (o.index = 0; o.index < s.stages(); ++o.index) {
     if (s.rank_of[size_t(o.index)] != t.pp_rank) continue;
     const int part = s.model_stage(o.index);
@@ -23,9 +22,8 @@ static Executor::Stages make_stages(Trainer& t) {
     o.layer_end = job.layer_bounds[size_t(part) + 1];
     o.embedding = part == 0;
     o.head = part == s.model_stages() - 1;
-    stages[o.index] = std::make_unique<Stage>(t.context, o);
+    t.stages[o.index] = std::make_unique<Stage>(t.context, o);
   }
-  return stages;
 }
 
 Trainer::Trainer(const Job& job, Comm& world, Device& device)
@@ -39,10 +37,10 @@ Trainer::Trainer(const Job& job, Comm& world, Device& device)
           job.options.micro_batch_size, 1 / double(job.global_sequences() * job.options.seq_len),
           job.options.balance_loss / double(job.global_sequences()), job.options.segment_tokens},
       monitor(job.balancer, moe_layers()),
-      executor(job.schedule, pipeline, context, stages, job.options.overlap) {
+      executor(job.schedule, pipeline, context, model_stages, job.options.overlap) {
   if (job.options.overlap && experts.size() > 1) comm.emplace(world, device);
   check_same_plans(world, 0, monitor.hash());
-  stages = make_stages(*this);
+  make_stages(*this);
 }
 
 std::vector<Params*> Trainer::param_sets() const {

@@ -19,8 +19,8 @@
 #include <vector>
 
 #include "pipeline/checkpoint/checkpoint.h"
-#include "pipeline/train/executor.h"
 #include "pipeline/train/job.h"
+#include "pipeline/train/pairs.h"
 
 namespace duet {
 
@@ -38,7 +38,8 @@ struct Trainer {
   Context context;
   std::optional<CommStream> comm;  // of the all-to-alls, with --overlap on; outlives the stages
   LoadMonitor monitor;             // where experts are, of all layers
-  Executor::Stages stages;         // of this rank, by virtual stage
+  StageMap stages;                 // of this rank
+  ModelStages model_stages{stages};
   Executor executor;
 
   std::vector<Params*> param_sets() const;  // of all stages
