@@ -35,6 +35,8 @@ class Command {
 
   void runs(std::function<void()> body) { app_->callback(std::move(body)); }
 
+  bool given(const std::string& name) const { return app_->count(name) > 0; }
+
   // "pp, ep, ...", without --help.
   std::string option_names() const {
     std::string names;

@@ -53,13 +53,17 @@ Need need_of(const Job& job) {
   const double size = o.dtype == Dtype::bf16 ? 2 : 4;
   const double tokens = here * l.dp * double(o.seq_len) * double(o.micro_batch_size);
   Need need;
+  const int64_t threads = o.device == DeviceKind::cpu ? threads_per_rank(job) : 1;
+  need.threads = job.run.transport == Wire::local ? l.world() * threads : threads;
+  if (!o.rehearse.empty()) {  // messages alone
+    need.activations = l.pp * tokens * size * double(c.d_model);
+    return need;
+  }
   need.weights = parameters * (size == 4 ? 4 : 2 + 4);  // bf16 has fp32 masters
   need.gradients = need.moments = 8 * parameters;
   // of one microbatch: what flows into the two halves of each layer, and the logits
   need.activations =
       tokens * size * (2 * double(c.n_layers) * double(c.d_model) + double(c.vocab_size));
-  const int64_t threads = o.device == DeviceKind::cpu ? threads_per_rank(job) : 1;
-  need.threads = job.run.transport == Wire::local ? l.world() * threads : threads;
   return need;
 }
 

@@ -98,7 +98,7 @@ Job make_job(TrainOptions options, bool with_data) {
   job.options = options;
   const TrainOptions& o = job.options;
   find_ranks(job);
-  find_balancer(job);
+  if (o.rehearse.empty()) find_balancer(job);
   check_fits(job);
 
   job.compute = make_schedule(o.schedule, {int(o.pp), int(o.microbatches), int(o.virtual_stages)});
@@ -107,7 +107,8 @@ Job make_job(TrainOptions options, bool with_data) {
   job.forward_microbatches =
       job.compute.two_directions ? int(o.microbatches) / 2 : int(o.microbatches);
   job.forward_only = forwards(job.compute, job.forward_microbatches);
-  job.layer_bounds = split_layers(job.config, o.seq_len, job.compute.model_stages(), o.split);
+  if (o.rehearse.empty())
+    job.layer_bounds = split_layers(job.config, o.seq_len, job.compute.model_stages(), o.split);
 
   if (!with_data) return job;
   job.dataset = load_dataset(o.data, o.seq_len, o.out);

@@ -76,6 +76,9 @@ void add_machine(Command& cli, TrainOptions& o) {
       "where it runs; default: cuda if there is one");
   cli.choice("--dtype", o.dtype, {Dtype::f32, Dtype::bf16}, dtype_name,
       "bf16: on cuda; master weights, gradients and moments stay fp32");
+  cli.text("--rehearse", o.rehearse,
+      "compute nothing: actions take the times in this cost profile, which duet plan "
+      "--write-profile and analyze --profile write; 3 steps if --steps says nothing");
 }
 
 void add_output(Command& cli, TrainOptions& o) {
@@ -140,6 +143,18 @@ void add_train_options(Command& cli, TrainOptions& o) {
 
 // --- what must be true of several together -------------------------------------------------------
 
+static void check_rehearsal(TrainOptions& o) {
+  const auto refuse = [](const char* option, bool given, const char* why) {
+    require(!given, option, ": found with --rehearse, allowed: without it (", why, ")");
+  };
+  refuse("--init", !o.init.empty(), "nothing is trained");
+  refuse("--out", !o.out.empty(), "nothing is trained");
+  refuse("--data", !o.data.empty(), "nothing is trained");
+  refuse("--link", o.link.emulated(), "the profile says what a message takes");
+  refuse("--device", o.device == DeviceKind::cuda, "nothing is computed");
+  o.device = DeviceKind::cpu;
+}
+
 ModelConfig TrainOptions::resolve() {
   const Preset& p = find_preset(preset);
   ModelConfig config = p.model;
@@ -148,6 +163,7 @@ ModelConfig TrainOptions::resolve() {
   if (seq_len == 0) seq_len = p.seq_len;
   if (micro_batch_size == 0) micro_batch_size = p.micro_batch_size;
   if (decay_steps == 0) decay_steps = steps;
+  if (!rehearse.empty()) check_rehearsal(*this);
   if (!device) device = cuda_device_count() > 0 ? DeviceKind::cuda : DeviceKind::cpu;
 
   require(dtype == Dtype::f32 || device == DeviceKind::cuda, "--dtype: found ", dtype_name(dtype),

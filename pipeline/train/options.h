@@ -72,6 +72,8 @@ struct TrainOptions {
   Dtype dtype = Dtype::f32;
   int64_t threads = 0;  // 0: the cores of the node / its ranks
 
+  std::string rehearse;  // a cost profile instead of a model (rehearse.h); empty: none
+
   // What it leaves and says
   std::string out;  // empty: nothing is kept
   bool resume = false, overwrite = false;

@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <filesystem>
+#include <fstream>
 #include <tuple>
 
 #include "pipeline/checkpoint/checkpoint.h"
@@ -133,6 +134,20 @@ void RunFolder::forget_old() const {
   std::map<int64_t, std::string> found = run_checkpoints(options_.out);
   for (; int64_t(found.size()) > options_.keep_last; found.erase(found.begin()))
     remove_dir(found.begin()->second);
+}
+
+void check_trace(const TrainOptions& o) {
+  if (o.trace.empty()) return;
+  const auto folder_of = [](const fs::path& file) {
+    return fs::absolute(file).lexically_normal().parent_path();
+  };
+  if (!o.out.empty() && folder_of(o.trace) == folder_of(fs::path(o.out) / "trace") &&
+      !fs::exists(o.out))
+    return;
+  const bool existed = fs::exists(o.trace);
+  require(std::ofstream(o.trace, std::ios::app).good(), "--trace: found ", o.trace,
+      ", which cannot be written, allowed: a file in a folder that exists");
+  if (!existed) fs::remove(o.trace);
 }
 
 }  // namespace duet

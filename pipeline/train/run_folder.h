@@ -3,7 +3,7 @@
 //
 // It is one run's at a time: OUT/.lock is locked as long as this object lives. Of what lies there
 // metrics.jsonl and the checkpoints step-NNNNNN are the run's; the rest is left alone.
-// Read next: train_command.h.
+// Read next: rehearse.h.
 #pragma once
 #include <string>
 #include <vector>
@@ -36,5 +36,8 @@ class RunFolder {
   int64_t resumes_ = 0;
   int lock_ = -1;
 };
+
+// Refuses a --trace that cannot be written. Its folder may be the --out that is made later.
+void check_trace(const TrainOptions& options);
 
 }  // namespace duet

@@ -15,6 +15,7 @@
 #include "model/base/command_line.h"
 #include "pipeline/insight/trace/trace.h"
 #include "pipeline/train/generate.h"
+#include "pipeline/train/rehearse.h"
 #include "pipeline/train/run_folder.h"
 #include "pipeline/train/run_log.h"
 #include "pipeline/train/same_run.h"
@@ -58,21 +59,6 @@ class StopOnSignal {
   }
   void (*before_[2])(int);
 };
-
-// Refuses a file that cannot be written. Its folder may be the --out that is made later.
-void check_trace(const TrainOptions& o) {
-  if (o.trace.empty()) return;
-  const auto folder_of = [](const fs::path& file) {
-    return fs::absolute(file).lexically_normal().parent_path();
-  };
-  if (!o.out.empty() && folder_of(o.trace) == folder_of(fs::path(o.out) / "trace") &&
-      !fs::exists(o.out))
-    return;
-  const bool existed = fs::exists(o.trace);
-  require(std::ofstream(o.trace, std::ios::app).good(), "--trace: found ", o.trace,
-      ", which cannot be written, allowed: a file in a folder that exists");
-  if (!existed) fs::remove(o.trace);
-}
 
 void say_first_lines(const Job& job, Device& device, RunLog& log) {
   constexpr const char* kMeans[] = {"threads", "MPI processes", "NCCL"};  // by Wire
@@ -234,7 +220,11 @@ void add_train_command(CLI::App& duet, int& exit_status) {
   Command cli(duet, "train", "train a model; without options a demonstration of under a minute");
   const auto o = std::make_shared<TrainOptions>();
   add_train_options(cli, *o);
-  cli.runs([o, &exit_status] { exit_status = train_command(*o, std::cout); });
+  cli.runs([o, cli, &exit_status] {
+    if (o->rehearse.empty()) return void(exit_status = train_command(*o, std::cout));
+    if (!cli.given("--steps")) o->steps = 3;
+    rehearse_command(*o, std::cout);
+  });
 }
 
 int train_command(const TrainOptions& options, std::ostream& out) {

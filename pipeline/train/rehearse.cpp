@@ -1,0 +1,187 @@
+// See rehearse.h.
+#include "pipeline/train/rehearse.h"
+
+#include <algorithm>
+#include <cstring>
+#include <ostream>
+#include <thread>
+
+#include "model/base/clock.h"
+#include "model/base/json.h"
+#include "pipeline/insight/trace/trace.h"
+#include "pipeline/train/run_folder.h"
+
+namespace duet {
+namespace {
+
+constexpr double kLead = 0.005;        // seconds from a step's announcement to its begin
+constexpr double kLongestStep = 3600;  // seconds
+
+void sleep_until(double time) {
+  std::this_thread::sleep_for(std::chrono::duration<double>(time - seconds_now()));
+}
+
+double message_time(const CostProfile& profile, Tag::Kind kind) {
+  return kind == Tag::F ? profile.forward_message : profile.backward_message;
+}
+
+}  // namespace
+
+// --- waiting instead of computing ----------------------------------------------------------------
+
+RehearsedStages::RehearsedStages(
+    const Schedule& schedule, const CostProfile& profile, const Context& context, double begin)
+    : schedule_(schedule), profile_(profile), context_(context), begin_(begin) {}
+
+// When what one stage made is there for another. Its first bytes are its maker's time.
+double RehearsedStages::arrival(Tag::Kind kind, const Buf& what, int maker, int user) const {
+  if (!what) return 0;
+  double made;
+  std::memcpy(&made, what->data, sizeof made);
+  const std::vector<int>& rank_of = schedule_.rank_of;
+  return made +
+      (rank_of[size_t(maker)] == rank_of[size_t(user)] ? 0 : message_time(profile_, kind));
+}
+
+Stages::Made RehearsedStages::run(const Action& a, Given given) {
+  const int b_stage = a.overlapped() ? a.b_stage : a.stage;
+  const double start = std::max(
+      {spans_.empty() ? 0 : spans_.back().end, arrival(Tag::F, given.x, a.stage - 1, a.stage),
+          arrival(Tag::B, given.dy, b_stage + 1, b_stage)});
+  spans_.push_back({start, start + profile_.of(schedule_, a)});
+  sleep_until(begin_ + start);
+  const Scope scope(context_.recorder, context_.stream(),
+      {a.overlapped() ? "pair" : kind_name(a.kind), "compute", a.stage, a.microbatch});
+  sleep_until(begin_ + spans_.back().end);
+  const auto make = [&] {
+    Buf made = context_.device.buffer(
+        context_.tokens(), context_.config.d_model, context_.dtype, Use::messages);
+    std::memcpy(made->data, &spans_.back().end, sizeof(double));
+    return made;
+  };
+  const bool forward = a.kind == Kind::F, backward = a.kind == Kind::I || a.kind == Kind::B;
+  return {forward ? make() : Buf(), backward || a.overlapped() ? make() : Buf()};
+}
+
+// --- a rank of a job -----------------------------------------------------------------------------
+
+Rehearsal::Rehearsal(const Job& job, const CostProfile& profile, Comm& world, Device& device)
+    : job_(job), profile_(profile), world_(world), channels_(world, device, message_pairs(job)),
+      pipeline_(world.group(job.layout.pipeline_of(world.rank()))),
+      context_{
+          device, job.config, job.options.dtype, job.options.seq_len, job.options.micro_batch_size},
+      clock_ahead_(1e-9 * double(clock_offset(world, nanoseconds_now).ahead)) {}
+
+RehearsedStep Rehearsal::step(Recorder* recorder) {
+  context_.recorder = recorder;
+  const Scope scope(recorder, context_.stream(), {"step", "step"});
+  const double begin = world_.gather_values(seconds_now() + kLead)[0] + clock_ahead_;
+  RehearsedStages stages(job_.schedule, profile_, context_, begin);
+  Executor executor(job_.schedule, pipeline_, context_, stages, job_.options.overlap);
+  executor.run(job_.schedule.ranks[size_t(job_.layout.pp_rank(world_.rank()))],
+      [](int) { return Microbatch(); });
+  RehearsedStep step{.spans = stages.spans()};
+  for (double end : world_.gather_values(seconds_now() - begin))
+    step.seconds = std::max(step.seconds, end);
+  double busy = 0;
+  for (const Span& span : step.spans) busy += span.end - span.start;
+  for (double rank : world_.gather_values(1 - busy / step.seconds))
+    step.bubble += rank / world_.size();
+  return step;
+}
+
+// --- the command ---------------------------------------------------------------------------------
+
+namespace {
+
+std::string milliseconds(double seconds) { return format("%.2f ms", 1e3 * seconds); }
+
+// What a rank's part of the run says, on rank 0.
+class Report {
+ public:
+  Report(const Job& job, const Timing& simulated, std::ostream& out)
+      : job_(job), simulated_(simulated), out_(out) {}
+
+  void first_lines() const {
+    const Layout& l = job_.layout;
+    say(cat("rehearse ", job_.options.rehearse, ": nothing is computed, actions take its times"));
+    say(cat("ranks  ", l.world(), " (dp ", l.dp, " x pp ", l.pp, "), schedule ", job_.compute.name,
+        ", ", job_.options.microbatches, " microbatches"));
+    say(cat("simulator: a step takes ", milliseconds(simulated_.makespan),
+        format(", bubble %.1f%%", 100 * simulated_.bubble())));
+  }
+  void step(int64_t number, const RehearsedStep& r) {
+    steps_.push_back(r.seconds);
+    bubble_ = r.bubble;
+    say(format("step %lld/%lld | %s | %+.3f%% of the simulator's | bubble %.1f%%",
+        (long long)number, (long long)job_.options.steps, milliseconds(r.seconds).c_str(),
+        100 * (r.seconds / simulated_.makespan - 1), 100 * r.bubble));
+  }
+  void last_lines(const std::vector<std::string>& of_trace) const {
+    for (const std::string& line : of_trace) say(line);
+    if (job_.options.format != Format::json) return;
+    out_ << Json::object(
+                {{"schedule", job_.compute.name}, {"dp", job_.layout.dp}, {"pp", job_.layout.pp},
+                    {"microbatches", job_.options.microbatches}, {"step_s", Json(steps_)},
+                    {"bubble", bubble_}, {"simulated_step_s", simulated_.makespan},
+                    {"simulated_bubble", simulated_.bubble()}})
+                .dump(2)
+         << std::endl;
+  }
+
+ private:
+  void say(const std::string& line) const {
+    if (job_.options.format != Format::json) out_ << line << std::endl;
+  }
+  const Job& job_;
+  const Timing& simulated_;
+  std::ostream& out_;
+  std::vector<double> steps_;  // seconds
+  double bubble_ = 0;          // of the last step
+};
+
+}  // namespace
+
+CostProfile rehearsed_profile(const Job& job) {
+  const std::string& file = job.options.rehearse;
+  CostProfile profile = read_profile(file);
+  require(profile.fits(job.compute), "--rehearse: found ", profile.stages.size(), " stages in ",
+      file, ", allowed: 1 or ", job.compute.model_stages(), ", as many as ", job.compute.name,
+      " cuts the model into");
+  if (!job.options.overlap)
+    for (StageCosts& s : profile.stages) s.FB = s.F + s.I + s.W;
+  return profile;
+}
+
+void rehearse_command(const TrainOptions& options, std::ostream& out) {
+  Job job = make_job(options, false);
+  const CostProfile profile = rehearsed_profile(job);
+  const Timing simulated = simulate(job.compute, profile);
+  require(simulated.makespan > 0 && simulated.makespan <= kLongestStep, "--rehearse: found ",
+      job.options.rehearse, ", by which a step takes ", simulated.makespan,
+      " s, allowed: more than nothing, at most ", kLongestStep);
+  job.run.timeout += simulated.makespan;
+  if (job.run.transport == Wire::local)
+    job.run.link.latency = std::min(profile.forward_message, profile.backward_message);
+  check_trace(job.options);
+  run_ranks(job.run, [&](Comm& world) {
+    const std::unique_ptr<Device> device = make_cpu_device(1);
+    Rehearsal rehearsal(job, profile, world, *device);
+    const auto [first, last] = job.options.traced_steps(0);
+    Trace trace(
+        world, job.layout, {job.options.trace, first, last, job.run.transport == Wire::local});
+    std::optional<Report> report;
+    if (world.rank() == 0) report.emplace(job, simulated, out), report->first_lines();
+    for (int64_t step = 1; step <= job.options.steps; ++step) {
+      std::optional<Recorder> recorder;
+      if (trace.records(step)) recorder.emplace(*device);
+      const RehearsedStep result = rehearsal.step(recorder ? &*recorder : nullptr);
+      if (recorder) trace.add(step, *recorder);
+      if (report) report->step(step, result);
+    }
+    const std::vector<std::string> of_trace = trace.finish();
+    if (report) report->last_lines(of_trace);
+  });
+}
+
+}  // namespace duet
