@@ -2,8 +2,10 @@
 // and of a parameter, ring collectives, bubbles; and what its readers refuse.
 #include <fstream>
 
-#include "model/config.h"
+#include "model/base/clock.h"
+#include "model/context.h"
 #include "pipeline/insight/plan/list_schedule.h"
+#include "pipeline/insight/plan/measure.h"
 #include "pipeline/insight/plan/report.h"
 #include "pipeline/schedule/checker.h"
 #include "pipeline/schedule/simulator.h"
@@ -120,6 +122,40 @@ TEST(PlanCosts, ProductsAreARoofline) {
   // one row: the matrix must be read
   EXPECT_NEAR(
       product_seconds(c, Precision::bf16, 1, 8192, 8192) / (2.0 * 8192 * 8192 / c.hbm()), 1, 0.01);
+}
+
+TEST(PlanCosts, ACoreWorksAndFetchesInTurn) {
+  Cluster c = find_cluster("h100");
+  const auto seconds = [&] { return product_seconds(c, Precision::bf16, 64, 8192, 64); };
+  const double together = seconds();
+  c.core = true;
+  EXPECT_GT(seconds(), together);
+  EXPECT_LT(seconds(), 2 * together);
+}
+
+TEST(PlanCluster, MeasuresThisMachine) {
+  const Cluster c = measure_cluster();
+  EXPECT_EQ(write_cluster(read_cluster(write_cluster(c), "here")), write_cluster(c));
+  if (!c.core) return;
+  // The curve comes close to a layer of another size, in a cache.
+  const double flops = 3 * 2.0 * 384 * 384 * 384, fastest = c.products_per_s(Precision::fp32);
+  const auto device = make_cpu_device(1);
+  const ModelConfig config;
+  const Context context{*device, config, Dtype::f32, 128, 3};
+  Params params;
+  const Param& w = params.matrix("w", 384, 384);
+  params.allocate(*device, Dtype::f32, 0);
+  const Buf x = context.activation(384), y = context.activation(384);
+  double best = 1e30;
+  for (int i = 0; i < 20; ++i) {
+    const double begin = seconds_now();
+    linear_f(device->compute(), x, w, y);
+    linear_i(device->compute(), y, w, x);
+    linear_w(context, x, y, w);
+    best = std::min(best, seconds_now() - begin);
+  }
+  EXPECT_LT(best, 3 * flops / fastest);
+  EXPECT_GT(best, flops / fastest / 3);
 }
 
 TEST(PlanNetwork, RingsOfTheClosedForm) {

@@ -49,10 +49,10 @@ const Json& own_clusters() {
 Cluster read(const Json& json, const std::string& where) {
   const Fields f(json, where);
   Cluster c;
-  c.name = f.text("name"), c.source = f.text_or("source", "");
-  std::vector<std::string> known = {"name", "source"};
+  c.name = f.text("name"), c.source = f.text_or("source", ""), c.core = f.flag("core", false);
+  std::vector<std::string> known = {"name", "source", "core"};
   for (const ClusterField& field : kFields) {
-    c.*field.member = f.number(field.key, field.lo, field.hi) * field.unit;
+    c.*field.member = f.number(field.key, c.core ? 0 : field.lo, field.hi) * field.unit;
     known.push_back(field.key);
   }
   for (size_t p = 0; p < c.peak.size(); ++p) {
@@ -92,7 +92,7 @@ double product_seconds(const Cluster& c, Precision precision, double m, double n
   const double arithmetic = 2 * m * n * k * count / c.products_per_s(precision) *
       (1 + c.tail_waves / waves) * (1 + c.k_half / k);
   const double memory = count * ((m * k + k * n) * in_bytes + m * n * out_bytes) / c.hbm();
-  return std::max(arithmetic, memory);
+  return c.core ? arithmetic + memory : std::max(arithmetic, memory);
 }
 
 std::vector<std::string> cluster_names() {
@@ -118,7 +118,7 @@ Cluster read_cluster(const std::string& text, const std::string& where) {
 }
 
 std::string write_cluster(const Cluster& c) {
-  Json json = Json::object({{"name", c.name}, {"source", c.source}});
+  Json json = Json::object({{"name", c.name}, {"source", c.source}, {"core", c.core}});
   for (size_t p = 0; p < c.peak.size(); ++p)
     if (c.peak[p] > 0) {
       json.set(cat(kPrecisions[p], "_tflops"), c.peak[p] / 1e12);

@@ -38,6 +38,9 @@ struct Cluster {
   double comm_sms = 0;  // lent to communication while it overlaps with computation
   double other = 0;     // of a step: loading data, checking gradients, clocks that differ
   double hidden = 0;    // of communication that has something to hide under, what hides
+  // A core of a processor, on which duet's own CPU code runs: it works and fetches in turn, and
+  // cuts gradients' sums at segments of 128 tokens (model/machine/grid.h).
+  bool core = false;
 
   // of attention, and what MFU divides by: the 16-bit peak where there is one
   double wide_peak() const { return peak[peak[1] > 0 ? 1 : 0]; }
@@ -51,6 +54,7 @@ struct Cluster {
 //   arithmetic  2 m n k / (peak efficiency), times 1 + tail_waves / waves and 1 + k_half / k, where
 //               a wave is a tile of 128 x 256 on each SM
 //   memory      the three matrices once, out_bytes an element of C
+// or, of a core, their sum.
 double product_seconds(const Cluster& c, Precision precision, double m, double n, double k,
     double count = 1, double out_bytes = 2);
 

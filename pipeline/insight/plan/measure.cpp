@@ -1,81 +1,187 @@
 // See measure.h.
 #include "pipeline/insight/plan/measure.h"
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
-#include <thread>
 
+#include "model/attention.h"
 #include "model/base/clock.h"
-#include "model/machine/device.h"
+#include "pipeline/insight/plan/predict.h"
 
 namespace duet {
 namespace {
 
-// The best of repetitions over a tenth of a second.
-double best_seconds(Device& device, const std::function<void()>& work) {
-  double best = 1e30, spent = 0;
-  for (int i = 0; i < 3 || spent < 0.1; ++i) {
-    const double start = seconds_now();
-    work(), device.compute().synchronize();
-    const double t = seconds_now() - start;
-    best = std::min(best, t), spent += t;
+// What is measured on: parts of a model, at sizes of their own.
+struct Bench {
+  Device& device;
+  Dtype dtype;
+  Stream& stream() const { return device.compute(); }
+
+  // The median of repetitions over a tenth of a second.
+  double seconds(const std::function<void()>& work) const {
+    std::vector<double> times;
+    for (double spent = 0; times.size() < 5 || spent < 0.1; spent += times.back()) {
+      const double start = seconds_now();
+      work(), stream().synchronize();
+      times.push_back(seconds_now() - start);
+    }
+    std::nth_element(times.begin(), times.begin() + int(times.size()) / 2, times.end());
+    return times[times.size() / 2];
   }
-  return best;
+  // of sequences of at most `seq_len` tokens
+  Context context(const ModelConfig& config, int64_t tokens, int64_t seq_len) const {
+    seq_len = std::min(tokens, seq_len);
+    return {device, config, dtype, seq_len, tokens / seq_len};
+  }
+  Buf zeros(int64_t rows, int64_t cols) const {
+    Buf buf = device.buffer(rows, cols, dtype, Use::scratch);
+    stream().zero(buf->data, size_t(buf->bytes()));
+    return buf;
+  }
+};
+
+// A linear layer: tokens x in -> out, with its two backward products, the last one cut into sums
+// over so many tokens.
+struct Linear {
+  double tokens, in, out, segment, seconds = INFINITY;
+  double predicted(const Cluster& c, Precision p) const {
+    const double cuts = c.core ? tokens / segment - 1 : 0;
+    return product_seconds(c, p, tokens, out, in) + product_seconds(c, p, tokens, in, out) +
+        product_seconds(c, p, in, out, tokens, 1, 8) +
+        2 * in * out / c.products_per_s(p) * c.k_half * cuts +
+        (c.core ? 8 * in * out / c.hbm() : 0);
+  }
+};
+
+double linear_seconds(const Bench& bench, const Linear& l) {
+  const int64_t tokens = int64_t(l.tokens), in = int64_t(l.in), out = int64_t(l.out);
+  const ModelConfig config;
+  const Context context = bench.context(config, tokens, int64_t(l.segment));
+  Params params;
+  const Param& w = params.matrix("w", in, out);
+  params.allocate(bench.device, bench.dtype, 0);
+  const Buf x = bench.zeros(tokens, in), y = bench.zeros(tokens, out);
+  return bench.seconds([&] {
+    linear_f(bench.stream(), x, w, y);
+    linear_i(bench.stream(), y, w, x);
+    linear_w(context, x, y, w);
+  });
 }
 
-double product_rate(Device& device, Dtype dtype, int64_t m, int64_t n, int64_t k) {
-  const Buf a = device.buffer(m, k, dtype, Use::scratch),
-            b = device.buffer(k, n, dtype, Use::scratch),
-            c = device.buffer(m, n, dtype, Use::scratch);
-  for (const Buf* x : {&a, &b}) device.compute().zero((*x)->data, size_t((*x)->bytes()));
-  const Gemm g{.form = Form::NN, .a = a, .b = b, .c = c};
-  return 2.0 * double(m) * double(n) * double(k) /
-      best_seconds(device, [&] { device.compute().gemm(g); });
+// The optimizer and what belongs to it, seconds a parameter.
+double optimizer_seconds(const Bench& bench, int64_t parameters) {
+  Params params;
+  params.matrix("w", parameters >> 10, 1 << 10);
+  params.allocate(bench.device, bench.dtype, 0);
+  return bench.seconds([&] {
+    params.zero_grad(bench.stream());
+    params.squares(bench.stream());
+    params.adamw(bench.stream(), {}, 1, 1);
+  }) / double(parameters);
+}
+
+// peak, k_half and tail_waves with which product_seconds comes closest to what was measured.
+void fit_products(Cluster& c, Precision p, const std::vector<Linear>& measured) {
+  double best = 1e30;
+  for (double tail = 0; tail < (c.core ? 0.01 : 1); tail += 0.02)
+    for (double k_half = 0; k_half <= 512; k_half += std::max(2.0, k_half / 8)) {
+      Cluster tried = c;
+      tried.tail_waves = tail, tried.k_half = k_half, tried.efficiency[size_t(p)] = 1;
+      for (double peak = 1e9; peak < 1e16; peak *= 1.02) {
+        tried.peak[size_t(p)] = peak;
+        double off = 0;
+        for (const Linear& l : measured)
+          off += std::pow(std::log(l.predicted(tried, p) / l.seconds), 2);
+        if (off < best) best = off, c = tried;
+      }
+    }
+}
+
+// Of the peak: forward and backward of causal attention, without its products with weights.
+void measure_attention(const Bench& bench, Precision p, int64_t seq_len, Cluster& c) {
+  ModelConfig config;
+  config.d_model = config.kv_lora_rank = 16, config.n_heads = 8;
+  const Context context = bench.context(config, seq_len, seq_len);
+  Params params;
+  const Attention attention(context, params, "");
+  params.allocate(bench.device, bench.dtype, 0);
+  const Buf x = bench.zeros(seq_len, config.d_model);
+  Attention::Saved saved;
+  const double forward = bench.seconds([&] { attention.forward(saved, x); });
+  const double both = bench.seconds([&] {
+    attention.forward(saved, x);
+    attention.backward_input(saved, x);
+  });
+  double products = 0;
+  for (const Param& w : params.all())
+    if (w.rows > 1)
+      products += product_seconds(c, p, double(seq_len), double(w.cols), double(w.rows));
+  const double flops =
+      double(seq_len * seq_len * config.n_heads) * double(config.qk_head_dim() + config.v_head_dim);
+  const auto fraction = [&](double work, double seconds) {
+    return std::clamp(
+        work * flops / (c.wide_peak() * std::max(seconds - products, seconds / 4)), 0.01, 1.0);
+  };
+  c.attention_f = fraction(1, forward), c.attention_b = fraction(2.5, both - forward);
+  c.attention_half = 0;
+}
+
+int cores() {
+  cpu_set_t allowed;
+  return sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
 }
 
 }  // namespace
 
 Cluster measure_cluster() {
   const bool cuda = cuda_device_count() > 0;
-  const auto device = cuda
-      ? make_cuda_device(0)
-      : make_cpu_device(int(std::max(1u, std::thread::hardware_concurrency())));
-  const Dtype dtype = cuda ? Dtype::bf16 : Dtype::f32;
-  const int64_t size = cuda ? 8192 : 1024;
+  const auto device = cuda ? make_cuda_device(0) : make_cpu_device(1);
+  const Bench bench{*device, cuda ? Dtype::bf16 : Dtype::f32};
+  const Precision p = cuda ? Precision::bf16 : Precision::fp32;
+  const double unit = cuda ? 16 : 1;  // of sizes
+  std::vector<Linear> linears = {{2048, 256, 512, 128}, {512, 512, 512, 128}, {512, 512, 512, 16},
+      {256, 256, 256, 8}, {256, 512, 64, 128}, {128, 64, 256, 128}, {64, 128, 128, 64},
+      {32, 128, 64, 16}};
+  Linear cold{16, 2000, 2000, 16};  // its matrices fit no cache of a core
+  double memory = 0;                // bytes a second
+  for (Linear& l : linears) l.tokens *= unit, l.in *= unit, l.out *= unit;
+  for (int round = 0; round < 2; ++round) {  // the better one, where something else ran
+    for (Linear& l : linears) l.seconds = std::min(l.seconds, linear_seconds(bench, l));
+    if (cuda) memory = std::max(memory, kOptimizerBytes / optimizer_seconds(bench, 64 << 20));
+    if (!cuda) cold.seconds = std::min(cold.seconds, linear_seconds(bench, cold));
+  }
+
   Cluster c = find_cluster("h100");
   c.name = device->name(), c.source = "measured by duet plan --measure";
   std::fill(c.peak.begin(), c.peak.end(), 0.0);
-  // rate(k) = fastest / (1 + k_half / k) through two lengths of the inner dimension
-  const double fast = product_rate(*device, dtype, size, size, size);
-  const double slow = product_rate(*device, dtype, size, size, size / 16);
-  c.k_half =
-      std::clamp((fast / slow - 1) / (16.0 / double(size) - 1.0 / double(size)), 0.0, 4000.0);
-  const size_t p = size_t(cuda ? Precision::bf16 : Precision::fp32);
-  const double endless = fast * (1 + c.k_half / double(size));
-  c.peak[p] = std::max(device->peak_flops(dtype), endless), c.efficiency[p] = endless / c.peak[p];
-  if (!cuda) {  // attention is made of the same products, and nothing runs ahead
-    c.sms = 2, c.comm_sms = 0, c.tail_waves = 0, c.hidden = 0, c.other = 0;
-    c.attention_f = c.attention_b = 0.5 * c.efficiency[p], c.attention_half = 0;
-    c.memory_bytes = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGE_SIZE));
+  c.hbm_efficiency = 1;
+  if (!cuda) {  // its host is itself
+    c.core = true, c.sms = 1, c.comm_sms = 0, c.hidden = 0, c.other = 0, c.launch_s = 0;
+    c.gpus_per_node = c.nvlink_domain = cores();
+    c.memory_bytes =
+        double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGE_SIZE)) / c.gpus_per_node;
     c.reserved_bytes = 0, c.fragmentation = 0;
-  }
-  const int64_t cols = int64_t(1) << 20, rows = cuda ? 256 : 64;
-  const Buf from = device->buffer(rows, cols, Dtype::f32, Use::scratch),
-            to = device->buffer(rows, cols, Dtype::f32, Use::scratch);
-  device->compute().zero(from->data, size_t(from->bytes()));
-  const double copy = best_seconds(
-      *device, [&] { device->compute().copy(to->data, from->data, size_t(from->bytes())); });
-  c.hbm_bytes_s = 2 * double(from->bytes()) / copy, c.hbm_efficiency = 1;
-  c.launch_s = best_seconds(*device, [&] {
-    for (int i = 0; i < 100; ++i) device->compute().zero(to->data, 256);
-  }) / 100;
-  if (!cuda) {
-    c.gpus_per_node = c.nvlink_domain = 1024;
-    c.nvlink_bytes_s = c.network_bytes_s = c.hbm_bytes_s / 2;
     c.nvlink_efficiency = c.network_efficiency = 1;
     c.nvlink_latency_s = c.network_latency_s = 20e-6;
+  }
+  c.hbm_bytes_s = cuda ? memory : INFINITY;  // what is repeated on a core is in its caches
+  fit_products(c, p, linears);
+  measure_attention(bench, p, cuda ? 2048 : 192, c);
+  if (!cuda) {
+    const double arithmetic = cold.predicted(c, p);
+    c.hbm_bytes_s = 1;
+    c.hbm_bytes_s =
+        (cold.predicted(c, p) - arithmetic) / std::max(cold.seconds - arithmetic, cold.seconds / 4);
+    c.nvlink_bytes_s = c.network_bytes_s = c.hbm_bytes_s / 2;
+  } else {
+    const Buf to = bench.zeros(1, 64);
+    c.launch_s = bench.seconds([&] {
+      for (int i = 0; i < 100; ++i) bench.stream().zero(to->data, 64);
+    }) / 100;
   }
   return c;
 }

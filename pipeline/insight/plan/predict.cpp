@@ -8,10 +8,6 @@
 namespace duet {
 namespace {
 
-// What a parameter moves through memory in the optimizer: gradient, master copy and two moments
-// read, three of them and the working copy written, the gradient read for its norm and cleared.
-constexpr double kOptimizerBytes = 40;
-
 // Schedules that let a rank start its next step while others finish this one.
 bool ranks_part_ways(const std::string& schedule) {
   return schedule == "zb2p" || schedule == "zb-h2";

@@ -3,7 +3,7 @@
 //   step = the schedule, simulated with each stage's costs and its messages
 //        + gradients and weights between replicas, as far as they do not hide under the last
 //          backward and the first forward
-//        + the optimizer: 40 bytes of memory traffic a parameter that the rank updates
+//        + the optimizer: kOptimizerBytes a parameter that the rank updates
 //
 // Read next: search.h.
 #pragma once
@@ -16,6 +16,10 @@
 #include "pipeline/insight/plan/memory.h"
 
 namespace duet {
+
+// What a parameter moves through memory in the optimizer: gradient, master copy and two moments
+// read, three of them and the working copy written, the gradient read for its norm and cleared.
+inline constexpr double kOptimizerBytes = 40;
 
 // Time of the actions of a kind, mean over ranks, as DeepSeek's reports state a step.
 struct ByAction {
