@@ -20,11 +20,32 @@ double normal(std::mt19937_64& random) {
   return std::sqrt(-2 * std::log(u)) * std::cos(6.283185307179586 * v);
 }
 
+// Tokens of each slot where segments go to one replica whole. The microbatch's choices fall on
+// ranks and segments by chance.
+std::vector<int64_t> by_segment(std::span<const int64_t> tokens, const ExpertPlacement& placement) {
+  constexpr int64_t kTopk = 8, kSegment = 128;
+  std::vector<int32_t> dealt;
+  for (size_t e = 0; e < tokens.size(); ++e)
+    dealt.insert(dealt.end(), size_t(tokens[e]), int32_t(e));
+  std::mt19937_64 random(2);
+  for (size_t i = dealt.size(); i > 1; --i) std::swap(dealt[i - 1], dealt[random() % i]);
+  const size_t of_rank = dealt.size() / size_t(placement.gpus) / kTopk * kTopk;
+  std::vector<std::vector<int32_t>> choices;
+  for (int r = 0; r < placement.gpus; ++r)
+    choices.emplace_back(dealt.begin() + int64_t(size_t(r) * of_rank),
+        dealt.begin() + int64_t(size_t(r + 1) * of_rank));
+  choose_slots_by_segment(choices, kTopk, placement, {1, int64_t(of_rank) / kTopk, kSegment});
+  std::vector<int64_t> slots(placement.phy2log.size());
+  for (const std::vector<int32_t>& rank : choices)
+    for (int32_t slot : rank) ++slots[size_t(slot)];
+  return slots;
+}
+
 // One way to balance, followed through the intervals of a drift study.
 struct Follower {
   DriftRow row;
   enum Plan { deepseek, balanced, first, incremental } plan;
-  bool quotas;
+  enum Split { even, token, segment } split;
   ExpertPlacement placement = {};
 
   void replan(const DriftSetup& s, std::span<const int64_t> window) {
@@ -50,9 +71,10 @@ struct Follower {
     double mean = 0;
     for (int m = 0; m < s.microbatches; ++m) {
       const auto tokens = window.subspan(size_t(m) * n, n);
-      const std::vector<double> load = quotas
-          ? quota_load(placement, slot_quotas(tokens, placement))
-          : gpu_load(placement, std::vector<float>(tokens.begin(), tokens.end()));
+      const std::vector<double> load = split == even
+          ? gpu_load(placement, std::vector<float>(tokens.begin(), tokens.end()))
+          : quota_load(placement,
+                split == token ? slot_quotas(tokens, placement) : by_segment(tokens, placement));
       mean += balancedness(load) / s.microbatches;
     }
     row.balancedness += mean / s.intervals;
@@ -81,14 +103,18 @@ PolicyResult policy_study(const EplbShape& shape, double sigma, int layers) {
   return r;
 }
 
-std::vector<DriftRow> drift_study(const DriftSetup& s) {
+static std::vector<DriftRow> drift_study(const DriftSetup& s) {
   std::vector<Follower> followers = {
-      {{"deepseek each interval, even shares"}, Follower::deepseek, false},
-      {{"deepseek each interval, quotas"}, Follower::deepseek, true},
-      {{"balanced each interval, even shares"}, Follower::balanced, false},
-      {{"balanced each interval, quotas"}, Follower::balanced, true},
-      {{"balanced once, quotas"}, Follower::first, true},
-      {{"incremental, quotas"}, Follower::incremental, true}};
+      {{"deepseek each interval, even shares"}, Follower::deepseek, Follower::even},
+      {{"deepseek each interval, by token"}, Follower::deepseek, Follower::token},
+      {{"deepseek each interval, by segment"}, Follower::deepseek, Follower::segment},
+      {{"balanced each interval, even shares"}, Follower::balanced, Follower::even},
+      {{"balanced each interval, by token"}, Follower::balanced, Follower::token},
+      {{"balanced each interval, by segment"}, Follower::balanced, Follower::segment},
+      {{"balanced once, by token"}, Follower::first, Follower::token},
+      {{"balanced once, by segment"}, Follower::first, Follower::segment},
+      {{"incremental, by token"}, Follower::incremental, Follower::token},
+      {{"incremental, by segment"}, Follower::incremental, Follower::segment}};
   std::mt19937_64 random(1);
   const size_t n = size_t(s.shape.experts);
   std::vector<double> log_load(n), now(n);
@@ -138,8 +164,7 @@ void print_policy_study(std::ostream& out) {
   }
 }
 
-void print_drift_study(std::ostream& out) {
-  const DriftSetup s;
+std::vector<DriftRow> print_drift_study(std::ostream& out, const DriftSetup& s) {
   out << format(
              "%d experts + %d on %d GPUs while loads drift: ln load walks by %.1f an interval, is "
              "off by %.1f in a\n"
@@ -149,10 +174,12 @@ void print_drift_study(std::ostream& out) {
              s.intervals, s.microbatches)
       << "                                       mean / max   worst interval   experts moved   "
          "most\n";
-  for (const DriftRow& r : drift_study(s)) {
+  const std::vector<DriftRow> rows = drift_study(s);
+  for (const DriftRow& r : rows) {
     out << format("%-37s  %.4f       %.4f           %5.1f           %4d\n", r.name.c_str(),
         r.balancedness, r.worst, r.moves, r.max_moves);
   }
+  return rows;
 }
 
 }  // namespace duet

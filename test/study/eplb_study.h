@@ -17,6 +17,7 @@ struct PolicyResult {
   double ms_deepseek, ms_balanced, ms_leaving;  // of this thread's processor time, per layer
 };
 PolicyResult policy_study(const EplbShape& shape, double sigma, int layers);
+void print_policy_study(std::ostream& out);
 
 // An expert's ln load walks by a normal step of `drift` per interval and is off by `noise` in each
 // microbatch. A plan is made from an interval's microbatches and used for the next one's.
@@ -33,12 +34,8 @@ struct DriftRow {
   double moves = 0;                    // experts sent per interval, mean
   int max_moves = 0;
 };
-// Rows: deepseek replanned each interval with even shares, and with quotas; balanced with even
-// shares, and with quotas; the first interval's plan kept, with quotas; the incremental planner
-// with quotas.
-std::vector<DriftRow> drift_study(const DriftSetup& setup);
-
-void print_policy_study(std::ostream& out);
-void print_drift_study(std::ostream& out);
+// Rows: deepseek and balanced, replanned each interval, the first interval's plan kept, and the
+// incremental planner; with even shares, and with quotas by token and by segment of 128 tokens.
+std::vector<DriftRow> print_drift_study(std::ostream& out, const DriftSetup& setup);
 
 }  // namespace duet

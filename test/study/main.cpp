@@ -17,7 +17,9 @@ int main(int argc, char** argv) {
   if (what == "eplb" && argc == 2) {
     duet::print_policy_study(std::cout);
     std::cout << '\n';
-    duet::print_drift_study(std::cout);
+    duet::print_drift_study(std::cout, {});
+    std::cout << '\n';
+    duet::print_drift_study(std::cout, {.drift = 0});
   } else if (what == "gemm" && argc == 3 && threads >= 1) {
     duet::bench_gemm(threads, std::cout);
   } else {
