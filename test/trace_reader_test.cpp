@@ -43,6 +43,10 @@ TEST(TraceReader, ThousandthsAreExact) {
   EXPECT_TRUE(is("1.9994999", 1999));
   EXPECT_TRUE(is("1.7e18", WideInt(1700000000000000000) * 1000));
   EXPECT_TRUE(is("1E-3", 1));
+  EXPECT_TRUE(is("1.740300000000005E+15", WideInt(1740300000000005) * 1000));
+  EXPECT_TRUE(is("1.7403000000000051236e15", WideInt(1740300000000005124)));
+  EXPECT_TRUE(
+      is("1234567890123456789.01249999999999999999", WideInt(1234567890123456789) * 1000 + 12));
   EXPECT_TRUE(is("0.0000000000000000000000000000000000001", 0));
   for (const char* text : {"", ".", "-", "1.2.3", "x", "1e", "1e999", "N/A", " 1", "1 ",
            "99999999999999999999999999999999999999999"})
@@ -63,6 +67,31 @@ TEST(TraceReader, TakesTimesAsTheyCome) {
   const Recording r = read(far.text());
   ASSERT_EQ(r.gpu.size(), 1u);
   EXPECT_EQ(r.left_out.size(), 1u);  // a kernel of 213 days
+}
+
+TEST(TraceReader, TakesTextInPlaceOfNumbers) {
+  const auto kernel = [](const char* pid, const char* name) {
+    return cat(R"({"ph":"X","cat":"kernel","ts":1,"dur":2,"tid":"stream 7","pid":")", pid,
+        R"(","name":")", name, "\"}");
+  };
+  const Analysis a = analyze_bytes(
+      "[" + kernel("GPU 1", "x") + "," + kernel("GPU 0", "y") + "," + kernel("GPU 1", "z") + "]");
+  ASSERT_EQ(a.ranks.size(), 2u);
+  for (const int r : {0, 1}) {
+    EXPECT_EQ(a.ranks[size_t(r)].number, r);  // in the order in which they came
+    EXPECT_EQ(a.ranks[size_t(r)].events.size(), size_t(2 - r));
+    EXPECT_EQ(a.recordings[0].streams[size_t(r)].label, "stream 7");
+  }
+}
+
+TEST(TraceReader, LaunchesAreWhatTheRuntimeAndDriverDo) {
+  for (const char* cat_ : {"cuda_runtime", "cuda_driver", "hip_runtime", "Runtime", "xpu_runtime",
+           "privateuse1_driver"})
+    EXPECT_EQ(read(cat(R"([{"ph":"X","cat":")", cat_,
+                       R"(","name":"l","ts":0,"dur":1,"args":{"correlation":"3"}}])"))
+                  .launches.size(),
+        1u)
+        << cat_;
 }
 
 TEST(TraceReader, BeginAndEndPairUpPerThread) {

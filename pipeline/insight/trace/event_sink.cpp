@@ -2,7 +2,6 @@
 #include "pipeline/insight/trace/event_sink.h"
 
 #include <algorithm>
-#include <functional>
 
 #include "model/base/check.h"
 
@@ -19,14 +18,14 @@ Category category_of(std::string_view cat) {
       {"concurrent_kernel", Category::kernel}, {"gpu_memcpy", Category::copy},
       {"gpu_memset", Category::copy}, {"memcpy", Category::copy}, {"memset", Category::copy},
       {"compute", Category::lane}, {"comm", Category::lane}, {"wait", Category::lane},
-      {"step", Category::lane}, {"actions", Category::lane}, {"cuda_runtime", Category::launch},
-      {"cuda_driver", Category::launch}, {"runtime", Category::launch},
-      {"driver", Category::launch}, {"hip_runtime", Category::launch},
-      {"hip_driver", Category::launch}, {"user_annotation", Category::annotation}};
+      {"step", Category::lane}, {"actions", Category::lane},
+      {"user_annotation", Category::annotation}};
   const std::string name = lower(cat);
   for (const auto& [known, category] : kCategories)
     if (name == known) return category;
-  return Category::none;
+  // cuda_runtime, hip_driver, xpu_runtime, and Runtime, as it was
+  const bool launch = name.ends_with("runtime") || name.ends_with("driver");
+  return launch ? Category::launch : Category::none;
 }
 
 bool is_gpu(Category c) {
@@ -55,38 +54,39 @@ int64_t size_of(std::string_view dtype) {
 
 std::optional<WideInt> thousandths(std::string_view text) {
   constexpr WideInt kMost = WideInt(1'000'000'000'000'000) * 1'000'000'000'000'000'000;  // 1e33
-  size_t i = 0;
-  const bool negative = i < text.size() && text[i] == '-';
-  i += negative;
+  const bool negative = text.starts_with('-');
+  text.remove_prefix(negative);
   WideInt digits = 0;
-  int exponent = 3, seen = 0;
-  bool point = false;
-  for (; i < text.size() && (std::isdigit(uint8_t(text[i])) || (text[i] == '.' && !point)); ++i) {
-    if (text[i] == '.') {
+  int exponent = 3;
+  size_t i = 0, seen = 0;
+  for (bool point = false; i < text.size(); ++i) {
+    if (text[i] == '.' && !point) {
       point = true;
-      continue;
+    } else if (std::isdigit(uint8_t(text[i]))) {
+      ++seen;
+      if (digits > kMost && !point) return std::nullopt;
+      if (digits > kMost) continue;  // decimals without weight
+      digits = digits * 10 + (text[i] - '0');
+      exponent -= point;
+    } else {
+      break;
     }
-    ++seen;
-    if (point && exponent < -6) continue;  // nothing of it is left after rounding
-    if (digits > kMost) return std::nullopt;
-    digits = digits * 10 + (text[i] - '0');
-    exponent -= point;
   }
-  if (i < text.size() && seen > 0 && (text[i] == 'e' || text[i] == 'E')) {
+  if (seen == 0) return std::nullopt;
+  if (i < text.size()) {
+    if (text[i] != 'e' && text[i] != 'E') return std::nullopt;
     const std::string rest(text.substr(i + 1));
     char* end = nullptr;
     const long power = std::strtol(rest.c_str(), &end, 10);
     if (rest.empty() || *end || power > 99 || power < -99) return std::nullopt;
     exponent += int(power);
-    i = text.size();
   }
-  if (i != text.size() || seen == 0) return std::nullopt;
-  for (; exponent > 0; --exponent) {
+  for (; exponent > 0 && digits != 0; --exponent) {
     if (digits > kMost) return std::nullopt;
     digits *= 10;
   }
-  for (; exponent < -1; ++exponent) digits /= 10;
-  if (exponent == -1) digits = (digits + 5) / 10;
+  for (; exponent < -1 && digits != 0; ++exponent) digits /= 10;
+  if (exponent < 0) digits = (digits + 5) / 10;
   return negative ? -digits : digits;
 }
 
@@ -139,12 +139,11 @@ void RawEvent::set(const Field& field, const std::string& text) {
     return;
   }
   const bool time = field.number == &RawEvent::ts || field.number == &RawEvent::dur;
-  const bool id = field.number == &RawEvent::pid || field.number == &RawEvent::tid;
   if (!field.number || field.number == &RawEvent::dimension) return;
   const Number number = thousandths(text);
   if (number || time) return set(field, number);
-  if (field.number == &RawEvent::tid) label = text;
-  if (id) this->*field.number = -WideInt(std::hash<std::string>()(text) >> 8) * 1000;
+  if (field.number == &RawEvent::pid) process = text;
+  if (field.number == &RawEvent::tid) thread = text;
 }
 
 namespace {
@@ -153,11 +152,17 @@ int64_t whole(const Number& number, int64_t otherwise) {
   return number ? int64_t(*number / 1000) : otherwise;
 }
 
-Thread thread_in_file(const RawEvent& e) { return {whole(e.pid, 0), whole(e.tid, 0)}; }
-
 }  // namespace
 
 // --- where it belongs ---
+
+// Text instead of a number counts below all that files number.
+Thread EventSink::thread_in_file(const RawEvent& e) {
+  const auto id = [&](const Number& number, const std::string& text) {
+    return whole(number, text.empty() ? 0 : int64_t(INT32_MIN) + names_.id(text));
+  };
+  return {id(e.pid, e.process), id(e.tid, e.thread)};
+}
 
 void EventSink::add() {
   ++recording_.events;
@@ -269,17 +274,16 @@ int32_t EventSink::thread_of(const RawEvent& e) {
 }
 
 int32_t EventSink::stream_of(const RawEvent& e) {
-  const int64_t device = whole(e.device, whole(e.pid, 0));
-  const int64_t number = whole(e.stream, whole(e.tid, 0));
+  const Thread row = thread_in_file(e);
+  const int64_t device = whole(e.device, row.pid), number = whole(e.stream, row.tid);
   const auto [found, added] =
       streams_.emplace(Thread{device, number}, int32_t(recording_.streams.size()));
   if (added) {
-    const bool number_known = e.stream || e.label.empty();
     const bool lane = category_of(e.cat) == Category::lane;
     recording_.streams.push_back({device,
-        lane               ? e.cat
-            : number_known ? std::to_string(number)
-                           : e.label});
+        lane                               ? e.cat
+            : e.stream || e.thread.empty() ? std::to_string(number)
+                                           : e.thread});
   }
   return found->second;
 }

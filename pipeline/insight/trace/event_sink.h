@@ -13,7 +13,7 @@ using Number = std::optional<WideInt>;  // thousandths, of a file's number
 // One event as it stands in the file.
 struct RawEvent {
   std::string ph, cat, name, ranks, collective, group, comms_id, dtype;
-  std::string label;  // a tid that is text
+  std::string process, thread;  // a pid or tid that is text
   Number pid, tid, ts, dur, device, stream, correlation, bytes, layer, step, stage, microbatch;
   Number comms_number, seq, elements_in;
   Number dimension;   // of the grid, the last one
@@ -48,6 +48,7 @@ class EventSink {
   void add_complete(const RawEvent& e);
   void add_gpu(const RawEvent& e, Source source, Work work, int64_t begin, int64_t duration);
   int32_t collective_of(const RawEvent& e, Work work);
+  Thread thread_in_file(const RawEvent& e);
   int32_t thread_of(const RawEvent& e);
   int32_t stream_of(const RawEvent& e);
   void drop_timestamps_of_zero();
