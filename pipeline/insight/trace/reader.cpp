@@ -155,7 +155,7 @@ void refuse_others(const std::string& file, const Handler& h) {
       ": expected a Chrome trace, found a memory timeline or snapshot; use the file of "
       "torch.profiler's export_chrome_trace");
   require(h.ended || !h.reason.empty(), file,
-      ": expected a Chrome trace, found JSON without \"traceEvents\"");
+      ": expected a Chrome trace, found JSON without \"traceEvents\": [...]");
 }
 
 std::string printable(std::string text) {
