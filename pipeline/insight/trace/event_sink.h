@@ -31,9 +31,9 @@ struct Field {
   std::string RawEvent::*text = nullptr;
   bool nccl = false;  // who has it is NCCL's
 };
-// null: nobody asks for it
-const Field* field_of_event(std::string_view key);
-const Field* field_of_args(std::string_view key);
+const Field* field_of(std::string_view key, bool in_args);  // null: nobody asks for it
+
+enum class Category { kernel, copy, lane, launch, annotation, none };  // first as Source
 
 class EventSink {
  public:
@@ -46,7 +46,7 @@ class EventSink {
 
  private:
   void add_complete(const RawEvent& e);
-  void add_gpu(const RawEvent& e, Source source, Work work, int64_t begin, int64_t duration);
+  void add_gpu(const RawEvent& e, Category category, int64_t begin, int64_t length);
   int32_t collective_of(const RawEvent& e, Work work);
   Thread thread_in_file(const RawEvent& e);
   int32_t thread_of(const RawEvent& e);

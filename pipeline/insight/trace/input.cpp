@@ -34,17 +34,13 @@ constexpr Set kEnding = [] {
 // The length of the UTF-8 character that begins here; 0: there is none; -1: it may go on after the
 // text. (Unicode 15, table 3-7.)
 int utf8_length(std::string_view s) {
-  const auto byte = [&](size_t i) { return uint8_t(s[i]); };
-  const uint8_t first = byte(0);
+  const uint8_t first = uint8_t(s[0]);
   const int n = first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
   for (size_t i = 1; i < size_t(n); ++i) {
     if (i >= s.size()) return -1;
-    uint8_t least = 0x80, most = 0xbf;
-    if (i == 1 && first == 0xe0) least = 0xa0;
-    if (i == 1 && first == 0xed) most = 0x9f;
-    if (i == 1 && first == 0xf0) least = 0x90;
-    if (i == 1 && first == 0xf4) most = 0x8f;
-    if (byte(i) < least || byte(i) > most) return 0;
+    const uint8_t byte = uint8_t(s[i]), second = i == 1 ? first : 0;
+    if (byte < (second == 0xe0 ? 0xa0 : second == 0xf0 ? 0x90 : 0x80)) return 0;
+    if (byte > (second == 0xed ? 0x9f : second == 0xf4 ? 0x8f : 0xbf)) return 0;
   }
   return n;
 }
