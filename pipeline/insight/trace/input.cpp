@@ -101,13 +101,22 @@ Input::Cleaned Input::clean(
   return {i, size_t(out - begin)};
 }
 
-Input::Input(const std::string& file, ReadBytes read)
-    : unpack_(file, std::move(read)), now_(fill({})) {
-  read_ahead({});
+Input::Input(const std::string& file, ReadBytes read) : unpack_(file, std::move(read)) {
+  fill(now_);
+  if (!now_.last) reader_ = std::thread([this] { read_ahead(); });
 }
 
-Input::Block Input::fill(Block block) {
-  block.raw = rest_;
+Input::~Input() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopped_ = true;
+  }
+  changed_.notify_all();
+  if (reader_.joinable()) reader_.join();
+}
+
+void Input::fill(Block& block) {
+  block.raw = std::exchange(rest_, "");
   block.start = start_, block.before = state_;
   try {
     while (!block.last && block.raw.size() < kBlock) block.last = !unpack_.append(block.raw);
@@ -120,13 +129,20 @@ Input::Block Input::fill(Block block) {
   block.clean.resize(done.written);
   rest_.assign(block.raw, done.taken);
   start_ += int64_t(done.taken);
-  return block;
 }
 
-void Input::read_ahead(Block old) {
-  if (now_.last) return;
-  next_ = std::async(std::launch::async,
-      [this, block = std::move(old)]() mutable { return fill(std::move(block)); });
+void Input::read_ahead() {
+  Block block;
+  for (bool last = false; !last;) {
+    fill(block);
+    last = block.last;
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return !full_ || stopped_; });
+    if (stopped_) return;
+    std::swap(next_, block);  // the parser's old one comes back
+    full_ = true;
+    changed_.notify_all();
+  }
 }
 
 std::string_view Input::head() const {
@@ -139,7 +155,11 @@ bool Input::more() {
     if (begun_) {
       if (now_.error) std::rethrow_exception(now_.error);
       if (over_ = now_.last; over_) return false;
-      read_ahead(std::exchange(now_, next_.get()));
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return full_; });
+      std::swap(now_, next_);
+      full_ = false;
+      changed_.notify_all();
     }
     begun_ = true;
     at = now_.clean.data(), end = at + now_.clean.size();

@@ -4,14 +4,16 @@
 // backslashes of halved surrogate pairs question marks; what is beyond 64 KiB of one string is
 // dropped; white space goes where a bracket, comma, colon or quote ends what is before it, and
 // shrinks to one space elsewhere. Everything else is left as it is. All that happens on a thread of
-// its own, a block ahead of the parser, whose time is what reading takes.
+// its own, a block or two ahead of the parser, whose time is what reading takes.
 // Read next: unpack.h.
 #pragma once
+#include <condition_variable>
 #include <cstdint>
 #include <exception>
-#include <future>
+#include <mutex>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "pipeline/insight/trace/unpack.h"
@@ -21,6 +23,7 @@ namespace duet {
 class Input {
  public:
   Input(const std::string& file, ReadBytes read);
+  ~Input();
   Input(const Input&) = delete;
 
   // The next characters are [at, end). False: the text is over. Throws what reading threw, once all
@@ -53,17 +56,23 @@ class Input {
   // Writes until there are `limit` characters. What may be half a character is left for the next
   // block, unless this is the last one.
   static Cleaned clean(State& state, std::string_view raw, bool last, char* out, size_t limit);
-  Block fill(Block block);     // with what comes next, in the memory of an old one
-  void read_ahead(Block old);  // into next_
+  void fill(Block& block);
+  void read_ahead();
 
-  Unpack unpack_;      // this and the next three: of whoever fills a block
+  Block now_;  // the parser's
+  bool begun_ = false, over_ = false;
+
+  // The reading thread's, if the text has more than one block.
+  Unpack unpack_;
   std::string rest_;   // of the last block
   int64_t start_ = 0;  // of rest_ in the text
   State state_;
 
-  Block now_;  // the parser's
-  bool begun_ = false, over_ = false;
-  std::future<Block> next_;  // the last member: it waits for its thread, which uses the others
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  Block next_;  // handed over: reader's while not full_, else parser's
+  bool full_ = false, stopped_ = false;
+  std::thread reader_;
 };
 
 // What nlohmann's parser reads an Input through: a pair of iterators, the second one empty.
