@@ -2,6 +2,7 @@
 """Runs duet analyze over a folder of other people's traces and compares with the right answers.
 
     scripts/check_traces.py FOLDER [--duet ./duet]
+    scripts/check_traces.py --million FILE        writes a trace of a million events, to time reading
 
 FOLDER/README.md is a table whose first column names a file (its extension may be missing) and whose
 text says figures as 'T 1,222,847', 'C 210,320', 'M ...', 'overlap ...', 'idle ...' (microseconds), or
@@ -34,11 +35,29 @@ def expected_figures(text):
     return found
 
 
+def million(path):
+    with open(path, "w", encoding="utf-8") as out:
+        for i in range(10**6):
+            kernel = i % 10 == 0
+            event = {"ph": "X", "cat": "kernel" if kernel else "cpu_op",
+                     "name": "void gemm<int, float>(int*)" if kernel else "aten::linear", "pid": 1,
+                     "tid": 7 if kernel else 100, "ts": f"{1740461679470813 + i}.{i % 1000:03d}",
+                     "dur": 1.5, "args": {"External id": i, "correlation": i, "grid": [132, 1, 1],
+                                          "Input Dims": [[4096, 7168], [7168, 2048]]}}
+            print("[,"[i > 0] + re.sub(r'"(\d+\.\d+)"', r"\1", json.dumps(event)), file=out)
+        print("]", file=out)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("folder")
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("--million", metavar="FILE")
     parser.add_argument("--duet", default="./duet")
     args = parser.parse_args()
+    if args.million:
+        return million(args.million)
+    if not args.folder:
+        parser.error("expected a folder")
     rows = {}
     readme = os.path.join(args.folder, "README.md")
     if os.path.exists(readme):

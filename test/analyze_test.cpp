@@ -103,7 +103,7 @@ TEST_F(AnalyzeTest, JsonHasTheDefinitionsAndNoNaN) {
 
 TEST_F(AnalyzeTest, NamesSayWhatCommunicates) {
   for (const char* name : {"ncclKernel_AllReduce_RING_LL_Sum_float", "nccldevkernel_sendrecv",
-           "ncclSymkDevKernel_AllGather_LL", "rcclGenericKernel",
+           "ncclSymkDevKernel_AllGather_LL", "rcclGenericKernel", "mscclRunInterpreter",
            "void dpsk::ep::internode::dispatch<false>",
            "void dpsk::ep::cuda::get_dispatch_layout<256>",
            "void deep_ep::intranode::combine<__nv_bfloat16>", "nvshmemi_transfer_rma",

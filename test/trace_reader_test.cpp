@@ -43,6 +43,10 @@ TEST(TraceReader, ThousandthsAreExact) {
   EXPECT_TRUE(is("1.9994999", 1999));
   EXPECT_TRUE(is("1.7e18", WideInt(1700000000000000000) * 1000));
   EXPECT_TRUE(is("1E-3", 1));
+  EXPECT_TRUE(is("1.740300000000005E+15", WideInt(1740300000000005) * 1000));
+  EXPECT_TRUE(is("1.7403000000000051236e15", WideInt(1740300000000005124)));
+  EXPECT_TRUE(
+      is("1234567890123456789.01249999999999999999", WideInt(1234567890123456789) * 1000 + 12));
   EXPECT_TRUE(is("0.0000000000000000000000000000000000001", 0));
   for (const char* text : {"", ".", "-", "1.2.3", "x", "1e", "1e999", "N/A", " 1", "1 ",
            "99999999999999999999999999999999999999999"})
@@ -63,6 +67,31 @@ TEST(TraceReader, TakesTimesAsTheyCome) {
   const Recording r = read(far.text());
   ASSERT_EQ(r.gpu.size(), 1u);
   EXPECT_EQ(r.left_out.size(), 1u);  // a kernel of 213 days
+}
+
+TEST(TraceReader, TakesTextInPlaceOfNumbers) {
+  const auto kernel = [](const char* pid, const char* name) {
+    return cat(R"({"ph":"X","cat":"kernel","ts":1,"dur":2,"tid":"stream 7","pid":")", pid,
+        R"(","name":")", name, "\"}");
+  };
+  const Analysis a = analyze_bytes(
+      "[" + kernel("GPU 1", "x") + "," + kernel("GPU 0", "y") + "," + kernel("GPU 1", "z") + "]");
+  ASSERT_EQ(a.ranks.size(), 2u);
+  for (const int r : {0, 1}) {
+    EXPECT_EQ(a.ranks[size_t(r)].number, r);  // in the order in which they came
+    EXPECT_EQ(a.ranks[size_t(r)].events.size(), size_t(2 - r));
+    EXPECT_EQ(a.recordings[0].streams[size_t(r)].label, "stream 7");
+  }
+}
+
+TEST(TraceReader, LaunchesAreWhatTheRuntimeAndDriverDo) {
+  for (const char* cat_ : {"cuda_runtime", "cuda_driver", "hip_runtime", "Runtime", "xpu_runtime",
+           "privateuse1_driver"})
+    EXPECT_EQ(read(cat(R"([{"ph":"X","cat":")", cat_,
+                       R"(","name":"l","ts":0,"dur":1,"args":{"correlation":"3"}}])"))
+                  .launches.size(),
+        1u)
+        << cat_;
 }
 
 TEST(TraceReader, BeginAndEndPairUpPerThread) {
@@ -95,9 +124,39 @@ TEST(TraceReader, AcceptsWhatLosesNothing) {
     EXPECT_EQ(r.gpu.size() + size_t(r.left_out.count("a negative duration")), 2u + 1) << chunk;
     EXPECT_EQ(r.events, 5) << chunk;
   }
+  Names names;
+  const std::string_view halves = R"([{"ph":"X","cat":"kernel","ts":1,"dur":1,)"
+                                  R"("name":"\ud83d\ude80 \ud83d \ude80\u00e9"}])";
+  read_trace("t", read_memory(halves), names);
+  EXPECT_EQ(names[0], "\U0001f680 ?ud83d ?ude80\u00e9");
   TraceText last;
   last.kernel(std::string(1 << 18, 'x'), 7, 1000, 2000).kernel("after", 7, 3000, 4000);
   EXPECT_EQ(read(last.text()).gpu.size(), 2u);
+}
+
+// Text longer than the blocks that it is read in, each of which may begin in the midst of anything.
+TEST(TraceReader, BlocksLeaveNoTrace) {
+  const std::string event = R"({ "ph" : "X", "cat":"gpu_memcpy", "ts": 1, "dur": 2,)"
+                            R"( "name":"\u00e9\ud83d\ude80\"\\)"
+                            "\xe2\x82\xac\xf0\x9f\x9a\x80\x01\" }\n";
+  constexpr size_t kEvents = 12'000;
+  std::string text = "[ ";
+  for (size_t i = 0; i < kEvents; ++i) text += (i ? ", " : "") + event;
+  for (size_t shift = 0; shift < 40; ++shift) {
+    Names names;
+    const std::string shifted = std::string(shift, ' ') + text + " ] x";
+    const Recording r = read_trace("t", read_memory(shifted), names);
+    ASSERT_EQ(r.gpu.size(), kEvents) << shift;
+    ASSERT_EQ(names.size(), 1u) << shift;
+    ASSERT_EQ(names[0], "\u00e9\U0001f680\"\\\u20ac\U0001f680 ") << shift;
+    ASSERT_EQ(r.bytes, int64_t(shifted.size()));
+    ASSERT_NE(r.warnings.at(0).find(cat("byte ", shifted.size() - 1)), std::string::npos);
+  }
+  // Who is done early does not wait for the rest; what reading finds comes in its place.
+  EXPECT_NE(refusal("[[1, 2], " + text).find("memory timeline"), std::string::npos);
+  const std::string packed = gzip(text + "]");
+  const std::string cut = refusal(packed.substr(0, packed.size() - 20));
+  EXPECT_NE(cut.find(cat("after ", packed.size() - 20, " bytes")), std::string::npos) << cut;
 }
 
 TEST(TraceReader, WarnsOfDamageAfterTheEvents) {
@@ -137,6 +196,8 @@ TEST(TraceReader, RefusesDamageWithItsPlace) {
   says(head + "1,\"args\":{\"a\":\"b\"c\"}}]}", {"byte ", "expected JSON"});
   says(head + "1,\"name\":\"open", {"byte ", "cut off"});
   says(head + "1}", {"cut off"});
+  EXPECT_EQ(refusal("[1}").find("cut off"), std::string::npos);
+  says("[1}", {"byte 2: expected JSON, found unexpected '}'"});
   says(head + "1,\"args\":" + std::string(100'000, '['), {"byte ", "nested deeper than 512"});
   says(std::string(1, '\0') + head, {"expected a Chrome trace"});
   says(head + std::string(1, '\0') + "1}]}", {at});

@@ -54,7 +54,13 @@ Inputs analyze_seeds() {
       R"("args":{"correlation":1}})";
   const std::string pair = R"({"ph":"B","cat":"kernel","name":"k","pid":0,"tid":7,"ts":20},)"
                            R"({"ph":"E","pid":0,"tid":7,"ts":21})";
-  const std::string events = kernel + "," + comm + "," + launch + "," + pair;
+  const std::string around =
+      R"({"ph":"X","cat":"user_annotation","name":"dispatch F","pid":5,"tid":5,"ts":8,"dur":4})";
+  const std::string lane =
+      R"({"ph":"X","cat":"comm","name":"dispatch F","pid":"GPU 1","tid":3,"ts":1e1,"dur":2.5,)"
+      R"("args":{"step":1,"layer":2,"bytes":4096,"blocks":true}})";
+  const std::string events =
+      kernel + "," + comm + "," + launch + "," + pair + "," + around + "," + lane;
   return {R"({"schemaVersion":1,"traceEvents":[)" + events + "]}", "[" + events + "]", "[" + events,
       R"({"traceEvents":[]})"};
 }

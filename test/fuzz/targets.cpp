@@ -13,7 +13,7 @@
 #include "moe/load_monitor.h"
 #include "pipeline/checkpoint/safetensors.h"
 #include "pipeline/insight/pictures/eplb_command.h"
-#include "pipeline/insight/trace/analysis.h"
+#include "pipeline/insight/trace/report.h"
 #include "pipeline/schedule/checker.h"
 #include "pipeline/schedule/simulator.h"
 #include "test/fuzz/fuzz.h"
@@ -140,6 +140,10 @@ void run_analyze(std::string_view input) {
     if (rank.measure.overlap.covered < 0 ||
         rank.measure.overlap.covered > rank.measure.overlap.span)
       fault("covered beyond the span", input);
+  std::ostringstream report;
+  report_json(report, a, 0);
+  Json::parse(report.str(), "report");
+  Json::parse(profile_json(a), "profile");
 }
 
 }  // namespace

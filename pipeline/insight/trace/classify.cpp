@@ -58,11 +58,10 @@ Work work_of_name(std::string_view name) {
   if (copies && has_any(s, {"ptop", "peer"})) return Work::comm;
   if (s.starts_with("memcpy") || s.starts_with("memset")) return Work::memory;
   const bool comm = has_any(s,
-      {"nccl", "rccl", "dpsk::ep", "deep_ep", "deepep", "hybrid_ep", "hybridep", "nvshmem",
-          "rocshmem", "::internode", "::intranode", "allreduce", "all_reduce",
+      {"nccl", "rccl", "msccl", "oneccl", "dpsk::ep", "deep_ep", "deepep", "hybrid_ep", "hybridep",
+          "nvshmem", "rocshmem", "::internode", "::intranode", "allreduce", "all_reduce",
           "cross_device_reduce", "allgather", "all_gather", "reducescatter", "reduce_scatter",
-          "alltoall", "all_to_all", "all2all", "quickreduce", "mscclpp", "userbuffers",
-          "mori::", "pplx::"});
+          "alltoall", "all_to_all", "all2all", "quickreduce", "userbuffers", "mori::", "pplx::"});
   return comm ? Work::comm : Work::compute;
 }
 

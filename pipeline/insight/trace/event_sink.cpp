@@ -2,7 +2,7 @@
 #include "pipeline/insight/trace/event_sink.h"
 
 #include <algorithm>
-#include <functional>
+#include <span>
 
 #include "model/base/check.h"
 
@@ -12,25 +12,19 @@ namespace {
 constexpr WideInt kFarthest = WideInt(1) << 53;  // ns from the first event: 104 days
 constexpr int64_t kCovered = 100;                // kernels under one of their own stream
 
-enum class Category { none, kernel, copy, lane, launch, annotation };
-
 Category category_of(std::string_view cat) {
   constexpr std::pair<std::string_view, Category> kCategories[] = {{"kernel", Category::kernel},
       {"concurrent_kernel", Category::kernel}, {"gpu_memcpy", Category::copy},
       {"gpu_memset", Category::copy}, {"memcpy", Category::copy}, {"memset", Category::copy},
       {"compute", Category::lane}, {"comm", Category::lane}, {"wait", Category::lane},
-      {"step", Category::lane}, {"actions", Category::lane}, {"cuda_runtime", Category::launch},
-      {"cuda_driver", Category::launch}, {"runtime", Category::launch},
-      {"driver", Category::launch}, {"hip_runtime", Category::launch},
-      {"hip_driver", Category::launch}, {"user_annotation", Category::annotation}};
+      {"step", Category::lane}, {"actions", Category::lane},
+      {"user_annotation", Category::annotation}};
   const std::string name = lower(cat);
   for (const auto& [known, category] : kCategories)
     if (name == known) return category;
-  return Category::none;
-}
-
-bool is_gpu(Category c) {
-  return c == Category::kernel || c == Category::copy || c == Category::lane;
+  // cuda_runtime, hip_driver, xpu_runtime, and Runtime, as it was
+  const bool launch = name.ends_with("runtime") || name.ends_with("driver");
+  return launch ? Category::launch : Category::none;
 }
 
 std::optional<Work> work_of_lane(const RawEvent& e) {
@@ -55,55 +49,50 @@ int64_t size_of(std::string_view dtype) {
 
 std::optional<WideInt> thousandths(std::string_view text) {
   constexpr WideInt kMost = WideInt(1'000'000'000'000'000) * 1'000'000'000'000'000'000;  // 1e33
-  size_t i = 0;
-  const bool negative = i < text.size() && text[i] == '-';
-  i += negative;
+  const bool negative = text.starts_with('-');
+  text.remove_prefix(negative);
   WideInt digits = 0;
-  int exponent = 3, seen = 0;
-  bool point = false;
-  for (; i < text.size() && (std::isdigit(uint8_t(text[i])) || (text[i] == '.' && !point)); ++i) {
-    if (text[i] == '.') {
+  int exponent = 3;
+  size_t i = 0, seen = 0;
+  for (bool point = false; i < text.size(); ++i) {
+    if (text[i] == '.' && !point) {
       point = true;
-      continue;
+    } else if (std::isdigit(uint8_t(text[i]))) {
+      ++seen;
+      if (digits > kMost && !point) return std::nullopt;
+      if (digits > kMost) continue;  // decimals without weight
+      digits = digits * 10 + (text[i] - '0');
+      exponent -= point;
+    } else {
+      break;
     }
-    ++seen;
-    if (point && exponent < -6) continue;  // nothing of it is left after rounding
-    if (digits > kMost) return std::nullopt;
-    digits = digits * 10 + (text[i] - '0');
-    exponent -= point;
   }
-  if (i < text.size() && seen > 0 && (text[i] == 'e' || text[i] == 'E')) {
+  if (seen == 0) return std::nullopt;
+  if (i < text.size()) {
+    if (text[i] != 'e' && text[i] != 'E') return std::nullopt;
     const std::string rest(text.substr(i + 1));
     char* end = nullptr;
     const long power = std::strtol(rest.c_str(), &end, 10);
     if (rest.empty() || *end || power > 99 || power < -99) return std::nullopt;
     exponent += int(power);
-    i = text.size();
   }
-  if (i != text.size() || seen == 0) return std::nullopt;
-  for (; exponent > 0; --exponent) {
+  for (; exponent > 0 && digits != 0; --exponent) {
     if (digits > kMost) return std::nullopt;
     digits *= 10;
   }
-  for (; exponent < -1; ++exponent) digits /= 10;
-  if (exponent == -1) digits = (digits + 5) / 10;
+  for (; exponent < -1 && digits != 0; ++exponent) digits /= 10;
+  if (exponent < 0) digits = (digits + 5) / 10;
   return negative ? -digits : digits;
 }
 
 // --- one event ---
 
-const Field* field_of_event(std::string_view key) {
+const Field* field_of(std::string_view key, bool in_args) {
   using E = RawEvent;
-  static constexpr Field kFields[] = {{"ph", nullptr, &E::ph}, {"cat", nullptr, &E::cat},
+  static constexpr Field kOfEvent[] = {{"ph", nullptr, &E::ph}, {"cat", nullptr, &E::cat},
       {"name", nullptr, &E::name}, {"pid", &E::pid}, {"tid", &E::tid}, {"ts", &E::ts},
       {"dur", &E::dur}, {"args"}};
-  const Field* found = std::ranges::find(kFields, key, &Field::key);
-  return found == std::end(kFields) ? nullptr : found;
-}
-
-const Field* field_of_args(std::string_view key) {
-  using E = RawEvent;
-  static constexpr Field kFields[] = {{"device", &E::device}, {"stream", &E::stream},
+  static constexpr Field kOfArgs[] = {{"device", &E::device}, {"stream", &E::stream},
       {"correlation", &E::correlation}, {"grid", &E::dimension}, {"bytes", &E::bytes},
       {"layer", &E::layer}, {"step", &E::step}, {"stage", &E::stage},
       {"microbatch", &E::microbatch}, {"blocks"}, {"group", nullptr, &E::ranks},
@@ -114,8 +103,9 @@ const Field* field_of_args(std::string_view key) {
       {"Comms Id", &E::comms_number, &E::comms_id, true}, {"Seq", &E::seq, nullptr, true},
       {"dtype", nullptr, &E::dtype}, {"In msg nelems", &E::elements_in, nullptr, true},
       {"Out msg nelems", &E::elements_in, nullptr, true}};
-  const Field* found = std::ranges::find(kFields, key, &Field::key);
-  return found == std::end(kFields) ? nullptr : found;
+  const auto fields = in_args ? std::span<const Field>(kOfArgs) : kOfEvent;
+  const auto found = std::ranges::find(fields, key, &Field::key);
+  return found == fields.end() ? nullptr : &*found;
 }
 
 void RawEvent::set(const Field& field, Number number) {
@@ -131,20 +121,15 @@ void RawEvent::set(const Field& field, Number number) {
 
 void RawEvent::set(const Field& field, const std::string& text) {
   if (field.text) {
-    if (field.text == &RawEvent::group)
-      group += text;
-    else
-      this->*field.text = text;
+    std::string& to = this->*field.text;
+    to = field.text == &RawEvent::group ? to + text : text;
     nccl |= field.nccl;
-    return;
+  } else if (field.number && field.number != &RawEvent::dimension) {
+    const Number number = thousandths(text);
+    if (!number && field.number == &RawEvent::pid) process = text;
+    if (!number && field.number == &RawEvent::tid) thread = text;
+    set(field, number);
   }
-  const bool time = field.number == &RawEvent::ts || field.number == &RawEvent::dur;
-  const bool id = field.number == &RawEvent::pid || field.number == &RawEvent::tid;
-  if (!field.number || field.number == &RawEvent::dimension) return;
-  const Number number = thousandths(text);
-  if (number || time) return set(field, number);
-  if (field.number == &RawEvent::tid) label = text;
-  if (id) this->*field.number = -WideInt(std::hash<std::string>()(text) >> 8) * 1000;
 }
 
 namespace {
@@ -153,11 +138,17 @@ int64_t whole(const Number& number, int64_t otherwise) {
   return number ? int64_t(*number / 1000) : otherwise;
 }
 
-Thread thread_in_file(const RawEvent& e) { return {whole(e.pid, 0), whole(e.tid, 0)}; }
-
 }  // namespace
 
 // --- where it belongs ---
+
+// Text instead of a number counts below all that files number.
+Thread EventSink::thread_in_file(const RawEvent& e) {
+  const auto id = [&](const Number& number, const std::string& text) {
+    return whole(number, text.empty() ? 0 : int64_t(INT32_MIN) + names_.id(text));
+  };
+  return {id(e.pid, e.process), id(e.tid, e.thread)};
+}
 
 void EventSink::add() {
   ++recording_.events;
@@ -190,7 +181,7 @@ void EventSink::add_complete(const RawEvent& e) {
       : *duration > kFarthest        ? "a time beyond 104 days of the first"
                                      : nullptr;
   const auto far = [&](WideInt time) { return time > kFarthest || time < -kFarthest; };
-  if (!wrong && !base_) base_ = far(*ts) || *ts != 0 ? *ts : 0;
+  if (!wrong && !base_) base_ = *ts;
   if (!wrong && *base_ == 0 && far(*ts)) {  // what came before was at 0, and wrong
     if (!recording_.gpu.empty())
       recording_.left_out["timestamp 0"] += int64_t(recording_.gpu.size());
@@ -209,55 +200,46 @@ void EventSink::add_complete(const RawEvent& e) {
       recording_.launches.push_back({whole(e.correlation, 0), begin, thread_of(e)});
   } else if (category == Category::annotation) {
     recording_.annotations.push_back({begin, begin + length, names_.id(e.name), thread_of(e)});
-  } else if (category == Category::lane) {
-    if (const std::optional<Work> work = work_of_lane(e))
-      add_gpu(e, Source::lane, *work, begin, length);
   } else {
-    const bool copy = category == Category::copy;
-    add_gpu(e, copy ? Source::copy : Source::kernel, copy ? Work::memory : Work::compute, begin,
-        length);
+    add_gpu(e, category, begin, length);
   }
 }
 
-void EventSink::add_gpu(
-    const RawEvent& e, Source source, Work work, int64_t begin, int64_t duration) {
-  GpuEvent g;
-  g.begin = begin;
-  g.end = begin + duration;
-  g.correlation = whole(e.correlation, -1);
-  g.name = names_.id(e.name);
-  g.stream = stream_of(e);
-  g.collective = collective_of(e, work);
-  g.layer = int32_t(whole(e.layer, -1));
-  g.grid = e.grid;
-  g.source = source;
-  g.work = work;
-  g.blocks = e.blocks && work == Work::comm;
-  if (source == Source::lane) {
-    // what a rank does by itself for a message is not the message
-    const bool local =
-        work == Work::compute && (e.name.starts_with("dispatch") || e.name.starts_with("combine"));
-    g.component = local ? names_.id("local " + e.name) : g.name;
-  }
-  recording_.gpu.push_back(g);
+void EventSink::add_gpu(const RawEvent& e, Category category, int64_t begin, int64_t length) {
+  const bool lane = category == Category::lane, copy = category == Category::copy;
+  const std::optional<Work> work = lane ? work_of_lane(e) : copy ? Work::memory : Work::compute;
+  if (!work) return;
+  // what a rank does by itself for a message is not the message
+  const bool local = lane && *work == Work::compute &&
+      (e.name.starts_with("dispatch") || e.name.starts_with("combine"));
+  recording_.gpu.push_back({.begin = begin,
+      .end = begin + length,
+      .correlation = whole(e.correlation, -1),
+      .name = names_.id(e.name),
+      .stream = stream_of(e),
+      .collective = collective_of(e, *work),
+      .component = lane ? names_.id((local ? "local " : "") + e.name) : -1,
+      .layer = int32_t(whole(e.layer, -1)),
+      .grid = e.grid,
+      .source = Source(category),
+      .work = *work,
+      .blocks = e.blocks && *work == Work::comm});
 }
 
 int32_t EventSink::collective_of(const RawEvent& e, Work work) {
-  const bool lane = work == Work::comm;
-  if (!e.nccl && !lane) return -1;
   const auto part = [&](const Number& number) { return cat("|", whole(number, -1)); };
-  CommDetail c;
-  if (lane) {
-    c.key = names_.id(cat("duet|", e.name, part(e.step), part(e.stage), part(e.microbatch),
-        part(e.layer), "|", e.ranks));
-    c.bytes = whole(e.bytes, 0);
-  } else {
-    if (e.seq)
-      c.key = names_.id(cat(
-          "nccl|", e.collective, "|", e.group, "|", e.comms_id, part(e.comms_number), part(e.seq)));
-    c.bytes = whole(e.elements_in, 0) * size_of(e.dtype);
-  }
-  recording_.collectives.push_back(c);
+  if (work == Work::comm)  // a lane's
+    recording_.collectives.push_back({names_.id(cat("duet|", e.name, part(e.step), part(e.stage),
+                                          part(e.microbatch), part(e.layer), "|", e.ranks)),
+        whole(e.bytes, 0)});
+  else if (e.nccl)
+    recording_.collectives.push_back(
+        {e.seq ? names_.id(cat("nccl|", e.collective, "|", e.group, "|", e.comms_id,
+                     part(e.comms_number), part(e.seq)))
+               : -1,
+            whole(e.elements_in, 0) * size_of(e.dtype)});
+  else
+    return -1;
   return int32_t(recording_.collectives.size()) - 1;
 }
 
@@ -269,17 +251,16 @@ int32_t EventSink::thread_of(const RawEvent& e) {
 }
 
 int32_t EventSink::stream_of(const RawEvent& e) {
-  const int64_t device = whole(e.device, whole(e.pid, 0));
-  const int64_t number = whole(e.stream, whole(e.tid, 0));
+  const Thread row = thread_in_file(e);
+  const int64_t device = whole(e.device, row.pid), number = whole(e.stream, row.tid);
   const auto [found, added] =
       streams_.emplace(Thread{device, number}, int32_t(recording_.streams.size()));
   if (added) {
-    const bool number_known = e.stream || e.label.empty();
     const bool lane = category_of(e.cat) == Category::lane;
     recording_.streams.push_back({device,
-        lane               ? e.cat
-            : number_known ? std::to_string(number)
-                           : e.label});
+        lane                               ? e.cat
+            : e.stream || e.thread.empty() ? std::to_string(number)
+                                           : e.thread});
   }
   return found->second;
 }
@@ -324,7 +305,8 @@ void EventSink::drop_covering() {
 Recording EventSink::finish() {
   for (const auto& [thread, open] : open_)
     for (const auto& e : open)
-      if (e && is_gpu(category_of(e->cat))) ++recording_.left_out["a beginning without its end"];
+      if (e && category_of(e->cat) <= Category::lane)
+        ++recording_.left_out["a beginning without its end"];
   drop_timestamps_of_zero();
   drop_covering();
   recording_.base = base_.value_or(0);

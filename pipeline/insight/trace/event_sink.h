@@ -13,7 +13,7 @@ using Number = std::optional<WideInt>;  // thousandths, of a file's number
 // One event as it stands in the file.
 struct RawEvent {
   std::string ph, cat, name, ranks, collective, group, comms_id, dtype;
-  std::string label;  // a tid that is text
+  std::string process, thread;  // a pid or tid that is text
   Number pid, tid, ts, dur, device, stream, correlation, bytes, layer, step, stage, microbatch;
   Number comms_number, seq, elements_in;
   Number dimension;   // of the grid, the last one
@@ -31,9 +31,9 @@ struct Field {
   std::string RawEvent::*text = nullptr;
   bool nccl = false;  // who has it is NCCL's
 };
-// null: nobody asks for it
-const Field* field_of_event(std::string_view key);
-const Field* field_of_args(std::string_view key);
+const Field* field_of(std::string_view key, bool in_args);  // null: nobody asks for it
+
+enum class Category { kernel, copy, lane, launch, annotation, none };  // first as Source
 
 class EventSink {
  public:
@@ -46,8 +46,9 @@ class EventSink {
 
  private:
   void add_complete(const RawEvent& e);
-  void add_gpu(const RawEvent& e, Source source, Work work, int64_t begin, int64_t duration);
+  void add_gpu(const RawEvent& e, Category category, int64_t begin, int64_t length);
   int32_t collective_of(const RawEvent& e, Work work);
+  Thread thread_in_file(const RawEvent& e);
   int32_t thread_of(const RawEvent& e);
   int32_t stream_of(const RawEvent& e);
   void drop_timestamps_of_zero();

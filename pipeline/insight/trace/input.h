@@ -1,14 +1,19 @@
-// Input: the characters of a trace file, in chunks. It unpacks gzip (known by its magic bytes, any
+// Input: the characters of a trace file, in blocks. It unpacks gzip (known by its magic bytes, any
 // number of members) and makes the text one that a strict JSON lexer accepts wherever nothing is
-// lost by it: inside strings, control characters become spaces and bytes that are not UTF-8 become
-// question marks; what is beyond 64 KiB of one string is dropped; white space shrinks to one space.
-// Everything else is left as it is.
+// lost by it: inside strings, control characters become spaces, bytes that are not UTF-8 and the
+// backslashes of halved surrogate pairs question marks; what is beyond 64 KiB of one string is
+// dropped; white space goes where a bracket, comma, colon or quote ends what is before it, and
+// shrinks to one space elsewhere. Everything else is left as it is. All that happens on a thread of
+// its own, a block or two ahead of the parser, whose time is what reading takes.
 // Read next: unpack.h.
 #pragma once
+#include <condition_variable>
 #include <cstdint>
-#include <functional>
+#include <exception>
+#include <mutex>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "pipeline/insight/trace/unpack.h"
@@ -17,37 +22,57 @@ namespace duet {
 
 class Input {
  public:
-  Input(const std::string& file, ReadBytes read) : unpack_(file, std::move(read)) {}
+  Input(const std::string& file, ReadBytes read);
+  ~Input();
+  Input(const Input&) = delete;
 
-  // The next characters are [at, end). False: the text is over.
+  // The next characters are [at, end). False: the text is over. Throws what reading threw, once all
+  // that was read before is used up.
   bool more();
   const char *at = nullptr, *end = nullptr;
 
   // Of the last character taken (at[-1]) in the unpacked text, from 0; at the end, the text's size.
   int64_t offset() const;
-  int64_t size() const { return start_ + int64_t(raw_.size()); }  // of the text so far
-  std::string_view head();                                        // the first bytes of the text
-  const std::vector<std::string>& warnings() const { return unpack_.warnings; }
+  int64_t size() const { return now_.start + int64_t(now_.raw.size()); }  // of the text so far
+  std::string_view head() const;  // the first bytes, before more() was called
+  const std::vector<std::string>& warnings() const { return now_.warnings; }
 
  private:
   struct State {
-    bool in_string = false, space = false;
-    size_t length = 0;  // of the string
+    bool in_string = false, space = true;  // space: one more would tell nothing
+    size_t length = 0;                     // of the string
+  };
+  struct Block {
+    std::string raw, clean;  // some of the text, and what is to be parsed of it
+    int64_t start = 0;       // of raw in the text
+    State before;            // when it began
+    bool last = false;
+    std::exception_ptr error;  // that reading ended with
+    std::vector<std::string> warnings;
   };
   struct Cleaned {
     size_t taken, written;
   };
   // Writes until there are `limit` characters. What may be half a character is left for the next
-  // chunk, unless this is the last one.
+  // block, unless this is the last one.
   static Cleaned clean(State& state, std::string_view raw, bool last, char* out, size_t limit);
-  void fill();
+  void fill(Block& block);
+  void read_ahead();
 
+  Block now_;  // the parser's
+  bool begun_ = false, over_ = false;
+
+  // The reading thread's, if the text has more than one block.
   Unpack unpack_;
-  std::string raw_, clean_;  // the current chunk
-  size_t taken_ = 0;         // of raw_
-  int64_t start_ = 0;        // of raw_ in the text
-  State state_, before_;     // now, and when the chunk began
-  bool over_ = false, filled_ = false;
+  std::string rest_;   // of the last block
+  int64_t start_ = 0;  // of rest_ in the text
+  State state_;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  Block next_;  // handed over: reader's while not full_, else parser's
+  bool full_ = false, stopped_ = false;
+  std::thread reader_;
 };
 
 // What nlohmann's parser reads an Input through: a pair of iterators, the second one empty.

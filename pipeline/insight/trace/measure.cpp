@@ -95,7 +95,7 @@ void number(std::vector<RankTrace>& ranks) {
     for (size_t i = 0; i < ranks.size(); ++i) {
       const std::optional<int64_t>& said = ranks[i].recording->rank;
       ranks[i].number = attempt == 0 && said ? *said : attempt < 2 ? ranks[i].device : int64_t(i);
-      seen.insert(ranks[i].number);
+      if (ranks[i].number >= 0) seen.insert(ranks[i].number);  // below: text in its place
     }
     if (seen.size() == ranks.size()) return;
   }

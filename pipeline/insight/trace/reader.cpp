@@ -14,25 +14,24 @@ using nlohmann::json;
 
 constexpr int kDeepest = 512;
 
-// What a file is that is no JSON, by the end of its name and the beginning of its bytes.
-constexpr struct {
-  std::string_view end, beginning, words;
-} kOthers[] = {
-    {".pftrace", "", "a Perfetto trace (protobuf); write it as JSON: traceconv json FILE"},
-    {".perfetto-trace", "", "a Perfetto trace (protobuf); write it as JSON: traceconv json FILE"},
-    {".nsys-rep", "",
-        "an Nsight Systems report; record with torch.profiler, whose export_chrome_trace fits"},
-    {".qdrep", "",
-        "an Nsight Systems report; record with torch.profiler, whose export_chrome_trace fits"},
-    {"", "SQLite format 3",
+// What a file is that is no JSON, by the end of its name or the beginning of its bytes.
+constexpr std::string_view kPerfetto =
+                               "a Perfetto trace (protobuf); write it as JSON: "
+                               "traceconv json FILE",
+                           kNsight =
+                               "an Nsight Systems report; record with torch.profiler, whose "
+                               "export_chrome_trace fits";
+constexpr std::pair<std::string_view, std::string_view> kOthers[] = {{".pftrace", kPerfetto},
+    {".perfetto-trace", kPerfetto}, {".nsys-rep", kNsight}, {".qdrep", kNsight},
+    {"SQLite format 3",
         "a SQLite file, as nsys or rocpd export them; record with torch.profiler instead"},
-    {".et", "", "a Chakra execution trace (protobuf): it has no times of kernels"},
-    {"", "\x28\xb5\x2f\xfd", "zstd data; unpack it first: zstd -d FILE"},
-    {"", "PK", "a zip archive; unpack it first"},
-    {"", "\x80", "a Python pickle, such as a CUDA memory snapshot"},
-    {"", "\x0a", "protobuf, such as a Perfetto trace or a Chakra graph"},
-    {"", "\xff\xfe", "text in UTF-16; convert it to UTF-8"},
-    {"", "\xfe\xff", "text in UTF-16; convert it to UTF-8"}};
+    {".et", "a Chakra execution trace (protobuf): it has no times of kernels"},
+    {"\x28\xb5\x2f\xfd", "zstd data; unpack it first: zstd -d FILE"},
+    {"PK", "a zip archive; unpack it first"},
+    {"\x80", "a Python pickle, such as a CUDA memory snapshot"},
+    {"\x0a", "protobuf, such as a Perfetto trace or a Chakra graph"},
+    {"\xff\xfe", "text in UTF-16; convert it to UTF-8"},
+    {"\xfe\xff", "text in UTF-16; convert it to UTF-8"}};
 
 // The parser's calls -> RawEvents. Depth counts open objects and arrays; an event is an object at
 // event_depth_, its "args" one deeper.
@@ -65,7 +64,7 @@ class Handler {
   bool binary(json::binary_t&) { return true; }
   bool key(std::string& key) {
     if (in_event() || in_args())
-      field_ = in_event() ? field_of_event(key) : field_of_args(key);
+      field_ = field_of(key, in_args());
     else if (depth_ == 1)
       top_ = key, nodes |= key == "nodes",
       memory |= key == "segments" || key == "device_traces" || key == "categories";
@@ -155,7 +154,7 @@ void refuse_others(const std::string& file, const Handler& h) {
       ": expected a Chrome trace, found a memory timeline or snapshot; use the file of "
       "torch.profiler's export_chrome_trace");
   require(h.ended || !h.reason.empty(), file,
-      ": expected a Chrome trace, found JSON without \"traceEvents\"");
+      ": expected a Chrome trace, found JSON without \"traceEvents\": [...]");
 }
 
 std::string printable(std::string text) {
@@ -186,11 +185,11 @@ Recording read_trace(const std::string& file, ReadBytes read, Names& names) {
   const std::string_view text = head.substr(first, 20);
   if (!text.starts_with("{") && !text.starts_with("[")) {
     const auto* other = std::ranges::find_if(kOthers, [&](const auto& format) {
-      return lower(file).ends_with(format.end) && head.starts_with(format.beginning);
+      return lower(file).ends_with(format.first) || head.starts_with(format.first);
     });
     throw UsageError(cat(file, ": expected a Chrome trace (JSON), found ",
         other != std::end(kOthers)
-            ? other->words
+            ? other->second
             : cat("text that begins with '", printable(std::string(text)), "'")));
   }
 

@@ -132,7 +132,7 @@ std::string profile_json(const Analysis& a) {
     auto& part = parts[known.empty() ? text.substr(0, text.size() - suffix) : std::string(known)];
     const std::string key = !phase ? "s" : phase == 'B' ? "I" : std::string(1, phase);
     for (const std::string& each : split ? std::vector<std::string>{"I", "W"} : std::vector{key}) {
-      const double seconds = us(median(cost.medians)) * 1e-6 / (split ? 2 : 1);
+      const double seconds = double(median(cost.medians)) * 1e-9 / (split ? 2 : 1);
       part[each] += seconds;
       if (phase && cost.computes) stage[each] += seconds;
     }

@@ -11,7 +11,7 @@
 
 namespace duet {
 
-constexpr size_t kChunk = 1 << 18;
+constexpr size_t kChunk = 1 << 16;
 
 ReadBytes read_trace_file(const std::string& path) {
   std::error_code error;
