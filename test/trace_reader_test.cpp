@@ -75,7 +75,7 @@ TEST(TraceReader, TakesTextInPlaceOfNumbers) {
         R"(","name":")", name, "\"}");
   };
   const Analysis a = analyze_bytes(
-      "[" + kernel("GPU 1", "x") + "," + kernel("GPU 0", "y") + "," + kernel("GPU 1", "z") + "]");
+      cat('[', kernel("GPU 1", "x"), ',', kernel("GPU 0", "y"), ',', kernel("GPU 1", "z"), ']'));
   ASSERT_EQ(a.ranks.size(), 2u);
   for (const int r : {0, 1}) {
     EXPECT_EQ(a.ranks[size_t(r)].number, r);  // in the order in which they came
@@ -172,7 +172,7 @@ TEST(TraceReader, WarnsOfDamageAfterTheEvents) {
   warned(open + "]", "after the events' end");
   warned(good + "garbage", "after the events' end");
   warned(open + ",]}", "comma after the last event");
-  const std::string array = "[" + open.substr(open.find('[') + 1);
+  const std::string array = open.substr(open.find('['));
   warned(array, "not closed");
   warned(array + ",\n", "not closed");
 }
