@@ -22,7 +22,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -42,9 +41,9 @@
 
 namespace {
 
-enum Call { kOpen, kRead, kWrite, kSync, kClose, kRename, kMkdir, kRemove, kMap, kThread, kNew };
-constexpr const char* kKinds[] = {"open", "read", "write", "fsync", "close", "rename", "mkdir",
-    "remove", "mmap", "thread", "new"};
+enum Call { kOpen, kRead, kWrite, kSync, kClose, kRename, kMkdir, kRemove, kThread, kNew };
+constexpr const char* kKinds[] = {
+    "open", "read", "write", "fsync", "close", "rename", "mkdir", "remove", "thread", "new"};
 constexpr int kCalls = std::size(kKinds);
 
 struct Plan {
@@ -254,6 +253,12 @@ ssize_t read(int fd, void* to, size_t bytes) {
   return watched() && concerns(fd) && strikes(kRead) ? failed(EIO) : real(fd, to, bytes);
 }
 
+ssize_t pread(int fd, void* to, size_t bytes, off_t at) {
+  NEXT(pread);
+  return watched() && concerns(fd) && strikes(kRead) ? failed(EIO) : real(fd, to, bytes, at);
+}
+ssize_t pread64(int, void*, size_t, off_t) __attribute__((alias("pread")));
+
 ssize_t write(int fd, const void* data, size_t bytes) { return write_some(fd, data, bytes); }
 ssize_t writev(int fd, const iovec* parts, int n) {
   ssize_t done = 0;
@@ -338,15 +343,6 @@ int remove(const char* path) {
     return real(path);
   });
 }
-
-void* mmap(void* address, size_t bytes, int protection, int flags, int fd, off_t offset) {
-  NEXT(mmap);
-  if (!watched() || fd < 0 || !concerns(fd) || !strikes(kMap))
-    return real(address, bytes, protection, flags, fd, offset);
-  errno = ENOMEM;
-  return MAP_FAILED;
-}
-void* mmap64(void*, size_t, int, int, int, off_t) __attribute__((alias("mmap")));
 
 int pthread_create(
     pthread_t* thread, const pthread_attr_t* attributes, void* (*body)(void*), void* argument) {
