@@ -147,6 +147,26 @@ TEST_F(CommandLine, OptionsThatThereAreNotAreNamed) {
   for (const Wrong& wrong : table) expect_refused(wrong.arguments, wrong.words);
 }
 
+// Bytes of an input that a terminal would obey, or could not show.
+TEST_F(CommandLine, RefusalsArePrintable) {
+  write("f.toml", "\xff\x9b\x1b[2J\xc2\x9b = 3\n");
+  const Ended e = duet("train --config f.toml");
+  EXPECT_EQ(e.status, 2) << e.output;
+  for (const unsigned char c : e.output) EXPECT_TRUE(c == '\n' || (c >= ' ' && c < 127)) << int(c);
+}
+
+// What is not a trace of an earlier run is not overwritten by one.
+TEST_F(CommandLine, ATraceReplacesNothingElse) {
+  const std::string words(20000, 'w');
+  write("data.txt", words);
+  const std::string run = "train --preset tiny --steps 1 --sample 0 --data data.txt --trace ";
+  for (const char* file : {"data.txt", "./data.txt"})
+    expect_refused(run + file, {"--trace: found", "would be overwritten"}, 1);
+  expect_refused(run + "out/metrics.jsonl --out out", {"--trace: found out/metrics.jsonl"}, 1);
+  EXPECT_EQ(contents(path("data.txt")), words);
+  for (int times : {1, 2}) EXPECT_EQ(duet(run + "t.json").status, 0) << times;
+}
+
 // Pipes, devices and folders are refused, never waited for; nor is what is not there.
 TEST_F(CommandLine, WhatIsNoFileIsRefused) {
   ASSERT_EQ(mkfifo(path("pipe.csv").c_str(), 0600), 0);

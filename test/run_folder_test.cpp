@@ -350,6 +350,28 @@ TEST_F(Program, LostOutputIsAFailure) {
   }
 }
 
+// Files that the run opens do not take the place of a stream that is closed.
+TEST_F(Program, ClosedStreamsStayClosed) {
+  const std::string run = cat(duet_, " train --preset tiny --steps 1 --sample 0 --out '");
+  const Ended e = run_command(cat("( ", run, path("a"), "' <&- >&- )"));
+  EXPECT_EQ(e.status, 1) << e.output;
+  EXPECT_NE(e.output.find("standard output"), std::string::npos) << e.output;
+  EXPECT_EQ(run_command(cat("( ", run, path("b"), "' >/dev/null 2>&- )")).status, 0);
+  for (const std::string& out : {path("a"), path("b")}) {
+    EXPECT_NO_THROW(verify(checkpoint_dir(out, 1)));
+    EXPECT_LT(contents(out + "/.lock").size(), 100u) << contents(out + "/.lock");
+    EXPECT_EQ(contents(out + "/metrics.jsonl").find("loss "), std::string::npos);
+  }
+}
+
+TEST_F(Program, AFileThatMayNotGrowIsAnError) {
+  const Ended e = run_command(cat("( ulimit -f 8; ", duet_,
+      " train --preset tiny --steps 1 --sample 0 --out '", path("a"), "' >/dev/null )"));
+  EXPECT_EQ(e.status, 1) << e.output;
+  EXPECT_NE(e.output.find("File too large"), std::string::npos) << e.output;
+  EXPECT_EQ(newest_checkpoint(path("a")), "");
+}
+
 TEST_F(Program, NeedsNoLargeStack) {
   const Ended e =
       run_command("ulimit -s 128; " + duet_ + " train --preset tiny --steps 1 --pp 2 --sample 0");
