@@ -4,6 +4,7 @@
 //                              full N   from the N-th on all writes fail: half of it is written,
 //                                       then the disk is full
 //                              kill N   half of the N-th write is written, then SIGKILL
+//                              stall N  half of the N-th write is written, and it never returns
 //                              power 0  nothing fails; instead of syncing, all that a power cut at
 //                                       any moment could leave goes to DUET_FAULT_TREES (disk.h)
 //                              count 0  nothing fails
@@ -67,7 +68,7 @@ bool watched() { return plan && own_calls == 0; }
 bool strikes(Call call) {
   const long n = ++plan->calls[call];
   if (call == kWrite && plan->kind == "full") return n >= plan->n;
-  if (call == kWrite && plan->kind == "kill") return n == plan->n;
+  if (call == kWrite && (plan->kind == "kill" || plan->kind == "stall")) return n == plan->n;
   return plan->kind == kKinds[call] && n == plan->n;
 }
 
@@ -131,6 +132,7 @@ ssize_t write_some(int fd, const void* data, size_t bytes) {
   if (plan->calls[kWrite] > plan->n) return failed(ENOSPC);
   const ssize_t half = bytes < 2 ? 0 : real(fd, data, bytes / 2);
   if (plan->kind == "kill") kill(getpid(), SIGKILL);
+  while (plan->kind == "stall") pause();
   return half ? half : failed(ENOSPC);
 }
 
