@@ -108,6 +108,8 @@ TEST_F(CommandLine, SmallLanguagesAreCheckedItemByItem) {
       {"train --model n_layers=9223372036854775807", {"--model", "whole number to 1048576"}},
       {"train --model n_layers=4,n_layers=5", {"--model: found 'n_layers=5'", "each once"}},
       {"train --model d_model=0", {"d_model", "0", "at least 1"}},
+      {"train --model n_layers=600 --pp 300 --schedule zbv --microbatches 600",
+          {"--schedule, --pp: found zbv with 600 stages, allowed: at most 512"}},
       {"train --split 2,2,2,x", {"--split: found 'x'", "whole numbers"}},
       {"train --split 3,", {"--split: found ''", "whole numbers"}},
       {"train --link intra=3", {"--link: found 'intra=3'", "160GB/s"}},

@@ -97,6 +97,8 @@ Job make_job(TrainOptions options, bool with_data) {
   check_fits(job);
 
   job.compute = make_schedule(o.schedule, {int(o.pp), int(o.microbatches), int(o.virtual_stages)});
+  require(job.compute.stages() <= Tag::kStages, "--schedule, --pp: found ", job.compute.name,
+      " with ", job.compute.stages(), " stages, allowed: at most ", Tag::kStages);
   job.usage = check(job.compute);
   job.schedule = add_comms(job.compute);
   job.forward_microbatches =

@@ -41,7 +41,7 @@ void add_mirrored(Trainer& t, int part, int set, const std::vector<Stage*>& copi
     for (Stage* stage : copies) {
       const int index = stage->options().index, direction = index >= s.stages() / 2;
       const int peer = s.rank_of[size_t((index + s.stages() / 2) % s.stages())];
-      const auto tag = [&](int from) { return Tag{Tag::W, 4 * part + 2 * set + from, 0}; };
+      const auto tag = [&](int from) { return Tag{Tag::W, part, 2 * set + from}; };
       const auto& [mine, theirs] = sums.emplace_back(stage->param_sets()[size_t(set)]
                                                          ->grad_arena()
                                                          .col_slice(at, rows * kBlockAlign)
