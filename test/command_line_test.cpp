@@ -123,13 +123,21 @@ TEST_F(CommandLine, SmallLanguagesAreCheckedItemByItem) {
       {"schedule --schedule 2f2b", {"--schedule", "2f2b", "dualpipe"}},
       {"compare --schedules 1f1b,2f2b", {"--schedule", "2f2b", "dualpipe"}},
       {"compare --layouts 'dp=2 depth=4'", {"--layouts", "'depth=4'", "eplb-interval"}},
-      {"diff", {"A, B: found none", "allowed: two dumps or two checkpoints"}},
+      {"diff a", {"A, B: found only A", "allowed: two dumps or two checkpoints"}},
       {"diff a b", {"a: "}},
       {"diff a b --tolerance -1", {"--tolerance: found '-1'", "0 to"}},
       {"schedule --schedule nowhere.csv", {"nowhere.csv: cannot be opened"}},
       {"schedule --schedule .csv", {".csv: cannot be opened"}},
   };
   for (const Wrong& wrong : table) expect_refused(wrong.arguments, wrong.words);
+}
+
+TEST_F(CommandLine, DiffWithoutFilesIsADemonstration) {
+  const Ended e = duet("diff");
+  EXPECT_EQ(e.status, 0) << e.output;
+  EXPECT_TRUE(std::regex_search(e.output, std::regex("([0-9]+) tensors: \\1 equal"))) << e.output;
+  const Ended json = duet("diff --format json");
+  EXPECT_TRUE(Json::parse(json.output, "").at("agree").boolean());
 }
 
 TEST_F(CommandLine, OptionsThatThereAreNotAreNamed) {

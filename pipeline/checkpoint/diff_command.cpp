@@ -1,13 +1,17 @@
 // See diff_command.h.
 #include "pipeline/checkpoint/diff_command.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <iostream>
 #include <limits>
+#include <memory>
 #include <set>
+#include <sstream>
 
 #include "model/base/command_line.h"
 #include "pipeline/checkpoint/checkpoint.h"
@@ -252,7 +256,22 @@ void print_json(const std::vector<TensorDiff>& diffs, double tolerance, std::ost
 
 }  // namespace
 
-void add_diff_command(CLI::App& duet, int& exit_status) {
+// Of two dumps made on the spot.
+static bool demonstrate(DiffOptions o, const MakeDumps& make_dumps, std::ostream& out) {
+  const fs::path folder = fs::temp_directory_path() / cat("duet-diff-", getpid());
+  const std::shared_ptr<void> removed(nullptr, [&](void*) {
+    std::error_code ignored;
+    fs::remove_all(folder, ignored);
+  });
+  std::ostringstream unheard;
+  const auto [a, b] = make_dumps(folder.string(), o.format == Format::json ? unheard : out);
+  o.a = a;
+  o.b = b;
+  if (o.format == Format::text) out << "\n";
+  return diff_command(o, out);
+}
+
+void add_diff_command(CLI::App& duet, int& exit_status, MakeDumps make_dumps) {
   Command cli(duet, "diff",
       "compare the tensors of two dumps or checkpoints; exit status 1 if one differs");
   const auto o = std::make_shared<DiffOptions>();
@@ -263,7 +282,11 @@ void add_diff_command(CLI::App& duet, int& exit_status) {
       "difference that counts as none, as a part of the tensor's largest magnitude");
   cli.choice("--format", o->format, {Format::text, Format::json}, format_name,
       "json: every tensor, also those that are equal");
-  cli.runs([o, &exit_status] { exit_status = diff_command(*o, std::cout) ? 0 : 1; });
+  cli.runs([o, make_dumps = std::move(make_dumps), &exit_status] {
+    const bool none = o->a.empty() && o->b.empty();
+    const bool agree = none ? demonstrate(*o, make_dumps, std::cout) : diff_command(*o, std::cout);
+    exit_status = agree ? 0 : 1;
+  });
 }
 
 bool diff_command(const DiffOptions& o, std::ostream& out) {
