@@ -77,6 +77,22 @@ static void record_demonstration(const std::string& file, std::ostream& out) {
   train_command(o, out);
 }
 
+// What `duet diff` compares when it is given nothing: a step of one rank and of DualPipe's two.
+static std::array<std::string, 2> dump_demonstration(const std::string& folder, std::ostream& out) {
+  TrainOptions o;
+  o.preset = "tiny";
+  o.steps = o.dump_step = 2;
+  o.microbatches = 8;
+  o.sample = 0;
+  o.out = folder + "/A";
+  train_command(o, out);
+  o.pp = 2;
+  o.schedule = "dualpipe";
+  o.out = folder + "/B";
+  train_command(o, out);
+  return {folder + "/A/dump-step-2.safetensors", folder + "/B/dump-step-2.safetensors"};
+}
+
 int main(int argc, char** argv) {
   return run_process([&] {
     int exit_status = 0;
@@ -99,7 +115,8 @@ int main(int argc, char** argv) {
     add_train_command(duet, exit_status);     // trains a model, leaves checkpoints and metrics
     add_generate_command(duet, exit_status);  // text from a checkpoint
     add_compare_command(duet, exit_status);   // trains under each schedule: not one bit may differ
-    add_diff_command(duet, exit_status);      // which tensors of two dumps or checkpoints differ
+    // which tensors of two dumps or checkpoints differ
+    add_diff_command(duet, exit_status, dump_demonstration);
     add_schedule_command(duet, exit_status);  // draws, checks and times a pipeline schedule
     add_eplb_command(duet, exit_status);      // plans where experts and their replicas go
     add_plan_command(duet, exit_status);      // what a step of a large model will cost, and where

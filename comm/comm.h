@@ -101,8 +101,9 @@ bool have_nccl();  // or with NCCL
 // tags match in the order they were posted.
 struct Tag {
   enum Kind { F, B, W };
+  static constexpr int kStages = 512;
   Kind kind;
-  int stage;  // 0 .. 511
+  int stage;  // 0 .. kStages-1
   int microbatch;
 };
 

@@ -6,25 +6,34 @@
 // MPI matches messages of one source and tag in order and leaves others alone, which is just the
 // transport's contract; its reductions and other collectives are not used.
 //
-// Failing: a rank that throws prints its error and aborts the job; of a killed one mpirun and srun
-// --kill-on-bad-exit take care.
+// Failing: a rank that throws prints its error, tells the others that it has, and aborts the job.
+// Of one that is killed the ranks beside it on its machine say so: while they wait for messages
+// they look whether its process is still there. mpirun, or srun --kill-on-bad-exit, ends the rest.
 // Read next: mpi_nompi.cpp.
 #include <mpi.h>
+#include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <thread>
 #include <utility>
 
 #include "comm/transport.h"
+#include "model/base/hash.h"
 #include "model/base/memory_short.h"
+#include "model/base/text.h"
 
 namespace duet {
 namespace {
 
 constexpr int kLooks = 500;  // without success, before pauses begin
 constexpr auto kPause = std::chrono::microseconds(20);
+constexpr auto kBetweenLooksForProcesses = std::chrono::milliseconds(50);
+constexpr int kFailed = int(kHeaderTag) + 1;  // no Tag's: the sender has said why it ends
 // bytes in one MPI message, whose count is an int; longer ones go in pieces
 constexpr int64_t kLargest = int64_t(1) << 30;
 
@@ -33,6 +42,23 @@ std::string mpi_text(int code) {
   int length = 0;
   MPI_Error_string(code, text, &length);
   return std::string(text, size_t(length));
+}
+
+// A rank as its system knows it: by a number, which counts within its machine and, in containers,
+// its namespace.
+struct Process {
+  int64_t id = getpid();
+  uint64_t place = 0;  // 0: not known
+};
+
+Process this_process() {
+  Process me;
+  std::string boot;
+  std::error_code error;
+  const auto space = std::filesystem::read_symlink("/proc/self/ns/pid", error);
+  if (!error && std::ifstream("/proc/sys/kernel/random/boot_id") >> boot)
+    me.place = checksum(boot + space.string());
+  return me;
 }
 
 struct MpiMessage : Message {
@@ -97,6 +123,12 @@ class MpiTransport final : public Transport {
     work_.notify_one();
   }
 
+  // From now on a rank of this machine whose process is gone is a failure. [ranks]
+  void watch(std::vector<Process> processes) {
+    std::lock_guard lock(mutex_);
+    processes_ = std::move(processes);
+  }
+
   // Only a rank that fails drops a message under way. It ends with its process; until then nobody
   // may look for its side.
   void cancel(Message& m) override {
@@ -127,7 +159,26 @@ class MpiTransport final : public Transport {
       lock.lock();
       idle = moved ? 0 : idle + 1;
       if (ending_ && idle > kLooks) return;  // the rank failed
-      if (idle > kLooks) work_.wait_for(lock, kPause);
+      if (idle <= kLooks) continue;
+      look_for_processes();
+      work_.wait_for(lock, kPause);
+    }
+  }
+
+  // Those that are gone without a word were killed: what is awaited does not come any more.
+  void look_for_processes() {
+    const auto now = std::chrono::steady_clock::now();
+    if (processes_.empty() || now < next_look_) return;
+    next_look_ = now + kBetweenLooksForProcesses;
+    const Process& me = processes_[size_t(state->rank)];
+    for (int r = 0; r < state->size; r++) {
+      const Process& p = processes_[size_t(r)];
+      if (!p.place || p.place != me.place || kill(pid_t(p.id), 0) == 0 || errno != ESRCH) continue;
+      int said = 0;
+      MPI_Iprobe(r, kFailed, MPI_COMM_WORLD, &said, MPI_STATUS_IGNORE);
+      char host[60] = "";
+      gethostname(host, sizeof host - 1);
+      if (!said) throw Error(cat("rank ", r, ", process ", p.id, " on ", host, ", was killed"));
     }
   }
 
@@ -194,6 +245,8 @@ class MpiTransport final : public Transport {
   std::vector<MpiMessage*> fresh_;     // not yet given to MPI
   std::vector<Piece> pieces_;          // under way
   std::vector<MPI_Request> requests_;  // theirs; the thread's own
+  std::vector<Process> processes_;     // of all ranks, once they are known
+  std::chrono::steady_clock::time_point next_look_;
   bool ending_ = false;
   std::thread thread_;
 };
@@ -219,11 +272,15 @@ class MpiSession {
 
 // Prints the error and ends the job. Ranks that fail for the same reason do so at the same time, so
 // rank 0 may speak first; what is wrong with the input it has seen too, most of the time.
-[[noreturn]] void abort_job(int rank, const std::string& text, int status) {
+[[noreturn]] void abort_job(int rank, int ranks, const std::string& text, int status) {
   using namespace std::chrono_literals;
   if (rank != 0) std::this_thread::sleep_for(status == 2 ? 2000ms : 300ms);
-  fprintf(stderr, "duet: %s\n", text.c_str());
+  fprintf(stderr, "duet: %s", for_terminal(text).c_str());
   fflush(stderr);
+  for (int r = 0; r < ranks; r++) {
+    MPI_Request never_waited_for;
+    MPI_Isend(nullptr, 0, MPI_BYTE, r, kFailed, MPI_COMM_WORLD, &never_waited_for);
+  }
   std::this_thread::sleep_for(200ms);  // for mpirun to pass the line on
   MPI_Abort(MPI_COMM_WORLD, status);
   std::_Exit(status);
@@ -248,18 +305,21 @@ void run_mpi(
     require(
         mpi.usable, option, "this MPI lacks MPI_THREAD_MULTIPLE or tags of ", kTagBits, " bits");
     const auto state = std::make_shared<RankState>(mpi.rank, mpi.size, options);
-    const auto transport = with_nccl(std::make_unique<MpiTransport>(state), options);
+    auto carrier = std::make_unique<MpiTransport>(state);
+    MpiTransport& messages = *carrier;
+    const auto transport = with_nccl(std::move(carrier), options);
     Comm world(*transport);
     world.require_same("build", build_text());
+    messages.watch(world.gather_values(this_process()));
     rank(world);
     state->check();
     world.barrier();
   } catch (const UsageError& e) {
-    abort_job(mpi.rank, e.what(), 2);
+    abort_job(mpi.rank, mpi.size, e.what(), 2);
   } catch (const std::bad_alloc&) {
-    abort_job(mpi.rank, cat("rank ", mpi.rank, ": ", memory_is_short()), 1);
+    abort_job(mpi.rank, mpi.size, cat("rank ", mpi.rank, ": ", memory_is_short()), 1);
   } catch (const std::exception& e) {
-    abort_job(mpi.rank, cat("rank ", mpi.rank, ": ", e.what()), 1);
+    abort_job(mpi.rank, mpi.size, cat("rank ", mpi.rank, ": ", e.what()), 1);
   }
 }
 

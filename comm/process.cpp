@@ -1,6 +1,7 @@
 // See process.h.
 #include "comm/process.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 
 #include <chrono>
@@ -8,7 +9,6 @@
 #include <cstdlib>
 #include <exception>
 #include <iostream>
-#include <sstream>
 #include <thread>
 
 #include "comm/comm.h"
@@ -20,13 +20,9 @@ namespace {
 
 // Of processes that all have been given the same wrong option the first one speaks: when it ends,
 // the others are ended, unless theirs is another mistake.
-int report(std::string error, int status) {
+int report(const std::string& error, int status) {
   if (find_launch().rank > 0) std::this_thread::sleep_for(std::chrono::seconds(2));
-  for (char& c : error)
-    if (c != '\n' && (static_cast<unsigned char>(c) < ' ' || c == 127)) c = '?';
-  std::istringstream lines(error);
-  std::cerr << "duet: ";
-  for (std::string line; std::getline(lines, line);) std::cerr << shortened(line, 1400) << "\n";
+  std::cerr << "duet: " << for_terminal(error);
   return status;
 }
 
@@ -35,12 +31,20 @@ int report(std::string error, int status) {
   try {
     if (std::current_exception()) throw;
   } catch (const std::exception& error) {
-    std::cerr << "duet: " << error.what() << "\n";
+    std::cerr << "duet: " << for_terminal(error.what());
     std::_Exit(1);
   } catch (...) {
     // not duet's
   }
   std::abort();
+}
+
+// Where standard input, output or error is closed, the first files that are opened would take its
+// place, and get what is meant for it.
+void keep_standard_streams_apart() {
+  for (int stream : {0, 1, 2})
+    if (fcntl(stream, F_GETFD) < 0 && open("/dev/null", O_RDONLY) != stream)
+      throw Error(cat("/dev/null", cannot_be("opened")));
 }
 
 // Ranks are threads, whose stacks glibc otherwise makes as small as `ulimit -s` says.
@@ -58,7 +62,9 @@ void give_threads_room() {
 
 int run_process(const std::function<int()>& command) try {
   std::set_terminate(report_and_exit);
+  keep_standard_streams_apart();
   std::signal(SIGPIPE, SIG_IGN);  // a run whose reader has gone keeps its work
+  std::signal(SIGXFSZ, SIG_IGN);  // a file beyond `ulimit -f` is a write that fails
   give_threads_room();
   const int status = command();
   if (std::cout.flush().good()) return status;

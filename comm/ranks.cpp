@@ -12,6 +12,7 @@
 
 #include "comm/transport.h"
 #include "model/base/memory_short.h"
+#include "model/base/text.h"
 #include "model/machine/gemm_cpu.h"
 
 namespace duet {
@@ -110,8 +111,8 @@ void run_local(const RunOptions& options, const std::function<void(Comm&)>& rank
     try {
       rethrow_named(outcome.failed_rank, outcome.why);
     } catch (const std::exception& e) {
-      fprintf(stderr, "duet: %s\nduet: %d ranks did not stop; ending the process\n", e.what(),
-          outcome.running);
+      fprintf(stderr, "duet: %sduet: %d ranks did not stop; ending the process\n",
+          for_terminal(e.what()).c_str(), outcome.running);
     }
     std::_Exit(1);
   }

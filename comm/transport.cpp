@@ -15,8 +15,8 @@ using Clock = std::chrono::steady_clock;
 // --- names ---------------------------------------------------------------------------------------
 
 uint32_t pack(Tag tag) {
-  DUET_CHECK(
-      tag.stage >= 0 && tag.stage < 512, "tag: expected a stage in 0..511, found ", tag.stage);
+  DUET_CHECK(tag.stage >= 0 && tag.stage < Tag::kStages, "tag: expected a stage in 0..",
+      Tag::kStages - 1, ", found ", tag.stage);
   DUET_CHECK(tag.microbatch >= 0, "tag: expected a microbatch >= 0, found ", tag.microbatch);
   return uint32_t(tag.kind) << 20 | uint32_t(tag.stage) << 11 | (uint32_t(tag.microbatch) & 2047);
 }

@@ -7,7 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "data/mapped_file.h"
+#include "data/open_file.h"
 #include "data/tokenizer.h"
 #include "model/base/check.h"
 

@@ -20,7 +20,7 @@
 // sequence.
 //
 // Errors: UsageError, one line that names the file, what was found and what is allowed.
-// Read next: mapped_file.h.
+// Read next: open_file.h.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -29,7 +29,7 @@
 #include <string_view>
 #include <vector>
 
-#include "data/mapped_file.h"
+#include "data/open_file.h"
 
 namespace duet {
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "data/mapped_file.h"
+#include "data/open_file.h"
 #include "model/base/check.h"
 
 namespace duet {
@@ -18,8 +18,8 @@ Tokenizer::Tokenizer() {
 }
 
 Tokenizer::Tokenizer(const std::string& path) {
-  const MappedFile mapped = map_file(path);
-  const std::string_view file = mapped.text();
+  const OpenFile opened(path);
+  const std::string file = opened.read(0, opened.size());
   require(file.size() >= kHeader, path, ": truncated: a tokenizer file starts with ", kHeader,
       " bytes, found ", file.size());
   int32_t header[3];
@@ -35,7 +35,7 @@ Tokenizer::Tokenizer(const std::string& path) {
     const size_t length = at < file.size() ? uint8_t(file[at]) : 1;
     require(length > 0, path, ": token ", id, " has length 0, expected 1 to 255");
     require(at + 1 + length <= file.size(), path, ": truncated in token ", id, " of ", vocab);
-    tokens_.emplace_back(file.substr(at + 1, length));
+    tokens_.emplace_back(file, at + 1, length);
     at += 1 + length;
   }
   index();

@@ -108,6 +108,8 @@ TEST_F(CommandLine, SmallLanguagesAreCheckedItemByItem) {
       {"train --model n_layers=9223372036854775807", {"--model", "whole number to 1048576"}},
       {"train --model n_layers=4,n_layers=5", {"--model: found 'n_layers=5'", "each once"}},
       {"train --model d_model=0", {"d_model", "0", "at least 1"}},
+      {"train --model n_layers=600 --pp 300 --schedule zbv --microbatches 600",
+          {"--schedule, --pp: found zbv with 600 stages, allowed: at most 512"}},
       {"train --split 2,2,2,x", {"--split: found 'x'", "whole numbers"}},
       {"train --split 3,", {"--split: found ''", "whole numbers"}},
       {"train --link intra=3", {"--link: found 'intra=3'", "160GB/s"}},
@@ -121,13 +123,21 @@ TEST_F(CommandLine, SmallLanguagesAreCheckedItemByItem) {
       {"schedule --schedule 2f2b", {"--schedule", "2f2b", "dualpipe"}},
       {"compare --schedules 1f1b,2f2b", {"--schedule", "2f2b", "dualpipe"}},
       {"compare --layouts 'dp=2 depth=4'", {"--layouts", "'depth=4'", "eplb-interval"}},
-      {"diff", {"A, B: found none", "allowed: two dumps or two checkpoints"}},
+      {"diff a", {"A, B: found only A", "allowed: two dumps or two checkpoints"}},
       {"diff a b", {"a: "}},
       {"diff a b --tolerance -1", {"--tolerance: found '-1'", "0 to"}},
       {"schedule --schedule nowhere.csv", {"nowhere.csv: cannot be opened"}},
       {"schedule --schedule .csv", {".csv: cannot be opened"}},
   };
   for (const Wrong& wrong : table) expect_refused(wrong.arguments, wrong.words);
+}
+
+TEST_F(CommandLine, DiffWithoutFilesIsADemonstration) {
+  const Ended e = duet("diff");
+  EXPECT_EQ(e.status, 0) << e.output;
+  EXPECT_TRUE(std::regex_search(e.output, std::regex("([0-9]+) tensors: \\1 equal"))) << e.output;
+  const Ended json = duet("diff --format json");
+  EXPECT_TRUE(Json::parse(json.output, "").at("agree").boolean());
 }
 
 TEST_F(CommandLine, OptionsThatThereAreNotAreNamed) {
@@ -145,6 +155,26 @@ TEST_F(CommandLine, OptionsThatThereAreNotAreNamed) {
       {"schedule --compare --format csv", {"--format", "csv", "text, json, svg"}},
   };
   for (const Wrong& wrong : table) expect_refused(wrong.arguments, wrong.words);
+}
+
+// Bytes of an input that a terminal would obey, or could not show.
+TEST_F(CommandLine, RefusalsArePrintable) {
+  write("f.toml", "\xff\x9b\x1b[2J\xc2\x9b = 3\n");
+  const Ended e = duet("train --config f.toml");
+  EXPECT_EQ(e.status, 2) << e.output;
+  for (const unsigned char c : e.output) EXPECT_TRUE(c == '\n' || (c >= ' ' && c < 127)) << int(c);
+}
+
+// What is not a trace of an earlier run is not overwritten by one.
+TEST_F(CommandLine, ATraceReplacesNothingElse) {
+  const std::string words(20000, 'w');
+  write("data.txt", words);
+  const std::string run = "train --preset tiny --steps 1 --sample 0 --data data.txt --trace ";
+  for (const char* file : {"data.txt", "./data.txt"})
+    expect_refused(run + file, {"--trace: found", "would be overwritten"}, 1);
+  expect_refused(run + "out/metrics.jsonl --out out", {"--trace: found out/metrics.jsonl"}, 1);
+  EXPECT_EQ(contents(path("data.txt")), words);
+  for (int times : {1, 2}) EXPECT_EQ(duet(run + "t.json").status, 0) << times;
 }
 
 // Pipes, devices and folders are refused, never waited for; nor is what is not there.

@@ -2,6 +2,7 @@
 // has.
 #include "pipeline/train/estimate.h"
 
+#include "model/machine/limits.h"
 #include "run_testing.h"
 
 namespace duet {
@@ -68,6 +69,45 @@ TEST_F(Estimate, WhatNoMachineHasIsRefusedByTheOptionsName) {
         o.micro_batch_size = 1 << 20;
       },
       {"--seq-len, --micro-batch-size", "activations"});
+}
+
+// --- the machine ---------------------------------------------------------------------------------
+
+// Control groups as the system shows them, beside those of this machine.
+class Limits : public FolderTest {};
+
+TEST_F(Limits, WithoutControlGroupsAllIsUsable) {
+  EXPECT_GE(usable_cores(folder_), usable_cores());
+  EXPECT_GE(usable_memory(folder_), usable_memory());
+  EXPECT_GE(usable_threads(folder_), usable_threads());
+}
+
+TEST_F(Limits, OfVersion2TheLeastOfTheGroupAndThoseAboveIt) {
+  write("proc/self/cgroup", "0::/user/job\n");
+  write("sys/fs/cgroup/user/job/cpu.max", "max 100000\n");
+  write("sys/fs/cgroup/user/cpu.max", "50000 100000\n");
+  write("sys/fs/cgroup/user/job/memory.max", "1048576\n");
+  write("sys/fs/cgroup/user/memory.max", "max\n");
+  write("sys/fs/cgroup/memory.max", "2097152\n");
+  write("sys/fs/cgroup/user/job/pids.max", "7\n");
+  EXPECT_EQ(usable_cores(folder_), 1);
+  EXPECT_EQ(usable_memory(folder_), 1 << 20);
+  EXPECT_EQ(usable_threads(folder_), 7);
+}
+
+TEST_F(Limits, OfVersion1EachControllerHasItsOwnGroup) {
+  write("proc/self/cgroup", "4:memory:/a/b\n3:cpu,cpuacct:/c\n2:pids:/\n1:name=systemd:/d\n");
+  write("sys/fs/cgroup/cpu/c/cpu.cfs_quota_us", "-1\n");
+  write("sys/fs/cgroup/cpu/c/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(usable_cores(folder_), usable_cores(path("nothing")));
+  write("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "20000\n");
+  write("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(usable_cores(folder_), 1);
+  write("sys/fs/cgroup/memory/a/b/memory.limit_in_bytes", "9223372036854771712\n");
+  write("sys/fs/cgroup/memory/memory.limit_in_bytes", "1048576\n");
+  EXPECT_EQ(usable_memory(folder_), 1 << 20);
+  write("sys/fs/cgroup/pids/pids.max", "9\n");
+  EXPECT_EQ(usable_threads(folder_), 9);
 }
 
 }  // namespace

@@ -24,6 +24,8 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
+class Started;
+
 class MpiRun : public RunTest {
  protected:
   void SetUp() override {
@@ -67,6 +69,8 @@ class MpiRun : public RunTest {
         " --checkpoint-every ", o.checkpoint_every, o.resume ? " --resume" : "", " --out '", o.out,
         "'");
   }
+  void kill_rank_2(Started& mpi, const std::string& log);
+  void go_on(const TrainOptions& o, TrainOptions rest, TrainOptions whole);
   void kill_and_go_on(TrainOptions o, TrainOptions rest, TrainOptions whole);
   std::string duet_;
 };
@@ -185,20 +189,10 @@ class Started {
   int status_ = 0;
 };
 
-// Of four processes that train as o says, one is killed after a checkpoint: what is left goes on as
-// `rest` says, by threads, to where `whole` goes without a stop.
-void MpiRun::kill_and_go_on(TrainOptions o, TrainOptions rest, TrainOptions whole) {
-  o.steps = 100000;
-  o.checkpoint_every = 2;
-  const std::string log = folder_ + "/log";
-  Started mpi(mpirun(4) + command_line(o), log);
-  const auto started = Clock::now();
-  while (newest_checkpoint(o.out).empty() && seconds_since(started) < 60 && mpi.running())
-    std::this_thread::sleep_for(kLook);
-  ASSERT_FALSE(newest_checkpoint(o.out).empty()) << contents(log);
+// Rank 2 of four is killed: all end, and say so.
+void MpiRun::kill_rank_2(Started& mpi, const std::string& log) {
   const std::map<int, pid_t> ranks = ranks_of(mpi.pid());
   ASSERT_EQ(ranks.size(), 4u) << contents(log);
-
   ASSERT_EQ(kill(ranks.at(2), SIGKILL), 0);
   const auto killed = Clock::now();
   const auto alive = [&] {
@@ -210,8 +204,12 @@ void MpiRun::kill_and_go_on(TrainOptions o, TrainOptions rest, TrainOptions whol
   EXPECT_LT(seconds_since(killed), 10);
   ASSERT_FALSE(mpi.running());
   EXPECT_NE(mpi.status(), 0);
-  EXPECT_NE(contents(log).find("rank 2"), std::string::npos) << contents(log);
+  const std::string line = cat("rank 2, process ", ranks.at(2), " on ");
+  EXPECT_NE(contents(log).find(line), std::string::npos) << line << " in " << contents(log);
+}
 
+// What a killed run left goes on as `rest` says to where `whole` goes without a stop.
+void MpiRun::go_on(const TrainOptions& o, TrainOptions rest, TrainOptions whole) {
   const std::string last = newest_checkpoint(o.out);
   EXPECT_NO_THROW(verify(last));
   rest.steps = whole.steps = std::stoll(last.substr(last.rfind('-') + 1)) + 2;
@@ -219,6 +217,20 @@ void MpiRun::kill_and_go_on(TrainOptions o, TrainOptions rest, TrainOptions whol
   run(rest);
   run(whole);
   EXPECT_EQ(bits("killed"), bits("whole"));
+}
+
+// Of four processes that train as o says, one is killed after a checkpoint.
+void MpiRun::kill_and_go_on(TrainOptions o, TrainOptions rest, TrainOptions whole) {
+  o.steps = 100000;
+  o.checkpoint_every = 2;
+  const std::string log = folder_ + "/log";
+  Started mpi(mpirun(4, 2) + command_line(o), log);
+  const auto started = Clock::now();
+  while (newest_checkpoint(o.out).empty() && seconds_since(started) < 60 && mpi.running())
+    std::this_thread::sleep_for(kLook);
+  ASSERT_FALSE(newest_checkpoint(o.out).empty()) << contents(log);
+  kill_rank_2(mpi, log);
+  go_on(o, rest, whole);
 }
 
 TEST_F(MpiRun, AKilledRankEndsAllAndTheLastCheckpointGoesOnWithTheSameBits) {
@@ -230,6 +242,28 @@ TEST_F(MpiRun, AKilledRankEndsAllAndTheLastCheckpointGoesOnWithTheSameBits) {
 TEST_F(MpiRun, AKilledRankOfThoseWhoseExpertsMove) {
   kill_and_go_on(moving("killed", "1f1b", 1, 0), moving("killed", "dualpipe", 2, 0),
       moving("whole", "1f1b", 1, 0));
+}
+
+// The others end the job while rank 0 is in the middle of a checkpoint.
+TEST_F(MpiRun, AnAbortWhileACheckpointIsWrittenLeavesTheOneBefore) {
+  const fs::path shim = fs::path(program_path()).parent_path() / "faults.so";
+  if (!fs::exists(shim)) GTEST_SKIP() << "no " << shim;
+  TrainOptions o = options("killed", "dualpipe", 4, 100000);
+  o.checkpoint_every = 2;
+  const std::string log = folder_ + "/log", writing = o.out + "/step-000004.duet-writing";
+  Started mpi(cat(mpirun(1, 2), "env LD_PRELOAD=", shim, " 'DUET_FAULT=stall 9' 'DUET_FAULT_ROOT=",
+                  writing, "' ", command_line(o), " : -np 3 ", command_line(o)),
+      log);
+  const auto started = Clock::now();
+  while (
+      !fs::exists(writing + "/model.safetensors") && seconds_since(started) < 60 && mpi.running())
+    std::this_thread::sleep_for(kLook);
+  ASSERT_TRUE(fs::exists(writing + "/model.safetensors")) << contents(log);
+  kill_rank_2(mpi, log);
+  EXPECT_TRUE(fs::exists(writing));
+  EXPECT_EQ(newest_checkpoint(o.out), checkpoint_dir(o.out, 2));
+  go_on(o, options("killed", "zbv", 2, 0), options("whole", "1f1b", 1, 0));
+  EXPECT_FALSE(fs::exists(writing));
 }
 
 // --- wrong input ---------------------------------------------------------------------------------

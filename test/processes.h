@@ -36,10 +36,11 @@ inline std::string program_path() {
   return std::string(path, n > 0 ? size_t(n) : 0);
 }
 
-// Ranks that are to end because another has failed are killed at once: it saves a second or two.
-inline std::string mpirun(int processes) {
-  return cat("OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_odls_base_sigkill_timeout=0 ",
-      "mpirun --allow-run-as-root --oversubscribe -np ", processes, " ");
+// Ranks that are to end because another has failed are asked, and after `patience` seconds killed:
+// 0 saves a second or two.
+inline std::string mpirun(int processes, int patience = 0) {
+  return cat("OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_odls_base_sigkill_timeout=",
+      patience, " mpirun --allow-run-as-root --oversubscribe -np ", processes, " ");
 }
 
 // Ranks that run tests of this program, disabled ones too.

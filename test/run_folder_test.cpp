@@ -295,11 +295,13 @@ TEST_F(Runs, ASignalIsAcknowledgedAndIsTheStatus) {
 
 // A step of hours ends at a signal too, though its messages are under way.
 TEST_F(Runs, AStepThatOneRankGivesUpEndsForAllAndChangesNothing) {
-  for (const char* schedule : {"1f1b", "dualpipe", "zbv", "interleaved"}) {
+  for (const auto& [schedule, ep] : {std::pair("1f1b", 1), {"dualpipe", 1}, {"zbv", 1},
+           {"interleaved", 1}, {"1f1b", 2}, {"dualpipe", 2}}) {
     TrainOptions o = options("", 2);
     o.model = parse_sizes("n_layers=8");
     o.schedule = schedule;
-    o.pp = 4;
+    o.pp = 4 / ep;
+    o.dp = o.ep = ep;
     o.microbatches = 8;
     const Job job = make_job(o);
     run_ranks(job.run, [&](Comm& world) {
@@ -307,11 +309,13 @@ TEST_F(Runs, AStepThatOneRankGivesUpEndsForAllAndChangesNothing) {
       Trainer trainer(job, world, *device);
       train_step(trainer, 1);
       const uint64_t before = fingerprint(trainer);
+      trainer.long_steps = true;
       int asked = 0;
-      const auto give_up = [&] { return world.rank() == 1 && ++asked > 12; };
-      const StepResult r =
-          train_step(trainer, 2, {"", [&] { return asked > 12 ? 15 : 0; }, give_up});
+      const auto give_up = [&] { return ++asked > 6 && world.rank() == 1; };
+      const StepResult r = train_step(
+          trainer, 2, {"", [&] { return asked > 6 && world.rank() == 1 ? 15 : 0; }, give_up});
       EXPECT_TRUE(r.given_up) << schedule;
+      EXPECT_TRUE(world.rank() != 1 || asked == 7) << "asked on after it gave up";
       EXPECT_EQ(r.stop, 15);
       EXPECT_EQ(fingerprint(trainer), before) << schedule;
       EXPECT_TRUE(copies_agree(trainer));
@@ -348,6 +352,28 @@ TEST_F(Program, LostOutputIsAFailure) {
     EXPECT_EQ(e.status, 1) << command << e.output;
     EXPECT_NE(e.output.find("standard output"), std::string::npos) << command << e.output;
   }
+}
+
+// Files that the run opens do not take the place of a stream that is closed.
+TEST_F(Program, ClosedStreamsStayClosed) {
+  const std::string run = cat(duet_, " train --preset tiny --steps 1 --sample 0 --out '");
+  const Ended e = run_command(cat("( ", run, path("a"), "' <&- >&- )"));
+  EXPECT_EQ(e.status, 1) << e.output;
+  EXPECT_NE(e.output.find("standard output"), std::string::npos) << e.output;
+  EXPECT_EQ(run_command(cat("( ", run, path("b"), "' >/dev/null 2>&- )")).status, 0);
+  for (const std::string& out : {path("a"), path("b")}) {
+    EXPECT_NO_THROW(verify(checkpoint_dir(out, 1)));
+    EXPECT_LT(contents(out + "/.lock").size(), 100u) << contents(out + "/.lock");
+    EXPECT_EQ(contents(out + "/metrics.jsonl").find("loss "), std::string::npos);
+  }
+}
+
+TEST_F(Program, AFileThatMayNotGrowIsAnError) {
+  const Ended e = run_command(cat("( ulimit -f 8; ", duet_,
+      " train --preset tiny --steps 1 --sample 0 --out '", path("a"), "' >/dev/null )"));
+  EXPECT_EQ(e.status, 1) << e.output;
+  EXPECT_NE(e.output.find("File too large"), std::string::npos) << e.output;
+  EXPECT_EQ(newest_checkpoint(path("a")), "");
 }
 
 TEST_F(Program, NeedsNoLargeStack) {

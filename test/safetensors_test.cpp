@@ -60,15 +60,42 @@ TEST_F(Safetensors, RoundTrip) {
   const std::map<std::string, size_t> align{
       {"ids", 8}, {"norm", 8}, {"a.w", 4}, {"w", 4}, {"h", 2}};
   for (const auto& [name, t] : reader.tensors())
-    EXPECT_EQ(uintptr_t(t.data) % align.at(name), 0u) << name;
-  EXPECT_EQ(std::memcmp(reader.at("w", {2, 3}).data, w.data(), 24), 0);
-  EXPECT_EQ(std::memcmp(reader.at("ids", {2}).data, ids.data(), 16), 0);
+    EXPECT_EQ(size_t(t.begin) % align.at(name), 0u) << name;
+  EXPECT_EQ(std::memcmp(reader.bytes(reader.at("w", {2, 3}), 0, 24).data(), w.data(), 24), 0);
+  EXPECT_EQ(std::memcmp(reader.bytes(reader.at("ids", {2}), 0, 16).data(), ids.data(), 16), 0);
   EXPECT_EQ(reader.at("a.w", {0, 4}).elements(), 0);
   EXPECT_EQ(reader.floats(reader.at("w", {2, 3})), w);
   EXPECT_EQ(reader.floats(reader.at("h", {3})), (std::vector<float>{1, -0.5f, 3}));
   EXPECT_EQ(reader.floats(reader.at("norm", {})), std::vector<float>{0.1f});
   EXPECT_EQ(reader.find("none"), nullptr);
   EXPECT_THROW(reader.floats(reader.at("ids", {2})), UsageError);
+}
+
+TEST_F(Safetensors, AFileThatShrinksIsNamed) {
+  raw("{" + tensor("w", "F32", "[100000]", "[0,400000]") + "}", 400000);
+  const SafetensorsReader reader(path);
+  fs::resize_file(path, 200000);
+  const auto refused = [&](auto read) {
+    try {
+      read();
+      ADD_FAILURE() << "read from a file that has become shorter";
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(path + ": expected 400"), std::string::npos) << e.what();
+      EXPECT_NE(std::string(e.what()).find("became shorter"), std::string::npos) << e.what();
+    }
+  };
+  refused([&] { reader.floats(reader.at("w", {100000})); });
+  refused([&] { reader.bytes(reader.at("w", {100000}), 399992, 8); });
+}
+
+// Where nobody reads the values the type need not be known, but sizes must be ones that add up.
+TEST_F(Safetensors, TensorsOfOtherTypes) {
+  raw("{" + tensor("w", "F8_E4M3", "[4]", "[0,4]") + "}", 4);
+  const SafetensorsReader reader(path);
+  EXPECT_EQ(reader.bytes(reader.at("w", {4}), 0, 4), std::string(4, '\0'));
+  EXPECT_THROW(reader.floats(reader.at("w", {4})), UsageError);
+  raw("{" + tensor("w", "F8_E4M3", "[1099511627776,1099511627776]", "[0,4]") + "}", 4);
+  EXPECT_NE(error().find("overflows 64 bits"), std::string::npos) << error();
 }
 
 TEST_F(Safetensors, BytesAreTheFormats) {

@@ -25,17 +25,32 @@ constexpr uint64_t fnv1a(uint64_t hash, uint64_t value) { return (hash ^ value) 
 
 // As FNV over words; multiplied before as well, and rotated, so that high bits spread too. Any
 // change within one aligned 8-byte word changes it, other damage almost surely.
-inline uint64_t checksum(std::string_view bytes) {
-  constexpr uint64_t p = 0x9fb21c651e98df25u, q = 0xd6e8feb86659fd93u;
-  uint64_t h = 0x9e3779b97f4a7c15u;
-  for (size_t at = 0; at < bytes.size(); at += 8) {
-    uint64_t word = 0;
-    std::memcpy(&word, bytes.data() + at, bytes.size() - at < 8 ? bytes.size() - at : 8);
-    h = std::rotl(h ^ (word * p), 29) * q;
+class Checksum {
+ public:
+  // The whole in pieces, each but the last of a multiple of 8 bytes.
+  void add(std::string_view bytes) {
+    for (size_t at = 0; at < bytes.size(); at += 8) {
+      uint64_t word = 0;
+      std::memcpy(&word, bytes.data() + at, bytes.size() - at < 8 ? bytes.size() - at : 8);
+      h_ = std::rotl(h_ ^ (word * p), 29) * q;
+    }
+    size_ += bytes.size();
   }
-  h ^= bytes.size();  // tells trailing zeros from the last word's padding
-  h = (h ^ (h >> 32)) * q;
-  return h ^ (h >> 32);
+  uint64_t value() const {
+    uint64_t h = h_ ^ size_;  // tells trailing zeros from the last word's padding
+    h = (h ^ (h >> 32)) * q;
+    return h ^ (h >> 32);
+  }
+
+ private:
+  static constexpr uint64_t p = 0x9fb21c651e98df25u, q = 0xd6e8feb86659fd93u;
+  uint64_t h_ = 0x9e3779b97f4a7c15u, size_ = 0;
+};
+
+inline uint64_t checksum(std::string_view bytes) {
+  Checksum sum;
+  sum.add(bytes);
+  return sum.value();
 }
 
 }  // namespace duet

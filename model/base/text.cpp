@@ -130,4 +130,12 @@ std::string Printable::add(std::string_view bytes, bool last) {
   return out;
 }
 
+std::string for_terminal(const std::string& message) {
+  std::istringstream lines(message);
+  std::string text;
+  for (std::string line; std::getline(lines, line);)
+    text += Printable().add(shortened(line, 1400), true) + "\n";
+  return text;
+}
+
 }  // namespace duet

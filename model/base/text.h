@@ -67,4 +67,7 @@ class Printable {
   std::string waiting_;
 };
 
+// A message's lines, each ended, none too long, and printable.
+std::string for_terminal(const std::string& message);
+
 }  // namespace duet

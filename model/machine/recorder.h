@@ -8,7 +8,7 @@
 // enqueued inside it is: on the CPU's compute stream that is now; on other streams it is taken by
 // events. Used by one thread, the rank's. The file, and what is read from it, is made elsewhere
 // (pipeline/insight/trace/trace.h).
-// Read next: thread_pool.h.
+// Read next: limits.h.
 #pragma once
 #include <cstdint>
 #include <memory>

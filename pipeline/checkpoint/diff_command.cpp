@@ -1,13 +1,17 @@
 // See diff_command.h.
 #include "pipeline/checkpoint/diff_command.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <iostream>
 #include <limits>
+#include <memory>
 #include <set>
+#include <sstream>
 
 #include "model/base/command_line.h"
 #include "pipeline/checkpoint/checkpoint.h"
@@ -94,12 +98,13 @@ using Values = std::vector<long double>;
 // `count` elements from the one at `begin`.
 Values read_values(const Located& tensor, int64_t begin, int64_t count) {
   SafetensorsReader::Entry part = *tensor.entry;
-  part.data += begin * (part.bytes() / part.elements());
+  part.begin += begin * (part.bytes() / part.elements());
   part.shape = {count};
   Values values;
   const auto convert = [&]<class T>(T x) {
-    for (int64_t i = 0; i < count; ++i) {
-      std::memcpy(&x, part.data + size_t(i) * sizeof x, sizeof x);
+    const std::string bytes = tensor.file->bytes(part, 0, part.bytes());
+    for (size_t at = 0; at < bytes.size(); at += sizeof x) {
+      std::memcpy(&x, bytes.data() + at, sizeof x);
       values.push_back(x);
     }
   };
@@ -114,9 +119,20 @@ Values read_values(const Located& tensor, int64_t begin, int64_t count) {
   return values;
 }
 
+constexpr int64_t kPiece = 1 << 16;  // elements, or bytes, in memory at a time
+
+bool same_bytes(const Located& a, const Located& b) {
+  const auto piece = [](const Located& t, int64_t at) {
+    return t.file->bytes(*t.entry, at, std::min(kPiece, t.entry->size - at));
+  };
+  bool same = a.entry->dtype == b.entry->dtype && a.entry->size == b.entry->size;
+  for (int64_t at = 0; same && at < a.entry->size; at += kPiece)
+    same = piece(a, at) == piece(b, at);
+  return same;
+}
+
 // fn(index, a, b) of every element, as long as it returns true.
 template <class Fn> void for_each_element(const Located& a, const Located& b, const Fn& fn) {
-  constexpr int64_t kPiece = 1 << 16;
   const int64_t n = a.entry->elements();
   for (int64_t at = 0; at < n; at += kPiece) {
     const int64_t count = std::min(kPiece, n - at);
@@ -162,9 +178,7 @@ TensorDiff compare(const std::string& name, const Side& a, const Side& b, double
   if (y != b.tensors.end()) d.b = y->second.entry->text();
   d.same_shape = !d.a.empty() && !d.b.empty() && x->second.entry->shape == y->second.entry->shape;
   if (!d.same_shape) return d;
-  const SafetensorsReader::Entry &p = *x->second.entry, &q = *y->second.entry;
-  if (p.dtype == q.dtype && p.bytes() > 0 && std::memcmp(p.data, q.data, size_t(p.bytes())) == 0)
-    return d;
+  if (same_bytes(x->second, y->second)) return d;
 
   long double largest = 0, magnitude = 0;
   for_each_element(x->second, y->second, [&](int64_t, long double u, long double v) {
@@ -178,7 +192,7 @@ TensorDiff compare(const std::string& name, const Side& a, const Side& b, double
   for_each_element(x->second, y->second, [&](int64_t i, long double u, long double v) {
     if (difference(u, v) <= (long double)(tolerance)*magnitude) return true;
     d.first = i;
-    d.index = index_text(p.shape, i);
+    d.index = index_text(x->second.entry->shape, i);
     d.a_value = value_text(x->second, u);
     d.b_value = value_text(y->second, v);
     return false;
@@ -242,7 +256,22 @@ void print_json(const std::vector<TensorDiff>& diffs, double tolerance, std::ost
 
 }  // namespace
 
-void add_diff_command(CLI::App& duet, int& exit_status) {
+// Of two dumps made on the spot.
+static bool demonstrate(DiffOptions o, const MakeDumps& make_dumps, std::ostream& out) {
+  const fs::path folder = fs::temp_directory_path() / cat("duet-diff-", getpid());
+  const std::shared_ptr<void> removed(nullptr, [&](void*) {
+    std::error_code ignored;
+    fs::remove_all(folder, ignored);
+  });
+  std::ostringstream unheard;
+  const auto [a, b] = make_dumps(folder.string(), o.format == Format::json ? unheard : out);
+  o.a = a;
+  o.b = b;
+  if (o.format == Format::text) out << "\n";
+  return diff_command(o, out);
+}
+
+void add_diff_command(CLI::App& duet, int& exit_status, MakeDumps make_dumps) {
   Command cli(duet, "diff",
       "compare the tensors of two dumps or checkpoints; exit status 1 if one differs");
   const auto o = std::make_shared<DiffOptions>();
@@ -253,7 +282,11 @@ void add_diff_command(CLI::App& duet, int& exit_status) {
       "difference that counts as none, as a part of the tensor's largest magnitude");
   cli.choice("--format", o->format, {Format::text, Format::json}, format_name,
       "json: every tensor, also those that are equal");
-  cli.runs([o, &exit_status] { exit_status = diff_command(*o, std::cout) ? 0 : 1; });
+  cli.runs([o, make_dumps = std::move(make_dumps), &exit_status] {
+    const bool none = o->a.empty() && o->b.empty();
+    const bool agree = none ? demonstrate(*o, make_dumps, std::cout) : diff_command(*o, std::cout);
+    exit_status = agree ? 0 : 1;
+  });
 }
 
 bool diff_command(const DiffOptions& o, std::ostream& out) {

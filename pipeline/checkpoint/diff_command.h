@@ -15,7 +15,9 @@
 // have another shape, differ. Little of a file is in memory at a time.
 // Read next: insight/README.md.
 #pragma once
+#include <array>
 #include <cstdint>
+#include <functional>
 #include <iosfwd>
 #include <string>
 #include <tuple>
@@ -28,7 +30,11 @@ class App;
 
 namespace duet {
 
-void add_diff_command(CLI::App& duet, int& exit_status);
+// Without A and B it compares two dumps that this makes in `folder`, telling on `out` how. Returns
+// their paths.
+using MakeDumps =
+    std::function<std::array<std::string, 2>(const std::string& folder, std::ostream& out)>;
+void add_diff_command(CLI::App& duet, int& exit_status, MakeDumps make_dumps);
 
 struct DiffOptions {
   std::string a, b;

@@ -13,8 +13,7 @@
 #include <filesystem>
 #include <utility>
 
-#include "data/mapped_file.h"
-#include "model/base/hash.h"
+#include "data/open_file.h"
 #include "model/base/json.h"
 
 namespace duet {
@@ -30,8 +29,8 @@ std::string parent_of(const std::string& path) {
   return parent.empty() ? "." : parent.string();
 }
 
-std::string checksum_text(const MappedFile& file) {
-  return format("%016llx", (unsigned long long)checksum(file.text()));
+std::string checksum_text(const OpenFile& file) {
+  return format("%016llx", (unsigned long long)file.checksum());
 }
 
 // The folders in `parent`, whose existence is not required.
@@ -133,12 +132,12 @@ void DurableDir::publish() {
   Json list = Json::array();
   for (FileWriter& f : files_) {
     f.close();
-    const MappedFile content = map_file(f.path());
-    DUET_CHECK(content.size == f.bytes(), f.path(), ": expected the ", f.bytes(),
-        " bytes that were written, found ", content.size);
+    const OpenFile content(f.path());
+    DUET_CHECK(content.size() == f.bytes(), f.path(), ": expected the ", f.bytes(),
+        " bytes that were written, found ", content.size());
     const std::string name = fs::path(f.path()).filename().string();
     list.push(Json::object(
-        {{"name", name}, {"bytes", content.size}, {"checksum", checksum_text(content)}}));
+        {{"name", name}, {"bytes", content.size()}, {"checksum", checksum_text(content)}}));
   }
   FileWriter done(tmp_ + "/DONE");
   done.write(Json::object({{"files", list}}).dump(2) + "\n");
@@ -169,12 +168,12 @@ void verify(const std::string& dir) {
   for (const Json& entry : Json::load(dir + "/DONE").at("files").items()) {
     const std::string path = dir + "/" + entry.at("name").string();
     require(fs::exists(path), path, ": missing, but DONE lists it");
-    const MappedFile content = map_file(path);
+    const OpenFile content(path);
     const int64_t expected = entry.at("bytes").integer(0);
-    require(content.size >= expected, path, ": truncated: ", content.size, " bytes, DONE says ",
+    require(content.size() >= expected, path, ": truncated: ", content.size(), " bytes, DONE says ",
         expected);
     const std::string found = checksum_text(content), listed = entry.at("checksum").string();
-    require(content.size == expected && found == listed, path, ": altered: ", content.size,
+    require(content.size() == expected && found == listed, path, ": altered: ", content.size(),
         " bytes with checksum ", found, ", DONE says ", expected, " with ", listed);
   }
 }

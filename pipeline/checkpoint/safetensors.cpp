@@ -100,13 +100,13 @@ void SafetensorsWriter::finish() {
 
 namespace {
 
-// The tensor that a header's member describes, its bytes somewhere in `data`.
+// The tensor that a header's member describes, within the `data_size` bytes at `data_begin`.
 SafetensorsReader::Entry parse_entry(
-    const std::string& name, const Json& j, std::string_view data) {
+    const std::string& name, const Json& j, int64_t data_begin, int64_t data_size) {
   SafetensorsReader::Entry t;
   t.name = name;
   t.dtype = j.at("dtype").string();
-  int64_t bytes = element_size(t.dtype);
+  int64_t bytes = std::max<int64_t>(1, element_size(t.dtype));
   for (const Json& d : j.at("shape").items()) {
     t.shape.push_back(d.integer(0));
     const bool overflow = __builtin_mul_overflow(bytes, t.shape.back(), &bytes);
@@ -118,42 +118,42 @@ SafetensorsReader::Entry parse_entry(
   t.size = end - begin;  // of a dtype that is not known, and not read, whatever it is
   require(t.size == bytes || element_size(t.dtype) == 0, j.where(), ": ", t.text(), " needs ",
       bytes, " bytes, data_offsets give ", t.size);
-  require(end <= int64_t(data.size()), j.where(), ": the data ends at byte ", end,
-      ", but the file has only ", data.size(), " bytes of data: truncated?");
-  t.data = data.data() + begin;
+  require(end <= data_size, j.where(), ": the data ends at byte ", end, ", but the file has only ",
+      data_size, " bytes of data: truncated?");
+  t.begin = data_begin + begin;
   return t;
 }
 
 }  // namespace
 
-SafetensorsReader::SafetensorsReader(const std::string& path) : path_(path), file_(map_file(path)) {
-  require(
-      file_.size >= 8, path_, ": expected a safetensors file, found only ", file_.size, " bytes");
+SafetensorsReader::SafetensorsReader(const std::string& path)
+    : path_(path), file_(std::make_shared<const OpenFile>(path)) {
+  const int64_t size = file_->size(), most = std::min(size - 8, kMaxHeader);
+  require(size >= 8, path_, ": expected a safetensors file, found only ", size, " bytes");
   uint64_t length;
-  std::memcpy(&length, file_.data.get(), 8);
-  const int64_t most = std::min(file_.size - 8, kMaxHeader);
+  file_->read(0, 8, &length);
   require(length <= uint64_t(most), path_, ": expected a header of at most ", most,
       " bytes, found ", length, ": truncated, or not a safetensors file");
-  const std::string_view data = file_.text().substr(8 + length);
-  const Json header = Json::parse(file_.text().substr(8, length), path_);
+  const int64_t data = 8 + int64_t(length);
+  const Json header = Json::parse(file_->read(8, int64_t(length)), path_);
   for (const auto& [name, member] : header.members())
-    if (name != "__metadata__") tensors_.emplace(name, parse_entry(name, member, data));
+    if (name != "__metadata__")
+      tensors_.emplace(name, parse_entry(name, member, data, size - data));
 
   std::vector<const Entry*> in_order;
   for (const auto& [name, tensor] : tensors_) in_order.push_back(&tensor);
   std::sort(in_order.begin(), in_order.end(), [](const Entry* a, const Entry* b) {
-    return std::pair(a->data, a->size) < std::pair(b->data, b->size);
+    return std::pair(a->begin, a->size) < std::pair(b->begin, b->size);
   });
-  const char* end = data.data();
+  int64_t end = data;
   for (const Entry* t : in_order) {
     const std::string name = shortened(t->name);
-    require(t->data >= end, path_, ": ", name, ": overlaps the tensor before it by ", end - t->data,
-        " bytes");
-    require(t->data == end, path_, ": ", name, ": a gap of ", t->data - end, " bytes before it");
-    end = t->data + t->size;
+    require(t->begin >= end, path_, ": ", name, ": overlaps the tensor before it by ",
+        end - t->begin, " bytes");
+    require(t->begin == end, path_, ": ", name, ": a gap of ", t->begin - end, " bytes before it");
+    end = t->begin + t->size;
   }
-  const int64_t left = data.data() + data.size() - end;
-  require(left == 0, path_, ": ", left, " bytes after the last tensor");
+  require(end == size, path_, ": ", size - end, " bytes after the last tensor");
 }
 
 const SafetensorsReader::Entry* SafetensorsReader::find(const std::string& name) const {
@@ -171,11 +171,16 @@ const SafetensorsReader::Entry& SafetensorsReader::at(
 }
 
 std::vector<float> SafetensorsReader::floats(const Entry& t) const {
-  std::vector<float> out(size_t(t.elements()));
-  const auto convert = [&]<class T>(T x) {
-    for (size_t i = 0; i < out.size(); ++i) {
-      std::memcpy(&x, t.data + i * sizeof x, sizeof x);
-      out[i] = float(x);
+  constexpr int64_t kPiece = 1 << 16;
+  std::vector<float> out;
+  const auto convert = [&]<class T>(T) {
+    const int64_t n = t.elements(), size = int64_t(sizeof(T));
+    std::vector<T> piece(size_t(std::min(kPiece, n)));
+    out.reserve(size_t(n));
+    for (int64_t at = 0; at < n; at += kPiece) {
+      const int64_t count = std::min(kPiece, n - at);
+      file_->read(t.begin + at * size, count * size, piece.data());
+      for (int64_t i = 0; i < count; ++i) out.push_back(float(piece[size_t(i)]));
     }
   };
   if (t.dtype == "F32")

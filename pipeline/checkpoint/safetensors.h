@@ -6,16 +6,17 @@
 // are refused where they are read. The writer puts larger dtypes first and sorts
 // by name within one, so that every tensor lies at a multiple of its element size; it needs the
 // shapes in advance and then takes tensor after tensor, so no copy of the model is made. The reader
-// maps the file and trusts nothing: whatever does not fit is a UsageError naming the file and the
-// tensor. Little-endian machines only.
+// keeps the file open, reads what is asked for and trusts nothing: whatever does not fit is a
+// UsageError naming the file and the tensor. Little-endian machines only.
 // Read next: checkpoint.h.
 #pragma once
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "data/mapped_file.h"
+#include "data/open_file.h"
 #include "model/machine/tensor.h"
 #include "pipeline/checkpoint/durable.h"
 
@@ -49,9 +50,7 @@ class SafetensorsWriter {
 class SafetensorsReader {
  public:
   struct Entry : TensorSpec {
-    // valid as long as the reader; aligned only as the file is
-    const char* data = nullptr;
-    int64_t size = 0;  // bytes of it
+    int64_t begin = 0, size = 0;  // bytes: where it lies in the file, and how many
   };
   explicit SafetensorsReader(const std::string& path);
 
@@ -59,13 +58,17 @@ class SafetensorsReader {
   const Entry* find(const std::string& name) const;
   // which must exist with this shape
   const Entry& at(const std::string& name, const std::vector<int64_t>& shape) const;
+  // Its bytes `begin` .. begin+count-1.
+  std::string bytes(const Entry& tensor, int64_t begin, int64_t count) const {
+    return file_->read(tensor.begin + begin, count);
+  }
   // of an F32, BF16, F16 or F64 tensor
   std::vector<float> floats(const Entry& tensor) const;
   std::vector<float> finite(const Entry& tensor) const;  // where NaN and infinity are refused
 
  private:
   std::string path_;
-  MappedFile file_;
+  std::shared_ptr<const OpenFile> file_;
   std::map<std::string, Entry> tensors_;
 };
 

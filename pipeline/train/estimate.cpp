@@ -1,39 +1,13 @@
 // See estimate.h.
 #include "pipeline/train/estimate.h"
 
-#include <sys/resource.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cfloat>
-#include <fstream>
+
+#include "model/machine/limits.h"
 
 namespace duet {
 
 namespace {
-
-// The number in one of the system's files; where there is none, or "max", no limit.
-double limit_in(const char* path) {
-  double limit = DBL_MAX;
-  std::ifstream file(path);
-  return file >> limit ? limit : DBL_MAX;
-}
-
-double memory_there() {
-  const double installed = double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE));
-  return std::min({installed, limit_in("/sys/fs/cgroup/memory.max"),
-      limit_in("/sys/fs/cgroup/memory/memory.limit_in_bytes")});
-}
-
-double threads_there() {
-  rlimit processes;
-  const bool limited =
-      getrlimit(RLIMIT_NPROC, &processes) == 0 && processes.rlim_cur != RLIM_INFINITY;
-  // a thread's stack is two of the pieces that an address space may have
-  return std::min({limited ? double(processes.rlim_cur) : DBL_MAX,
-      limit_in("/proc/sys/kernel/threads-max"), limit_in("/proc/sys/vm/max_map_count") / 2,
-      limit_in("/sys/fs/cgroup/pids.max"), limit_in("/sys/fs/cgroup/pids/pids.max")});
-}
 
 std::string gib(double bytes) { return format("%.1f GiB", bytes / (1 << 30)); }
 
@@ -70,7 +44,7 @@ Need need_of(const Job& job) {
 void check_fits(const Job& job) {
   const TrainOptions& o = job.options;
   const Need need = need_of(job);
-  const double threads = threads_there(), memory = memory_there();
+  const double threads = usable_threads(), memory = usable_memory();
   require(double(need.threads) <= threads, "--dp, --pp, --threads: found ", job.layout.dp, " x ",
       job.layout.pp, " ranks, which need at least ", need.threads, " threads, allowed: ", threads,
       " on this machine");

@@ -17,7 +17,7 @@ bool Executor::run(
   gave_up_ = false;
   tokens_ = tokens;
   for (const Action& a : actions) {
-    gave_up_ = gave_up_ || (give_up && give_up());
+    if (!a.is_comm()) gave_up_ = gave_up_ || (give_up && give_up());
     act(a);
     sending_.remove_if([](const Result& r) { return r.request.done(); });
   }

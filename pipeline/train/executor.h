@@ -46,10 +46,10 @@ class Executor {
 
   // Runs a list with its sends and receives (add_comms.h). tokens(m): the microbatch's tokens,
   // asked for first and last stages. A list without backwards leaves activations: the caller drops
-  // them. give_up is asked before each action: once it says yes nothing more is computed, and
+  // them. give_up is asked before each computation: once it says yes nothing more is computed, and
   // messages flow with whatever is in them, so that no other rank waits for ever. The stages are
-  // then fit for nothing but keeping their parameters. Not where experts are spread over ranks,
-  // which exchange tokens while they compute. Returns whether it gave up.
+  // then fit for nothing but keeping their parameters. Ranks that exchange tokens while they
+  // compute must be told the same. Returns whether it gave up.
   bool run(std::span<const Action> actions, const Tokens& tokens,
       const std::function<bool()>& give_up = {});
 

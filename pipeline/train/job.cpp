@@ -1,15 +1,10 @@
 // See job.h.
 #include "pipeline/train/job.h"
 
-#include <sched.h>
-
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
-#include <thread>
 
+#include "model/machine/limits.h"
 #include "pipeline/checkpoint/checkpoint.h"
 #include "pipeline/schedule/add_comms.h"
 #include "pipeline/train/estimate.h"
@@ -102,6 +97,8 @@ Job make_job(TrainOptions options, bool with_data) {
   check_fits(job);
 
   job.compute = make_schedule(o.schedule, {int(o.pp), int(o.microbatches), int(o.virtual_stages)});
+  require(job.compute.stages() <= Tag::kStages, "--schedule, --pp: found ", job.compute.name,
+      " with ", job.compute.stages(), " stages, allowed: at most ", Tag::kStages);
   job.usage = check(job.compute);
   job.schedule = add_comms(job.compute);
   job.forward_microbatches =
@@ -137,31 +134,6 @@ std::vector<std::pair<int, int>> message_pairs(const Job& job) {
       for (int other : job.layout.experts_of(r))
         if (r < other) pairs.push_back({r, other});
   return pairs;
-}
-
-// The least of cpu.max, "QUOTA PERIOD" or "max PERIOD", of a control group and those above it.
-static double cgroup_cores() {
-  double least = INFINITY;
-  std::ifstream groups("/proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {
-    if (!line.starts_with("0::/")) continue;
-    for (std::filesystem::path group = line.substr(4);; group = group.parent_path()) {
-      double quota, period;
-      std::ifstream limit("/sys/fs/cgroup" / group / "cpu.max");
-      if (limit >> quota >> period && period > 0) least = std::min(least, quota / period);
-      if (group.empty()) break;
-    }
-  }
-  return least;
-}
-
-int usable_cores() {
-  int cores = int(std::thread::hardware_concurrency());
-#ifdef CPU_SET
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) cores = CPU_COUNT(&allowed);
-#endif
-  return std::max(1, int(std::min(double(cores), std::ceil(cgroup_cores()))));
 }
 
 int threads_per_rank(const Job& job) {

@@ -45,9 +45,6 @@ Job make_job(TrainOptions options, bool with_data = true);
 // stage.
 std::vector<std::pair<int, int>> message_pairs(const Job& job);
 
-// How many cores this process may use: by its affinity and its control groups' limits.
-int usable_cores();
-
 // The rank's device as the options say.
 std::unique_ptr<Device> make_device(const Job& job, int rank);
 int threads_per_rank(const Job& job);

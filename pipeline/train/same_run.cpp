@@ -5,7 +5,7 @@
 #include <filesystem>
 #include <map>
 
-#include "data/mapped_file.h"
+#include "data/open_file.h"
 #include "model/base/hash.h"
 #include "pipeline/checkpoint/checkpoint.h"
 
@@ -93,7 +93,7 @@ void require_same_checkpoint(Comm& world, const std::string& option, const std::
   for (const auto& entry : fs::directory_iterator(dir)) {
     const std::string name = entry.path().filename().string();
     if (ours ? name == "DONE" : name == "config.json" || name.ends_with(".safetensors"))
-      hashes[name] = hex(checksum(map_file(entry.path().string()).text()));
+      hashes[name] = hex(OpenFile(entry.path().string()).checksum());
   }
   std::string label;
   for (const auto& [name, hash] : hashes)

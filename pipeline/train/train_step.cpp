@@ -41,7 +41,7 @@ void add_mirrored(Trainer& t, int part, int set, const std::vector<Stage*>& copi
     for (Stage* stage : copies) {
       const int index = stage->options().index, direction = index >= s.stages() / 2;
       const int peer = s.rank_of[size_t((index + s.stages() / 2) % s.stages())];
-      const auto tag = [&](int from) { return Tag{Tag::W, 4 * part + 2 * set + from, 0}; };
+      const auto tag = [&](int from) { return Tag{Tag::W, part, 2 * set + from}; };
       const auto& [mine, theirs] = sums.emplace_back(stage->param_sets()[size_t(set)]
                                                          ->grad_arena()
                                                          .col_slice(at, rows * kBlockAlign)
@@ -159,6 +159,7 @@ void add_up(Trainer& t, const Facts& facts, StepResult& r) {
   for (const auto& [rank, largest] : all.at("largest"))
     r.largest_gradient = std::max(r.largest_gradient, largest[0]);
   r.idle = sum("idle")[0] / t.world.size();
+  t.long_steps = sum("seconds")[0] > t.world.size();
   r.traffic = {int64_t(sum("bytes")[0]), int64_t(sum("bytes")[1])};
   for (int64_t layer : t.moe_layers()) {
     r.balance_loss = total(sum(cat("balance ", layer)), r.balance_loss);
@@ -192,6 +193,16 @@ void update(Trainer& t, const StepResult& r) {
     const size_t index = size_t(layer - t.job.config.first_k_dense);
     moe.update_bias(r.loads[index].tokens_per_expert, o.bias_update_speed);
   });
+}
+
+// Whether this rank gives the step up: ranks that exchange tokens agree, before each computation.
+// That is asked where the last step took long (another one is soon over), and not over emulated
+// links, whose times it would change.
+bool gives_up(Trainer& t, const StepHooks& hooks) {
+  if (!hooks.give_up || t.experts.size() == 1) return hooks.give_up && hooks.give_up();
+  if (!t.long_steps || t.job.run.link.emulated()) return false;
+  const std::vector<int> all = t.experts.gather_values(int(hooks.give_up()));
+  return std::find(all.begin(), all.end(), 1) != all.end();
 }
 
 // What the stage computes in forward goes into the dump, if there is one.
@@ -232,8 +243,8 @@ StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
     stage->begin_step();
     take_activations(*stage, dump ? &*dump : nullptr, batch, t);
   }
-  const bool gave_up = t.executor.run(job.schedule.ranks[size_t(t.pp_rank)], batch,
-      job.layout.ep == 1 ? hooks.give_up : std::function<bool()>());
+  const bool gave_up = t.executor.run(
+      job.schedule.ranks[size_t(t.pp_rank)], batch, [&] { return gives_up(t, hooks); });
   t.context.stream().synchronize();
   const double schedule_seconds = seconds_now() - begin;
 
@@ -241,6 +252,7 @@ StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
   Facts facts = facts_of_step(t, gave_up, largest);
   facts["stop"] = {double(hooks.stop())};
   facts["idle"] = {t.executor.waited() / schedule_seconds};
+  facts["seconds"] = {schedule_seconds};
   add_up(t, facts, r);
   if (r.given_up) {
     t.context.recorder = nullptr;

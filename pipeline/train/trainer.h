@@ -41,6 +41,7 @@ struct Trainer {
   StageMap stages;                 // of this rank
   ModelStages model_stages{stages};
   Executor executor;
+  bool long_steps = true;  // the last one, or the first, takes over a second; on all ranks
 
   std::vector<Params*> param_sets() const;  // of all stages
   // The layers with a mixture of experts: of the model, in order; and fn(layer, moe, virtual stage)
@@ -113,7 +114,8 @@ struct StepHooks {
 //   every --eplb-interval steps, experts move to where their tokens are
 //
 // A step that is given up ends early, though not at once: a rank's microbatch and the messages come
-// to their ends; where experts are spread over ranks, the whole step.
+// to their ends; where experts are spread over ranks and steps take less than a second, the whole
+// step.
 // A loss or a gradient norm that is not finite throws Error before any weight changes.
 StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks = {});
 

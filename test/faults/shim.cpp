@@ -4,6 +4,7 @@
 //                              full N   from the N-th on all writes fail: half of it is written,
 //                                       then the disk is full
 //                              kill N   half of the N-th write is written, then SIGKILL
+//                              stall N  half of the N-th write is written, and it never returns
 //                              power 0  nothing fails; instead of syncing, all that a power cut at
 //                                       any moment could leave goes to DUET_FAULT_TREES (disk.h)
 //                              count 0  nothing fails
@@ -22,7 +23,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -42,9 +42,9 @@
 
 namespace {
 
-enum Call { kOpen, kRead, kWrite, kSync, kClose, kRename, kMkdir, kRemove, kMap, kThread, kNew };
-constexpr const char* kKinds[] = {"open", "read", "write", "fsync", "close", "rename", "mkdir",
-    "remove", "mmap", "thread", "new"};
+enum Call { kOpen, kRead, kWrite, kSync, kClose, kRename, kMkdir, kRemove, kThread, kNew };
+constexpr const char* kKinds[] = {
+    "open", "read", "write", "fsync", "close", "rename", "mkdir", "remove", "thread", "new"};
 constexpr int kCalls = std::size(kKinds);
 
 struct Plan {
@@ -68,7 +68,7 @@ bool watched() { return plan && own_calls == 0; }
 bool strikes(Call call) {
   const long n = ++plan->calls[call];
   if (call == kWrite && plan->kind == "full") return n >= plan->n;
-  if (call == kWrite && plan->kind == "kill") return n == plan->n;
+  if (call == kWrite && (plan->kind == "kill" || plan->kind == "stall")) return n == plan->n;
   return plan->kind == kKinds[call] && n == plan->n;
 }
 
@@ -132,6 +132,7 @@ ssize_t write_some(int fd, const void* data, size_t bytes) {
   if (plan->calls[kWrite] > plan->n) return failed(ENOSPC);
   const ssize_t half = bytes < 2 ? 0 : real(fd, data, bytes / 2);
   if (plan->kind == "kill") kill(getpid(), SIGKILL);
+  while (plan->kind == "stall") pause();
   return half ? half : failed(ENOSPC);
 }
 
@@ -254,6 +255,12 @@ ssize_t read(int fd, void* to, size_t bytes) {
   return watched() && concerns(fd) && strikes(kRead) ? failed(EIO) : real(fd, to, bytes);
 }
 
+ssize_t pread(int fd, void* to, size_t bytes, off_t at) {
+  NEXT(pread);
+  return watched() && concerns(fd) && strikes(kRead) ? failed(EIO) : real(fd, to, bytes, at);
+}
+ssize_t pread64(int, void*, size_t, off_t) __attribute__((alias("pread")));
+
 ssize_t write(int fd, const void* data, size_t bytes) { return write_some(fd, data, bytes); }
 ssize_t writev(int fd, const iovec* parts, int n) {
   ssize_t done = 0;
@@ -338,15 +345,6 @@ int remove(const char* path) {
     return real(path);
   });
 }
-
-void* mmap(void* address, size_t bytes, int protection, int flags, int fd, off_t offset) {
-  NEXT(mmap);
-  if (!watched() || fd < 0 || !concerns(fd) || !strikes(kMap))
-    return real(address, bytes, protection, flags, fd, offset);
-  errno = ENOMEM;
-  return MAP_FAILED;
-}
-void* mmap64(void*, size_t, int, int, int, off_t) __attribute__((alias("mmap")));
 
 int pthread_create(
     pthread_t* thread, const pthread_attr_t* attributes, void* (*body)(void*), void* argument) {

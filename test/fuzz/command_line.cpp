@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "model/base/command_line.h"
+#include "pipeline/checkpoint/diff_command.h"
 #include "pipeline/insight/pictures/eplb_command.h"
 #include "pipeline/insight/pictures/schedule_command.h"
 #include "pipeline/insight/trace/analyze_command.h"
@@ -47,7 +48,7 @@ void add_train_command(CLI::App& duet, int&) {
 void add_generate_command(CLI::App& duet, int&) { Command(duet, "generate", "nothing"); }
 void add_compare_command(CLI::App& duet, int&) { Command(duet, "compare", "nothing"); }
 void add_bench_command(CLI::App& duet, int&) { Command(duet, "bench", "nothing"); }
-void add_diff_command(CLI::App& duet, int&) { Command(duet, "diff", "nothing"); }
+void add_diff_command(CLI::App& duet, int&, MakeDumps) { Command(duet, "diff", "nothing"); }
 void add_plan_command(CLI::App& duet, int&) { Command(duet, "plan", "nothing"); }
 int train_command(const TrainOptions&, std::ostream&) { return 0; }
 

@@ -1,14 +1,15 @@
-// See mapped_file.h.
-#include "data/mapped_file.h"
+// See open_file.h.
+#include "data/open_file.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "model/base/check.h"
+#include "model/base/hash.h"
 
 namespace duet {
 
@@ -38,15 +39,17 @@ void OpenFile::read(int64_t begin, int64_t bytes, void* to) const {
   }
 }
 
-MappedFile map_file(const std::string& path, const char* allowed) {
-  const OpenFile file(path, allowed);
-  const auto size = size_t(file.size());
-  if (size == 0) return {};
-  void* map = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.handle(), 0);
-  require(map != MAP_FAILED, path, cannot_be("mapped into memory"), allowed);
-  return {std::shared_ptr<const char>(
-              static_cast<char*>(map), [map, size](const char*) { munmap(map, size); }),
-      int64_t(size)};
+std::string OpenFile::read(int64_t begin, int64_t bytes) const {
+  std::string text(size_t(bytes), '\0');
+  read(begin, bytes, text.data());
+  return text;
+}
+
+uint64_t OpenFile::checksum() const {
+  constexpr int64_t kPiece = 1 << 20;
+  Checksum sum;
+  for (int64_t at = 0; at < size_; at += kPiece) sum.add(read(at, std::min(kPiece, size_ - at)));
+  return sum.value();
 }
 
 }  // namespace duet

@@ -1,0 +1,14 @@
+// What this process may use of its machine: what there is, and no more than its control groups
+// (Linux's, of version 1 or 2), its affinity and its resource limits allow.
+// Read next: thread_pool.h.
+#pragma once
+#include <string>
+
+namespace duet {
+
+// root: the folder in which /proc and /sys are; another one is for tests.
+int usable_cores(const std::string& root = "");       // at least 1
+double usable_memory(const std::string& root = "");   // bytes
+double usable_threads(const std::string& root = "");  // infinite where nothing limits them
+
+}  // namespace duet
