@@ -6,6 +6,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <regex>
+
+#include "model/base/json.h"
 #include "test/data_files.h"
 #include "test/processes.h"
 
@@ -195,6 +198,23 @@ TEST_F(CommandLine, WhatIsNoFileIsRefused) {
       expect_contains(e.output, {file});
       EXPECT_LT(std::count(e.output.begin(), e.output.end(), '\n'), 3) << e.output;
     }
+}
+
+// Of files that are read whole; those of data and weights may be as large as they like.
+TEST_F(CommandLine, WhatIsTooLargeToReadWholeIsRefused) {
+  std::ofstream(path("large.csv"));
+  fs::resize_file(path("large.csv"), (uintmax_t(1) << 31) + 1);  // holds no blocks of the disk
+  for (const char* option : {"eplb --loads", "schedule --schedule", "plan --loads"})
+    expect_refused(cat(option, " large.csv"), {"large.csv: expected at most 2147483648"}, 1);
+}
+
+TEST_F(CommandLine, LoadsOfAPlanAreChecked) {
+  write("l.json", "[-1]");
+  expect_refused("plan --loads l.json", {"l.json: expected a number in 0 ..", "found -1"}, 1);
+  for (const char* none : {"[]", "{\"weight\": []}"}) {
+    write("l.json", none);
+    expect_refused("plan --loads l.json", {"l.json: expected 256 tokens", "found 0"}, 1);
+  }
 }
 
 TEST_F(CommandLine, AMinusIsStandardInput) {
