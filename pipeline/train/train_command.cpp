@@ -11,6 +11,7 @@
 #include <iostream>
 #include <sstream>
 
+#include "data/open_file.h"
 #include "model/base/clock.h"
 #include "model/base/command_line.h"
 #include "pipeline/insight/trace/trace.h"
@@ -62,6 +63,8 @@ class StopOnSignal {
 // Refuses a file that cannot be written. Its folder may be the --out that is made later.
 void check_trace(const TrainOptions& o) {
   if (o.trace.empty()) return;
+  require(fs::path(o.trace).filename() != "metrics.jsonl", "--trace: found ", o.trace,
+      ", allowed: another name than that of a run's own file");
   const auto folder_of = [](const fs::path& file) {
     return fs::absolute(file).lexically_normal().parent_path();
   };
@@ -69,6 +72,14 @@ void check_trace(const TrainOptions& o) {
       !fs::exists(o.out))
     return;
   const bool existed = fs::exists(o.trace);
+  constexpr std::string_view kBegin = "{\"displayTimeUnit\":";  // of a trace (trace.cpp)
+  std::string begin;
+  if (fs::is_regular_file(o.trace)) {
+    const OpenFile file(o.trace);
+    begin = file.read(0, std::min(file.size(), int64_t(kBegin.size())));
+  }
+  require(begin.empty() || begin == kBegin, "--trace: found ", o.trace,
+      ", which would be overwritten, allowed: a new file, or an older trace");
   require(std::ofstream(o.trace, std::ios::app).good(), "--trace: found ", o.trace,
       ", which cannot be written, allowed: a file in a folder that exists");
   if (!existed) fs::remove(o.trace);
