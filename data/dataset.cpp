@@ -100,7 +100,8 @@ std::vector<std::string> list_shards(const fs::path& folder, Dataset& dataset) {
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
     if (!is_shard_name(entry.path()) || entry.is_directory()) continue;
     const std::string path = entry.path().string();
-    std::ifstream in(path, std::ios::binary);
+    std::ifstream in;
+    if (entry.is_regular_file()) in.open(path, std::ios::binary);  // a pipe would be waited for
     int32_t magic = 0;
     if (in.read(reinterpret_cast<char*>(&magic), sizeof magic) && magic == kTokenizerMagic)
       dataset.tokenizer_path = path;

@@ -9,7 +9,8 @@
 
 namespace duet {
 
-constexpr size_t kWindow = 32;  // steps that are remembered, at most
+constexpr size_t kWindow = 32;                     // steps that are remembered, at most
+constexpr int64_t kMostTokens = int64_t(1) << 40;  // of an expert in a step: sums stay within int64
 // what a full plan must gain over an incremental one to be worth its many moves
 constexpr double kFullGain = 0.01;
 
@@ -101,7 +102,8 @@ bool LoadMonitor::restore(const Json& state) {
     for (int32_t count : layer.placement.logcnt)
       require(count > 0, l.where(),
           ": phy2log: found an expert without a slot, allowed: every expert at least once");
-    for (const Json& tokens : l.at("window").items()) layer.window.push_back(tokens.integer(0));
+    for (const Json& tokens : l.at("window").items())
+      layer.window.push_back(tokens.integer(0, kMostTokens));
     require(layer.window.size() % size_t(shape.experts) == 0, l.where(), ": window: found ",
         layer.window.size(), " loads, allowed: multiples of the ", shape.experts, " experts");
   }

@@ -149,7 +149,7 @@ TEST_F(AnalyzeTest, RulesAddAndOverride) {
   EXPECT_EQ(kernels(R"([{"stream":"^27$","name":"cast","class":"memory"},
                         {"stream":"^27$","class":"communication","component":"x"}])"),
       (K{0, 2, 1}));
-  const std::pair<const char*, const char*> wrong[] = {{"{", "expected JSON"}, {"{}", "\"rules\""},
+  const std::pair<const char*, const char*> wrong[] = {{"{", "not valid JSON"}, {"{}", "\"rules\""},
       {R"([{"name":"("}])", "regular expression"}, {R"([{"nam":"x"}])", "\"nam\""},
       {R"([{"name":"x","class":"comm"}])", "allowed are compute"},
       {R"([{"class":"memory"}])", "name"}, {R"([{"name":"x"}])", "a class or a component"},

@@ -6,6 +6,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <regex>
+
+#include "model/base/json.h"
 #include "test/data_files.h"
 #include "test/processes.h"
 
@@ -72,6 +75,7 @@ TEST_F(CommandLine, WrongNumbersAreNamedWithWhatIsAllowed) {
       {"schedule --microbatches -2", {"--microbatches", "'-2'"}},
       {"eplb --gpus 0", {"--gpus", "'0'", "1 to 16384"}},
       {"eplb --replicas 1099511627776", {"--replicas", "1099511627776", "1 to 16384"}},
+      {"analyze --top -1", {"--top: found '-1', allowed: 0 to 1048576"}},
       {"bench --steps 0", {"--steps", "'0'", "1 to"}},
       {"compare --steps 0", {"--steps", "0", "at least 1"}},
       {"train --threads 1000000", {"--threads: found '1000000', allowed: 0 to 4096"}},
@@ -94,6 +98,7 @@ TEST_F(CommandLine, OtherValuesAreNamedWithWhatIsAllowed) {
       {"train --preset huge", {"--preset", "'huge'", "tiny"}},
       {"schedule --format png", {"--format: found 'png', allowed: text, csv, json, svg"}},
       {"eplb --policy best", {"--policy: found 'best', allowed: deepseek, balanced"}},
+      {"analyze --format png", {"--format: found 'png', allowed: text, json, svg"}},
       {"eplb --format png", {"--format: found 'png', allowed: text, json, svg"}},
       {"generate --device ''", {"--device: found '', allowed: cpu, cuda"}},
   };
@@ -182,9 +187,10 @@ TEST_F(CommandLine, WhatIsNoFileIsRefused) {
   ASSERT_EQ(mkfifo(path("pipe.csv").c_str(), 0600), 0);
   ASSERT_EQ(symlink("/dev/zero", path("zero.csv").c_str()), 0);
   fs::create_directory(path("folder.csv"));
-  for (const char* option : {"eplb --loads", "eplb --format svg --loads", "schedule --schedule",
-           "train --schedule", "compare --schedules", "train --config", "generate --from",
-           "generate --tokenizer", "train --steps 1 --data", "train --init"})
+  for (const char* option :
+      {"eplb --loads", "eplb --format svg --loads", "schedule --schedule", "train --schedule",
+          "compare --schedules", "train --config", "generate --from", "generate --tokenizer",
+          "train --steps 1 --data", "train --init", "analyze", "analyze t.json --classify"})
     for (const char* file : {"pipe.csv", "zero.csv", "folder.csv"}) {
       if (file[0] == 'f' && std::string(option).ends_with("--data")) continue;
       const Ended e = duet(cat(option, " ", file));
@@ -192,6 +198,23 @@ TEST_F(CommandLine, WhatIsNoFileIsRefused) {
       expect_contains(e.output, {file});
       EXPECT_LT(std::count(e.output.begin(), e.output.end(), '\n'), 3) << e.output;
     }
+}
+
+// Of files that are read whole; those of data and weights may be as large as they like.
+TEST_F(CommandLine, WhatIsTooLargeToReadWholeIsRefused) {
+  std::ofstream(path("large.csv"));
+  fs::resize_file(path("large.csv"), (uintmax_t(1) << 31) + 1);  // holds no blocks of the disk
+  for (const char* option : {"eplb --loads", "schedule --schedule", "plan --loads"})
+    expect_refused(cat(option, " large.csv"), {"large.csv: expected at most 2147483648"}, 1);
+}
+
+TEST_F(CommandLine, LoadsOfAPlanAreChecked) {
+  write("l.json", "[-1]");
+  expect_refused("plan --loads l.json", {"l.json: expected a number in 0 ..", "found -1"}, 1);
+  for (const char* none : {"[]", "{\"weight\": []}"}) {
+    write("l.json", none);
+    expect_refused("plan --loads l.json", {"l.json: expected 256 tokens", "found 0"}, 1);
+  }
 }
 
 TEST_F(CommandLine, AMinusIsStandardInput) {

@@ -218,6 +218,9 @@ TEST_F(DatasetTest, RefusesUnreadableFiles) {
   std::filesystem::create_symlink(path("gone"), path("f/dangling.bin"));
   expect_contains(
       error_of(path("f")), {path("f/dangling.bin"), "cannot be opened", "No such file"});
+  std::filesystem::create_directories(path("g"));
+  ASSERT_EQ(mkfifo(path("g/pipe.bin").c_str(), 0600), 0);
+  expect_contains(error_of(path("g")), {path("g/pipe.bin"), "expected a file"});
   if (geteuid() == 0) return;  // root reads everything
   const std::string file = write("secret.txt", "abcdefgh");
   chmod(file.c_str(), 0);

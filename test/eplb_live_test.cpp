@@ -10,6 +10,7 @@
 #include <map>
 #include <numeric>
 #include <random>
+#include <regex>
 #include <thread>
 
 #include "moe/eplb_quota.h"
@@ -347,6 +348,10 @@ TEST(LoadMonitor, AsksForNothingAboveTheThresholdAndForgetsOldSteps) {
   LoadMonitor restored(o, {1});
   ASSERT_TRUE(restored.restore(Json::parse(monitor.state().dump(), "state")));
   EXPECT_EQ(restored.propose(1).placement, skewed.placement);
+  std::string absurd = monitor.state().dump();  // loads whose sums would overflow
+  absurd = std::regex_replace(
+      absurd, std::regex(R"("window":\[\d+)"), R"("window":[9223372036854775807)");
+  EXPECT_THROW(restored.restore(Json::parse(absurd, "state")), UsageError);
   o.shape.replicas = 4;
   EXPECT_FALSE(LoadMonitor(o, {1}).restore(monitor.state()));
   o.shape.replicas = 6;

@@ -97,6 +97,8 @@ TEST(Json, ErrorsNameThePlaceWhatIsExpectedAndWhatIsFound) {
   EXPECT_EQ(error_of([&] { j.at("layers"); }),
       "config.json: expected the key \"layers\", found \"d_model\", \"rope\", \"n\"");
   EXPECT_EQ(error_of([&] { j.at("n").at("x"); }), "config.json: n: expected an object, found 0");
+  EXPECT_EQ(error_of([] { Json::parse("{\"a\\nb\": 1}", "f").at("x"); }),
+      "f: expected the key \"x\", found \"a?b\"");
   EXPECT_EQ(error_of([&] { Json(2.5).integer(); }), "expected an integer, found 2.5");
 }
 

@@ -345,9 +345,11 @@ class Program : public FolderTest {
 };
 
 TEST_F(Program, LostOutputIsAFailure) {
-  for (const char* command :
-      {"schedule", "eplb", "--help", "--version", "bench --preset tiny --steps 1",
-          "train --preset tiny --steps 1 --sample 0", "compare --steps 1 --schedules 1f1b"}) {
+  const std::string train = "train --preset tiny --steps 1 --sample 0 --out '" + path("run") + "'";
+  const std::string generate = "generate --tokens 1 --from '" + path("run") + "'";
+  for (const char* command : {"schedule", "eplb", "--help", "--version", "plan", "analyze", "diff",
+           "bench --preset tiny --steps 1", "compare --steps 1 --schedules 1f1b", train.c_str(),
+           generate.c_str()}) {
     const Ended e = run_command(cat("( ", duet_, " ", command, " > /dev/full )"));
     EXPECT_EQ(e.status, 1) << command << e.output;
     EXPECT_NE(e.output.find("standard output"), std::string::npos) << command << e.output;

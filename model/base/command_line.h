@@ -50,8 +50,8 @@ class Command {
     app_->add_flag(name, value, help);
   }
 
-  // A file, a folder or a name.
-  void text(const std::string& name, std::string& value, const std::string& help) {
+  // A file, a folder or a name; several where V is a vector.
+  template <class V> void text(const std::string& name, V& value, const std::string& help) {
     app_->add_option(name, value, help)->check([](const std::string& text) {
       const bool good = text.size() <= 4096 && std::all_of(text.begin(), text.end(), is_visible);
       return good

@@ -142,9 +142,9 @@ void Json::expect(bool good, const char* expected) const {
   if (!good) fail(expected, dump());
 }
 
-void Json::fail(const std::string& expected, std::string found) const {
-  if (found.size() > 200) found = found.substr(0, 197) + "...";
-  throw UsageError(cat(where(), where_ ? ": " : "", "expected ", expected, ", found ", found));
+void Json::fail(const std::string& expected, const std::string& found) const {
+  throw UsageError(
+      cat(where(), where_ ? ": " : "", "expected ", expected, ", found ", shortened(found, 200)));
 }
 
 bool Json::is_null() const { return value_->is_null(); }

@@ -90,7 +90,7 @@ class Json {
   Json part(const Value& value, const std::string& key = "") const;
   Value& own();  // for a change
   void expect(bool good, const char* expected) const;
-  [[noreturn]] void fail(const std::string& expected, std::string found) const;
+  [[noreturn]] void fail(const std::string& expected, const std::string& found) const;
 
   std::shared_ptr<Value> value_;
   std::shared_ptr<const std::string> where_;

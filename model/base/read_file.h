@@ -1,4 +1,4 @@
-// Reading a small file whole: text, CSV, JSON. Not what is large and mapped (data/mapped_file.h).
+// Reading a small file whole: text, CSV, JSON. Not what is large (data/open_file.h).
 // Read next: json.h.
 #pragma once
 #include <string>
@@ -6,8 +6,8 @@
 namespace duet {
 
 // What is in a file, without the byte order mark that some editors put first; "-" is standard
-// input. Throws UsageError that names the file where it is missing, unreadable, a folder, or a pipe
-// or device, which is never waited for.
+// input. Throws UsageError that names the file where it is missing, unreadable, a folder, larger
+// than 2 GiB, or a pipe or device, which is never waited for.
 std::string read_file(const std::string& path);
 
 // How messages call it.

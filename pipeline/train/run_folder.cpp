@@ -10,6 +10,7 @@
 #include <fstream>
 #include <tuple>
 
+#include "data/open_file.h"
 #include "pipeline/checkpoint/checkpoint.h"
 #include "pipeline/train/same_run.h"
 
@@ -138,6 +139,8 @@ void RunFolder::forget_old() const {
 
 void check_trace(const TrainOptions& o) {
   if (o.trace.empty()) return;
+  require(fs::path(o.trace).filename() != "metrics.jsonl", "--trace: found ", o.trace,
+      ", allowed: another name than that of a run's own file");
   const auto folder_of = [](const fs::path& file) {
     return fs::absolute(file).lexically_normal().parent_path();
   };
@@ -145,6 +148,14 @@ void check_trace(const TrainOptions& o) {
       !fs::exists(o.out))
     return;
   const bool existed = fs::exists(o.trace);
+  constexpr std::string_view kBegin = "{\"displayTimeUnit\":";  // of a trace (trace.cpp)
+  std::string begin;
+  if (fs::is_regular_file(o.trace)) {
+    const OpenFile file(o.trace);
+    begin = file.read(0, std::min(file.size(), int64_t(kBegin.size())));
+  }
+  require(begin.empty() || begin == kBegin, "--trace: found ", o.trace,
+      ", which would be overwritten, allowed: a new file, or an older trace");
   require(std::ofstream(o.trace, std::ios::app).good(), "--trace: found ", o.trace,
       ", which cannot be written, allowed: a file in a folder that exists");
   if (!existed) fs::remove(o.trace);

@@ -26,10 +26,12 @@ void write_file(const std::string& path, const std::string& text) {
 
 std::vector<float> read_loads(const std::string& path, int64_t experts) {
   if (path.empty()) return {};
-  Json json = Json::load(path);
-  if (json.dump().starts_with("{")) json = Json(json.at("weight").items().at(0));
+  const Json json = Json::load(path);
+  Json::Array layers = {json};  // of which the first counts
+  if (!json.is_array()) layers = json.at("weight").items();
   std::vector<float> loads;
-  for (const Json& load : json.items()) loads.push_back(float(load.number()));
+  if (!layers.empty())
+    for (const Json& load : layers[0].items()) loads.push_back(float(load.number(0, 1e30)));
   require(int64_t(loads.size()) == experts, "--loads: ", path, ": expected ", experts,
       " tokens, one a routed expert, as [..] or {\"weight\": [[..]]}, found ", loads.size());
   return loads;

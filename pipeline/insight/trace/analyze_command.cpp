@@ -3,13 +3,12 @@
 
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <filesystem>
 #include <iostream>
 #include <memory>
 #include <sstream>
 
-#include "model/base/check.h"
+#include "model/base/command_line.h"
 #include "pipeline/checkpoint/durable.h"
 #include "pipeline/insight/pictures/timeline.h"
 #include "pipeline/insight/trace/report.h"
@@ -39,23 +38,20 @@ void analyze_command(const AnalyzeOptions& options, const RecordRun& record, std
 
 void add_analyze_command(CLI::App& duet, int& exit_status, RecordRun record) {
   const auto o = std::make_shared<AnalyzeOptions>();
-  CLI::App* cli = duet.add_subcommand(
-      "analyze", "where the time of a trace went; without a file, of a run recorded on the spot");
-  cli->fallthrough();
-  cli->option_defaults()->always_capture_default();
-  cli->add_option("traces", o->traces,
+  Command cli(duet, "analyze",
+      "where the time of a trace went; without a file, of a run recorded on the spot");
+  const auto itself = [](const std::string& name) { return name; };
+  cli.text("traces", o->traces,
       "Chrome traces, plain or gzip, of one job: files or folders; a rank is a file and GPU");
-  cli->add_option("--format", o->format, "text, json, or svg: the timeline")
-      ->check(CLI::IsMember({"text", "json", "svg"}));
-  cli->add_option("--classify", o->rules,
+  cli.choice("--format", o->format, {std::string("text"), std::string("json"), std::string("svg")},
+      itself, "svg: the timeline");
+  cli.text("--classify", o->rules,
       "JSON file of rules that say what is communication, tried before the built-in ones");
-  cli->add_option("--class-by", o->class_by,
-         "name: by kernels' names; annotation: also what dispatch and combine launch")
-      ->check(CLI::IsMember({"name", "annotation"}));
-  cli->add_option("--top", o->top, "conflict points listed; 0: ten in text, all in JSON")
-      ->check(CLI::NonNegativeNumber);
-  cli->add_option("--profile", o->profile, "write the costs of components to this JSON file");
-  cli->callback([o, record = std::move(record), &exit_status] {
+  cli.choice("--class-by", o->class_by, {std::string("name"), std::string("annotation")}, itself,
+      "name: by kernels' names; annotation: also what dispatch and combine launch");
+  cli.number("--top", o->top, 0, 1 << 20, "conflict points listed; 0: ten in text, all in JSON");
+  cli.text("--profile", o->profile, "write the costs of components to this JSON file");
+  cli.runs([o, record = std::move(record), &exit_status] {
     analyze_command(*o, record, std::cout);
     exit_status = 0;
   });

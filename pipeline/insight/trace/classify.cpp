@@ -2,11 +2,10 @@
 #include "pipeline/insight/trace/classify.h"
 
 #include <algorithm>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <regex>
 
 #include "model/base/check.h"
+#include "model/base/json.h"
 
 namespace duet {
 namespace {
@@ -33,6 +32,7 @@ struct Classifier::Rule {
   }
   void set(const std::string& where, const std::string& key, const std::string& text) {
     const auto* pattern = std::ranges::find(kPatterns, key);
+    require(text.size() <= kMatched, where, key, ": expected at most ", kMatched, " characters");
     if (pattern != std::end(kPatterns)) try {
         patterns[pattern - kPatterns] = std::regex(text);
       } catch (const std::regex_error& error) {
@@ -70,24 +70,12 @@ Classifier::~Classifier() = default;
 Classifier::Classifier(const std::string& file, bool by_annotation)
     : by_annotation_(by_annotation) {
   if (file.empty()) return;
-  std::ifstream in(file);
-  require(in.good(), "--classify: expected a file of rules, found none at ", file);
-  nlohmann::json rules;
-  try {
-    rules = nlohmann::json::parse(in);
-  } catch (const nlohmann::json::exception& error) {
-    throw UsageError(cat("--classify: ", file, ": expected JSON, found: ", error.what()));
-  }
-  if (rules.is_object() && rules.contains("rules")) rules = rules["rules"];
-  require(rules.is_array(), "--classify: ", file, ": expected {\"rules\": [...]}");
-  for (size_t i = 0; i < rules.size(); ++i) {
-    const std::string where = cat("--classify: ", file, ": rule ", i + 1, ": ");
-    require(rules[i].is_object(), where, "expected an object");
+  Json rules = Json::load(file);
+  if (!rules.is_array()) rules = rules.at("rules");
+  for (const Json& json : rules.items()) {
+    const std::string where = cat("--classify: ", file, ": rule ", rules_.size() + 1, ": ");
     Rule& rule = rules_.emplace_back();
-    for (const auto& [key, value] : rules[i].items()) {
-      require(value.is_string(), where, key, ": expected a string");
-      rule.set(where, key, value.get<std::string>());
-    }
+    for (const auto& [key, value] : json.members()) rule.set(where, key, value.string());
     require(std::ranges::any_of(rule.patterns, [](const auto& p) { return p.has_value(); }), where,
         "expected at least one of name, annotation, stream");
     require(rule.work || !rule.component.empty(), where, "expected a class or a component");
