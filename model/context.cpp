@@ -34,7 +34,7 @@ void norm_w(const Context& context, const Normed& norm, const Tensor& dy, const 
   const Pieces pieces = context.pieces();
   Buf partial =
       context.device.buffer(pieces.count(), dy.cols, acc_dtype(context.dtype), Use::scratch);
-  launch<RmsNormW>(context.stream(), pieces.count(),
+  launch<RmsNormW>(context.stream(), RmsNormW::launch_rows(pieces, dy.cols),
       {.x = norm.x, .rstd = norm.rstd, .dy = dy, .partial = partial, .pieces = pieces});
   launch<GridSum>(context.stream(), GridSum::launch_rows(dy.cols), {.x = partial, .y = gain.grad});
 }

@@ -46,8 +46,8 @@ TYPED_TEST(EndRows, EmbedW) {
       for (int64_t c = 0; c < d; ++c) expected(token_ids[t], c) += double(dy(t, c));
     Mat<int32_t> tokens = column({3, 1, 4, 0, 2, 5}), begins = column({0, 1, 3, 6}),
                  ids = column({0, 1, 4});
-    this->template run<EmbedW>(
-        3, {.x = dy, .tokens = tokens, .begins = begins, .ids = ids, .grad = grad});
+    this->template run<EmbedW>(EmbedW::launch_rows(3, d),
+        {.x = dy, .tokens = tokens, .begins = begins, .ids = ids, .grad = grad});
     expect_close(grad, expected, 1e-14);  // but for the grid of 2^-48
   }
 }
