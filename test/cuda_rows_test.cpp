@@ -117,6 +117,10 @@ const RowCase kRowCases[] = {
           launch<GatherRows>(r.stream(), 50,
               {.x = r.real(37, 200), .index = r.ints(50, 1, 37), .y = r.real(50, 200)});
         }},
+    {"PadRows", false,
+        [](Rig& r) {
+          launch<PadRows>(r.stream(), 37 * 4, {.x = r.real(37, 200), .y = r.real(37, 256)});
+        }},
     {"EmbedW", false,
         [](Rig& r) {
           launch<EmbedW>(r.stream(), EmbedW::launch_rows(3, 200),
