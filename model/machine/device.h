@@ -7,9 +7,9 @@
 // are CUDA streams. One rank uses one Device; a Device and its streams are used by one thread (the
 // rank's), the work itself runs wherever the backend puts it.
 //
-// Exactness (README, "The exactness ladder"): on the CPU an element of a GEMM is one chain of fused
-// multiply-adds in ascending k, cut at fixed places, so that its bits depend neither on the number
-// of rows nor on threads; no operation uses float atomics.
+// Exactness (README, "The exactness ladder"): on the CPU, and on CUDA in fp32, an element of a GEMM
+// is one chain of fused multiply-adds in ascending k, cut at fixed places, so that its bits depend
+// neither on the number of rows nor on threads; no operation uses float atomics.
 //
 // Where CUDA differs. Every method of the compute stream only enqueues: its failures (a GPU's
 // errors, what a host function threw) come out at a later call, at the latest at synchronize(). A

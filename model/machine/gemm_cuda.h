@@ -2,10 +2,10 @@
 // cuBLAS for the rest of bf16, behind duet's row-major Gemm.
 //
 // Exactness. In fp32 every product has the CPU's bits, so the ladder's first row holds with layouts
-// as it does there. In bf16 the products of routed experts depend on no other rows. cuBLAS's do: it
-// has one handle with one workspace for each stream, no atomics, and sums in fp32, and the same
-// shapes on the same GPU then give the same bits, run after run, as NVIDIA's documentation states
-// under "Results reproducibility"; for other shapes it promises nothing.
+// as it does there. In bf16 the rows of routed experts, two or more on a rank, depend on no others.
+// cuBLAS's may: it has one handle with one workspace for each stream, no atomics, and sums in fp32,
+// and the same shapes on the same GPU then give the same bits, run after run, as NVIDIA's
+// documentation states under "Results reproducibility"; for other shapes it promises nothing.
 //
 // An exact sum (grid.h) by cuBLAS, which adds no product to an fp64 sum: all pieces of a call are
 // one product, summed in fp32 from zero and added to C on the grid by a kernel. The order of calls
