@@ -92,8 +92,8 @@ TEST_F(Cuda, GroupedProducts) {
           expect_product(type,
               [&](Rig& rig) { multiply_groups(rig, form, offsets, accumulate, to_acc, batch); });
         };
-        expect({2, 2, 40, 41, 41, 190, 190}, 1);
-        expect({2, 2, 40, 41, 41, 190, 190}, 2);
+        expect({2, 2, 40, 41, 41, 390, 390}, 1);
+        expect({2, 2, 40, 41, 41, 390, 390}, 2);
         expect({3, 90}, 2);  // one alone
         if (accumulate) expect(many, 1);
       }
