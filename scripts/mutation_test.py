@@ -64,7 +64,7 @@ FAULTS = [
     ("a causal sum ends too early", KERNEL, "std::min(end, row0 + Tile::kRows)", "std::min(end, row0)"),
     ("warps do not wait for a slice", KERNEL, "    __syncthreads();  // of two slices", "    // of two slices"),
     ("one slice is read and written", KERNEL, "turn ^= 1", "turn ^= 0"),
-    ("a piece goes on in the next one", KERNEL, "      sums.add(g, warp);\n      warp.clear();", "      sums.add(g, warp);"),
+    ("a piece goes on in the next one", KERNEL, "sums.add(g, warp);\n        warp.clear();", "sums.add(g, warp);"),
     ("a group's piece is not on the grid", KERNEL, "+= on_grid(double(warp.value(m, n, i)))",
      "+= double(warp.value(m, n, i))"),
     ("a piece between two launches is left out", KERNEL, "left = left.subspan(size_t(w.pieces));",
