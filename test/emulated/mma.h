@@ -56,7 +56,8 @@ void mma_sync(fragment<accumulator, 16, 16, 16, float>& d,
     const fragment<matrix_a, 16, 16, 16, __nv_bfloat16, A>& a,
     const fragment<matrix_b, 16, 16, 16, __nv_bfloat16, B>& b,
     const fragment<accumulator, 16, 16, 16, float>& c) {
-  const auto *my_a = &a, *my_b = &b;
+  const auto* my_a = &a;
+  const auto* my_b = &b;
   const emulated::Met as = emulated::meet(emulated::At::shuffle, ~0u, &my_a, sizeof my_a);
   const emulated::Met bs = emulated::meet(emulated::At::shuffle, ~0u, &my_b, sizeof my_b);
   for (int i = 0; i < 8; ++i) {
