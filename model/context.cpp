@@ -34,7 +34,7 @@ void norm_w(const Context& context, const Normed& norm, const Tensor& dy, const 
   const Pieces pieces = context.pieces();
   Buf partial =
       context.device.buffer(pieces.count(), dy.cols, acc_dtype(context.dtype), Use::scratch);
-  launch<RmsNormW>(context.stream(), pieces.count(),
+  launch<RmsNormW>(context.stream(), RmsNormW::launch_rows(pieces, dy.cols),
       {.x = norm.x, .rstd = norm.rstd, .dy = dy, .partial = partial, .pieces = pieces});
   launch<GridSum>(context.stream(), GridSum::launch_rows(dy.cols), {.x = partial, .y = gain.grad});
 }
@@ -52,20 +52,17 @@ Buf upload(const Context& context, std::span<const int32_t> values) {
 }
 
 std::vector<float> to_host(Stream& stream, const Tensor& x) {
-  DUET_CHECK(x.ld == x.cols && x.dtype != Dtype::i32,
-      "expected contiguous floating-point numbers, found ", dtype_name(x.dtype), " with ", x.ld,
-      " elements from row to row of ", x.cols);
+  DUET_CHECK(x.dtype != Dtype::i32, "expected floating-point numbers, found ", dtype_name(x.dtype));
   std::vector<float> host(size_t(x.size()));
-  const auto fetch = [&](auto& values) {
-    values.resize(host.size());
-    stream.copy(values.data(), x.data, size_t(x.bytes()));
+  if (host.empty()) return host;
+  const auto fetch = [&]<class T>(T) {
+    std::vector<T> values(size_t((x.rows - 1) * x.ld + x.cols));
+    stream.copy(values.data(), x.data, values.size() * sizeof(T));
     stream.synchronize();
+    for (int64_t r = 0; r < x.rows; ++r)
+      std::copy_n(values.begin() + r * x.ld, x.cols, host.begin() + r * x.cols);
   };
-  std::vector<bf16> halves;
-  std::vector<double> doubles;
-  x.dtype == Dtype::bf16 ? fetch(halves) : x.dtype == Dtype::f64 ? fetch(doubles) : fetch(host);
-  std::copy(halves.begin(), halves.end(), host.begin());
-  std::copy(doubles.begin(), doubles.end(), host.begin());
+  x.dtype == Dtype::bf16 ? fetch(bf16()) : x.dtype == Dtype::f64 ? fetch(double()) : fetch(float());
   return host;
 }
 

@@ -33,7 +33,7 @@ void Embedding::backward_weight(Saved& s) const {
       ids.push_back(s.tokens[order[j]]);
     }
   begins.push_back(int32_t(order.size()));
-  launch<EmbedW>(context_.stream(), int64_t(ids.size()),
+  launch<EmbedW>(context_.stream(), EmbedW::launch_rows(int64_t(ids.size()), s.dy->cols),
       {.x = s.dy,
           .tokens = upload(context_, order),
           .begins = upload(context_, begins),
@@ -46,13 +46,21 @@ Head::Head(const Context& context, Params& params)
     : context_(context),
       norm_(params.vector("model.norm.weight", context.config.d_model, Init::ones)),
       lm_head_(params.matrix("lm_head.weight", context.config.d_model, context.config.vocab_size)) {
+  const int64_t vocab = context.config.vocab_size, padded = (vocab + 63) / 64 * 64;
+  if (!context.device.is_cuda() || padded == vocab) return;
+  padded_ = context.device.buffer(context.config.d_model, padded, context.dtype, Use::weights);
+  context.stream().zero(padded_->data, size_t(padded_->bytes()));
 }
 
 void Head::forward(Saved& s, Buf x) const {
   s.x = std::move(x);
   s.norm = norm_f(context_, s.x, norm_);
-  s.logits = context_.activation(context_.config.vocab_size);
-  linear_f(context_.stream(), s.norm.y, lm_head_, s.logits);
+  if (padded_)
+    launch<PadRows>(context_.stream(), PadRows::launch_rows(lm_head_.weight),
+        {.x = lm_head_.weight, .y = padded_});
+  s.padded = context_.activation(weight().cols);
+  s.logits = s.padded->col_slice(0, context_.config.vocab_size);
+  context_.stream().gemm({.a = s.norm.y, .b = weight(), .c = s.padded});
 }
 
 void Head::loss(Saved& s, std::span<const int32_t> targets, const Tensor& loss_host) const {
@@ -67,14 +75,14 @@ void Head::loss(Saved& s, std::span<const int32_t> targets, const Tensor& loss_h
 
 Buf Head::backward_input(Saved& s) const {
   s.dx_normed = context_.activation(s.x->cols);
-  linear_i(context_.stream(), s.logits, lm_head_, s.dx_normed);
+  context_.stream().gemm({.form = Form::NT, .a = s.padded, .b = weight(), .c = s.dx_normed});
   Buf dx = context_.activation(s.x->cols);
   norm_i(context_, s.norm, norm_, s.dx_normed, dx);
   return dx;
 }
 
 void Head::backward_weight(Saved& s) const {
-  linear_w(context_, s.norm.y, s.logits, lm_head_);
+  linear_w(context_, s.norm.y, s.padded, lm_head_);
   norm_w(context_, s.norm, s.dx_normed, norm_);
   s = Saved();
 }

@@ -31,7 +31,8 @@ class Head {
   struct Saved {
     Buf x;          // [tokens, d_model]
     Normed norm;    // of x
-    Buf logits;     // [tokens, vocab]; after loss() their gradient
+    Buf padded;     // [tokens, padded vocab]
+    Tensor logits;  // [tokens, vocab] of these; after loss() their gradient
     Buf dx_normed;  // [tokens, d_model]
   };
   Head(const Context& context, Params& params);
@@ -44,9 +45,14 @@ class Head {
   void backward_weight(Saved& saved) const;
 
  private:
+  Tensor weight() const { return padded_ ? *padded_ : lm_head_.weight; }
+
   const Context& context_;
   Param& norm_;
   Param& lm_head_;
+  // [d_model, padded vocab] On CUDA a copy of lm_head_, whose rows are as long as tensor cores like
+  // them; the columns behind are zeros, and so are their logits and these' gradients.
+  Buf padded_;
 };
 
 }  // namespace duet

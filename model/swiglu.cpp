@@ -23,21 +23,25 @@ Swiglu::Swiglu(
   down_ = declare("down_proj.weight", width, d);
 }
 
-// c = a W, or a W^T, for each network.
+// c = a W, or a W^T, for each network. A batch of 2: with gates and with ups.
 void Swiglu::product(Form form, const Tensor& a, const Param* w, const Tensor& c, Offsets offsets,
-    bool accumulate) const {
-  context_.stream().grouped_gemm(
-      {.form = form, .a = a, .b = w->weight, .c = c, .accumulate = accumulate, .stride_b = stride_},
+    bool accumulate, int batch) const {
+  context_.stream().grouped_gemm({.form = form,
+                                     .a = a,
+                                     .b = w->weight,
+                                     .c = c,
+                                     .accumulate = accumulate,
+                                     .batch = batch,
+                                     .stride_b = stride_,
+                                     .stride_c = a.rows * width_},
       offsets);
 }
 
 Buf Swiglu::forward(Saved& s, const Tensor& x, Offsets offsets) const {
-  s.gate = context_.activation(x.rows, width_);
-  s.up = context_.activation(x.rows, width_);
+  s.gate_up = context_.activation(2 * x.rows, width_);
   Buf act = context_.activation(x.rows, width_), y = context_.activation(x.rows, x.cols);
-  product(Form::NN, x, gate_, s.gate, offsets);
-  product(Form::NN, x, up_, s.up, offsets);
-  launch<SwigluF>(context_.stream(), x.rows, {.x = s.gate, .up = s.up, .act = act});
+  product(Form::NN, x, gate_, gate(s), offsets, false, 2);
+  launch<SwigluF>(context_.stream(), x.rows, {.x = gate(s), .up = up(s), .act = act});
   product(Form::NN, act, down_, y, offsets);
   return y;
 }
@@ -46,27 +50,28 @@ Buf Swiglu::backward_input(Saved& s, const Tensor& dy, Offsets offsets) const {
   s.act = context_.activation(dy.rows, width_);
   Buf dx = context_.activation(dy.rows, dy.cols);
   product(Form::NT, dy, down_, s.act, offsets);
-  launch<SwigluB>(context_.stream(), dy.rows, {.x = s.gate, .up = s.up, .act = s.act});
-  product(Form::NT, s.gate, gate_, dx, offsets);
-  product(Form::NT, s.up, up_, dx, offsets, true);
+  launch<SwigluB>(context_.stream(), dy.rows, {.x = gate(s), .up = up(s), .act = s.act});
+  product(Form::NT, gate(s), gate_, dx, offsets);
+  product(Form::NT, up(s), up_, dx, offsets, true);
   return dx;
 }
 
 void Swiglu::backward_weight(
     Saved& s, const Tensor& x, const Tensor& dy, Offsets offsets, Offsets pieces) const {
-  const auto product = [&](const Tensor& a, const Tensor& b, const Param* w) {
+  const auto product = [&](const Tensor& a, const Tensor& b, const Param* w, int batch) {
     context_.stream().grouped_gemm({.form = Form::TN,
                                        .a = a,
                                        .b = b,
                                        .c = w->grad,
                                        .accumulate = true,
+                                       .batch = batch,
+                                       .stride_b = b.size(),
                                        .stride_c = stride_,
                                        .pieces = pieces},
         offsets);
   };
-  product(x, s.gate, gate_);
-  product(x, s.up, up_);
-  product(s.act, dy, down_);
+  product(x, gate(s), gate_, 2);
+  product(s.act, dy, down_, 1);
   s = Saved();
 }
 

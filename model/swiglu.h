@@ -12,7 +12,9 @@ namespace duet {
 class Swiglu {
  public:
   struct Saved {
-    Buf gate, up, act;  // [rows, width] the projections, then their gradients; act from I on
+    // [2 * rows, width] gate, then up: the projections, then their gradients; [rows, width] from I
+    // on
+    Buf gate_up, act;
   };
 
   // One network per prefix; parameters prefix + "gate_proj.weight" and so on.
@@ -32,12 +34,17 @@ class Swiglu {
 
  private:
   using Offsets = std::span<const int64_t>;
+  static Tensor gate(const Saved& s) { return s.gate_up->row_slice(0, s.gate_up->rows / 2); }
+  static Tensor up(const Saved& s) {
+    return s.gate_up->row_slice(s.gate_up->rows / 2, s.gate_up->rows / 2);
+  }
   void product(Form form, const Tensor& a, const Param* w, const Tensor& c, Offsets offsets,
-      bool accumulate = false) const;
+      bool accumulate = false, int batch = 1) const;
 
   const Context& context_;
   int64_t width_;
-  Param *gate_, *up_, *down_;  // of the first network; the others follow at `stride_`
+  // of the first network; the others follow at `stride_`, behind all gates all ups
+  Param *gate_, *up_, *down_;
   int64_t stride_;
 };
 

@@ -123,6 +123,9 @@ void Moe::router_f(MoeSaved& s) {
   s.f = buffer(context_.sequences, experts, acc);
   Buf plain = buffer(tokens, topk, Dtype::i32);
   Buf scratch = context_.row_stats(experts + shape_.groups);
+  const int64_t run = context_.device.is_cuda() ? 32 : context_.seq_len,
+                runs = (context_.seq_len + run - 1) / run;
+  Buf sums = buffer(context_.sequences * runs, 2 * experts, acc);
   Buf share = buffer(context_.sequences, experts, acc), loss = buffer(context_.sequences, 1, acc);
   linear_f(stream, s.x, gate_, s.scores);
   launch<RouterF>(stream, tokens,
@@ -136,14 +139,21 @@ void Moe::router_f(MoeSaved& s) {
           .shape = shape_,
           .balanced_over = options_.balanced ? context_.seq_len : 0});
   gather_choices(s);
-  launch<BalanceLossF>(stream, context_.sequences,
+  launch<BalanceSums>(stream, sums->rows * tiles_of(experts),
       {.x = s.scores,
           .total = s.total,
           .plain_idx = plain,
+          .sums = sums,
+          .seq_len = context_.seq_len,
+          .run = run});
+  launch<BalanceLossF>(stream, context_.sequences,
+      {.x = sums,
           .f = s.f,
           .p = share,
           .loss = loss,
-          .seq_len = context_.seq_len});
+          .runs = runs,
+          .seq_len = context_.seq_len,
+          .topk = topk});
   stream.copy(balance_host_->row_slice(s.microbatch, 1).data, loss->data, size_t(loss->bytes()));
 }
 

@@ -16,9 +16,10 @@ import sys
 import time
 
 DEVICE, GEMM = "model/machine/device_cuda.cu", "model/machine/gemm_cuda.cu"
+KERNEL, FRAGMENTS = "model/machine/gemm_kernel.cu", "model/machine/gemm_fragments.cuh"
 LOCAL, NCCL, TRANSPORT = "comm/local.cpp", "comm/nccl_nccl.cpp", "comm/transport.cpp"
 COMMUNICATORS = "comm/communicators.h"
-INCLUDED_BY = {COMMUNICATORS: NCCL}  # a header's only source
+INCLUDED_BY = {COMMUNICATORS: NCCL, FRAGMENTS: KERNEL}  # a header's only source
 RECORD = "    CUDA_CHECK(cudaEventRecord(e.raw.event, stream_));"
 # name, file, text, what stands there instead
 FAULTS = [
@@ -45,17 +46,32 @@ FAULTS = [
      "    cudaGetLastError();  // or the next row kernel would find it", ""),
     ("B is not transposed", GEMM, "g.form == Form::NT ? CUBLAS_OP_T : CUBLAS_OP_N", "CUBLAS_OP_N"),
     ("A is not transposed", GEMM, "g.form == Form::TN ? CUBLAS_OP_T : CUBLAS_OP_N", "CUBLAS_OP_N"),
-    ("A's leading dimension is its columns", GEMM, "g.a.ld, g.stride_a, beta", "g.a.cols, g.stride_a, beta"),
-    ("C's leading dimension is its rows", GEMM, "g.c.data, out, g.c.ld, compute", "g.c.data, out, g.c.rows, compute"),
-    ("C is never added to", GEMM, "beta64 = g.accumulate ? 1 : 0", "beta64 = 0"),
-    ("alpha is forgotten", GEMM, "const double alpha64 = g.alpha", "const double alpha64 = 1"),
-    ("a batch shares A", GEMM, "g.a.ld, g.stride_a, beta", "g.a.ld, 0, beta"),
-    ("an empty sum leaves what was there", GEMM, "  if (!g.accumulate) zero(g);  // an empty sum", ""),
+    ("A's leading dimension is its columns", GEMM, "g.a.ld, g.stride_a, &beta", "g.a.cols, g.stride_a, &beta"),
+    ("C's leading dimension is its rows", GEMM, "g.c.data, out, g.c.ld,", "g.c.data, out, g.c.rows,"),
+    ("C is never added to", GEMM, "beta = g.accumulate ? 1 : 0", "beta = 0"),
+    ("alpha is forgotten", GEMM, "const float alpha = float(g.alpha)", "const float alpha = 1"),
+    ("a batch shares A", GEMM, "g.a.ld, g.stride_a, &beta", "g.a.ld, 0, &beta"),
+    ("an empty sum leaves what was there", GEMM, "  if (!g.accumulate) zero(one);  // an empty sum", ""),
     ("the workspace is set before the stream", GEMM,
      "    CUDA_CHECK(cublasSetWorkspace(handle_, workspace_->data, size_t(kWorkspaceBytes)));",
      "    CUDA_CHECK(cublasSetWorkspace(handle_, workspace_->data, size_t(kWorkspaceBytes)));\n"
      "    CUDA_CHECK(cublasSetStream(handle_, stream));"),
-    ("all groups share B", GEMM, "one.b.data = at(g.b, i * g.stride_b);", ""),
+    ("all groups share B", KERNEL, "(tn ? z : matrix) * g.stride_b", "z * g.stride_b"),
+    ("a batch's gradients are one", KERNEL, "(tn ? matrix * g.stride_c", "(tn ? (matrix - z) * g.stride_c"),
+    ("blocks of k are counted from the first row", KERNEL, "(k - origin) % kBlock", "k % kBlock"),
+    ("the rows that a tile lacks are stored", KERNEL, "if (row < rows && col < cols)", "if (col < cols)"),
+    ("a causal sum begins too late", KERNEL, "begin += row0;", "begin += row0 + 1;"),
+    ("a causal sum ends too early", KERNEL, "std::min(end, row0 + Tile::kRows)", "std::min(end, row0)"),
+    ("warps do not wait for a slice", KERNEL, "    __syncthreads();  // of two slices", "    // of two slices"),
+    ("one slice is read and written", KERNEL, "turn ^= 1", "turn ^= 0"),
+    ("a piece goes on in the next one", KERNEL, "sums.add(g, warp);\n        warp.clear();", "sums.add(g, warp);"),
+    ("a group's piece is not on the grid", KERNEL, "+= on_grid(double(warp.value(m, n, i)))",
+     "+= double(warp.value(m, n, i))"),
+    ("a piece between two launches is left out", KERNEL, "left = left.subspan(size_t(w.pieces));",
+     "left = left.subspan(size_t(w.pieces + 1));"),
+    ("a slice has no zeros behind its end", FRAGMENTS, "o < outer && i + j < inner ? p[j] : T(0.0f)", "p[j]"),
+    ("a fragment of A is read across", FRAGMENTS, "Order<!A::kByK>> x;", "Order<A::kByK>> x;"),
+    ("what a lane holds is guessed", FRAGMENTS, "place[i] = int(numbered.x[i]);", "place[i] = int(threadIdx.x) % 32 * 8 + i;"),
     ("products go to the default stream", GEMM, "CUDA_CHECK(cublasSetStream(handle_, stream));",
      "CUDA_CHECK(cublasSetStream(handle_, nullptr));"),
     ("sums of bf16 may be rounded", GEMM, "int(CUBLAS_DEFAULT_MATH) | int(CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)",

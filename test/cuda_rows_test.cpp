@@ -63,7 +63,7 @@ const RowCase kRowCases[] = {
         }},
     {"RmsNormW", false,
         [](Rig& r) {
-          launch<RmsNormW>(r.stream(), 4,
+          launch<RmsNormW>(r.stream(), RmsNormW::launch_rows({2, 75, 64}, 200),
               {.x = r.real(150, 200),
                   .rstd = r.acc(150, 1, 0.5, 2),
                   .dy = r.real(150, 200),
@@ -117,9 +117,13 @@ const RowCase kRowCases[] = {
           launch<GatherRows>(r.stream(), 50,
               {.x = r.real(37, 200), .index = r.ints(50, 1, 37), .y = r.real(50, 200)});
         }},
+    {"PadRows", false,
+        [](Rig& r) {
+          launch<PadRows>(r.stream(), 37 * 4, {.x = r.real(37, 200), .y = r.real(37, 256)});
+        }},
     {"EmbedW", false,
         [](Rig& r) {
-          launch<EmbedW>(r.stream(), 3,
+          launch<EmbedW>(r.stream(), EmbedW::launch_rows(3, 200),
               {.x = r.real(5, 200),
                   .tokens = r.ints({0, 3, 1, 2, 4}),
                   .begins = r.ints({0, 2, 3, 5}),
@@ -176,16 +180,26 @@ const RowCase kRowCases[] = {
                   .scratch = r.acc(37, 20),
                   .shape = kRouter});
         }},
-    {"BalanceLossF", true,
+    {"BalanceSums", true,
         [](Rig& r) {
-          launch<BalanceLossF>(r.stream(), 4,
+          launch<BalanceSums>(r.stream(), 12,
               {.x = r.acc(36, 16, 0.1, 0.9),
                   .total = r.acc(36, 1, 5, 9),
                   .plain_idx = r.ints(36, 3, 16),
+                  .sums = r.acc(12, 32),
+                  .seq_len = 9,
+                  .run = 4});
+        }},
+    {"BalanceLossF", true,
+        [](Rig& r) {
+          launch<BalanceLossF>(r.stream(), 4,
+              {.x = r.acc(12, 32, 0.1, 0.9),
                   .f = r.acc(4, 16),
                   .p = r.acc(4, 16),
                   .loss = r.acc(4, 1),
-                  .seq_len = 9});
+                  .runs = 3,
+                  .seq_len = 9,
+                  .topk = 3});
         }},
     {"RouterB", true,
         [](Rig& r) {

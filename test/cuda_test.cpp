@@ -44,44 +44,58 @@ void multiply(Rig& rig, Form form, const Shape& s, bool accumulate, bool acc_out
 
 TEST_F(Cuda, ProductsOfEveryFormAndType) {
   const Shape shapes[] = {{70, 45, 33, 1, false}, {1, 1, 1, 1, false}, {128, 64, 256, 1, false},
-      {24, 40, 56, 5, false}, {24, 40, 56, 3, true}, {9, 13, 0, 2, false}, {0, 8, 8, 1, false}};
+      {24, 40, 56, 5, false}, {24, 40, 56, 3, true}, {9, 13, 0, 2, false}, {0, 8, 8, 1, false},
+      {150, 141, 530, 1, false}};
   for (Form form : {Form::NN, Form::NT, Form::TN})
     for (const Shape& s : shapes)
       for (bool accumulate : {false, true})
         for (const auto& [dtype, acc_out] : kTypes) {
           SCOPED_TRACE(cat("form ", int(form), " ", s.m, "x", s.n, "x", s.k, " batch ", s.batch,
               acc_out ? " to fp32" : ""));
-          expect_same(dtype,
+          expect_product(dtype,
               [&, to_acc = acc_out](Rig& rig) { multiply(rig, form, s, accumulate, to_acc); });
         }
 }
 
+// Of groups of rows, in a batch that shares A.
+void multiply_groups(Rig& rig, Form form, std::vector<int64_t> offsets, bool accumulate,
+    bool acc_out, int batch = 1) {
+  const bool tn = form == Form::TN, nt = form == Form::NT;
+  const int64_t rows = offsets.back() + 5, k = 33, n = 45, groups = int64_t(offsets.size()) - 1;
+  const auto out = [&](int64_t r, int64_t c) { return acc_out ? rig.acc(r, c) : rig.real(r, c); };
+  const int64_t b_rows = nt ? n : k, b_cols = nt ? k : n, matrices = groups * batch;
+  const Tensor a = rig.real(rows, k);
+  const Tensor b = tn ? rig.real(rows * batch, n).row_slice(0, rows)
+                      : rig.real(matrices * b_rows, b_cols).row_slice(0, b_rows);
+  const Tensor c =
+      tn ? out(matrices * k, n).row_slice(0, k) : out(rows * batch, n).row_slice(0, rows);
+  rig.stream().grouped_gemm({.form = form,
+                                .a = a,
+                                .b = b,
+                                .c = c,
+                                .accumulate = accumulate,
+                                .batch = batch,
+                                .stride_b = tn ? rows * n : k * n,
+                                .stride_c = tn ? k * n : rows * n},
+      offsets);
+}
+
 TEST_F(Cuda, GroupedProducts) {
-  const std::vector<int64_t> offsets = {2, 2, 40, 41, 41, 90, 90};
-  const int64_t rows = 95, k = 33, n = 45, groups = int64_t(offsets.size()) - 1;
+  std::vector<int64_t> many = {0};  // more than a launch holds
+  for (int e = 0; e < 300; ++e) many.push_back(many.back() + e % 3);
   for (Form form : {Form::NN, Form::NT, Form::TN})
     for (bool accumulate : {false, true})
       for (const auto& [dtype, acc_out] : kTypes) {
         SCOPED_TRACE(cat("form ", int(form)));
-        expect_same(dtype, [&, to_acc = acc_out](Rig& rig) {
-          const bool tn = form == Form::TN, nt = form == Form::NT;
-          const auto out = [&](int64_t r, int64_t c) {
-            return to_acc ? rig.acc(r, c) : rig.real(r, c);
-          };
-          const int64_t b_rows = nt ? n : k, b_cols = nt ? k : n;
-          const Tensor a = rig.real(rows, k);
-          const Tensor b =
-              tn ? rig.real(rows, n) : rig.real(groups * b_rows, b_cols).row_slice(0, b_rows);
-          const Tensor c = tn ? out(groups * k, n).row_slice(0, k) : out(rows, n);
-          rig.stream().grouped_gemm({.form = form,
-                                        .a = a,
-                                        .b = b,
-                                        .c = c,
-                                        .accumulate = accumulate,
-                                        .stride_b = tn ? 0 : k * n,
-                                        .stride_c = tn ? k * n : 0},
-              offsets);
-        });
+        const auto expect = [&, to_acc = acc_out, type = dtype](
+                                const std::vector<int64_t>& offsets, int batch) {
+          expect_product(type,
+              [&](Rig& rig) { multiply_groups(rig, form, offsets, accumulate, to_acc, batch); });
+        };
+        expect({2, 2, 40, 41, 41, 390, 390}, 1);
+        expect({2, 2, 40, 41, 41, 390, 390}, 2);
+        expect({3, 90}, 2);  // one alone
+        if (accumulate) expect(many, 1);
       }
 }
 
@@ -90,18 +104,18 @@ TEST_F(Cuda, ExactSums) {
   const std::vector<int64_t> offsets = {0, 0, 40, 41, 41, 90}, pieces = {0, 40, 41, 60, 90};
   const int64_t rows = 90, m = 33, n = 45, groups = int64_t(offsets.size()) - 1;
   for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16}) {
-    expect_same(dtype, [&](Rig& rig) {
+    expect_product(dtype, [&](Rig& rig) {
       rig.stream().gemm({.form = Form::TN,
           .a = rig.real(rows, m),
-          .b = rig.real(rows, n),
+          .b = rig.real(rows, n, -0.1, 0.1),
           .c = rig.f64(m, n),
           .accumulate = true,
           .pieces = pieces});
     });
-    expect_same(dtype, [&](Rig& rig) {
+    expect_product(dtype, [&](Rig& rig) {
       rig.stream().grouped_gemm({.form = Form::TN,
                                     .a = rig.real(rows, m),
-                                    .b = rig.real(rows, n),
+                                    .b = rig.real(rows, n, -0.1, 0.1),
                                     .c = rig.f64(groups * m, n).row_slice(0, m),
                                     .accumulate = true,
                                     .stride_c = m * n,
@@ -109,6 +123,75 @@ TEST_F(Cuda, ExactSums) {
           offsets);
     });
   }
+}
+
+// More pieces than a launch holds, most of them of one group.
+TEST_F(Cuda, ExactSumsOfManyPieces) {
+  const std::vector<int64_t> offsets = {0, 3, 1000, 1700};
+  std::vector<int64_t> pieces(1701);
+  std::iota(pieces.begin(), pieces.end(), 0);
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
+    expect_product(dtype, [&](Rig& rig) {
+      rig.stream().grouped_gemm({.form = Form::TN,
+                                    .a = rig.real(1700, 5, -0.1, 0.1),
+                                    .b = rig.real(1700, 7),
+                                    .c = rig.f64(15, 7).row_slice(0, 5),
+                                    .accumulate = true,
+                                    .stride_c = 35,
+                                    .pieces = pieces},
+          offsets);
+    });
+}
+
+// In bf16 too the rows of a group, and what its pieces add, have the same bits whoever is beside.
+TEST_F(Cuda, GroupsOfBf16DoNotDependOnOtherRows) {
+  const int64_t rows = 300, k = 70, n = 150;
+  Rig rig(*gpu, Dtype::bf16, false);
+  const Tensor x = rig.real(rows, k), w = rig.real(2 * k, n), dy = rig.real(rows, n),
+               y = rig.real(rows, n), again = rig.real(rows, n), grad = rig.f64(2 * k, n),
+               in_parts = rig.f64(2 * k, n);
+  rig.stream().copy(in_parts.data, grad.data, size_t(grad.bytes()));
+  const auto work = [&](const Tensor& to, const Tensor& sum, int64_t first, int64_t middle,
+                        int64_t last) {
+    const std::vector<int64_t> offsets = {first, middle, last};
+    std::vector<int64_t> pieces;
+    for (int64_t row = first; row < last; row += 20) pieces.push_back(row);
+    pieces.push_back(last);
+    rig.stream().grouped_gemm(
+        {.a = x, .b = w.row_slice(0, k), .c = to, .stride_b = k * n}, offsets);
+    rig.stream().grouped_gemm({.form = Form::TN,
+                                  .a = x,
+                                  .b = dy,
+                                  .c = sum.row_slice(0, k),
+                                  .accumulate = true,
+                                  .stride_c = k * n,
+                                  .pieces = pieces},
+        offsets);
+  };
+  work(y, grad, 0, 140, rows);
+  work(again, in_parts, 40, 140, 180);  // the same in three calls, in another order
+  work(again, in_parts, 0, 40, 40);
+  work(again, in_parts, 180, 180, rows);
+  const auto results = rig.results();
+  EXPECT_EQ(results[3], results[4]);
+  EXPECT_EQ(results[5], results[6]);
+}
+
+// The scores of attention: what causal skips are zeros.
+TEST_F(Cuda, CausalProducts) {
+  for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16})
+    expect_same(dtype, [&](Rig& rig) {
+      const int64_t n = 150, dim = 20;
+      const Tensor q = rig.real(n, dim), k = rig.real(n, dim), v = rig.real(n, dim),
+                   p = rig.real(n, n), y = rig.real(n, dim), dv = rig.real(n, dim);
+      const auto causal = [&](Form form, const Tensor& a, const Tensor& b, const Tensor& c) {
+        rig.stream().gemm({.form = form, .a = a, .b = b, .c = c, .causal = true});
+      };
+      causal(Form::NT, q, k, p);
+      launch<CausalSoftmaxF>(rig.stream(), n, {.x = p});
+      causal(Form::NN, p, v, y);
+      causal(Form::TN, p, v, dv);
+    });
 }
 
 // Microbatches in any order leave the same bits, and every sum is on the grid.
@@ -153,8 +236,8 @@ TEST_F(Cuda, ProductsAreCountedAndWrongOnesRefused) {
   EXPECT_THROW(gpu->compute().gemm({.a = a, .b = b, .c = wrong}), Error);
   const int64_t pieces[] = {0, 6};
   const Gemm apart{.form = Form::TN,
-      .a = a,
-      .b = c,
+      .a = gpu->buffer(6, 4, Dtype::bf16, Use::scratch),
+      .b = wrong,
       .c = gpu->buffer(4, 12, Dtype::f64, Use::scratch)->col_slice(0, 10),
       .accumulate = true,
       .pieces = pieces};

@@ -183,43 +183,47 @@ TYPED_TEST(GemmTest, CausalSkipsOnlyZeros) {
       }
 }
 
+// Also where a batch shares the rows of A and their groups.
 TYPED_TEST(GemmTest, GroupsAreTheirProductsOneByOne) {
   using T = TypeParam;
   const std::vector<int64_t> offsets = {2, 2, 40, 41, 41, 400, 700, 700};
   const int groups = int(offsets.size()) - 1;
   const int64_t n = 45, k = 33, rows = 710;
-  for (int threads : {1, 3})
+  for (const auto& [threads, batch] : {std::pair(1, 1), {3, 1}, {3, 2}})
     for (Form form : kForms)
       for (bool accumulate : {false, true}) {
         const bool tn = form == Form::TN, nt = form == Form::NT;
         const Matrix<T> a(rows, k, 1);
-        const Matrix<T> b = tn ? Matrix<T>(rows, n, 2)
-            : nt               ? Matrix<T>(n, k, 2, 0, groups)
-                               : Matrix<T>(k, n, 2, 0, groups);
-        Matrix<T> found = tn ? Matrix<T>(k, n, 3, 0, groups) : Matrix<T>(rows, n, 3),
+        const Matrix<T> b = tn ? Matrix<T>(rows, n, 2, 0, batch)
+            : nt               ? Matrix<T>(n, k, 2, 0, groups * batch)
+                               : Matrix<T>(k, n, 2, 0, groups * batch);
+        Matrix<T> found =
+                      tn ? Matrix<T>(k, n, 3, 0, groups * batch) : Matrix<T>(rows, n, 3, 0, batch),
                   expected = found;
         Gemm g = {.form = form,
             .a = a.view,
             .b = b.view,
             .c = found.view,
             .accumulate = accumulate,
-            .stride_b = tn ? 0 : b.stride(),
-            .stride_c = found.stride()};  // of groups in TN alone
+            .batch = batch,
+            .stride_b = b.stride(),
+            .stride_c = found.stride()};
         ThreadPool pool(threads);
         gemm_cpu(g, offsets, pool);
-        for (int e = 0; e < groups; e++) {
-          const int64_t begin = offsets[e], count = offsets[e + 1] - begin;
+        for (int i = 0; i < groups * batch; i++) {
+          const int64_t begin = offsets[i % groups], count = offsets[i % groups + 1] - begin,
+                        in_batch = i / groups * rows + begin;
           Gemm one = {.form = form,
               .a = a.view.row_slice(begin, count),
               .b = b.view,
               .c = expected.view,
               .accumulate = accumulate};
           if (tn) {
-            one.b = b.view.row_slice(begin, count);
-            one.c.data = expected.values.data() + e * expected.stride();
+            one.b = b.view.row_slice(in_batch, count);
+            one.c.data = expected.values.data() + i * expected.stride();
           } else {
-            one.b.data = b.view.template row<T>(0) + e * b.stride();
-            one.c = expected.view.row_slice(begin, count);
+            one.b.data = b.view.template row<T>(0) + i * b.stride();
+            one.c = expected.view.row_slice(in_batch, count);
           }
           oracle<T>(one);
         }
@@ -255,7 +259,7 @@ TEST(GemmFlops, CountTwoPerMultiplyAddAndHalfWhereCausal) {
   EXPECT_EQ(gemm_flops(g, {}), 6 * 4 * 10 * 3);
   const std::vector<int64_t> offsets = {1, 3, 5};
   g.causal = false;
-  EXPECT_EQ(gemm_flops(g, offsets), 2 * 4 * 4 * 10);
+  EXPECT_EQ(gemm_flops(g, offsets), 2 * 4 * 4 * 10 * 3);
 }
 
 }  // namespace

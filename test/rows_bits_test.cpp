@@ -224,7 +224,7 @@ TEST(RowBits, OfSumsOverTokensDoNotDependOnAlignmentOrThreads) {
         const Pieces pieces{1, 300, 64};
         const Tensor partial = b.make(pieces.count(), cols);
         std::vector<double> sum(size_t(cols), 0);
-        b.run<RmsNormW>(pieces.count(), {x, rstd, dy, partial, pieces});
+        b.run<RmsNormW>(RmsNormW::launch_rows(pieces, cols), {x, rstd, dy, partial, pieces});
         b.run<GridSum>(
             GridSum::launch_rows(cols), {partial, {sum.data(), Dtype::f64, 1, cols, cols}});
         const std::string bits(reinterpret_cast<const char*>(sum.data()), size_t(cols) * 8);

@@ -34,6 +34,19 @@ TYPED_TEST(EndRows, GatherRows) {
   }
 }
 
+TYPED_TEST(EndRows, PadRows) {
+  using T = typename TestFixture::T;
+  for (int64_t d : {1, 64, 150}) {
+    Mat<T> x(3, d), y(3, d + 10);
+    x.random(this->rng), y.random(this->rng);
+    Mat<double> expected(y);
+    for (int64_t r = 0; r < 3; ++r)
+      for (int64_t c = 0; c < d; ++c) expected(r, c) = double(x(r, c));
+    this->template run<PadRows>(PadRows::launch_rows(x), {.x = x, .y = y});
+    expect_close(y, expected, 0);
+  }
+}
+
 TYPED_TEST(EndRows, EmbedW) {
   using T = typename TestFixture::T;
   for (int64_t d : kSizes) {
@@ -46,8 +59,8 @@ TYPED_TEST(EndRows, EmbedW) {
       for (int64_t c = 0; c < d; ++c) expected(token_ids[t], c) += double(dy(t, c));
     Mat<int32_t> tokens = column({3, 1, 4, 0, 2, 5}), begins = column({0, 1, 3, 6}),
                  ids = column({0, 1, 4});
-    this->template run<EmbedW>(
-        3, {.x = dy, .tokens = tokens, .begins = begins, .ids = ids, .grad = grad});
+    this->template run<EmbedW>(EmbedW::launch_rows(3, d),
+        {.x = dy, .tokens = tokens, .begins = begins, .ids = ids, .grad = grad});
     expect_close(grad, expected, 1e-14);  // but for the grid of 2^-48
   }
 }

@@ -192,17 +192,28 @@ TYPED_TEST(RouterRows, BalanceLoss) {
     for (int64_t q = 0; q < sequences; ++q)
       for (int64_t i = 0; i < s.experts; ++i)
         expected_loss(q) += expected_f(q, i) * expected_p(q, i);
-    this->template run<BalanceLossF>(sequences,
-        {.x = x,
-            .total = total,
-            .plain_idx = plain,
-            .f = f,
-            .p = p,
-            .loss = loss,
-            .seq_len = seq_len});
-    expect_close(f, expected_f);
-    expect_close(p, expected_p);
-    expect_close(loss, expected_loss);
+    for (int64_t run : {seq_len, int64_t(2)}) {
+      const int64_t runs = (seq_len + run - 1) / run;
+      Mat<T> sums(sequences * runs, 2 * s.experts);
+      this->template run<BalanceSums>(sums.rows() * tiles_of(s.experts),
+          {.x = x,
+              .total = total,
+              .plain_idx = plain,
+              .sums = sums,
+              .seq_len = seq_len,
+              .run = run});
+      this->template run<BalanceLossF>(sequences,
+          {.x = sums,
+              .f = f,
+              .p = p,
+              .loss = loss,
+              .runs = runs,
+              .seq_len = seq_len,
+              .topk = s.topk});
+      expect_close(f, expected_f);
+      expect_close(p, expected_p);
+      expect_close(loss, expected_loss);
+    }
   }
 }
 

@@ -110,14 +110,14 @@ int64_t naive_piece(const Pieces& p, int64_t token) {
 TYPED_TEST(NormRows, RmsNormW) {
   using T = typename TestFixture::T;
   for (Pieces pieces : {Pieces{1, 1, 128}, {2, 63, 128}, {3, 130, 64}, {2, 50, 16}, {1, 700, 600}})
-    for (int64_t d : {1, 33}) {
+    for (int64_t d : {1, 33, 150}) {
       const int64_t tokens = pieces.sequences * pieces.seq_len, partials = pieces.count();
       Mat<T> x(tokens, d), dy(tokens, d);
       Mat<Acc<T>> rstd(tokens, 1), partial(partials, d);
       x.random(this->rng), dy.random(this->rng), rstd.random(this->rng, 0.1, 1),
           partial.random(this->rng);
-      this->template run<RmsNormW>(
-          partials, {.x = x, .rstd = rstd, .dy = dy, .partial = partial, .pieces = pieces});
+      this->template run<RmsNormW>(RmsNormW::launch_rows(pieces, d),
+          {.x = x, .rstd = rstd, .dy = dy, .partial = partial, .pieces = pieces});
       Mat<double> expected(partials, d);
       expected.fill(0);
       for (int64_t t = 0; t < tokens; ++t)

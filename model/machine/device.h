@@ -7,9 +7,9 @@
 // are CUDA streams. One rank uses one Device; a Device and its streams are used by one thread (the
 // rank's), the work itself runs wherever the backend puts it.
 //
-// Exactness (README, "The exactness ladder"): on the CPU an element of a GEMM is one chain of fused
-// multiply-adds in ascending k, cut at fixed places, so that its bits depend neither on the number
-// of rows nor on threads; no operation uses float atomics.
+// Exactness (README, "The exactness ladder"): on the CPU, and on CUDA in fp32, an element of a GEMM
+// is one chain of fused multiply-adds in ascending k, cut at fixed places, so that its bits depend
+// neither on the number of rows nor on threads; no operation uses float atomics.
 //
 // Where CUDA differs. Every method of the compute stream only enqueues: its failures (a GPU's
 // errors, what a host function threw) come out at a later call, at the latest at synchronize(). A
@@ -56,7 +56,8 @@ struct Gemm {
   bool causal = false;
   // Not empty: an exact sum (grid.h). Form TN, C fp64, accumulate, alpha 1; row numbers of A and B
   // at which pieces begin and end, ascending, each at most kMaxPiece rows, the offsets of groups
-  // among them. A piece's product is summed from zero and added to C on the grid.
+  // among them. A piece's product is summed from zero and added to C on the grid. B may have more
+  // columns than C, which do not count.
   std::span<const int64_t> pieces = {};
 };
 
@@ -102,7 +103,8 @@ class Stream {
   // Grouped GEMM over contiguous rows: group e owns rows offsets[e] .. offsets[e+1]-1 (offsets has
   // groups+1 entries, in host memory, ascending; empty groups allowed). NN and NT: those rows of A
   // and C, with B matrix e at e * stride_b. TN: those rows of A and B, with C matrix e at e *
-  // stride_c; an empty group writes zeros, or adds nothing where `accumulate`.
+  // stride_c; an empty group writes zeros, or adds nothing where `accumulate`. Product i of a batch
+  // has the same groups, and those matrices from i * groups on.
   virtual void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) = 0;
 
   // Any direction. A host side should come from host_buffer, and be left alone until the copy is

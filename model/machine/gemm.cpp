@@ -15,8 +15,8 @@ std::vector<int64_t> Pieces::bounds() const {
 
 static void check_pieces(const Gemm& g, std::span<const int64_t> offsets) {
   const auto& p = g.pieces;
-  DUET_CHECK(g.form == Form::TN && g.c.dtype == Dtype::f64 && g.accumulate && g.alpha == 1 &&
-          g.batch == 1 && !g.causal,
+  DUET_CHECK(
+      g.form == Form::TN && g.c.dtype == Dtype::f64 && g.accumulate && g.alpha == 1 && !g.causal,
       "an exact sum: expected a weight gradient, added to fp64");
   DUET_CHECK(p.front() == (offsets.empty() ? 0 : offsets.front()) &&
           p.back() == (offsets.empty() ? g.a.rows : offsets.back()),
@@ -34,7 +34,10 @@ void check_gemm(const Gemm& g, std::span<const int64_t> offsets) {
   DUET_CHECK(a.dtype == b.dtype, "GEMM: expected A and B of one dtype, found ", dtype_name(a.dtype),
       " and ", dtype_name(b.dtype));
   const bool tn = g.form == Form::TN, nt = g.form == Form::NT;
-  const bool fits = (tn ? a.cols : a.rows) == c.rows && (nt ? b.rows : b.cols) == c.cols &&
+  const bool fits = (tn ? a.cols : a.rows) == c.rows &&
+      (nt                        ? b.rows
+              : g.pieces.empty() ? b.cols
+                                 : std::min(b.cols, c.cols)) == c.cols &&
       (tn ? a.rows : a.cols) == (nt ? b.cols : b.rows);
   DUET_CHECK(fits, "GEMM ",
       tn       ? "TN"
@@ -51,8 +54,9 @@ void check_gemm(const Gemm& g, std::span<const int64_t> offsets) {
 }
 
 int64_t gemm_flops(const Gemm& g, std::span<const int64_t> offsets) {
-  const int64_t rows = offsets.empty() ? g.a.rows * g.batch : offsets.back() - offsets.front();
-  return 2 * rows * g.a.cols * (g.form == Form::NT ? g.b.rows : g.b.cols) / (g.causal ? 2 : 1);
+  const int64_t rows = offsets.empty() ? g.a.rows : offsets.back() - offsets.front();
+  return 2 * g.batch * rows * g.a.cols * (g.form == Form::NT ? g.b.rows : g.b.cols) /
+      (g.causal ? 2 : 1);
 }
 
 }  // namespace duet

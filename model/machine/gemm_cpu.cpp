@@ -126,29 +126,30 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
   }
 }
 
-// Product i of a batch, or group i.
+// Product i: of a batch, or of its groups, those of a product of the batch one after the other.
 template <class T> Product<T> product(const Gemm& g, std::span<const int64_t> offsets, int64_t i) {
   const bool tn = g.form == Form::TN, nt = g.form == Form::NT;
-  Product<T> p = {.a = g.a.row<T>(0) + i * g.stride_a,
-      .b = g.b.row<T>(0) + i * g.stride_b,
-      .c = static_cast<char*>(g.c.data) + i * g.stride_c * dtype_size(g.c.dtype),
+  const int64_t groups = offsets.empty() ? 1 : int64_t(offsets.size()) - 1, of_batch = i / groups;
+  Product<T> p = {.a = g.a.row<T>(0) + of_batch * g.stride_a,
+      .b = g.b.row<T>(0) + (tn ? of_batch : i) * g.stride_b,
+      .c = static_cast<char*>(g.c.data) + (tn ? i : of_batch) * g.stride_c * dtype_size(g.c.dtype),
       .a_row = tn ? 1 : g.a.ld,
       .a_k = tn ? g.a.ld : 1,
       .b_k = nt ? 1 : g.b.ld,
       .b_col = nt ? g.b.ld : 1,
       .ldc = g.c.ld,
       .rows = tn ? g.a.cols : g.a.rows,
-      .cols = nt ? g.b.rows : g.b.cols,
+      .cols = g.c.cols,
       .depth = tn ? g.a.rows : g.a.cols,
       .g = g,
       .pieces = g.pieces};
   if (offsets.empty()) return p;
-  const int64_t begin = offsets[i], n = offsets[i + 1] - begin;
-  p.a = g.a.row<T>(begin);
+  const int64_t begin = offsets[i % groups], n = offsets[i % groups + 1] - begin;
+  p.a += begin * g.a.ld;
   if (tn)
-    p.b = g.b.row<T>(begin);
+    p.b += begin * g.b.ld;
   else
-    p.c = reinterpret_cast<char*>(g.c.row<T>(begin));
+    p.c += begin * g.c.ld * dtype_size(g.c.dtype);
   (tn ? p.depth : p.rows) = n;
   if (!g.pieces.empty()) {
     const auto from = std::lower_bound(g.pieces.begin(), g.pieces.end(), begin);
@@ -160,7 +161,7 @@ template <class T> Product<T> product(const Gemm& g, std::span<const int64_t> of
 
 template <class T>
 void gemm_typed(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& pool) {
-  const int64_t count = offsets.empty() ? g.batch : int64_t(offsets.size()) - 1;
+  const int64_t count = g.batch * (offsets.empty() ? 1 : int64_t(offsets.size()) - 1);
   int64_t rows = 0, cols = 0;  // of the largest C
   for (int64_t i = 0; i < count; i++) {
     const Product<T> p = product<T>(g, offsets, i);

@@ -1,7 +1,10 @@
 // See gemm_cuda.h.
 #include "model/machine/gemm_cuda.h"
 
+#include <algorithm>
+
 #include "model/machine/cuda_check.h"
+#include "model/machine/gemm_kernel.h"
 
 namespace duet {
 namespace {
@@ -9,29 +12,19 @@ namespace {
 // what NVIDIA recommends for Hopper; more than it does for older GPUs
 constexpr int64_t kWorkspaceBytes = 32 << 20;
 
-cudaDataType_t cuda_type(Dtype t) {
-  return t == Dtype::f64 ? CUDA_R_64F : t == Dtype::bf16 ? CUDA_R_16BF : CUDA_R_32F;
-}
-
 // The address of a matrix that starts so many elements further.
 char* at(const Tensor& t, int64_t elements) {
   return static_cast<char*>(t.data) + elements * dtype_size(t.dtype);
 }
 
-// y += x, on the grid.
-template <class T>
-__global__ void __launch_bounds__(256) grid_sum(int64_t n, const T* x, double* y) {
+// y += x, on the grid: in each matrix of a batch, a row of blocks for each row.
+__global__ void __launch_bounds__(256)
+    grid_sum(int64_t cols, const float* x, int64_t ld_x, double* y, int64_t stride_y) {
+  x += (int64_t(blockIdx.z) * gridDim.y + blockIdx.y) * ld_x;
+  y += int64_t(blockIdx.z) * stride_y + int64_t(blockIdx.y) * cols;
   const int64_t begin = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
-  for (int64_t i = begin; i < n; i += gridDim.x * int64_t(blockDim.x))
+  for (int64_t i = begin; i < cols; i += gridDim.x * int64_t(blockDim.x))
     y[i] += on_grid(double(x[i]));
-}
-
-template <class T> void add_on_grid(cudaStream_t stream, const Tensor& x, const Tensor& y) {
-  const int64_t blocks = (x.size() + 255) / 256;
-  const cudaLaunchConfig_t config{.gridDim = dim3(unsigned(blocks < 65536 ? blocks : 65536)),
-      .blockDim = dim3(256),
-      .stream = stream};
-  CUDA_CHECK(cudaLaunchKernelEx(&config, grid_sum<T>, x.size(), x.row<T>(0), y.row<double>(0)));
 }
 
 }  // namespace
@@ -57,48 +50,42 @@ CudaGemm::CudaGemm(Device& device, cudaStream_t stream)
 // cublasDestroy waits for the GPU, so that the workspace goes back to the pool unused.
 CudaGemm::~CudaGemm() { cublasDestroy(handle_); }
 
-void CudaGemm::gemm(const Gemm& g) {
-  check_gemm(g, {});
-  product(g);
-}
-
-void CudaGemm::product(const Gemm& g) {
+void CudaGemm::grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) {
+  check_gemm(g, offsets);
   const Dtype in = g.a.dtype, out = g.c.dtype;
   const bool exact = !g.pieces.empty();
   DUET_CHECK(in != Dtype::i32 && (exact || out == in || (in == Dtype::bf16 && out == Dtype::f32)),
       "GEMM on CUDA: expected C of the inputs' floating type, or fp32 from bf16; found inputs in ",
       dtype_name(in), " and C in ", dtype_name(out));
-  if (g.c.rows == 0 || g.c.cols == 0 || g.batch == 0) return;
-  const int64_t depth = g.form == Form::TN ? g.a.rows : g.a.cols;
-  if (depth > 0) return exact ? exact_sum(g) : multiply(g);
-  if (!g.accumulate) zero(g);  // an empty sum
+  if (in != Dtype::bf16 || offsets.size() > 2) return gemm_kernel(stream_, g, offsets);
+  Gemm one = g;
+  if (!offsets.empty()) {  // a group alone is a plain product
+    const int64_t rows = offsets[1] - offsets[0];
+    one.a = g.a.row_slice(offsets[0], rows);
+    (g.form == Form::TN ? one.b : one.c) =
+        (g.form == Form::TN ? g.b : g.c).row_slice(offsets[0], rows);
+  }
+  if (one.c.rows == 0 || one.c.cols == 0 || one.batch == 0) return;
+  const int64_t depth = g.form == Form::TN ? one.a.rows : one.a.cols;
+  if (depth > 0) return exact ? exact_sum(one) : multiply(one);
+  if (!g.accumulate) zero(one);  // an empty sum
 }
 
 void CudaGemm::exact_sum(const Gemm& g) {
-  DUET_CHECK(g.c.ld == g.c.cols, "an exact sum on CUDA: expected C's rows one behind the other");
-  const Buf sum = device_.buffer(g.c.rows, g.c.cols, acc_dtype(g.a.dtype), Use::scratch);
+  DUET_CHECK(g.c.ld == g.c.cols && g.c.rows <= 65535 && g.batch <= 65535,
+      "an exact sum on CUDA: expected C's rows, at most 65535, one behind the other");
+  const Buf sum = device_.buffer(g.batch * g.c.rows, g.b.cols, Dtype::f32, Use::scratch);
   Gemm alone = g;
-  alone.c = sum;
+  alone.c = sum->row_slice(0, g.c.rows);
+  alone.stride_c = alone.c.size();
   alone.accumulate = false;
   multiply(alone);
-  (sum->dtype == Dtype::f64 ? add_on_grid<double> : add_on_grid<float>)(stream_, sum, g.c);
-}
-
-void CudaGemm::grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) {
-  check_gemm(g, offsets);
-  for (size_t e = 0; e + 1 < offsets.size(); ++e) {
-    const int64_t row = offsets[e], rows = offsets[e + 1] - row, i = int64_t(e);
-    Gemm one = g;
-    one.a = g.a.row_slice(row, rows);
-    if (g.form == Form::TN) {
-      one.b = g.b.row_slice(row, rows);
-      one.c.data = at(g.c, i * g.stride_c);
-    } else {
-      one.b.data = at(g.b, i * g.stride_b);
-      one.c = g.c.row_slice(row, rows);
-    }
-    product(one);
-  }
+  const unsigned blocks = unsigned(std::min<int64_t>((g.c.cols + 1023) / 1024, 65536));
+  const cudaLaunchConfig_t config{.gridDim = dim3(blocks, unsigned(g.c.rows), unsigned(g.batch)),
+      .blockDim = dim3(256),
+      .stream = stream_};
+  CUDA_CHECK(cudaLaunchKernelEx(
+      &config, grid_sum, g.c.cols, sum->row<float>(0), sum->ld, g.c.row<double>(0), g.stride_c));
 }
 
 // cuBLAS reads matrices by columns. A row-major matrix read so is its own transpose, hence C^T =
@@ -108,22 +95,11 @@ void CudaGemm::multiply(const Gemm& g) {
   const cublasOperation_t op_b = g.form == Form::NT ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t op_a = g.form == Form::TN ? CUBLAS_OP_T : CUBLAS_OP_N;
   const int64_t m = g.c.rows, n = g.c.cols, k = g.form == Form::TN ? g.a.rows : g.a.cols;
-  const cudaDataType_t in = cuda_type(g.a.dtype), out = cuda_type(g.c.dtype);
-
-  const bool f64 = g.a.dtype == Dtype::f64;
-  const cublasComputeType_t compute = f64 ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F;
-  const double alpha64 = g.alpha, beta64 = g.accumulate ? 1 : 0;
-  const float alpha32 = float(alpha64), beta32 = float(beta64);
-  const void* alpha = f64 ? static_cast<const void*>(&alpha64) : &alpha32;
-  const void* beta = f64 ? static_cast<const void*>(&beta64) : &beta32;
-
-  if (g.batch == 1)
-    CUDA_CHECK(cublasGemmEx_64(handle_, op_b, op_a, n, m, k, alpha, g.b.data, in, g.b.ld, g.a.data,
-        in, g.a.ld, beta, g.c.data, out, g.c.ld, compute, CUBLAS_GEMM_DEFAULT));
-  else
-    CUDA_CHECK(cublasGemmStridedBatchedEx_64(handle_, op_b, op_a, n, m, k, alpha, g.b.data, in,
-        g.b.ld, g.stride_b, g.a.data, in, g.a.ld, g.stride_a, beta, g.c.data, out, g.c.ld,
-        g.stride_c, g.batch, compute, CUBLAS_GEMM_DEFAULT));
+  const cudaDataType_t in = CUDA_R_16BF, out = g.c.dtype == Dtype::f32 ? CUDA_R_32F : in;
+  const float alpha = float(g.alpha), beta = g.accumulate ? 1 : 0;
+  CUDA_CHECK(cublasGemmStridedBatchedEx_64(handle_, op_b, op_a, n, m, k, &alpha, g.b.data, in,
+      g.b.ld, g.stride_b, g.a.data, in, g.a.ld, g.stride_a, &beta, g.c.data, out, g.c.ld,
+      g.stride_c, g.batch, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
 }
 
 void CudaGemm::zero(const Gemm& g) {

@@ -1,18 +1,19 @@
-// GEMM on CUDA: cuBLAS behind duet's row-major Gemm.
+// GEMM on CUDA: duet's own kernel (gemm_kernel.h) in fp32 and fp64, and in bf16 for groups of rows;
+// cuBLAS for the rest of bf16, behind duet's row-major Gemm.
 //
-// Exactness. One handle with one workspace for each stream, no atomics, TF32 off in fp32, and sums
-// in fp32 also where bf16 comes out: the same shapes on the same GPU then give the same bits, run
-// after run, as NVIDIA's documentation of cuBLAS states under "Results reproducibility". It does
-// not promise that a row's bits are independent of the number of rows.
+// Exactness. In fp32 every product has the CPU's bits, so the ladder's first row holds with layouts
+// as it does there. In bf16 the rows of routed experts, two or more on a rank, depend on no others.
+// cuBLAS's may: it has one handle with one workspace for each stream, no atomics, and sums in fp32,
+// and the same shapes on the same GPU then give the same bits, run after run, as NVIDIA's
+// documentation states under "Results reproducibility"; for other shapes it promises nothing.
 //
-// An exact sum (grid.h). cuBLAS adds no fp32 product to an fp64 sum, and a product for each piece
-// would be many small ones. So all pieces of a call are one product, or one for each group, which
-// is summed in the accumulation type from zero and added to C on the grid by a kernel. The order of
-// calls does not matter then; the shapes of a call do. The scratch in between is the pool's: on
-// compute() only.
+// An exact sum (grid.h) by cuBLAS, which adds no product to an fp64 sum: all pieces of a call are
+// one product, summed in fp32 from zero and added to C on the grid by a kernel. The order of calls
+// does not matter then; the shapes of a call do. The scratch in between is the pool's: on compute()
+// only.
 //
 // fp32, fp64, and bf16 with C in bf16 or fp32. Not here: shapes and forms (Gemm in device.h).
-// Read next: rows/norm.h.
+// Read next: gemm_kernel.h.
 #pragma once
 #include <cublas_v2.h>
 
@@ -28,16 +29,12 @@ class CudaGemm {
   CudaGemm(const CudaGemm&) = delete;
   ~CudaGemm();
 
-  void gemm(const Gemm& g);  // `causal` is not made use of
-
-  // One product after another: every dtype works, an empty group costs nothing, and each group has
-  // the bits it has alone.
+  void gemm(const Gemm& g) { grouped_gemm(g, {}); }
   void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets);
 
  private:
-  void product(const Gemm& g);  // whose shapes have been checked
-  void exact_sum(const Gemm& g);
-  void multiply(const Gemm& g);
+  void exact_sum(const Gemm& g);  // these three by cuBLAS: bf16, neither empty nor in groups
+  void multiply(const Gemm& g);   // `causal` is not made use of
   void zero(const Gemm& g);
 
   Device& device_;

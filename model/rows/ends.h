@@ -3,6 +3,7 @@
 #pragma once
 #include "model/machine/group.h"
 #include "model/rows/math.h"
+#include "model/rows/tile.h"
 
 namespace duet {
 
@@ -17,6 +18,21 @@ struct GatherRows {
     const T* __restrict x = a.x.row<T>(*a.index.row<int32_t>(r));
     T* __restrict y = a.y.row<T>(r);
     for (int i = g.lane(); i < a.x.cols; i += Group::size) y[i] = x[i];
+  }
+};
+
+// y = x, whose rows are shorter. A row of the launch is a tile of columns of a row.
+struct PadRows {
+  struct Args {
+    Tensor x;  // [rows, d]
+    Tensor y;  // [rows, d or more] out, the first d columns
+  };
+  static int64_t launch_rows(const Tensor& x) { return x.rows * tiles_of(x.cols); }
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
+    const int64_t tiles = tiles_of(a.x.cols), first = r % tiles * kTileColumns;
+    const T* __restrict x = a.x.row<T>(r / tiles) + first;
+    T* __restrict y = a.y.row<T>(r / tiles) + first;
+    each_column(g, columns_of_tile(a.x.cols, first), [&](int, int i) { y[i] = x[i]; });
   }
 };
 

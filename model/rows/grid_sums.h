@@ -5,31 +5,33 @@
 #pragma once
 #include "model/machine/grid.h"
 #include "model/machine/group.h"
+#include "model/rows/tile.h"
 
 namespace duet {
 
-// y += the rows of x. Row r of the launch owns columns r*64 ... r*64+63.
+// y += the rows of x. A row of the launch is a tile of columns.
 struct GridSum {
   static constexpr bool acc_only = true;
-  static constexpr int64_t kColumns = 64;
-  static int64_t launch_rows(int64_t cols) { return (cols + kColumns - 1) / kColumns; }
+  static int64_t launch_rows(int64_t cols) { return tiles_of(cols); }
   struct Args {
     Tensor x;  // [n, d] fp32, or fp64 in gradient checks
     Tensor y;  // [1, d] f64, in and out
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const int64_t begin = r * kColumns;
-    const int64_t end = begin + kColumns < a.x.cols ? begin + kColumns : a.x.cols;
-    double* __restrict y = a.y.row<double>(0);
-    for (int64_t n = 0; n < a.x.rows; ++n) {
-      const T* __restrict x = a.x.row<T>(n);
-      for (int64_t i = begin + g.lane(); i < end; i += Group::size) y[i] += on_grid(double(x[i]));
+    const int64_t first = r * kTileColumns;
+    const int n = columns_of_tile(a.x.cols, first);
+    double sum[kTileColumns / Group::size] = {};
+    for (int64_t m = 0; m < a.x.rows; ++m) {
+      const T* __restrict x = a.x.row<T>(m) + first;
+      each_column(g, n, [&](int j, int i) { sum[j] += on_grid(double(x[i])); });
     }
+    double* __restrict y = a.y.row<double>(0) + first;
+    each_column(g, n, [&](int j, int i) { y[i] += sum[j]; });
   }
 };
 
-// The embedding's gradient: each token's row is a piece. A row of the launch is one token id that
-// occurs; the host sorts (ends.cpp).
+// The embedding's gradient: each token's row is a piece. A row of the launch is a tile of columns
+// of one token id that occurs; the host sorts (ends.cpp).
 struct EmbedW {
   struct Args {
     Tensor x;       // [tokens, d] gradient of the embedding's output
@@ -38,14 +40,18 @@ struct EmbedW {
     Tensor ids;     // [ids, 1] i32
     Tensor grad;    // [vocab, d] f64, in and out
   };
+  static int64_t launch_rows(int64_t ids, int64_t cols) { return ids * tiles_of(cols); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    double* __restrict grad = a.grad.row<double>(*a.ids.row<int32_t>(r));
-    const int begin = *a.begins.row<int32_t>(r), end = *a.begins.row<int32_t>(r + 1);
-    for (int j = begin; j < end; ++j) {
-      const T* __restrict x = a.x.row<T>(*a.tokens.row<int32_t>(j));
-      for (int i = g.lane(); i < a.x.cols; i += Group::size)
-        grad[i] += on_grid(double(Acc<T>(x[i])));
+    const int64_t tiles = tiles_of(a.x.cols), id = r / tiles, first = r % tiles * kTileColumns;
+    const int n = columns_of_tile(a.x.cols, first);
+    const int begin = *a.begins.row<int32_t>(id), end = *a.begins.row<int32_t>(id + 1);
+    double sum[kTileColumns / Group::size] = {};
+    for (int k = begin; k < end; ++k) {
+      const T* __restrict x = a.x.row<T>(*a.tokens.row<int32_t>(k)) + first;
+      each_column(g, n, [&](int j, int i) { sum[j] += on_grid(double(Acc<T>(x[i]))); });
     }
+    double* __restrict grad = a.grad.row<double>(*a.ids.row<int32_t>(id)) + first;
+    each_column(g, n, [&](int j, int i) { grad[i] += sum[j]; });
   }
 };
 

@@ -13,6 +13,6 @@
   X(RmsNormF) X(AddRmsNormF) X(RmsNormB) X(RmsNormW)               \
   X(RopeQuery) X(KeyF) X(KeyB) X(CausalSoftmaxF) X(CausalSoftmaxB) \
   X(SwigluF) X(SwigluB) X(Add)                                     \
-  X(GatherRows)           X(CrossEntropy)                          \
+  X(GatherRows) X(PadRows) X(CrossEntropy)                         \
   X(SumSquares) X(AdamW) X(CastRows)
 // clang-format on

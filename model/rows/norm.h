@@ -1,11 +1,12 @@
 // RMSNorm (Zhang and Sennrich 2019): y = x * rstd * gain with rstd = 1/sqrt(mean(x^2) + eps), a row
 // a token. Its three passes: F, I (gradient for x) and W (gradient for the gain; its pieces are
 // added by grid_sums.h).
-// Read next: math.h.
+// Read next: tile.h.
 #pragma once
 #include "model/machine/grid.h"
 #include "model/machine/group.h"
 #include "model/rows/math.h"
+#include "model/rows/tile.h"
 
 namespace duet {
 
@@ -83,8 +84,8 @@ struct RmsNormB {
   }
 };
 
-// What each piece of the batch adds to the gain's gradient: row r sums dy * xhat over the tokens of
-// piece r, ascending.
+// What each piece of the batch adds to the gain's gradient: the sum of dy * xhat over its tokens,
+// ascending. A row of the launch is a tile of a piece's columns.
 struct RmsNormW {
   struct Args {
     Tensor x;        // [tokens, d]
@@ -93,17 +94,21 @@ struct RmsNormW {
     Tensor partial;  // [pieces.count(), d] out, accumulation type
     Pieces pieces;
   };
+  static int64_t launch_rows(const Pieces& p, int64_t cols) { return p.count() * tiles_of(cols); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
-    A* __restrict sum = a.partial.row<A>(r);
-    const int64_t begin = a.pieces.begin(r), end = a.pieces.begin(r + 1);
-    for (int i = g.lane(); i < a.x.cols; i += Group::size) sum[i] = 0;
+    const int64_t tiles = tiles_of(a.x.cols), piece = r / tiles, first = r % tiles * kTileColumns,
+                  begin = a.pieces.begin(piece), end = a.pieces.begin(piece + 1);
+    const int n = columns_of_tile(a.x.cols, first);
+    A sum[kTileColumns / Group::size] = {};
     for (int64_t t = begin; t < end; ++t) {
-      const T* __restrict x = a.x.row<T>(t);
-      const T* __restrict dy = a.dy.row<T>(t);
+      const T* __restrict x = a.x.row<T>(t) + first;
+      const T* __restrict dy = a.dy.row<T>(t) + first;
       const A rstd = *a.rstd.row<A>(t);
-      for (int i = g.lane(); i < a.x.cols; i += Group::size) sum[i] += A(dy[i]) * A(x[i]) * rstd;
+      each_column(g, n, [&](int j, int i) { sum[j] += A(dy[i]) * A(x[i]) * rstd; });
     }
+    A* __restrict partial = a.partial.row<A>(piece) + first;
+    each_column(g, n, [&](int j, int i) { partial[i] = sum[j]; });
   }
 };
 

@@ -6,5 +6,6 @@
 #include "moe/rows/router.h"
 
 // clang-format off
-#define DUET_MOE_ROWS(X) X(RouterF) X(BalanceLossF) X(RouterB) X(CombineF) X(CombineB) X(DispatchB)
+#define DUET_MOE_ROWS(X) \
+  X(RouterF) X(BalanceSums) X(BalanceLossF) X(RouterB) X(CombineF) X(CombineB) X(DispatchB)
 // clang-format on

@@ -4,6 +4,7 @@
 // Read next: list.h.
 #pragma once
 #include "model/machine/group.h"
+#include "model/rows/tile.h"
 
 namespace duet {
 
@@ -23,24 +24,21 @@ struct CombineF {
     const A* w = a.w.row<A>(r);
     const T* __restrict residual = a.residual.row<T>(r);
     T* __restrict y = a.y.row<T>(r);
-    for (int begin = 0; begin < a.x.cols; begin += kTile) {
-      const int n = a.x.cols - begin < kTile ? int(a.x.cols) - begin : kTile;
-      A sum[kTile / Group::size];
-      for (int i = g.lane(); i < n; i += Group::size) sum[i / Group::size] = 0;
-      for (int j = 0; j < topk; ++j) {
-        const T* __restrict x = a.x.row<T>(pos[j]) + begin;
-        const A weight = w[j];
-        for (int i = g.lane(); i < n; i += Group::size) sum[i / Group::size] += weight * A(x[i]);
+    for (int64_t first = 0; first < a.x.cols; first += kTileColumns) {
+      const int n = columns_of_tile(a.x.cols, first);
+      A sum[kTileColumns / Group::size] = {};
+      for (int k = 0; k < topk; ++k) {
+        const T* __restrict x = a.x.row<T>(pos[k]) + first;
+        const A weight = w[k];
+        each_column(g, n, [&](int j, int i) { sum[j] += weight * A(x[i]); });
       }
       if (a.shared) {
-        const T* __restrict shared = a.shared.row<T>(r) + begin;
-        for (int i = g.lane(); i < n; i += Group::size) sum[i / Group::size] += A(shared[i]);
+        const T* __restrict shared = a.shared.row<T>(r) + first;
+        each_column(g, n, [&](int j, int i) { sum[j] += A(shared[i]); });
       }
-      for (int i = g.lane(); i < n; i += Group::size)
-        y[begin + i] = T(sum[i / Group::size] + A(residual[begin + i]));
+      each_column(g, n, [&](int j, int i) { y[first + i] = T(sum[j] + A(residual[first + i])); });
     }
   }
-  static constexpr int kTile = 128;  // columns summed at a time, in registers
 };
 
 // dx[pos[t, j]] = w[t, j] dy[t] and dw[t, j] = dy[t] . x[pos[t, j]].
@@ -69,7 +67,7 @@ struct CombineB {
   }
 };
 
-// dx[t] += sum_j x[pos[t, j]], ascending j, without those where pos is -1.
+// dx[t] += sum_j x[pos[t, j]], ascending j, without those where pos is -1; rounded once.
 struct DispatchB {
   struct Args {
     Tensor x;    // [rows, d] gradients in expert order, or as they came back from other ranks
@@ -77,13 +75,18 @@ struct DispatchB {
     Tensor dx;   // [tokens, d] in and out
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    T* __restrict dx = a.dx.row<T>(r);
-    for (int j = 0; j < a.pos.cols; ++j) {
-      const int32_t from = a.pos.row<int32_t>(r)[j];
-      if (from < 0) continue;
-      const T* __restrict x = a.x.row<T>(from);
-      for (int i = g.lane(); i < a.x.cols; i += Group::size)
-        dx[i] = T(Acc<T>(dx[i]) + Acc<T>(x[i]));
+    const int32_t* pos = a.pos.row<int32_t>(r);
+    for (int64_t first = 0; first < a.x.cols; first += kTileColumns) {
+      const int n = columns_of_tile(a.x.cols, first);
+      T* __restrict dx = a.dx.row<T>(r) + first;
+      Acc<T> sum[kTileColumns / Group::size];
+      each_column(g, n, [&](int j, int i) { sum[j] = Acc<T>(dx[i]); });
+      for (int k = 0; k < a.pos.cols; ++k) {
+        if (pos[k] < 0) continue;
+        const T* __restrict x = a.x.row<T>(pos[k]) + first;
+        each_column(g, n, [&](int j, int i) { sum[j] += Acc<T>(x[i]); });
+      }
+      each_column(g, n, [&](int j, int i) { dx[i] = T(sum[j]); });
     }
   }
 };

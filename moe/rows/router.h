@@ -8,6 +8,7 @@
 #pragma once
 #include "model/machine/group.h"
 #include "model/rows/math.h"
+#include "model/rows/tile.h"
 
 namespace duet {
 
@@ -125,35 +126,67 @@ struct RouterF {
   }
 };
 
-// Per sequence: f_i = experts / (topk * seq_len) * how often expert i is in plain_idx, P_i = mean
-// affinity share, and the loss sum_i f_i P_i (equations 17 to 20, without the factor alpha).
-struct BalanceLossF {
+// What `run` tokens of a sequence add to its balance loss: how often each expert is in plain_idx,
+// and its shares of the affinities, added in the order of the tokens. A row of the launch is a tile
+// of experts of a run. On the CPU a sequence is one run; on a GPU it is many, or its tokens would
+// wait for one another.
+struct BalanceSums {
   static constexpr bool acc_only = true;
   struct Args {
     Tensor x;          // [tokens, experts] affinities
     Tensor total;      // [tokens, 1]
     Tensor plain_idx;  // [tokens, topk] i32
-    Tensor f, p;       // [sequences, experts] out
-    Tensor loss;       // [sequences, 1] out
-    int64_t seq_len;
+    Tensor sums;       // [runs, 2 * experts] out: counts, shares
+    int64_t seq_len, run;
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const int experts = int(a.x.cols), topk = int(a.plain_idx.cols);
+    const int64_t tiles = tiles_of(a.x.cols), runs = (a.seq_len + a.run - 1) / a.run;
+    const int64_t nth = r / tiles, first = r % tiles * kTileColumns, sequence = nth / runs,
+                  begin = nth % runs * a.run,
+                  end = begin + a.run < a.seq_len ? begin + a.run : a.seq_len;
+    const int n = columns_of_tile(a.x.cols, first), topk = int(a.plain_idx.cols);
+    T count[kTileColumns / Group::size] = {}, sum[kTileColumns / Group::size] = {};
+    for (int64_t t = sequence * a.seq_len + begin; t < sequence * a.seq_len + end; ++t) {
+      const T* __restrict score = a.x.row<T>(t) + first;
+      const T share = T(1) / *a.total.row<T>(t);
+      each_column(g, n, [&](int j, int i) { sum[j] += score[i] * share; });
+      for (int k = 0; k < topk; ++k) {
+        const int chosen = int(a.plain_idx.row<int32_t>(t)[k] - first);
+        each_column(g, n, [&](int j, int i) { count[j] += T(i == chosen); });
+      }
+    }
+    T* out = a.sums.row<T>(nth) + first;
+    each_column(g, n, [&](int j, int i) { out[i] = count[j], out[a.x.cols + i] = sum[j]; });
+  }
+};
+
+// Per sequence: f_i = experts / (topk * seq_len) * how often expert i is in plain_idx, P_i = mean
+// affinity share, and the loss sum_i f_i P_i (equations 17 to 20, without the factor alpha).
+struct BalanceLossF {
+  static constexpr bool acc_only = true;
+  struct Args {
+    Tensor x;      // [runs, 2 * experts] what BalanceSums made
+    Tensor f, p;   // [sequences, experts] out
+    Tensor loss;   // [sequences, 1] out
+    int64_t runs;  // of a sequence
+    int64_t seq_len, topk;
+  };
+  template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
+    const int experts = int(a.f.cols);
     T* f = a.f.row<T>(r);
     T* __restrict p = a.p.row<T>(r);
-    for (int i = g.lane(); i < experts; i += Group::size) f[i] = p[i] = 0;
-    for (int64_t t = r * a.seq_len; t < (r + 1) * a.seq_len; ++t) {
-      const T* __restrict score = a.x.row<T>(t);
-      const T share = T(1) / *a.total.row<T>(t);
-      for (int i = g.lane(); i < experts; i += Group::size) p[i] += score[i] * share;
-      for (int j = 0; j < topk; ++j) {
-        const int i = a.plain_idx.row<int32_t>(t)[j];
-        if (i % Group::size == g.lane()) f[i] += T(1);
+    for (int i = g.lane(); i < experts; i += Group::size) {
+      T count = 0, sum = 0;
+      for (int64_t run = r * a.runs; run < (r + 1) * a.runs; ++run) {
+        count += a.x.row<T>(run)[i];
+        sum += a.x.row<T>(run)[experts + i];
       }
+      f[i] = count;
+      p[i] = sum;
     }
     T loss = 0;
     for (int i = g.lane(); i < experts; i += Group::size) {
-      f[i] *= T(experts) / T(topk * a.seq_len);
+      f[i] *= T(experts) / T(a.topk * a.seq_len);
       p[i] /= T(a.seq_len);
       loss += f[i] * p[i];
     }

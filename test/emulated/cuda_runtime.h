@@ -146,6 +146,7 @@ struct Met {
   }
 };
 Met meet(At where, unsigned mask, const void* value, size_t size);
+void misuse(const char* what);  // fails the launch
 template <class T> Met shuffle(unsigned mask, const T& value) {
   static_assert(std::is_arithmetic_v<T>);
   return meet(At::shuffle, mask, &value, sizeof value);

@@ -37,6 +37,7 @@ class Block {
   }
   std::string run(unsigned threads, bool descending, const std::function<void()>& thread);
   Met meet(At where, unsigned mask, const void* value, size_t size);
+  void misuse(const char* what) { misuse_ = what; }
 
  private:
   struct Warp {
@@ -152,6 +153,7 @@ std::string Block::differ(unsigned warp) const {
 std::string Block::run(unsigned threads, bool descending, const std::function<void()>& thread) {
   make(threads);
   threads_ = threads;
+  misuse_ = nullptr;
   descending_ = descending;
   thread_ = &thread;
   const unsigned n = (threads + kWarp - 1) / kWarp;
@@ -180,6 +182,8 @@ std::string Block::run(unsigned threads, bool descending, const std::function<vo
 Met meet(At where, unsigned mask, const void* value, size_t size) {
   return Block::of_thread().meet(where, mask, value, size);
 }
+
+void misuse(const char* what) { Block::of_thread().misuse(what); }
 
 std::string run_kernel(
     const dim3& grid, const dim3& block, bool descending, const std::function<void()>& thread) {

@@ -1,7 +1,6 @@
-// Whole runs on emulated GPUs: the first row of the exactness ladder where the shapes of products
-// are equal (schedules, pipeline ranks, transports, resuming, running again), whatever the order in
-// which the GPU does its work; and saving, text, traces, experts that move. Read next:
-// counts_test.cpp.
+// Whole runs on emulated GPUs: the first row of the exactness ladder (schedules, layouts,
+// transports, resuming, running again), whatever the order in which the GPU does its work; and
+// saving, text, traces, experts that move. Read next: counts_test.cpp.
 #include <set>
 
 #include "pipeline/train/generate.h"
@@ -95,6 +94,25 @@ TEST_F(EmulatedRuns, SoDoFourPipelineRanksThatShareAGpuOrHaveTheirOwn) {
     const Behaviour behaviour(nth(2, schedule[0] == 'd' ? 1 : 4));
     EXPECT_EQ(train(o), one) << schedule;
   }
+}
+
+// In fp32, whose products are duet's own, also where their shapes differ.
+TEST_F(EmulatedRuns, SoDoLayouts) {
+  const auto with = [&](int64_t dp, int64_t ep, int64_t micro_batch_size, int gpus) {
+    TrainOptions o = options("1f1b", 1);
+    o.dp = dp;
+    o.ep = ep;
+    o.micro_batch_size = micro_batch_size;
+    o.microbatches = 4 / dp / micro_batch_size;
+    o.segment_tokens = 4;
+    const Behaviour behaviour(nth(1, gpus));
+    return train(o);
+  };
+  const auto one = with(1, 1, 1, 1);
+  EXPECT_EQ(with(1, 1, 4, 1), one) << "a larger microbatch";
+  EXPECT_EQ(with(2, 1, 1, 1), one) << "replicas of the model";
+  EXPECT_EQ(with(2, 2, 2, 2), one) << "experts on two ranks";
+  EXPECT_EQ(with(4, 4, 1, 2), one) << "experts on four ranks";
 }
 
 // Tokens to experts, replicas, and experts that move after the first step.

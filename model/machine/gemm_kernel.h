@@ -1,0 +1,25 @@
+// duet's own GEMM on CUDA, for what cuBLAS does not promise: many products of unlike sizes in one
+// launch, sums on the grid, and rows whose bits do not depend on the rows beside them.
+//
+// Contract. In fp32 and fp64 an element of C has the CPU's bits (gemm_cpu.h): the same chain of
+// fused multiply-adds, cut at the same places; so has an exact sum. In bf16 an element is summed in
+// fp32 by tensor cores, 16 indices k at a time, ascending, from zero: of an exact sum over a piece,
+// else over all of k, then scaled, added and rounded once. How a tensor core adds its 16 products
+// is NVIDIA's secret, but it is the same for every element of a fragment. So a row's bits depend on
+// its own elements alone, in every type; and an exact sum's on the pieces alone.
+//
+// The price, against cuBLAS: tiles of 128 x 128, no cp.async, no wgmma; no GPU has timed it.
+// Read next: gemm_fragments.cuh.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <span>
+
+#include "model/machine/device.h"
+
+namespace duet {
+
+// Enqueues g, whose shapes and types have been checked. offsets: of the groups, or empty.
+void gemm_kernel(cudaStream_t stream, const Gemm& g, std::span<const int64_t> offsets);
+
+}  // namespace duet
