@@ -145,6 +145,14 @@ TEST_F(CommandLine, DiffWithoutFilesIsADemonstration) {
   EXPECT_TRUE(Json::parse(json.output, "").at("agree").boolean());
 }
 
+TEST_F(CommandLine, WhatARehearsalMakesNothingOfIsRefused) {
+  for (const char* option : {"--out x", "--resume", "--lr 1", "--ep 2", "--dtype fp32",
+           "--link latency=1us", "--split 1,2"})
+    expect_refused(cat("train --rehearse p.json ", option),
+        {std::string(option).substr(0, std::string(option).find(' ')) + ": found with --rehearse",
+            "allowed: --rehearse, --steps"});
+}
+
 TEST_F(CommandLine, OptionsThatThereAreNotAreNamed) {
   const std::vector<Wrong> table = {
       {"train --stepz 3", {"found --stepz 3, allowed: what duet train --help lists"}},

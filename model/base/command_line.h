@@ -19,6 +19,7 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "model/base/check.h"
 #include "model/base/text.h"
@@ -35,7 +36,13 @@ class Command {
 
   void runs(std::function<void()> body) { app_->callback(std::move(body)); }
 
-  bool given(const std::string& name) const { return app_->count(name) > 0; }
+  // Names of the options that were given.
+  std::vector<std::string> given() const {
+    std::vector<std::string> names;
+    for (const CLI::Option* option : app_->get_options())
+      if (option->count() > 0) names.push_back(option->get_name());
+    return names;
+  }
 
   // "pp, ep, ...", without --help.
   std::string option_names() const {

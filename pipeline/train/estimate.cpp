@@ -27,7 +27,8 @@ Need need_of(const Job& job) {
   const double size = o.dtype == Dtype::bf16 ? 2 : 4;
   const double tokens = here * l.dp * double(o.seq_len) * double(o.micro_batch_size);
   Need need;
-  const int64_t threads = o.device == DeviceKind::cpu ? threads_per_rank(job) : 1;
+  const bool computes = o.device == DeviceKind::cpu && o.rehearse.empty();
+  const int64_t threads = computes ? threads_per_rank(job) : 1;
   need.threads = job.run.transport == Wire::local ? l.world() * threads : threads;
   if (!o.rehearse.empty()) {  // messages alone
     need.activations = l.pp * tokens * size * double(c.d_model);

@@ -44,7 +44,7 @@ void Executor::compute(const Action& a) {
   for_parts(a, [&](const Action& part) {
     if (part.kind == Kind::F) {
       given.x = take(Tag::F, part);
-      if (begins(Tag::F, part) || begins(Tag::B, part)) given.tokens = tokens_(part.microbatch);
+      if (is_first(part) || is_last(part)) given.tokens = tokens_(part.microbatch);
     } else if (part.kind != Kind::W) {
       given.dy = take(Tag::B, part);
     }
@@ -58,7 +58,7 @@ void Executor::compute(const Action& a) {
   });
 }
 
-// Passes on what came in, or whatever is in memory where nothing did.
+// After giving up: passes on what came in, or whatever is in memory where nothing did.
 Stages::Made Executor::pretend(Stages::Given given) const {
   return {given.x ? std::move(given.x) : message(), given.dy ? std::move(given.dy) : message()};
 }
@@ -68,20 +68,23 @@ Stages::Made Executor::pretend(Stages::Given given) const {
 // Who makes what `stage` works on: F comes from the stage before, B from the next one.
 static int source(Tag::Kind kind, int stage) { return kind == Tag::F ? stage - 1 : stage + 1; }
 
-// Whether nobody made what `stage` works on: F of a microbatch's first stage, B of its last one.
-bool Executor::begins(Tag::Kind kind, const Action& a) const {
-  return a.stage ==
-      (kind == Tag::F ? schedule_.first_stage(a.microbatch) : schedule_.last_stage(a.microbatch));
+// Whether the stage is the first, or the last one, that its microbatch visits.
+bool Executor::is_first(const Action& a) const {
+  return a.stage == schedule_.first_stage(a.microbatch);
+}
+bool Executor::is_last(const Action& a) const {
+  return a.stage == schedule_.last_stage(a.microbatch);
 }
 
 void Executor::keep(Tag::Kind kind, const Action& a, Buf result) {
-  const bool ends = begins(kind == Tag::F ? Tag::B : Tag::F, a);
-  if (!ends) results_[{kind, a.stage, a.microbatch}].data = std::move(result);
+  if (kind == Tag::F ? is_last(a) : is_first(a)) return;
+  DUET_CHECK(result, to_string(a), ": expected a result, found none");
+  results_[{kind, a.stage, a.microbatch}].data = std::move(result);
 }
 
 // What a's stage works on: nothing where the pipeline begins. A message is waited for now.
 Buf Executor::take(Tag::Kind kind, const Action& a) {
-  if (begins(kind, a)) return Buf();
+  if (kind == Tag::F ? is_first(a) : is_last(a)) return Buf();
   const int from = source(kind, a.stage);
   auto found = results_.extract({kind, from, a.microbatch});
   DUET_CHECK(found, "stage ", a.stage, ", microbatch ", a.microbatch,

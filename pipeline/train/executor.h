@@ -30,7 +30,7 @@ class Stages {
     Microbatch tokens;
   };
   struct Made {
-    Buf y, dx;  // nothing where a pipeline ends
+    Buf y, dx;  // likewise; where a pipeline ends it may be nothing and is dropped
   };
   virtual Made run(const Action& compute, Given given) = 0;
 };
@@ -63,7 +63,8 @@ class Executor {
   void act(const Action& a);
   void compute(const Action& a);
   Stages::Made pretend(Stages::Given given) const;
-  bool begins(Tag::Kind kind, const Action& a) const;
+  bool is_first(const Action& a) const;
+  bool is_last(const Action& a) const;
   Buf message() const;
   Buf take(Tag::Kind kind, const Action& a);
   void keep(Tag::Kind kind, const Action& a, Buf result);

@@ -78,7 +78,7 @@ void add_machine(Command& cli, TrainOptions& o) {
       "bf16: on cuda; master weights, gradients and moments stay fp32");
   cli.text("--rehearse", o.rehearse,
       "compute nothing: actions take the times in this cost profile, which duet plan "
-      "--write-profile and analyze --profile write; 3 steps if --steps says nothing");
+      "--write-profile and analyze --profile write; 3 steps unless --steps says more or less");
 }
 
 void add_output(Command& cli, TrainOptions& o) {
@@ -143,18 +143,6 @@ void add_train_options(Command& cli, TrainOptions& o) {
 
 // --- what must be true of several together -------------------------------------------------------
 
-static void check_rehearsal(TrainOptions& o) {
-  const auto refuse = [](const char* option, bool given, const char* why) {
-    require(!given, option, ": found with --rehearse, allowed: without it (", why, ")");
-  };
-  refuse("--init", !o.init.empty(), "nothing is trained");
-  refuse("--out", !o.out.empty(), "nothing is trained");
-  refuse("--data", !o.data.empty(), "nothing is trained");
-  refuse("--link", o.link.emulated(), "the profile says what a message takes");
-  refuse("--device", o.device == DeviceKind::cuda, "nothing is computed");
-  o.device = DeviceKind::cpu;
-}
-
 ModelConfig TrainOptions::resolve() {
   const Preset& p = find_preset(preset);
   ModelConfig config = p.model;
@@ -163,7 +151,7 @@ ModelConfig TrainOptions::resolve() {
   if (seq_len == 0) seq_len = p.seq_len;
   if (micro_batch_size == 0) micro_batch_size = p.micro_batch_size;
   if (decay_steps == 0) decay_steps = steps;
-  if (!rehearse.empty()) check_rehearsal(*this);
+  if (!rehearse.empty()) device = DeviceKind::cpu;
   if (!device) device = cuda_device_count() > 0 ? DeviceKind::cuda : DeviceKind::cpu;
 
   require(dtype == Dtype::f32 || device == DeviceKind::cuda, "--dtype: found ", dtype_name(dtype),
@@ -182,7 +170,7 @@ ModelConfig TrainOptions::resolve() {
   require(!trace_steps || !trace.empty(),
       "--trace-steps: found no --trace, allowed: with a --trace to write into");
   traced_steps(0);
-  require(preset != "deepseek-v3" || !model.values.empty(),
+  require(preset != "deepseek-v3" || !model.values.empty() || !rehearse.empty(),
       "--preset: found 'deepseek-v3', allowed: the others; its 671B parameters are for planning "
       "only");
   require(device == DeviceKind::cpu || cuda_device_count() > 0,

@@ -2,20 +2,25 @@
 #include "pipeline/train/rehearse.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <memory>
+#include <optional>
 #include <ostream>
 #include <thread>
 
 #include "model/base/clock.h"
+#include "model/base/hash.h"
 #include "model/base/json.h"
 #include "pipeline/insight/trace/trace.h"
 #include "pipeline/train/run_folder.h"
+#include "pipeline/train/same_run.h"
 
 namespace duet {
 namespace {
 
-constexpr double kLead = 0.005;        // seconds from a step's announcement to its begin
-constexpr double kLongestStep = 3600;  // seconds
+constexpr double kLead = 0.005;  // seconds from a step's announcement to its begin
+constexpr double kShortestStep = 1e-3, kLongestStep = 3600;  // seconds
 
 void sleep_until(double time) {
   std::this_thread::sleep_for(std::chrono::duration<double>(time - seconds_now()));
@@ -49,7 +54,10 @@ Stages::Made RehearsedStages::run(const Action& a, Given given) {
       {spans_.empty() ? 0 : spans_.back().end, arrival(Tag::F, given.x, a.stage - 1, a.stage),
           arrival(Tag::B, given.dy, b_stage + 1, b_stage)});
   spans_.push_back({start, start + profile_.of(schedule_, a)});
-  sleep_until(begin_ + start);
+  {
+    const Scope scope(context_.recorder, context_.stream(), {"not yet", "wait", a.stage});
+    sleep_until(begin_ + start);
+  }
   const Scope scope(context_.recorder, context_.stream(),
       {a.overlapped() ? "pair" : kind_name(a.kind), "compute", a.stage, a.microbatch});
   sleep_until(begin_ + spans_.back().end);
@@ -74,12 +82,15 @@ Rehearsal::Rehearsal(const Job& job, const CostProfile& profile, Comm& world, De
 
 RehearsedStep Rehearsal::step(Recorder* recorder) {
   context_.recorder = recorder;
-  const Scope scope(recorder, context_.stream(), {"step", "step"});
   const double begin = world_.gather_values(seconds_now() + kLead)[0] + clock_ahead_;
   RehearsedStages stages(job_.schedule, profile_, context_, begin);
   Executor executor(job_.schedule, pipeline_, context_, stages, job_.options.overlap);
-  executor.run(job_.schedule.ranks[size_t(job_.layout.pp_rank(world_.rank()))],
-      [](int) { return Microbatch(); });
+  sleep_until(begin);
+  {
+    const Scope scope(recorder, context_.stream(), {"step", "step"});
+    executor.run(job_.schedule.ranks[size_t(job_.layout.pp_rank(world_.rank()))],
+        [](int) { return Microbatch(); });
+  }
   RehearsedStep step{.spans = stages.spans()};
   for (double end : world_.gather_values(seconds_now() - begin))
     step.seconds = std::max(step.seconds, end);
@@ -111,9 +122,8 @@ class Report {
         format(", bubble %.1f%%", 100 * simulated_.bubble())));
   }
   void step(int64_t number, const RehearsedStep& r) {
-    steps_.push_back(r.seconds);
-    bubble_ = r.bubble;
-    say(format("step %lld/%lld | %s | %+.3f%% of the simulator's | bubble %.1f%%",
+    steps_.push_back(r.seconds), bubbles_.push_back(r.bubble);
+    say(format("step %lld/%lld | %s | %.3f%% longer than simulated | bubble %.1f%%",
         (long long)number, (long long)job_.options.steps, milliseconds(r.seconds).c_str(),
         100 * (r.seconds / simulated_.makespan - 1), 100 * r.bubble));
   }
@@ -136,35 +146,50 @@ class Report {
   const Job& job_;
   const Timing& simulated_;
   std::ostream& out_;
-  std::vector<double> steps_;  // seconds
-  double bubble_ = 0;          // of the last step
+  std::vector<double> steps_, bubbles_;  // seconds; parts of them
 };
 
 }  // namespace
 
-CostProfile rehearsed_profile(const Job& job) {
-  const std::string& file = job.options.rehearse;
-  CostProfile profile = read_profile(file);
+Schedule rehearsed_schedule(const Job& job) {
+  Schedule s = job.compute;
+  if (job.options.overlap) return s;
+  for (std::vector<Action>& list : s.ranks) {
+    std::vector<Action> parts;
+    for (const Action& a : list) for_parts(a, [&](const Action& part) { parts.push_back(part); });
+    list = std::move(parts);
+  }
+  return s;
+}
+
+static CostProfile profile_of(const Job& job) {
+  const TrainOptions& o = job.options;
+  const CostProfile profile = read_profile(o.rehearse);
   require(profile.fits(job.compute), "--rehearse: found ", profile.stages.size(), " stages in ",
-      file, ", allowed: 1 or ", job.compute.model_stages(), ", as many as ", job.compute.name,
+      o.rehearse, ", allowed: 1 or ", job.compute.model_stages(), ", as many as ", job.compute.name,
       " cuts the model into");
-  if (!job.options.overlap)
-    for (StageCosts& s : profile.stages) s.FB = s.F + s.I + s.W;
+  const int64_t bytes = o.seq_len * o.micro_batch_size * job.config.d_model * 4;
+  require(bytes >= int64_t(sizeof(double)),
+      "--model, --seq-len, --micro-batch-size: found messages of ", bytes,
+      " bytes, allowed with --rehearse: at least ", sizeof(double),
+      ", which hold their sender's time");
   return profile;
 }
 
 void rehearse_command(const TrainOptions& options, std::ostream& out) {
   Job job = make_job(options, false);
-  const CostProfile profile = rehearsed_profile(job);
-  const Timing simulated = simulate(job.compute, profile);
-  require(simulated.makespan > 0 && simulated.makespan <= kLongestStep, "--rehearse: found ",
-      job.options.rehearse, ", by which a step takes ", simulated.makespan,
-      " s, allowed: more than nothing, at most ", kLongestStep);
+  const CostProfile profile = profile_of(job);
+  const Timing simulated = simulate(rehearsed_schedule(job), profile);
+  require(simulated.makespan >= kShortestStep && simulated.makespan <= kLongestStep,
+      "--rehearse: found ", options.rehearse, ", by which a step takes ", simulated.makespan,
+      " s, allowed: ", kShortestStep, " to ", kLongestStep);
   job.run.timeout += simulated.makespan;
-  if (job.run.transport == Wire::local)
-    job.run.link.latency = std::min(profile.forward_message, profile.backward_message);
-  check_trace(job.options);
   run_ranks(job.run, [&](Comm& world) {
+    if (job.run.transport != Wire::local) {
+      require_same_job(world, job);
+      world.require_same("--rehearse", cat("costs of hash ", checksum(write_profile(profile))));
+    }
+    if (world.rank() == 0) check_trace(job.options);
     const std::unique_ptr<Device> device = make_cpu_device(1);
     Rehearsal rehearsal(job, profile, world, *device);
     const auto [first, last] = job.options.traced_steps(0);

@@ -9,9 +9,9 @@
 // needs, and ends its cost later; the rank sleeps until the real clock is there. Each message
 // carries its sender's logical time. Late is then only what is late at the end.
 //
-// Messages are of the size that the options say, and between threads travel over an emulated link
-// that takes the profile's time. Data-parallel ranks rehearse side by side: what they exchange is
-// in no profile. Weights, data and whatever follows the schedule's list are not there.
+// Messages are of the size that the options say. They are there at once, and count as there when
+// the profile's time for a message has passed. Data-parallel ranks rehearse side by side: what they
+// exchange is in no profile. Weights, data and whatever follows the schedule's list are not there.
 // Read next: train_command.h.
 #pragma once
 #include <iosfwd>
@@ -61,11 +61,12 @@ class Rehearsal {
   Channels channels_;
   Comm pipeline_;
   Context context_;
-  double clock_ahead_;  // of rank 0's, seconds
+  double clock_ahead_ = 0;  // of rank 0's, seconds
 };
 
-// The profile of --rehearse as the job runs it: without overlap a pair takes what its parts take.
-CostProfile rehearsed_profile(const Job& job);
+// What the simulator is given: the job's list as the executor runs it, with --overlap off each pair
+// as its F and its B.
+Schedule rehearsed_schedule(const Job& job);
 
 // All of `duet train --rehearse`. Throws UsageError.
 void rehearse_command(const TrainOptions& options, std::ostream& out);

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <csignal>
-#include <filesystem>
 #include <iostream>
 #include <sstream>
 
@@ -21,9 +20,9 @@
 
 namespace duet {
 
-namespace fs = std::filesystem;
-
 namespace {
+
+constexpr int64_t kRehearsedSteps = 3;  // as --help says
 
 // What a signal handler touches: atomics without a lock may be, and ranks read them from their
 // threads.
@@ -215,13 +214,27 @@ void RankRun::sample() {
 
 }  // namespace
 
+// What a rehearsal makes nothing of. Returns whether --steps is among the options that were given.
+static bool refuse_what_is_not_rehearsed(const std::vector<std::string>& given) {
+  constexpr std::string_view kUsed[] = {"--rehearse", "--steps", "--dp", "--pp", "--microbatches",
+      "--schedule", "--virtual-stages", "--overlap", "--preset", "--model", "--seq-len",
+      "--micro-batch-size", "--transport", "--comm-timeout", "--trace", "--trace-steps",
+      "--format"};
+  std::string used;
+  for (std::string_view name : kUsed) used += cat(used.empty() ? "" : ", ", name);
+  for (const std::string& name : given)
+    require(std::find(std::begin(kUsed), std::end(kUsed), name) != std::end(kUsed), name,
+        ": found with --rehearse, which computes nothing, allowed: ", used);
+  return std::find(given.begin(), given.end(), "--steps") != given.end();
+}
+
 void add_train_command(CLI::App& duet, int& exit_status) {
   Command cli(duet, "train", "train a model; without options a demonstration of under a minute");
   const auto o = std::make_shared<TrainOptions>();
   add_train_options(cli, *o);
   cli.runs([o, cli, &exit_status] {
     if (o->rehearse.empty()) return void(exit_status = train_command(*o, std::cout));
-    if (!cli.given("--steps")) o->steps = 3;
+    if (!refuse_what_is_not_rehearsed(cli.given())) o->steps = kRehearsedSteps;
     rehearse_command(*o, std::cout);
   });
 }

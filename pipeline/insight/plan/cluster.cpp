@@ -52,7 +52,8 @@ Cluster read(const Json& json, const std::string& where) {
   c.name = f.text("name"), c.source = f.text_or("source", ""), c.core = f.flag("core", false);
   std::vector<std::string> known = {"name", "source", "core"};
   for (const ClusterField& field : kFields) {
-    c.*field.member = f.number(field.key, c.core ? 0 : field.lo, field.hi) * field.unit;
+    const double lo = c.core && field.unit == 1e9 ? field.lo / 100 : field.lo;  // a core is slower
+    c.*field.member = f.number(field.key, lo, field.hi) * field.unit;
     known.push_back(field.key);
   }
   for (size_t p = 0; p < c.peak.size(); ++p) {
@@ -93,6 +94,14 @@ double product_seconds(const Cluster& c, Precision precision, double m, double n
       (1 + c.tail_waves / waves) * (1 + c.k_half / k);
   const double memory = count * ((m * k + k * n) * in_bytes + m * n * out_bytes) / c.hbm();
   return c.core ? arithmetic + memory : std::max(arithmetic, memory);
+}
+
+double weight_product_seconds(const Cluster& c, Precision precision, double m, double n,
+    double tokens, double count, double pieces) {
+  double seconds = product_seconds(c, precision, m, n, tokens, count, 8);
+  if (count > 1 || c.core) seconds += 8 * m * n * count / c.hbm();
+  if (c.core) seconds += 2 * m * n * count / c.products_per_s(precision) * c.k_half * (pieces - 1);
+  return seconds;
 }
 
 std::vector<std::string> cluster_names() {

@@ -58,6 +58,12 @@ struct Cluster {
 double product_seconds(const Cluster& c, Precision precision, double m, double n, double k,
     double count = 1, double out_bytes = 2);
 
+// The same for a gradient: a sum over k = tokens into 4 or 8 bytes, to which a product for each
+// expert, and a core's, adds in a pass of its own (the trace's mlp(W)). pieces: exact sums into
+// which a core cuts it.
+double weight_product_seconds(const Cluster& c, Precision precision, double m, double n,
+    double tokens, double count, double pieces);
+
 // A name ("h100") or the path of a file. Throws UsageError that names what is missing, or out of
 // the range that its unit allows.
 Cluster find_cluster(const std::string& name_or_path);

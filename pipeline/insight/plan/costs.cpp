@@ -46,15 +46,8 @@ class LayerCost {
     const Precision p = l_.precision;
     cost_.F[part] += product_seconds(c_, p, tokens, n, k, count);
     cost_.I[part] += product_seconds(c_, p, tokens, k, n, count);
-    cost_.W[part] += product_seconds(c_, p, k, n, tokens, count, 8);
-    if (c_.core) {
-      const double segment = std::min(128.0, double(job_.seq_len)) * tokens / tokens_;
-      cost_.W[part] +=
-          2 * n * k * count / c_.products_per_s(p) * c_.k_half * (tokens / segment - 1);
-    }
-    // A product for each expert does not hide the sum into 32-bit gradients (the trace's mlp(W)),
-    // and a core's product none.
-    if (count > 1 || c_.core) cost_.W[part] += 8 * n * k * count / c_.hbm();
+    const double segment = std::min(128.0, double(job_.seq_len)) * tokens / tokens_;
+    cost_.W[part] += weight_product_seconds(c_, p, k, n, tokens, count, tokens / segment);
     if (p <= Precision::bf16) return;
     const double x = tokens * k * count, dy = tokens * n * count;
     rows(3 * x, 3 * dy);                          // from 16 bits

@@ -174,8 +174,8 @@ Cluster measure_cluster() {
   if (!cuda) {
     const double arithmetic = cold.predicted(c, p);
     c.hbm_bytes_s = 1;
-    c.hbm_bytes_s =
-        (cold.predicted(c, p) - arithmetic) / std::max(cold.seconds - arithmetic, cold.seconds / 4);
+    const double bytes = cold.predicted(c, p) - arithmetic;
+    c.hbm_bytes_s = bytes / std::max(cold.seconds - arithmetic, cold.seconds / 4);
     c.nvlink_bytes_s = c.network_bytes_s = c.hbm_bytes_s / 2;
   } else {
     const Buf to = bench.zeros(1, 64);

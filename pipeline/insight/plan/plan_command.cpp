@@ -117,9 +117,10 @@ void plan_command(const PlanOptions& o, std::ostream& out) {
       ", allowed: text, json");
   if (!o.validate.empty()) return print_validation(validate(o.validate), o.format == "json", out);
   if (!o.measure.empty()) {
-    const Cluster c = measure_cluster();
-    write_file(o.measure, write_cluster(c));
-    out << o.measure << ": " << c.name << "\n";
+    write_file(o.measure, "");  // whether it can be written, before seconds are spent
+    const std::string text = write_cluster(measure_cluster());
+    write_file(o.measure, text);
+    out << (o.format == "json" ? text : cat(o.measure, ": this machine, measured\n"));
     return;
   }
   const PlanJob job{find_model(o.model), find_cluster(o.cluster), o.gpus, o.batch, o.seq_len};
