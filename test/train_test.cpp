@@ -9,6 +9,7 @@
 
 #include "pipeline/checkpoint/safetensors.h"
 #include "pipeline/train/generate.h"
+#include "pipeline/train/trainer.h"
 #include "test/run_testing.h"
 
 namespace duet {
@@ -200,6 +201,27 @@ TEST_F(Train, GeneratesFromACheckpoint) {
   EXPECT_EQ(a.str().substr(0, 5), "To be");
   g.from = folder_ + "/nowhere";
   expect_refused([&] { generate_command(g, a); }, {"--from", "nowhere"});
+}
+
+TEST_F(Train, ValidationComputesWhatItNeedsAndKeepsNoForward) {
+  int64_t flops[4] = {};
+  for (const int sequences : {1, 3}) {  // of four microbatches
+    TrainOptions o = options("", 1);
+    o.micro_batch_size = 1;
+    o.val_sequences = sequences;
+    const Job job = make_job(o);
+    run_ranks(job.run, [&](Comm& world) {
+      const std::unique_ptr<Device> device = make_device(job, world.rank());
+      Trainer trainer(job, world, *device);
+      train_step(trainer, 1);
+      const int64_t peak = device->memory(Use::activations).peak, before = device->flops;
+      validation_loss(trainer);
+      flops[sequences] = device->flops - before;
+      EXPECT_EQ(device->memory(Use::activations).peak, peak) << "more than one training needs";
+    });
+  }
+  EXPECT_GT(flops[1], 0);
+  EXPECT_EQ(flops[3], 3 * flops[1]);
 }
 
 // --- wrong input ---------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 // See executor.h.
 #include "pipeline/train/executor.h"
 
+#include <algorithm>
+
 #include "model/base/clock.h"
 #include "pipeline/schedule/add_comms.h"
 #include "pipeline/train/pairs.h"
@@ -16,6 +18,8 @@ bool Executor::run(
     std::span<const Action> actions, const Tokens& tokens, const std::function<bool()>& give_up) {
   waited_ = 0;
   tokens_ = tokens;
+  forward_only_ = std::all_of(actions.begin(), actions.end(),
+      [](const Action& a) { return a.is_comm() || (a.kind == Kind::F && !a.overlapped()); });
   bool gave_up = false;
   for (const Action& a : actions) {
     gave_up = gave_up || (give_up && give_up());
@@ -53,6 +57,7 @@ Microbatch Executor::tokens(const Action& a) const {
 void Executor::forward(const Action& a) {
   Buf x = take(Tag::F, a);
   keep(Tag::F, a, stages_.at(a.stage)->forward(a.microbatch, std::move(x), tokens(a)));
+  if (forward_only_) stages_.at(a.stage)->drop(a.microbatch);
 }
 
 void Executor::backward(const Action& a) {

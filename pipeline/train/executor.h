@@ -30,8 +30,8 @@ class Executor {
       bool overlap);
 
   // Runs a list with its sends and receives (add_comms.h). tokens(m): the microbatch's tokens,
-  // asked by first and last stages. A list without backwards leaves activations: the caller drops
-  // them. give_up is asked before each action: once it says yes nothing more is computed, and
+  // asked by first and last stages. In a list without backwards a forward is freed when it is done.
+  // give_up is asked before each action: once it says yes nothing more is computed, and
   // messages flow with whatever is in them, so that no other rank waits for ever. The stages are
   // then fit for nothing but keeping their parameters. Not where experts are spread over ranks,
   // which exchange tokens while they compute. Returns whether it gave up.
@@ -60,7 +60,7 @@ class Executor {
   Comm& pipeline_;
   const Context& context_;
   Stages& stages_;
-  bool overlap_;
+  bool overlap_, forward_only_ = false;
   Tokens tokens_;
   // made here and not used yet, or awaited; by who makes it: kind, stage, microbatch
   std::map<std::tuple<Tag::Kind, int, int>, Result> results_;
