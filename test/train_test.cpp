@@ -211,7 +211,7 @@ TEST_F(Train, ValidationComputesWhatItNeedsAndKeepsNoForward) {
     o.val_sequences = sequences;
     const Job job = make_job(o);
     run_ranks(job.run, [&](Comm& world) {
-      const std::unique_ptr<Device> device = make_device(job, world.rank());
+      const std::unique_ptr<Device> device = make_device(job, world);
       Trainer trainer(job, world, *device);
       train_step(trainer, 1);
       const int64_t peak = device->memory(Use::activations).peak, before = device->flops;

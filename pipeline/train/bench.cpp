@@ -33,7 +33,7 @@ void bench_command(const BenchOptions& b, std::ostream& out) {
   StepResult last;
   std::string device_name;
   run_ranks(job.run, [&](Comm& world) {
-    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    const std::unique_ptr<Device> device = make_device(job, world);
     device_name = device->name();
     Trainer trainer(job, world, *device);
     for (int64_t step = 1; step <= o.steps; ++step) {

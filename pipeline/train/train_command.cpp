@@ -132,7 +132,7 @@ class RankRun {
 
 RankRun::RankRun(const Job& job, Comm& world, const StopOnSignal& stop, std::ostream& out)
     : job_(job), o_(job.options), world_(world), stop_(stop), out_(out),
-      device_(make_device(job, world.rank())) {
+      device_(make_device(job, world)) {
   if (job.run.transport != Wire::local) require_same_job(world, job);
   open_files();
   trainer_.emplace(job, world, *device_);

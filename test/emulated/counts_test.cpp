@@ -29,7 +29,7 @@ class Counts : public RunTest {
     emulated::Counts step;
     const Job job = make_job(o);
     run_ranks(job.run, [&](Comm& world) {
-      const std::unique_ptr<Device> device = make_device(job, world.rank());
+      const std::unique_ptr<Device> device = make_device(job, world);
       Trainer trainer(job, world, *device);
       train_step(trainer, 1);
       const emulated::Counts before = emulated::counts();

@@ -20,7 +20,7 @@ std::vector<std::string> train(const TrainOptions& options) {
   const Job job = make_job(options);
   std::vector<std::string> bits;
   run_ranks(job.run, [&](Comm& world) {
-    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    const std::unique_ptr<Device> device = make_device(job, world);
     Trainer trainer(job, world, *device);
     for (int64_t step = 1; step <= options.steps; ++step) {
       const StepResult r = train_step(trainer, step);
