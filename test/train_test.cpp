@@ -224,6 +224,24 @@ TEST_F(Train, ValidationComputesWhatItNeedsAndKeepsNoForward) {
   EXPECT_EQ(flops[3], 3 * flops[1]);
 }
 
+// Else a GPU would idle while the host makes the plan.
+TEST_F(Train, WhereNoTokenLeavesTheSharedExpertsAreEnqueuedBeforeTheHostWaits) {
+  const Job job = make_job(options("", 1));
+  run_ranks(job.run, [&](Comm& world) {
+    const std::unique_ptr<Device> device = make_device(job, world);
+    Trainer trainer(job, world, *device);
+    Recorder recorder(*device);
+    train_step(trainer, 1, {.recorder = &recorder});
+    int shared = 0, waits = 0;
+    for (const Recorder::Entry& e : recorder.entries()) {
+      shared += e.mark.name == std::string("shared F") && e.mark.layer > 0;  // 0 is dense
+      waits += e.mark.name == std::string("choices") && e.mark.lane == std::string("wait");
+      EXPECT_LE(waits, shared);
+    }
+    EXPECT_EQ(waits, 2 * 4);  // layers, microbatches
+  });
+}
+
 // --- wrong input ---------------------------------------------------------------------------------
 
 TEST_F(Train, RefusesWrongOptionsAndWritesNothing) {
