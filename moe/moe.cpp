@@ -327,9 +327,11 @@ void Moe::clear_load() {
 
 void Moe::count_work(const std::vector<std::vector<int32_t>>& choices) {
   if (alone()) return;
-  std::vector<int64_t> rows(choices.size(), 0);
+  std::vector<int64_t> of_slot(choices.size() * size_t(slots_)), rows;
   for (const std::vector<int32_t>& of_rank : choices)
-    for (int32_t slot : of_rank) ++rows[size_t(slot / slots_)];
+    for (int32_t slot : of_rank) ++of_slot[size_t(slot)];
+  for (auto slot = of_slot.begin(); slot != of_slot.end(); slot += slots_)
+    rows.push_back(std::accumulate(slot, slot + slots_, int64_t(0)));
   rows.push_back(*std::max_element(rows.begin(), rows.end()));
   for (size_t i = 0; i < rows.size(); ++i) work_[i] += rows[i];
 }
