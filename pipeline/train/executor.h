@@ -38,7 +38,9 @@ class Executor {
   bool run(std::span<const Action> actions, const Tokens& tokens,
       const std::function<bool()>& give_up = {});
 
-  double waited() const { return waited_; }  // seconds the last run stood still for messages
+  // The fraction of the last run for which the compute stream waited for messages; once it is
+  // synchronized.
+  double idle() const;
 
  private:
   struct Result {
@@ -51,6 +53,7 @@ class Executor {
   void forward(const Action& a);
   void backward(const Action& a);
   Microbatch tokens(const Action& a) const;
+  std::unique_ptr<Event> now() const;
   Buf take(Tag::Kind kind, const Action& a);
   void keep(Tag::Kind kind, const Action& a, Buf result);
   void send(Tag::Kind kind, const Action& a);
@@ -65,7 +68,10 @@ class Executor {
   // made here and not used yet, or awaited; by who makes it: kind, stage, microbatch
   std::map<std::tuple<Tag::Kind, int, int>, Result> results_;
   std::list<Result> sending_;
-  double waited_ = 0;
+  // on the compute stream: of the whole run, and of each wait for a message
+  using Span = std::pair<std::unique_ptr<Event>, std::unique_ptr<Event>>;
+  Span whole_;
+  std::vector<Span> waits_;
 };
 
 }  // namespace duet

@@ -239,12 +239,10 @@ StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
       job.layout.ep == 1 ? hooks.give_up : std::function<bool()>());
   t.context.stream().synchronize();
 
-  const double schedule_seconds = seconds_now() - begin;
-
   reduce_gradients(t);
   Facts facts = facts_of_step(t, gave_up);
   facts["stop"] = {double(hooks.stop())};
-  facts["idle"] = {t.executor.waited() / schedule_seconds};
+  facts["idle"] = {t.executor.idle()};
   add_up(t, facts, r);
   if (r.given_up) {
     t.context.recorder = nullptr;

@@ -36,7 +36,7 @@ Trainer::Trainer(const Job& job, Comm& world, Device& device)
       replicas(world.group(job.layout.replicas_of(world.rank()))),
       experts(world.group(job.layout.experts_of(world.rank()))),
       expert_replicas(world.group(job.layout.expert_replicas_of(world.rank()))),
-      context{device, job.config, job.options.dtype, job.options.seq_len,
+      context{device, job.config, *job.options.dtype, job.options.seq_len,
           job.options.micro_batch_size, 1 / double(job.global_sequences() * job.options.seq_len),
           job.options.balance_loss / double(job.global_sequences()), job.options.segment_tokens},
       monitor(job.balancer, moe_layers()),

@@ -317,6 +317,7 @@ TEST_P(NcclTrainer, HasTheBitsOfThreads) {
   o.microbatches = 8;
   o.schedule = GetParam().first;
   o.device = DeviceKind::cuda;
+  o.dtype = Dtype::f32;
   o.threads = 1;
   o.val_sequences = 2;
   const Job job = make_job(o);
