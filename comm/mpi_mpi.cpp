@@ -60,8 +60,8 @@ struct MpiMessage : Message {
     gpu->copied = record(gpu->lane());
   }
 
-  Bytes memory;  // MPI's
-  Buf staging;   // on behalf of GPU memory
+  Bytes memory;        // MPI's
+  Buf staging;         // on behalf of GPU memory
   int64_t pieces = 0;  // under way; the transport's
 };
 
