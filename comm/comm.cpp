@@ -45,8 +45,13 @@ Unwinding::~Unwinding() {
 CommStream::CommStream(Comm& world, Device& device)
     : stream_(device.make_stream()), unwinding_(*world.transport_) {}
 
-Channels::Channels(Comm& world, Device& device, const std::vector<std::pair<int, int>>& pairs)
-    : open_(world.transport_->open(world, device, pairs)), unwinding_(*world.transport_) {}
+Channels::Channels(
+    Comm& world, Device& device, const std::vector<std::pair<int, int>>& pairs, Carries of_world)
+    : open_(world.transport_->open(world, device, pairs)), unwinding_(*world.transport_) {
+  if (of_world == Carries::tensors) world.transport_->add_group(world, 0);
+}
+
+int Comm::rank_here() const { return transport_->state->rank_here; }
 
 Traffic Comm::take_traffic() { return std::exchange(transport_->state->traffic, {}); }
 
@@ -61,14 +66,14 @@ Comm::Comm(Transport& transport)
 Comm::Comm(Transport& transport, std::vector<int> ranks, uint32_t id)
     : transport_(&transport), ranks_(std::move(ranks)), rank_(0), id_(id) {}
 
-Comm Comm::group(std::vector<int> ranks) {
+Comm Comm::group(std::vector<int> ranks, Carries carries) {
   DUET_CHECK(id_ == 0, "groups are made from the world");
   Comm made(*transport_, std::move(ranks), ++groups_);
   const auto me = std::find(made.ranks_.begin(), made.ranks_.end(), rank_);
   DUET_CHECK(
       me != made.ranks_.end(), "a group: expected its list to name rank ", rank_, " that makes it");
   made.rank_ = int(me - made.ranks_.begin());
-  transport_->add_group(made, made.id_);
+  if (carries == Carries::tensors) transport_->add_group(made, made.id_);
   return made;
 }
 

@@ -159,10 +159,14 @@ class CommStream {
 // communicator for each direction, and each group one for its collectives, all made in one order
 // and before they are used. So: all ranks of the world make their Channels at the same point, with
 // the same pairs of world ranks, after their devices and before their groups, and drop them after
-// all messages. Throws UsageError where two ranks have one GPU, which NCCL refuses.
+// all messages. A communicator takes memory: a group, or the world, whose collectives carry host
+// values alone says so and gets none. Throws UsageError where two ranks have one GPU, which NCCL
+// refuses.
+enum class Carries { tensors, host_values };
 class Channels {
  public:
-  Channels(Comm& world, Device& device, const std::vector<std::pair<int, int>>& pairs);
+  Channels(Comm& world, Device& device, const std::vector<std::pair<int, int>>& pairs,
+      Carries of_world = Carries::tensors);
 
  private:
   std::shared_ptr<void> open_;
@@ -189,12 +193,13 @@ class Comm {
   int rank() const { return rank_; }
   int size() const { return int(ranks_.size()); }
   int world_rank(int r) const { return ranks_[size_t(r)]; }
+  int rank_here() const;   // this rank's number among the ranks on its machine
   Traffic take_traffic();  // of this rank, in all its groups, since it was last taken
 
   // A group of ranks of the world, numbered as listed. All ranks of the world call it, in the same
   // order, each with the list of its own group (alone: {rank}); groups of one call are disjoint.
   // Only the world has groups.
-  Comm group(std::vector<int> ranks);
+  Comm group(std::vector<int> ranks, Carries carries = Carries::tensors);
 
   // `peer` is a rank of this group. The buffer is read, or written, after the work enqueued on
   // `after` so far.

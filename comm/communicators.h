@@ -159,7 +159,7 @@ class Communicators {
       if (settled()) return;
       if (late(begin)) state_.time_out(text);
       lock.unlock();
-      std::this_thread::sleep_for(std::chrono::microseconds(20));
+      if (Clock::now() - begin > kSpin) std::this_thread::sleep_for(kPause);
       lock.lock();
     }
   }

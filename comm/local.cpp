@@ -86,7 +86,7 @@ class Process {
 class LocalTransport final : public Transport {
  public:
   LocalTransport(int rank, const RunOptions& options, std::shared_ptr<Process> process)
-      : Transport(std::make_shared<RankState>(rank, options.ranks, options)),
+      : Transport(std::make_shared<RankState>(rank, options.ranks, options, rank)),
         process_(std::move(process)) {}
 
   std::unique_ptr<Message> make(const Side& side, Stream* after) override {

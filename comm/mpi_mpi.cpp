@@ -31,7 +31,6 @@ namespace duet {
 namespace {
 
 constexpr int kLooks = 500;  // without success, before pauses begin
-constexpr auto kPause = std::chrono::microseconds(20);
 constexpr auto kBetweenLooksForProcesses = std::chrono::milliseconds(50);
 constexpr int kFailed = int(kHeaderTag) + 1;  // no Tag's: the sender has said why it ends
 // bytes in one MPI message, whose count is an int; longer ones go in pieces
@@ -67,7 +66,7 @@ struct MpiMessage : Message {
     if (!gpu) return;
     staging = after->device().host_buffer(1, (int64_t(memory.size()) + 3) / 4, Dtype::i32);
     memory = {static_cast<std::byte*>(staging->data), memory.size()};
-    if (side.send) sent = copy(memory, side.memory);
+    if (side.send) copy(memory, side.memory);
   }
   ~MpiMessage() override {
     if (!gpu || !gpu->copied) return;
@@ -78,19 +77,18 @@ struct MpiMessage : Message {
     }
   }
   Event* landed() override {
-    if (gpu && !side.send && !gpu->copied) gpu->copied = copy(side.memory, memory);
+    if (gpu && !side.send && !gpu->copied) copy(side.memory, memory);
     return Message::landed();
   }
-  std::unique_ptr<Event> copy(Bytes to, Bytes from) {
+  void copy(Bytes to, Bytes from) {
     gpu->lane().wait(*gpu->ready);
     gpu->lane().copy(to.data(), from.data(), from.size());
-    return record(gpu->lane());
+    gpu->copied = record(gpu->lane());
   }
 
-  Bytes memory;                 // MPI's
-  Buf staging;                  // on behalf of GPU memory
-  std::unique_ptr<Event> sent;  // after which staging can be sent
-  int64_t pieces = 0;           // under way; the transport's
+  Bytes memory;        // MPI's
+  Buf staging;         // on behalf of GPU memory
+  int64_t pieces = 0;  // under way; the transport's
 };
 
 class MpiTransport final : public Transport {
@@ -191,7 +189,7 @@ class MpiTransport final : public Transport {
         return kept->side.peer == side.peer && kept->side.tag == side.tag &&
             kept->side.send == side.send;
       };
-      const bool copying = m->sent && !m->sent->done();
+      const bool copying = side.send && m->gpu && !m->gpu->copied->done();
       if (copying || std::any_of(fresh_.begin(), fresh_.end(), same))
         fresh_.push_back(m);
       else
@@ -260,13 +258,17 @@ class MpiSession {
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
+    MPI_Comm here;
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &here);
+    MPI_Comm_rank(here, &rank_here);
+    MPI_Comm_free(&here);
     int* largest_tag = nullptr;
     int known = 0;
     MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &largest_tag, &known);
     usable = threads == MPI_THREAD_MULTIPLE && known && *largest_tag >= (1 << kTagBits) - 1;
   }
   ~MpiSession() { MPI_Finalize(); }
-  int rank = 0, size = 0;
+  int rank = 0, size = 0, rank_here = 0;
   bool usable = false;
 };
 
@@ -304,7 +306,7 @@ void run_mpi(
         " ranks, found ", mpi.size, "; start duet with mpirun -np ", options.ranks);
     require(
         mpi.usable, option, "this MPI lacks MPI_THREAD_MULTIPLE or tags of ", kTagBits, " bits");
-    const auto state = std::make_shared<RankState>(mpi.rank, mpi.size, options);
+    const auto state = std::make_shared<RankState>(mpi.rank, mpi.size, options, mpi.rank_here);
     auto carrier = std::make_unique<MpiTransport>(state);
     MpiTransport& messages = *carrier;
     const auto transport = with_nccl(std::move(carrier), options);

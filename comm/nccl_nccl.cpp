@@ -130,7 +130,8 @@ class NcclTransport final : public Transport {
     if (c.sends.empty()) return;
     check_open();
     const auto group = groups_.find(c.group);
-    DUET_CHECK(group != groups_.end(), c.text(), ": expected a group made after its Channels");
+    DUET_CHECK(group != groups_.end(), c.text(),
+        ": expected a group made after its Channels, to carry tensors");
     compare(c);
     communicators_->launch(*stream, group->second, c.sends, c.recvs, c.text());
   }
@@ -146,7 +147,6 @@ class NcclTransport final : public Transport {
       return std::this_thread::get_id() == mine && advance();
     };
     connect(world, device, pairs);
-    add_group(world, 0);
     return opened;
   }
 

@@ -41,17 +41,24 @@ std::string Side::text() const {
 
 // --- a rank --------------------------------------------------------------------------------------
 
-RankState::RankState(int rank, int size, const RunOptions& options)
-    : rank(rank), size(size), timeout(options.timeout), link(options.link) {}
+RankState::RankState(int rank, int size, const RunOptions& options, int rank_here)
+    : rank(rank), size(size), rank_here(rank_here), timeout(options.timeout), link(options.link) {}
+
+// Else a thread sleeps 50 microseconds longer than it asks for.
+static void sleep_precisely() {
+#ifdef __linux__
+  prctl(PR_SET_TIMERSLACK, 1UL);
+#endif
+}
 
 void RankState::count(int peer, int64_t bytes) {
   (link.same_node(rank, peer) ? traffic.intra : traffic.inter) += bytes;
 }
 
 void RankState::wait(const Condition& ended, const std::function<std::string()>& awaited) {
-  constexpr auto kPause = std::chrono::microseconds(20);
   constexpr double kForever = 1e9;  // what a clock can add
-  const auto deadline = Clock::now() +
+  const auto begin = Clock::now();
+  const auto deadline = begin +
       std::chrono::duration_cast<Clock::duration>(
           std::chrono::duration<double>(patient ? kForever : std::min(timeout, kForever)));
   std::unique_lock lock(mutex_);
@@ -65,7 +72,9 @@ void RankState::wait(const Condition& ended, const std::function<std::string()>&
     lock.unlock();
     const bool moved = progress();
     lock.lock();
-    if (!moved && !ended()) changed_.wait_for(lock, kPause);
+    if (moved || ended() || Clock::now() - begin < kSpin) continue;
+    sleep_precisely();
+    changed_.wait_for(lock, kPause);
   }
 }
 
@@ -78,9 +87,7 @@ void RankState::set(std::atomic<bool>& flag) {
 // Waking takes about 20 microseconds, so a sleep ends that much early; what is left is spun.
 void RankState::sleep_until(Clock::time_point time) {
   if (time <= Clock::now()) return;
-#ifdef __linux__
-  prctl(PR_SET_TIMERSLACK, 1UL);  // else the thread sleeps 50 microseconds longer than it asks for
-#endif
+  sleep_precisely();
   std::unique_lock lock(mutex_);
   const auto failed = [&] { return failure_ != nullptr; };
   if (changed_.wait_until(lock, time - std::chrono::microseconds(20), failed))
@@ -133,8 +140,12 @@ std::unique_ptr<Event> record(Stream& stream) {
 OnGpu::OnGpu(const Side& side, Stream& after)
     : ready(record(after)), device_(after.device()), lane_(side.collective ? &after : nullptr) {}
 
+OnGpu::~OnGpu() {
+  if (own_lane_) device_.give_back(std::move(own_lane_));
+}
+
 Stream& OnGpu::lane() {
-  if (!lane_) lane_ = (own_lane_ = device_.make_stream()).get();
+  if (!lane_) lane_ = (own_lane_ = device_.borrow_stream()).get();
   return *lane_;
 }
 

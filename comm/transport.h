@@ -47,14 +47,19 @@ constexpr uint32_t kHeaderTag = 3u << 20;  // no Tag's: an NCCL message's announ
 uint32_t pack(Tag tag);
 std::string action_text(uint32_t packed_tag);  // "3F7"
 
+// How who must look for himself waits: first without a pause, for that long, then with pauses.
+constexpr auto kSpin = std::chrono::microseconds(50), kPause = std::chrono::microseconds(20);
+
 // --- a rank --------------------------------------------------------------------------------------
 
 // One rank, as all that carries its messages shares it: who it is, what it sent, how it waits and
 // fails. Any thread may call it.
 class RankState {
  public:
-  RankState(int rank, int size, const RunOptions& options);
+  // rank_here: its number among the ranks on its machine
+  RankState(int rank, int size, const RunOptions& options, int rank_here);
   const int rank, size;  // of the world
+  const int rank_here;
   const double timeout;  // seconds
   const LinkModel link;
   bool patient = false;  // no timeout; the rank's thread's
@@ -105,11 +110,12 @@ struct Side {
 };
 
 // Of a side in GPU memory: from when its memory may be used, where copies are enqueued, and when
-// they have happened. A collective copies on its own stream, any other message on a stream that
-// serves it alone.
+// they have happened. A collective copies on its own stream, any other message on a stream on loan
+// that serves it alone.
 class OnGpu {
  public:
   OnGpu(const Side& side, Stream& after);
+  ~OnGpu();
   const std::unique_ptr<Event> ready;
   std::shared_ptr<Event> copied;  // made by whoever copies, before the side is met
   Stream& lane();                 // for the rank's thread

@@ -1,13 +1,18 @@
 // The arenas, initial values and the optimizer's launches. See param.h.
 #include "model/param.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "model/base/hash.h"
 #include "model/machine/launch.h"
+#include "model/machine/thread_pool.h"
 #include "model/rows/list.h"
 
 namespace duet {
+
+constexpr int64_t kMadeAtOnce = 4 << 20;  // initial values, on their way through host memory
 
 Param& Params::matrix(const std::string& name, int64_t in, int64_t out) {
   return all_.emplace_back(
@@ -73,30 +78,47 @@ void Params::allocate(Device& device, Dtype dtype, uint64_t seed) {
   block_decay_ = upload(decay);
   blocks_ = {block_begin_, block_count_, block_decay_};
   squares_ = device.buffer(int64_t(begin.size()), 2, Dtype::f64, Use::scratch);
-  squares_host_ = device.host_buffer(int64_t(begin.size()), 2, Dtype::f64);
+  squares_host_ = device.host_buffer(2, 2 * int64_t(begin.size()), Dtype::f64);
+  memset(squares_host_->data, 0, size_t(squares_host_->bytes()));
+  initialize(device, seed);
+  masters_changed(stream);
+}
 
+// On the host, where all devices' values have the same bits; on all of the rank's cores.
+void Params::initialize(Device& device, uint64_t seed) {
+  ThreadPool pool(device.threads());
   for (const Param& p : all_) {
     if (p.init == Init::zeros) continue;
-    Buf host = device.host_buffer(p.rows, p.cols, p.master.dtype);
     const InitialNormal normal(seed, p.name);
-    for (int64_t i = 0; i < host->size(); ++i) host->set(i, p.init == Init::ones ? 1.0 : normal(i));
-    stream.copy(p.master.data, host->data, size_t(host->bytes()));
-    stream.synchronize();
+    const int64_t size = p.rows * p.cols, part = std::min(size, kMadeAtOnce);
+    const Buf host = device.host_buffer(1, part, p.master.dtype);
+    for (int64_t at = 0; at < size; at += part) {
+      const int64_t n = std::min(part, size - at);
+      pool.parallel_for(n, kBlockSize, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          host->set(i, p.init == Init::ones ? 1.0 : normal(at + i));
+      });
+      const Tensor to = p.master.reshape(1, size).col_slice(at, n);
+      device.compute().copy(to.data, host->data, size_t(to.bytes()));
+      device.compute().synchronize();
+    }
   }
-  masters_changed(stream);
 }
 
 void Params::zero_grad(Stream& stream) {
   if (grad_) stream.zero(grad_->data, size_t(grad_->bytes()));
 }
 
-std::vector<double> Params::squares(Stream& stream) {
+void Params::look(Stream& stream, Look when) {
   launch<SumSquares>(
       stream, squares_->rows, {.x = weight_, .grad = grad_, .sum = squares_, .blocks = blocks_});
-  stream.copy(squares_host_->data, squares_->data, size_t(squares_->bytes()));
-  stream.synchronize();
+  stream.copy(
+      squares_host_->row_slice(int64_t(when), 1).data, squares_->data, size_t(squares_->bytes()));
+}
+
+std::vector<double> Params::squares() const {
   std::vector<double> sums;
-  const double* block = squares_host_->row<double>(0);
+  const double* block = squares_host_->row<double>(int64_t(Look::finished));
   for (const Param& p : all_) {
     if (!p.trained) continue;
     double sum = 0;
@@ -106,15 +128,10 @@ std::vector<double> Params::squares(Stream& stream) {
   return sums;
 }
 
-double Params::largest_gradient(Stream& stream) {
-  squares(stream);
-  return largest_gradient();
-}
-
 double Params::largest_gradient() const {
   double largest = 0;
-  for (int64_t i = 0; i < squares_host_->rows; ++i)
-    largest = std::max(largest, squares_host_->get(2 * i + 1));
+  for (int64_t i = 1; i < squares_host_->size(); i += 2)
+    largest = std::max(largest, squares_host_->get(i));
   return largest;
 }
 

@@ -56,11 +56,12 @@ class Params {
   void allocate(Device& device, Dtype dtype, uint64_t seed);
 
   void zero_grad(Stream& stream);
-  // Of the finished gradient: each trained parameter's sum of squares, in order of declaration.
-  // Synchronizes.
-  std::vector<double> squares(Stream& stream);
-  // Its largest element, in magnitude: now (synchronizes), or when squares() was last asked.
-  double largest_gradient(Stream& stream);
+  // Looks at the gradient, before it is reduced over ranks or when it is finished. What was seen,
+  // valid once the stream is synchronized: of the finished gradient each trained parameter's sum of
+  // squares, in order of declaration; the largest element of either, in magnitude.
+  enum class Look { before, finished };
+  void look(Stream& stream, Look when);
+  std::vector<double> squares() const;
   double largest_gradient() const;
   // One step of AdamW on the finished gradient times `clip`; step counts from 1.
   void adamw(Stream& stream, const AdamWOptions& options, double clip, int64_t step);
@@ -80,11 +81,12 @@ class Params {
 
  private:
   void place(Device& device, Dtype dtype);
+  void initialize(Device& device, uint64_t seed);
   std::deque<Param> all_;
   int64_t elements_ = 0;
   Buf weight_, master_, grad_, m_, v_;           // [1, elements]
   Buf block_begin_, block_count_, block_decay_;  // [blocks, 1]
-  Buf squares_, squares_host_;                   // [blocks, 2] f64: sum, largest element
+  Buf squares_, squares_host_;  // [blocks, 2] f64: sum, largest element; on the host by Look, too
   Blocks blocks_;
 };
 

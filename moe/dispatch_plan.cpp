@@ -13,12 +13,14 @@ DispatchPlan::DispatchPlan(std::span<const int32_t> choice, int64_t topk, int64_
   for (size_t p = 0; p < size_t(places); ++p) offsets[p + 1] += offsets[p];
   token.resize(size_t(offsets.back()));
   std::vector<int64_t> next(offsets.begin(), offsets.end() - 1);
-  for (size_t i = 0; i < choice.size(); ++i) {
-    if (choice[i] < 0) continue;
-    const int64_t row = next[size_t(choice[i])]++;
-    pos[i] = int32_t(row);
-    token[size_t(row)] = int32_t(int64_t(i) / topk);
-  }
+  int32_t of = 0;
+  for (size_t begin = 0; begin < choice.size(); begin += size_t(topk), ++of)
+    for (size_t i = begin; i < begin + size_t(topk); ++i) {
+      if (choice[i] < 0) continue;
+      const int64_t row = next[size_t(choice[i])]++;
+      pos[i] = int32_t(row);
+      token[size_t(row)] = of;
+    }
 }
 
 ExchangePlan::ExchangePlan(const std::vector<std::vector<int32_t>>& choices, int64_t topk,
@@ -27,38 +29,45 @@ ExchangePlan::ExchangePlan(const std::vector<std::vector<int32_t>>& choices, int
   const std::vector<int32_t>& mine = choices[size_t(me)];
 
   // What I send: the ranks of each token.
+  std::vector<int32_t> rank_of(size_t(ranks * slots));
+  for (size_t slot = 0; slot < rank_of.size(); ++slot) rank_of[slot] = int32_t(slot) / int(slots);
   std::vector<int32_t> to(mine.size());
-  for (size_t i = 0; i < mine.size(); ++i) to[i] = int32_t(mine[i] / slots);
+  for (size_t i = 0; i < mine.size(); ++i) to[i] = rank_of[size_t(mine[i])];
   for (auto token = to.begin(); token != to.end(); token += topk) {
     std::sort(token, token + topk);
     std::fill(std::unique(token, token + topk), token + topk, -1);
   }
   leave = DispatchPlan(to, topk, ranks);
 
-  // What I receive, and where its results go.
-  std::vector<int32_t> here, from;  // [received, topk] slots of mine, or -1; [received] the source
-  std::vector<int64_t> segment;     // [received]
+  // What I receive, and where its results go. Everyone's choices are looked at, and most are
+  // others'.
+  std::vector<int64_t> segment_of(size_t(segments.sequences * segments.seq_len));
+  for (size_t t = 0; t < segment_of.size(); ++t) segment_of[t] = segments.segment(int64_t(t));
+  std::vector<std::vector<int32_t>> rows(static_cast<size_t>(slots));  // of each slot, the tokens
+  std::vector<int32_t> from;                                           // [received] the source
+  std::vector<int64_t> segment;                                        // [received]
   received = {0};
   for (int64_t rank = 0; rank < ranks; ++rank) {
     const std::vector<int32_t>& theirs = choices[size_t(rank)];
-    for (size_t t = 0; t < theirs.size(); t += size_t(topk)) {
-      const size_t before = here.size();
+    for (size_t i = 0, t = 0; i < theirs.size(); ++t) {
+      const int32_t token = int32_t(from.size());
       bool any = false;
-      for (size_t j = t; j < t + size_t(topk); ++j) {
-        const bool is_here = theirs[j] / slots == me;
-        here.push_back(is_here ? int32_t(theirs[j] - me * slots) : -1);
-        any |= is_here;
-      }
-      if (any) {
-        from.push_back(int32_t(rank));
-        segment.push_back(segments.segment(int64_t(t) / topk));
-      } else {
-        here.resize(before);
-      }
+      for (const size_t end = i + size_t(topk); i < end; ++i)
+        if (const uint32_t slot = uint32_t(theirs[i]) - uint32_t(me * slots); slot < rows.size()) {
+          rows[slot].push_back(token);
+          any = true;
+        }
+      if (!any) continue;
+      from.push_back(int32_t(rank));
+      segment.push_back(segment_of[t]);
     }
     received.push_back(int64_t(from.size()));
   }
-  local = DispatchPlan(here, topk, slots);
+  local.offsets = {0};
+  for (const std::vector<int32_t>& of_slot : rows) {
+    local.token.insert(local.token.end(), of_slot.begin(), of_slot.end());
+    local.offsets.push_back(int64_t(local.token.size()));
+  }
   cut(segment, from);
   std::vector<int32_t> home;  // [rows]
   for (int32_t row : local.token) home.push_back(from[size_t(row)]);

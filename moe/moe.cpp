@@ -71,7 +71,8 @@ Moe::Moe(const Context& context, Params& params, Params& experts, const std::str
       routed_(context, experts, expert_prefixes(prefix, placement_, me_), context.config.d_expert),
       load_(size_t(context.config.n_routed)), work_(alone() ? 0 : size_t(placement_.gpus) + 1),
       balance_host_(
-          context.device.host_buffer(o.microbatches, context.sequences, acc_dtype(context.dtype))) {
+          context.device.host_buffer(o.microbatches, context.sequences, acc_dtype(context.dtype))),
+      bias_host_(context.device.host_buffer(1, context.config.n_routed, acc_dtype(context.dtype))) {
   DUET_CHECK(placement_.gpus == (o.group ? o.group->size() : 1),
       "placement: expected a GPU for each rank of the group, found ", placement_.gpus);
 }
@@ -83,7 +84,7 @@ void Moe::run(Phase phase, Saved& saved) {
   const int64_t all[2] = {0, s.x.rows};
   switch (phase) {
     case Phase::router_f: return router_f(s);
-    case Phase::dispatch_f: return dispatch_f(s);
+    case Phase::dispatch_f: return alone() ? void() : dispatch_f(s);
     case Phase::shared_f:
       if (shared_) s.y_shared = shared_->forward(s.shared, s.x, all);
       return;
@@ -210,6 +211,7 @@ void Moe::dispatch_f(MoeSaved& s) {
 }
 
 void Moe::experts_f(MoeSaved& s) {
+  if (alone()) dispatch_f(s);
   const Buf received = receive(s);
   s.rows = gather_rows(alone() ? s.x : *received, s.plan.local.token);
   s.y_rows = routed_.forward(s.routed, s.rows, s.plan.local.offsets);
@@ -335,9 +337,11 @@ void Moe::clear_load() {
 
 void Moe::count_work(const std::vector<std::vector<int32_t>>& choices) {
   if (alone()) return;
-  std::vector<int64_t> rows(choices.size(), 0);
+  std::vector<int64_t> of_slot(choices.size() * size_t(slots_)), rows;
   for (const std::vector<int32_t>& of_rank : choices)
-    for (int32_t slot : of_rank) ++rows[size_t(slot / slots_)];
+    for (int32_t slot : of_rank) ++of_slot[size_t(slot)];
+  for (auto slot = of_slot.begin(); slot != of_slot.end(); slot += slots_)
+    rows.push_back(std::accumulate(slot, slot + slots_, int64_t(0)));
   rows.push_back(*std::max_element(rows.begin(), rows.end()));
   for (size_t i = 0; i < rows.size(); ++i) work_[i] += rows[i];
 }
@@ -369,15 +373,15 @@ void Moe::update_bias(const std::vector<int64_t>& load, double gamma) {
   for (int64_t n : load) total += n;
   Stream& stream = context_.stream();
   const Tensor bias = bias_.master;
-  Buf host = context_.device.host_buffer(1, bias.cols, bias.dtype);
-  stream.copy(host->data, bias.data, size_t(bias.bytes()));
-  stream.synchronize();
-  for (int64_t e = 0; e < bias.cols; ++e) {
-    const int64_t excess = load[size_t(e)] * bias.cols - total;  // load - mean, exactly
-    if (excess != 0) host->set(e, host->get(e) + (excess > 0 ? -gamma : gamma));
-  }
-  stream.copy(bias.data, host->data, size_t(bias.bytes()));
-  stream.synchronize();
+  const Tensor host = bias_host_;
+  stream.copy(host.data, bias.data, size_t(bias.bytes()));
+  stream.host([host, load, total, gamma] {
+    for (int64_t e = 0; e < host.cols; ++e) {
+      const int64_t excess = load[size_t(e)] * host.cols - total;  // load - mean, exactly
+      if (excess != 0) host.set(e, host.get(e) + (excess > 0 ? -gamma : gamma));
+    }
+  });
+  stream.copy(bias.data, host.data, size_t(bias.bytes()));
 }
 
 }  // namespace duet

@@ -5,7 +5,8 @@
 //
 // Moe implements the phases of model/feed_forward.h. What leaves in one arrives in the next:
 //   router_f    router logits, top-k; the choices leave
-//   dispatch_f  the choices arrive, and the host makes the plan; tokens leave
+//   dispatch_f  the choices arrive, and the host makes the plan; tokens leave. Where none leave,
+//               experts_f does it: behind the shared experts a GPU does not wait for the plan
 //   shared_f    the shared experts
 //   experts_f   tokens arrive, in expert order; routed experts, a grouped GEMM over contiguous
 //               rows; results leave
@@ -124,6 +125,7 @@ class Moe : public FeedForward {
   std::vector<int64_t> load_;
   std::vector<int64_t> work_;
   Buf balance_host_;  // [microbatches, sequences]
+  Buf bias_host_;     // [1, n_routed] while update_bias is under way
 };
 
 }  // namespace duet

@@ -23,6 +23,6 @@ echo "training steps ($python has no torch: no comparison with PyTorch; PYTHON=.
 for preset in bench tiny; do
   for threads in 1 2; do
     steps=$([ $preset = tiny ] && echo 40 || echo 5)
-    "$duet" bench --preset $preset --threads $threads --steps "$steps"
+    "$duet" bench --device cpu --preset $preset --threads $threads --steps "$steps"
   done
 done

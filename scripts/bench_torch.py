@@ -226,7 +226,7 @@ def race(duet, rounds):
             trainer, ratios = Trainer(preset), []
             title = f"  {preset:5} {threads} thread{'s' if threads > 1 else ' '}"
             for _ in range(rounds):
-                command = [duet, "bench", "--preset", preset, "--threads", str(threads), "--steps", str(steps)]
+                command = [duet, "bench", "--device", "cpu", "--preset", preset, "--threads", str(threads), "--steps", str(steps)]
                 ours = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                 theirs = result(preset, threads, trainer, steps)
                 for key in ("parameters", "tokens"):

@@ -41,7 +41,12 @@ FAULTS = [
      "cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, nullptr)"),
     ("a failed host function is forgotten", DEVICE, "    task->failure->error = std::current_exception();", ""),
     ("host functions go on after a failure", DEVICE, "  if (task->failure->error) return;", ""),
-    ("memory is freed under queued work", DEVICE, "    cudaDeviceSynchronize();\n", ""),
+    ("memory is freed under queued work", DEVICE, "cudaFreeAsync(p, compute_->raw())", "cudaFreeAsync(p, nullptr)"),
+    ("memory is taken by a wait for the GPU", DEVICE, "cudaMallocAsync(&p, size_t(bytes), memory_)",
+     "cudaMalloc(&p, size_t(bytes))"),
+    ("a thread without a GPU asks about an event", DEVICE, "    use_gpu(gpu);\n", ""),
+    ("kernels are loaded late", DEVICE, '  setenv("CUDA_MODULE_LOADING", "EAGER", 0);', ""),
+    ("another GPU does not reach the memory", DEVICE, "if (reaches) CUDA_CHECK(cudaMemPoolSetAccess(pool_, &peers, 1));", ""),
     ("no memory is left an error for the next kernel", DEVICE,
      "    cudaGetLastError();  // or the next row kernel would find it", ""),
     ("B is not transposed", GEMM, "g.form == Form::NT ? CUBLAS_OP_T : CUBLAS_OP_N", "CUBLAS_OP_N"),
@@ -89,7 +94,7 @@ FAULTS = [
     ("NCCL is not asked whether it is ready", COMMUNICATORS, "      settle(lock, text, comm);", ""),
 ]
 # the quick ones first
-TESTS = ["Cuda.*:CudaRows.*:CommOverlap.OnA*:EmulatedMemory.Goes*", "Cuda/CommConformance.*:Nccl/CommConformance.*:Nccl.*",
+TESTS = ["Cuda.*:CudaRows.*:CommOverlap.OnA*:EmulatedMemory.Goes*:GpuDevice.*", "Cuda/CommConformance.*:Nccl/CommConformance.*:Nccl.*",
          "EmulatedRuns.Transports*:EmulatedRuns.AResumed*",
          "EmulatedRuns.SoDo*:EmulatedRuns.TooLittle*:EmulatedRuns.Bf16*"]
 

@@ -322,7 +322,7 @@ TEST_F(CommandLine, HelpAndVersion) {
     expect_contains(help.output, {"--help", "Usage: ", "="});
   }
   expect_contains(duet("train --help").output,
-      {"--pp 1..4096=1 ", "--dtype {fp32, bf16}=fp32 ", "--lr 0..1000=0.002 ",
+      {"--pp 1..4096=1 ", "--dtype {fp32, bf16} ", "--lr 0..1000=0.002 ",
           "--overlap {on, off}=on "});
 }
 

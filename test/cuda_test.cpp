@@ -296,7 +296,7 @@ TEST_F(Cuda, HostFunctionsRunInOrderAndFailuresSurfaceOnce) {
 
 TEST_F(Cuda, EventsOrderStreamsAndTellTheTime) {
   auto a = gpu->make_stream(), b = gpu->make_stream();
-  auto first = gpu->make_event(), second = gpu->make_event();
+  auto first = gpu->make_event(true), second = gpu->make_event(true);
   Buf x = gpu->buffer(1, 1, Dtype::i32, Use::scratch), host = gpu->host_buffer(1, 2, Dtype::i32);
   EXPECT_TRUE(first->done());  // never recorded
   EXPECT_EQ(first->seconds(), 0);

@@ -181,7 +181,7 @@ TEST(Events, AWaitMeansTheMarkOfItsTime) {
 
 TEST(Events, TellTheTime) {
   auto device = make_cpu_device(1);
-  auto first = device->make_event(), second = device->make_event();
+  auto first = device->make_event(true), second = device->make_event(true);
   device->compute().record(*first);
   auto stream = device->make_stream();
   stream->host([] { std::this_thread::sleep_for(std::chrono::milliseconds(3)); });

@@ -66,7 +66,7 @@ History train(const TrainOptions& o, int64_t steps, bool shuffle = false) {
   const Job job = make_job(o);
   History out;
   run_ranks(job.run, [&](Comm& world) {
-    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    const std::unique_ptr<Device> device = make_device(job, world);
     Trainer trainer(job, world, *device);
     History run;
     for (int64_t step = 1; step <= steps; ++step) {
@@ -125,7 +125,7 @@ class EplbLive : public RunTest {
     const Job job = make_job(o);
     History out;
     run_ranks(job.run, [&](Comm& world) {
-      const std::unique_ptr<Device> device = make_device(job, world.rank());
+      const std::unique_ptr<Device> device = make_device(job, world);
       Trainer trainer(job, world, *device);
       History run;
       const int64_t done = from.empty() ? 0 : load_checkpoint(trainer, folder_ + "/" + from);
@@ -245,7 +245,7 @@ TEST_F(EplbLive, AFailureWhileExpertsMoveLeavesTheCheckpoint) {
   const Job job = make_job(o);
   try {
     run_ranks(job.run, [&](Comm& world) {
-      const std::unique_ptr<Device> device = make_device(job, world.rank());
+      const std::unique_ptr<Device> device = make_device(job, world);
       Trainer trainer(job, world, *device);
       History run;
       for (int64_t step = 1; step <= 2; ++step) one_step(trainer, step, run);
@@ -290,7 +290,7 @@ class EplbLiveMpi : public EplbLive {
 TEST_F(EplbChild, DISABLED_IsKilledWhileExpertsMove) {
   const Job job = make_job(options(kDp, 4, 4));
   run_ranks(job.run, [&](Comm& world) {
-    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    const std::unique_ptr<Device> device = make_device(job, world);
     Trainer trainer(job, world, *device);
     History run;
     for (int64_t step = 1; step <= 2; ++step) one_step(trainer, step, run);

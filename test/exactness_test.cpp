@@ -42,7 +42,7 @@ Trace train(const TrainOptions& options) {
   const Job job = make_job(options);
   Trace of_rank_0;
   run_ranks(job.run, [&](Comm& world) {
-    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    const std::unique_ptr<Device> device = make_device(job, world);
     Trainer trainer(job, world, *device);
     Trace t{.clipped = true, .usage = job.usage};
     for (int64_t step = 1; step <= options.steps; ++step) {
@@ -162,7 +162,7 @@ TEST_F(Exactness, CopiesThatDifferAreSeen) {
     o.dp = dp;
     const Job job = make_job(o);
     run_ranks(job.run, [&](Comm& world) {
-      const std::unique_ptr<Device> device = make_device(job, world.rank());
+      const std::unique_ptr<Device> device = make_device(job, world);
       Trainer trainer(job, world, *device);
       const std::string a = newest_checkpoint(folder_ + "/a"),
                         b = newest_checkpoint(folder_ + "/b");
@@ -206,7 +206,7 @@ TEST_F(Exactness, WeightsAloneCanBeLoaded) {
   run(o);
   const Job job = make_job(o);
   run_ranks(job.run, [&](Comm& world) {
-    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    const std::unique_ptr<Device> device = make_device(job, world);
     const std::string dir = newest_checkpoint(o.out);
     Trainer weights(job, world, *device), everything(job, world, *device);
     const double untrained = validation_loss(weights);

@@ -68,6 +68,19 @@ void random_gradients(Params& params, unsigned seed) {
     for (int64_t i = 0; i < p.grad.size(); ++i) p.grad.set(i, normal(rng));
 }
 
+TEST(Params, InitialValuesDoNotDependOnThreads) {
+  const auto values = [](int threads) {
+    auto device = make_cpu_device(threads);
+    Params params;
+    const Param& a = params.matrix("a.weight", 2049, 2050);  // made in two parts
+    params.allocate(*device, Dtype::f32, 1);
+    return std::vector<float>(a.weight.row<float>(0), a.weight.row<float>(0) + a.weight.size());
+  };
+  const std::vector<float> one = values(1);
+  EXPECT_EQ(one.back(), float(InitialNormal(1, "a.weight")(int64_t(one.size()) - 1)));
+  EXPECT_TRUE(values(3) == one);
+}
+
 TEST(Params, SumsSquaresOfTheRoundedGradient) {
   auto device = make_cpu_device(2);
   Params params;
@@ -79,7 +92,8 @@ TEST(Params, SumsSquaresOfTheRoundedGradient) {
     expected.emplace_back();
     for (int64_t i = 0; i < p.grad.size(); ++i) expected.back().push_back(float(p.grad.get(i)));
   }
-  const std::vector<double> squares = params.squares(device->compute());
+  params.look(device->compute(), Params::Look::finished);
+  const std::vector<double> squares = params.squares();
   ASSERT_EQ(squares.size(), 3u);  // of the trained ones, in order of declaration
   const size_t trained[] = {0, 1, 3};
   for (size_t j = 0; j < 3; ++j) {
@@ -88,8 +102,19 @@ TEST(Params, SumsSquaresOfTheRoundedGradient) {
     for (float x : expected[k]) sum += double(x) * x;
     EXPECT_NEAR(squares[j], sum, 1e-12 * sum);
   }
+  float largest = 0;
+  for (const std::vector<float>& gradient : expected)
+    for (float x : gradient) largest = std::max(largest, std::abs(x));
+  EXPECT_EQ(params.largest_gradient(), largest);
+
   params.zero_grad(device->compute());
-  EXPECT_EQ(params.squares(device->compute()), std::vector<double>(3, 0));
+  params.look(device->compute(), Params::Look::finished);
+  EXPECT_EQ(params.squares(), std::vector<double>(3, 0));
+  EXPECT_EQ(params.largest_gradient(), 0);
+  random_gradients(params, 3);
+  params.look(device->compute(), Params::Look::before);
+  EXPECT_EQ(params.squares(), std::vector<double>(3, 0)) << "of the finished gradient";
+  EXPECT_EQ(params.largest_gradient(), largest) << "of either";
 }
 
 TEST(Params, SquaresDoNotDependOnWhatElseIsDeclaredNorOnThreads) {
@@ -100,7 +125,8 @@ TEST(Params, SquaresDoNotDependOnWhatElseIsDeclaredNorOnThreads) {
     Param& a = params.matrix("a.weight", 190, 50);
     params.allocate(*device, Dtype::f32, 1);
     for (int64_t i = 0; i < a.grad.size(); ++i) a.grad.set(i, InitialNormal(1, "gradient")(i));
-    return params.squares(device->compute()).back();
+    params.look(device->compute(), Params::Look::finished);
+    return params.squares().back();
   };
   const double expected = squares_of_a(0, 1);
   EXPECT_EQ(squares_of_a(3, 1), expected);

@@ -305,7 +305,7 @@ TEST_F(Runs, AStepThatOneRankGivesUpEndsForAllAndChangesNothing) {
     o.microbatches = 8;
     const Job job = make_job(o);
     run_ranks(job.run, [&](Comm& world) {
-      const std::unique_ptr<Device> device = make_device(job, world.rank());
+      const std::unique_ptr<Device> device = make_device(job, world);
       Trainer trainer(job, world, *device);
       train_step(trainer, 1);
       const uint64_t before = fingerprint(trainer);

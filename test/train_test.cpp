@@ -9,6 +9,7 @@
 
 #include "pipeline/checkpoint/safetensors.h"
 #include "pipeline/train/generate.h"
+#include "pipeline/train/trainer.h"
 #include "test/run_testing.h"
 
 namespace duet {
@@ -201,6 +202,45 @@ TEST_F(Train, GeneratesFromACheckpoint) {
   EXPECT_EQ(a.str().substr(0, 5), "To be");
   g.from = folder_ + "/nowhere";
   expect_refused([&] { generate_command(g, a); }, {"--from", "nowhere"});
+}
+
+TEST_F(Train, ValidationComputesWhatItNeedsAndKeepsNoForward) {
+  int64_t flops[4] = {};
+  for (const int sequences : {1, 3}) {  // of four microbatches
+    TrainOptions o = options("", 1);
+    o.micro_batch_size = 1;
+    o.val_sequences = sequences;
+    const Job job = make_job(o);
+    run_ranks(job.run, [&](Comm& world) {
+      const std::unique_ptr<Device> device = make_device(job, world);
+      Trainer trainer(job, world, *device);
+      train_step(trainer, 1);
+      const int64_t peak = device->memory(Use::activations).peak, before = device->flops;
+      validation_loss(trainer);
+      flops[sequences] = device->flops - before;
+      EXPECT_EQ(device->memory(Use::activations).peak, peak) << "more than one training needs";
+    });
+  }
+  EXPECT_GT(flops[1], 0);
+  EXPECT_EQ(flops[3], 3 * flops[1]);
+}
+
+// Else a GPU would idle while the host makes the plan.
+TEST_F(Train, WhereNoTokenLeavesTheSharedExpertsAreEnqueuedBeforeTheHostWaits) {
+  const Job job = make_job(options("", 1));
+  run_ranks(job.run, [&](Comm& world) {
+    const std::unique_ptr<Device> device = make_device(job, world);
+    Trainer trainer(job, world, *device);
+    Recorder recorder(*device);
+    train_step(trainer, 1, {.recorder = &recorder});
+    int shared = 0, waits = 0;
+    for (const Recorder::Entry& e : recorder.entries()) {
+      shared += e.mark.name == std::string("shared F") && e.mark.layer > 0;  // 0 is dense
+      waits += e.mark.name == std::string("choices") && e.mark.lane == std::string("wait");
+      EXPECT_LE(waits, shared);
+    }
+    EXPECT_EQ(waits, 2 * 4);  // layers, microbatches
+  });
 }
 
 // --- wrong input ---------------------------------------------------------------------------------

@@ -40,6 +40,24 @@ Buf Device::host_buffer(int64_t rows, int64_t cols, Dtype dtype) {
   return take(rows, cols, dtype, Use::scratch, true);
 }
 
+std::unique_ptr<Stream> Device::borrow_stream() {
+  const auto idle = std::find_if(
+      returned_.begin(), returned_.end(), [](const Returned& r) { return r.idle->done(); });
+  if (idle == returned_.end()) return make_stream();
+  std::unique_ptr<Stream> stream = std::move(idle->stream);
+  returned_.erase(idle);
+  return stream;
+}
+
+void Device::give_back(std::unique_ptr<Stream> stream) {
+  try {
+    std::unique_ptr<Event> idle = make_event();
+    stream->record(*idle);
+    returned_.push_back({std::move(stream), std::move(idle)});
+  } catch (const std::exception&) {  // called by a destructor: the stream goes
+  }
+}
+
 Buf Device::take(int64_t rows, int64_t cols, Dtype dtype, Use use, bool host) {
   DUET_CHECK(rows >= 0 && cols >= 0, "buffer: expected rows and columns >= 0, found [", rows, ", ",
       cols, "]");
@@ -57,7 +75,7 @@ Buf Device::take(int64_t rows, int64_t cols, Dtype dtype, Use use, bool host) {
       buf.tensor_.data = allocate(need, host);
     } catch (...) {  // the memory there is may lie in the pool, in pieces of other sizes
       if (free_[host].empty()) throw;
-      drain_pool();
+      drain_pool(host);
       buf.tensor_.data = allocate(need, host);
     }
     buf.capacity_ = need;
@@ -85,14 +103,12 @@ void Device::give(Buf& buf) {
   }
 }
 
-void Device::drain_pool() {
-  for (bool host : {false, true}) {
-    for (auto [capacity, p] : free_[host]) {
-      release(p, host);
-      if (!host) pool_bytes_ -= capacity;
-    }
-    free_[host].clear();
+void Device::drain_pool(bool host) {
+  for (auto [capacity, p] : free_[host]) {
+    release(p, host);
+    if (!host) pool_bytes_ -= capacity;
   }
+  free_[host].clear();
 }
 
 }  // namespace duet

@@ -14,7 +14,8 @@
 // Where CUDA differs. Every method of the compute stream only enqueues: its failures (a GPU's
 // errors, what a host function threw) come out at a later call, at the latest at synchronize(). A
 // device is made by the rank's thread and makes its GPU that thread's current one; a thread that
-// has made a device of one GPU makes none of another.
+// has made a device of one GPU makes none of another. Taking memory waits for nothing: other ranks'
+// messages may be under way on the GPU, which a wait for all of it would wait for.
 //
 // Backends: device_cpu.cpp, gemm_cpu.cpp; device_cuda.cu, gemm_cuda.cu (a build without nvcc links
 // device_nocuda.cpp instead).
@@ -25,6 +26,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "model/base/check.h"
 #include "model/machine/grid.h"
@@ -72,7 +74,7 @@ class Event {
   virtual ~Event() = default;
   virtual bool done() const = 0;   // never recorded counts as done
   virtual void synchronize() = 0;  // the calling thread waits
-  // when it happened, on the host's steady clock; call after done()
+  // when it happened, on the host's steady clock; of one that was made timed, after done()
   virtual double seconds() const = 0;
 };
 
@@ -170,9 +172,13 @@ class Device {
   virtual int64_t attention_bytes() const = 0;
 
   virtual Stream& compute() = 0;  // the rank's main stream
-  // a further stream, concurrent with compute()
+  // a further stream, concurrent with compute(), for messages: its work goes first
   virtual std::unique_ptr<Stream> make_stream() = 0;
-  virtual std::unique_ptr<Event> make_event() = 0;
+  virtual std::unique_ptr<Event> make_event(bool timed = false) = 0;
+  // Such a stream on loan: one that was given back and whose work is done since, or a new one.
+  std::unique_ptr<Stream> borrow_stream();
+  void give_back(std::unique_ptr<Stream> stream);
+  virtual int threads() const = 0;  // cores of the host that this rank may use
 
   // From the pool: it grows when nothing fits, and is reused. Memory that the host can read and
   // write: host_buffer (pinned on CUDA). On the CPU both are the same.
@@ -190,7 +196,12 @@ class Device {
   // 256-byte aligned; throws where there is no more
   virtual void* allocate(int64_t bytes, bool host) = 0;
   virtual void release(void* p, bool host) = 0;
-  void drain_pool();  // called by a backend's destructor: releases all that is free
+  void drain_pool(bool host);  // releases all that is free; a backend's destructor drains both
+  struct Returned {
+    std::unique_ptr<Stream> stream;
+    std::unique_ptr<Event> idle;
+  };
+  std::vector<Returned> returned_;  // a backend's destructor drops them
 
  private:
   friend class Buf;
@@ -206,6 +217,10 @@ std::unique_ptr<Device> make_cpu_device(int threads);
 
 // 0 without CUDA, without a driver, and on any error
 int cuda_device_count();
-std::unique_ptr<Device> make_cuda_device(int index);  // throws UsageError where there is none
+bool cuda_has_bf16();  // whether every GPU computes in it
+
+// Throws UsageError where there is no such GPU. threads: of the host; peers: how many GPUs, from 0
+// on, copy from and to its memory.
+std::unique_ptr<Device> make_cuda_device(int index, int threads = 1, int peers = 0);
 
 }  // namespace duet

@@ -210,7 +210,10 @@ class CpuQueueStream final : public Stream {
 class CpuDevice final : public Device {
  public:
   explicit CpuDevice(int threads) : pool_(threads), compute_(*this, pool_) {}
-  ~CpuDevice() override { drain_pool(); }
+  ~CpuDevice() override {
+    returned_.clear();
+    for (bool host : {false, true}) drain_pool(host);
+  }
   bool is_cuda() const override { return false; }
   std::string name() const override {
     return cat("cpu, ", pool_.size(), pool_.size() == 1 ? " thread, " : " threads, ",
@@ -221,7 +224,8 @@ class CpuDevice final : public Device {
 
   Stream& compute() override { return compute_; }
   std::unique_ptr<Stream> make_stream() override { return std::make_unique<CpuQueueStream>(*this); }
-  std::unique_ptr<Event> make_event() override { return std::make_unique<CpuEvent>(); }
+  std::unique_ptr<Event> make_event(bool) override { return std::make_unique<CpuEvent>(); }
+  int threads() const override { return pool_.size(); }
 
  protected:
   void* allocate(int64_t bytes, bool) override {

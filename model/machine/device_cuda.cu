@@ -1,13 +1,20 @@
 // The CUDA device: streams are CUDA streams, events CUDA events, host buffers pinned memory. Work
 // is enqueued and goes on by itself; whatever fails is found by CUDA_CHECK at a later call.
 //
+// Waits for a whole GPU, as cudaMalloc, cudaFree and pinned memory may ask for, could be for ever:
+// among its streams are those in which NCCL waits for other ranks, and these for this one. So
+// memory comes from CUDA's pool and goes in the order of compute(), host buffers from a reserve
+// that is pinned at the start, and nothing is loaded or made late (prepare, below).
+//
 // Not here: row kernels (compile_cuda.cuh) and products (gemm_cuda.cu). Nothing of CUDA is
 // touched before cuda_device_count, so that the binary starts where there is no driver. The
 // contract is in device.h.
 // Read next: device_nocuda.cpp.
 #include <cuda_bf16.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdlib>
 #include <deque>
 #include <mutex>
 #include <utility>
@@ -24,12 +31,23 @@ static_assert(sizeof(bf16) == sizeof(__nv_bfloat16) && alignof(bf16) == alignof(
 
 constexpr int64_t kAttentionBytes = 256 << 20;
 constexpr double kEraSeconds = 4;
+constexpr int64_t kPinnedBytes = 64 << 20;  // the reserve; what does not fit is pinned apart
 
 // --- events --------------------------------------------------------------------------------------
 
+// A thread that has chosen no GPU and asks about an event would be given half a GB on the first
+// one: it takes the event's. All else is asked for by ranks' threads, which have chosen.
+thread_local bool has_gpu = false;
+void use_gpu(int gpu) {
+  if (!has_gpu) CUDA_CHECK(cudaSetDevice(gpu));
+  has_gpu = true;
+}
+
 struct RawEvent {
   cudaEvent_t event;
-  RawEvent() { CUDA_CHECK(cudaEventCreate(&event)); }
+  explicit RawEvent(bool timed) {
+    CUDA_CHECK(cudaEventCreateWithFlags(&event, timed ? 0 : cudaEventDisableTiming));
+  }
   RawEvent(const RawEvent&) = delete;
   ~RawEvent() { cudaEventDestroy(event); }
 };
@@ -44,14 +62,18 @@ double seconds_between(const RawEvent& first, const RawEvent& second) {
 // the microsecond after some seconds; so the device begins a new era every few seconds, each
 // counted from the one before.
 struct Era {
-  RawEvent begin;
+  RawEvent begin{true};
   double seconds = 0;  // of begin, on the host's steady clock
 };
 
 struct CudaEvent final : Event {
+  CudaEvent(int gpu, bool timed) : gpu(gpu), timed(timed), raw(timed) {}
+  const int gpu;
+  const bool timed;
   RawEvent raw;
-  std::shared_ptr<const Era> era;  // null: never recorded
+  std::shared_ptr<const Era> era;  // null: never recorded, or not timed
   bool done() const override {
+    use_gpu(gpu);
     const cudaError_t status = cudaEventQuery(raw.event);
     if (status == cudaErrorNotReady) return false;
     CUDA_CHECK(status);
@@ -107,8 +129,12 @@ void CUDART_CB run_host_task(void* p) {
 
 class CudaStream final : public Stream {
  public:
-  CudaStream(Device& device, Clock& clock) : device_(device), clock_(clock) {
-    CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  CudaStream(Device& device, Clock& clock, int gpu, bool first)
+      : device_(device), clock_(clock), gpu_(gpu) {
+    int last_priority = 0, first_priority = 0;
+    CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&last_priority, &first_priority));
+    CUDA_CHECK(cudaStreamCreateWithPriority(
+        &stream_, cudaStreamNonBlocking, first ? first_priority : last_priority));
   }
   ~CudaStream() override {
     if (keeps_host_) cudaStreamSynchronize(stream_);
@@ -116,10 +142,11 @@ class CudaStream final : public Stream {
     cudaStreamDestroy(stream_);  // does not wait: its work goes on
   }
   Device& device() override { return device_; }
+  cudaStream_t raw() const { return stream_; }
 
   void record(Event& event) override {
     CudaEvent& e = static_cast<CudaEvent&>(event);
-    e.era = clock_.era();
+    if (e.timed) e.era = clock_.era();
     CUDA_CHECK(cudaEventRecord(e.raw.event, stream_));
   }
   void wait(Event& event) override {
@@ -151,12 +178,24 @@ class CudaStream final : public Stream {
     products().grouped_gemm(g, offsets);
   }
 
+  // Made when first needed, or asked for: most streams only copy.
+  CudaGemm& products() {
+    if (!gemm_) gemm_ = std::make_unique<CudaGemm>(device_, stream_);
+    return *gemm_;
+  }
+  void drop_products() { gemm_.reset(); }
+
   void copy(void* dst, const void* src, size_t bytes) override {
     if (bytes == 0) return;
     cudaPointerAttributes source;
     CUDA_CHECK(cudaPointerGetAttributes(&source, src));
     if (source.type == cudaMemoryTypeUnregistered) return copy_staged(dst, src, bytes);
-    CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, stream_));
+    cudaPointerAttributes target = source;
+    if (source.type == cudaMemoryTypeDevice) CUDA_CHECK(cudaPointerGetAttributes(&target, dst));
+    if (target.type == cudaMemoryTypeDevice && target.device != source.device)
+      CUDA_CHECK(cudaMemcpyPeerAsync(dst, target.device, src, source.device, bytes, stream_));
+    else
+      CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, stream_));
   }
   void zero(void* dst, size_t bytes) override {
     if (bytes > 0) CUDA_CHECK(cudaMemsetAsync(dst, 0, bytes, stream_));
@@ -178,8 +217,8 @@ class CudaStream final : public Stream {
   // its own time or wait for: a pinned copy of it is made now.
   void copy_staged(void* dst, const void* src, size_t bytes) {
     while (!staged_.empty() && staged_.front().copied->done()) staged_.pop_front();
-    Staged s{
-        device_.host_buffer(1, int64_t(bytes + 3) / 4, Dtype::i32), std::make_unique<CudaEvent>()};
+    Staged s{device_.host_buffer(1, int64_t(bytes + 3) / 4, Dtype::i32),
+        std::make_unique<CudaEvent>(gpu_, false)};
     memcpy(s.bytes->data, src, bytes);
     CUDA_CHECK(cudaMemcpyAsync(dst, s.bytes->data, bytes, cudaMemcpyDefault, stream_));
     keeps_host_ = true;
@@ -187,14 +226,9 @@ class CudaStream final : public Stream {
     record(*staged_.back().copied);
   }
 
-  // Made when first needed: most streams only copy.
-  CudaGemm& products() {
-    if (!gemm_) gemm_ = std::make_unique<CudaGemm>(device_, stream_);
-    return *gemm_;
-  }
-
   Device& device_;
   Clock& clock_;
+  const int gpu_;
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<CudaGemm> gemm_;
   std::deque<Staged> staged_;  // whose copies may still be under way
@@ -223,14 +257,27 @@ constexpr struct {
 
 class CudaDevice final : public Device {
  public:
-  explicit CudaDevice(int index) : index_(index) {
-    CUDA_CHECK(cudaSetDevice(index));
+  CudaDevice(int index, int threads, int peers) : index_(index), threads_(threads) {
+    has_gpu = false;
+    use_gpu(index);
     CUDA_CHECK(cudaGetDeviceProperties(&properties_, index));
-    compute_ = std::make_unique<CudaStream>(*this, clock_);
+    CUDA_CHECK(cudaDeviceGetDefaultMemPool(&pool_, index));
+    uint64_t all = UINT64_MAX;  // what is free stays, until the device is dropped
+    CUDA_CHECK(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &all));
+    for (int peer = 0; peer < peers; peer++) let_in(peer);
+    CUDA_CHECK(cudaMallocHost(&pinned_, size_t(kPinnedBytes)));
+    CUDA_CHECK(cudaStreamCreateWithFlags(&memory_, cudaStreamNonBlocking));
+    compute_ = std::make_unique<CudaStream>(*this, clock_, index_, false);
+    compute_->products();
   }
   ~CudaDevice() override {
-    compute_.reset();
-    drain_pool();
+    returned_.clear();
+    compute_->drop_products();
+    for (bool host : {false, true}) drain_pool(host);
+    cudaStreamSynchronize(compute_->raw());
+    cudaMemPoolTrimTo(pool_, 0);
+    cudaStreamDestroy(memory_);
+    cudaFreeHost(pinned_);
   }
   bool is_cuda() const override { return true; }
   std::string name() const override { return cat("cuda:", index_, " ", properties_.name); }
@@ -246,15 +293,22 @@ class CudaDevice final : public Device {
 
   Stream& compute() override { return *compute_; }
   std::unique_ptr<Stream> make_stream() override {
-    return std::make_unique<CudaStream>(*this, clock_);
+    return std::make_unique<CudaStream>(*this, clock_, index_, true);
   }
-  std::unique_ptr<Event> make_event() override { return std::make_unique<CudaEvent>(); }
+  std::unique_ptr<Event> make_event(bool timed) override {
+    return std::make_unique<CudaEvent>(index_, timed);
+  }
+  int threads() const override { return threads_; }
 
  protected:
   void* allocate(int64_t bytes, bool host) override {
+    if (host && bytes <= kPinnedBytes - pinned_used_)
+      return pinned_ + std::exchange(pinned_used_, pinned_used_ + bytes);
     void* p = nullptr;
-    const cudaError_t status =
-        host ? cudaMallocHost(&p, size_t(bytes)) : cudaMalloc(&p, size_t(bytes));
+    cudaError_t status =
+        host ? cudaMallocHost(&p, size_t(bytes)) : cudaMallocAsync(&p, size_t(bytes), memory_);
+    // all streams may use it then; nothing else is done in this one
+    if (!host && status == cudaSuccess) status = cudaStreamSynchronize(memory_);
     if (status == cudaSuccess) return p;
     cudaGetLastError();  // or the next row kernel would find it
     size_t free = 0, total = 0;
@@ -263,22 +317,45 @@ class CudaDevice final : public Device {
         host ? "of pinned host memory" : "on the GPU", ", found ", cudaGetErrorString(status),
         "; free on the GPU: ", free >> 20, " of ", total >> 20, " MiB"));
   }
-  // Work that is still queued may use the memory. Nothing can be thrown here; a GPU that has failed
-  // says so at the next call.
+  // Nothing can be thrown here; a GPU that has failed says so at the next call.
   void release(void* p, bool host) override {
-    cudaDeviceSynchronize();
-    host ? cudaFreeHost(p) : cudaFree(p);
+    if (!host)
+      cudaFreeAsync(p, compute_->raw());
+    else if (p < pinned_ || p >= pinned_ + kPinnedBytes)
+      cudaFreeHost(p);
   }
 
  private:
-  int index_;
+  // Where GPUs do not reach one another a copy between them goes by way of the host.
+  void let_in(int peer) {
+    int reaches = 0;
+    if (peer != index_) CUDA_CHECK(cudaDeviceCanAccessPeer(&reaches, peer, index_));
+    const cudaMemAccessDesc peers{
+        {cudaMemLocationTypeDevice, peer}, cudaMemAccessFlagsProtReadWrite};
+    if (reaches) CUDA_CHECK(cudaMemPoolSetAccess(pool_, &peers, 1));
+  }
+
+  const int index_, threads_;
   cudaDeviceProp properties_;
+  cudaMemPool_t pool_ = nullptr;
+  cudaStream_t memory_ = nullptr;
+  char* pinned_ = nullptr;   // [kPinnedBytes]
+  int64_t pinned_used_ = 0;  // of it, for good
   Clock clock_;
   std::unique_ptr<CudaStream> compute_;
 };
 
+// Before the first call of CUDA, which reads them: kernels that are loaded when they are first
+// launched wait for the GPU, and streams that share one of its queues for one another. What the
+// user says stays.
+void prepare() {
+  setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+}
+
 // Any error means that there is no GPU to use: no driver, one too old, none visible.
 std::pair<int, cudaError_t> find_devices() {
+  prepare();
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) cudaGetLastError();
@@ -289,13 +366,23 @@ std::pair<int, cudaError_t> find_devices() {
 
 int cuda_device_count() { return find_devices().first; }
 
-std::unique_ptr<Device> make_cuda_device(int index) {
+bool cuda_has_bf16() {
+  const int count = cuda_device_count();
+  int least = count ? 8 : 0, major = 0;
+  for (int gpu = 0; gpu < count; gpu++) {
+    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, gpu));
+    least = std::min(least, major);
+  }
+  return least >= 8;
+}
+
+std::unique_ptr<Device> make_cuda_device(int index, int threads, int peers) {
   const auto [count, status] = find_devices();
   require(count > 0, "--device cuda: expected a GPU, found none (", cudaGetErrorString(status),
       "); use --device cpu");
   require(index >= 0 && index < count, "--device cuda: expected a GPU number in 0..", count - 1,
       ", found ", index);
-  return std::make_unique<CudaDevice>(index);
+  return std::make_unique<CudaDevice>(index, threads, peers);
 }
 
 }  // namespace duet

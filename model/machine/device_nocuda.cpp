@@ -5,8 +5,9 @@
 namespace duet {
 
 int cuda_device_count() { return 0; }
+bool cuda_has_bf16() { return false; }
 
-std::unique_ptr<Device> make_cuda_device(int) {
+std::unique_ptr<Device> make_cuda_device(int, int, int) {
   throw UsageError(
       "--device cuda: this binary was built without CUDA; use --device cpu, or build where nvcc is "
       "found");

@@ -41,7 +41,7 @@ class Recorder {
   // its end.
   size_t begin(Stream& stream, const Mark& mark) {
     entries_.push_back(
-        {mark, device_.make_event(), device_.make_event(), &stream == &device_.compute()});
+        {mark, device_.make_event(true), device_.make_event(true), &stream == &device_.compute()});
     stream.record(*entries_.back().begin);
     return entries_.size() - 1;
   }

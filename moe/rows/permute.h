@@ -79,7 +79,7 @@ struct DispatchB {
     for (int64_t first = 0; first < a.x.cols; first += kTileColumns) {
       const int n = columns_of_tile(a.x.cols, first);
       T* __restrict dx = a.dx.row<T>(r) + first;
-      Acc<T> sum[kTileColumns / Group::size];
+      Acc<T> sum[kTileColumns / Group::size] = {};
       each_column(g, n, [&](int j, int i) { sum[j] = Acc<T>(dx[i]); });
       for (int k = 0; k < a.pos.cols; ++k) {
         if (pos[k] < 0) continue;

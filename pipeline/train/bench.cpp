@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "model/base/command_line.h"
+#include "pipeline/train/run_log.h"
 #include "pipeline/train/trainer.h"
 
 namespace duet {
@@ -15,8 +16,12 @@ void add_bench_command(CLI::App& duet, int&) {
   const auto o = std::make_shared<BenchOptions>();
   cli.text("--preset", o->preset, "model to time, by the names of duet train");
   cli.number("--threads", o->threads, 1, 4096, "cores used");
+  cli.choice("--device", o->device, {DeviceKind::cpu, DeviceKind::cuda}, device_kind_name,
+      "where it runs; default: cuda if there is one");
+  cli.choice("--dtype", o->dtype, {Dtype::f32, Dtype::bf16}, dtype_name, "as in duet train");
   cli.number("--steps", o->steps, 1, 1'000'000, "timed steps; the median counts");
   cli.number("--microbatches", o->microbatches, 1, 1 << 20, "per step");
+  cli.number("--micro-batch-size", o->micro_batch_size, 0, 1 << 20, "0: the preset's");
   cli.runs([o] { bench_command(*o, std::cout); });
 }
 
@@ -26,28 +31,34 @@ void bench_command(const BenchOptions& b, std::ostream& out) {
   o.threads = b.threads;
   o.microbatches = b.microbatches;
   o.steps = b.steps + 1;
-  o.device = DeviceKind::cpu;
+  o.micro_batch_size = b.micro_batch_size;
+  o.device = b.device;
+  o.dtype = b.dtype;
   o.dp = 1;
   const Job job = make_job(o);
-  std::vector<double> seconds;
-  StepResult last;
+  std::vector<StepResult> steps;
   std::string device_name;
+  double part_of_peak = 0;
   run_ranks(job.run, [&](Comm& world) {
-    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    const std::unique_ptr<Device> device = make_device(job, world);
     device_name = device->name();
     Trainer trainer(job, world, *device);
     for (int64_t step = 1; step <= o.steps; ++step) {
-      last = train_step(trainer, step);
-      if (step > 1) seconds.push_back(last.seconds);
+      const StepResult r = train_step(trainer, step);
+      if (step > 1) steps.push_back(r);
     }
+    std::sort(steps.begin(), steps.end(),
+        [](const StepResult& a, const StepResult& b) { return a.seconds < b.seconds; });
+    part_of_peak = mfu(job, steps[steps.size() / 2], *device);
   });
-  std::sort(seconds.begin(), seconds.end());
-  const double median = seconds[seconds.size() / 2];
+  const StepResult& median = steps[steps.size() / 2];
   out << Json::object({{"trainer", "duet"}, {"preset", b.preset}, {"device", device_name},
                           {"threads", b.threads}, {"parameters", job.config.parameters()},
-                          {"tokens", last.tokens}, {"step_ms", median * 1e3},
-                          {"tokens_per_s", double(last.tokens) / median},
-                          {"gflops", double(last.flops) / median * 1e-9}})
+                          {"dtype", dtype_name(*job.options.dtype)}, {"tokens", median.tokens},
+                          {"step_ms", median.seconds * 1e3},
+                          {"tokens_per_s", double(median.tokens) / median.seconds},
+                          {"gflops", double(median.flops) / median.seconds * 1e-9},
+                          {"mfu", part_of_peak > 0 ? Json(part_of_peak) : Json()}})
              .dump()
       << std::endl;
 }

@@ -6,6 +6,8 @@
 #include <iosfwd>
 #include <string>
 
+#include "pipeline/train/options.h"
+
 namespace CLI {
 class App;
 }
@@ -17,8 +19,11 @@ void add_bench_command(CLI::App& duet, int& exit_status);
 struct BenchOptions {
   std::string preset = "bench";
   int64_t threads = 1;
-  int64_t steps = 5;         // timed, after one that is not; the median counts
-  int64_t microbatches = 1;  // per step
+  int64_t steps = 5;                 // timed, after one that is not; the median counts
+  int64_t microbatches = 1;          // per step
+  int64_t micro_batch_size = 0;      // 0: the preset's
+  std::optional<DeviceKind> device;  // as in train, like dtype
+  std::optional<Dtype> dtype;
 };
 void bench_command(const BenchOptions& options, std::ostream& out);
 

@@ -59,7 +59,7 @@ Outcome train(const Job& job, Comm& world) {
   o.activations = job.usage.peak() * s.stage_share();
   o.copies = s.weight_copies();
   o.why_not_timed = why_not_timed(job);
-  const std::unique_ptr<Device> device = make_device(job, world.rank());
+  const std::unique_ptr<Device> device = make_device(job, world);
   Trainer trainer(job, world, *device);
   if (!job.options.init.empty()) load_checkpoint(trainer, job.options.init, Restore::weights);
   StepHooks hooks;

@@ -1,7 +1,8 @@
 // See executor.h.
 #include "pipeline/train/executor.h"
 
-#include "model/base/clock.h"
+#include <algorithm>
+
 #include "pipeline/schedule/add_comms.h"
 
 namespace duet {
@@ -13,9 +14,12 @@ Executor::Executor(
 
 bool Executor::run(
     std::span<const Action> actions, const Tokens& tokens, const std::function<bool()>& give_up) {
-  waited_ = 0;
+  waits_.clear();
+  whole_.first = now();
   gave_up_ = false;
   tokens_ = tokens;
+  forward_only_ = std::all_of(actions.begin(), actions.end(),
+      [](const Action& a) { return a.is_comm() || (a.kind == Kind::F && !a.overlapped()); });
   for (const Action& a : actions) {
     if (!a.is_comm()) gave_up_ = gave_up_ || (give_up && give_up());
     act(a);
@@ -23,9 +27,23 @@ bool Executor::run(
   }
   for (const Result& r : sending_) r.request.wait();
   sending_.clear();
+  whole_.second = now();
   DUET_CHECK(results_.empty(), "end of a schedule: expected every result used, found ",
       results_.size(), " left over");
   return gave_up_;
+}
+
+std::unique_ptr<Event> Executor::now() const {
+  std::unique_ptr<Event> event = context_.device.make_event(true);
+  context_.stream().record(*event);
+  return event;
+}
+
+double Executor::idle() const {
+  const auto seconds = [](const Span& s) { return s.second->seconds() - s.first->seconds(); };
+  double waited = 0;
+  for (const Span& wait : waits_) waited += seconds(wait);
+  return waited / seconds(whole_);
 }
 
 void Executor::act(const Action& a) {
@@ -51,9 +69,10 @@ void Executor::compute(const Action& a) {
   });
   Stages::Made made = gave_up_ ? pretend(std::move(given)) : stages_.run(a, std::move(given));
   for_parts(a, [&](const Action& part) {
-    if (part.kind == Kind::F)
+    if (part.kind == Kind::F) {
       keep(Tag::F, part, std::move(made.y));
-    else if (part.kind != Kind::W)
+      if (forward_only_) stages_.drop(part.stage, part.microbatch);
+    } else if (part.kind != Kind::W)
       keep(Tag::B, part, std::move(made.dx));
   });
 }
@@ -92,9 +111,10 @@ Buf Executor::take(Tag::Kind kind, const Action& a) {
   if (const Request& request = found.mapped().request) {
     const Scope scope(context_.recorder, context_.stream(),
         {kind == Tag::F ? "RECV_F" : "RECV_B", "wait", a.stage, a.microbatch});
-    const double begin = seconds_now();
+    Span wait{now(), nullptr};
     pipeline_.wait(context_.stream(), request);
-    waited_ += seconds_now() - begin;
+    wait.second = now();
+    waits_.push_back(std::move(wait));
   }
   return std::move(found.mapped().data);
 }

@@ -33,6 +33,8 @@ class Stages {
     Buf y, dx;  // likewise; where a pipeline ends it may be nothing and is dropped
   };
   virtual Made run(const Action& compute, Given given) = 0;
+  // Frees what a forward keeps for a backward that does not come.
+  virtual void drop(int /*stage*/, int /*microbatch*/) {}
 };
 
 class Executor {
@@ -45,15 +47,17 @@ class Executor {
       bool overlap);
 
   // Runs a list with its sends and receives (add_comms.h). tokens(m): the microbatch's tokens,
-  // asked for first and last stages. A list without backwards leaves activations: the caller drops
-  // them. give_up is asked before each computation: once it says yes nothing more is computed, and
+  // asked for first and last stages. In a list without backwards a forward is freed when it is
+  // done. give_up is asked before each computation: once it says yes nothing more is computed, and
   // messages flow with whatever is in them, so that no other rank waits for ever. The stages are
   // then fit for nothing but keeping their parameters. Ranks that exchange tokens while they
   // compute must be told the same. Returns whether it gave up.
   bool run(std::span<const Action> actions, const Tokens& tokens,
       const std::function<bool()>& give_up = {});
 
-  double waited() const { return waited_; }  // seconds the last run stood still for messages
+  // The fraction of the last run for which the compute stream waited for messages; once it is
+  // synchronized.
+  double idle() const;
 
  private:
   struct Result {
@@ -66,6 +70,7 @@ class Executor {
   bool is_first(const Action& a) const;
   bool is_last(const Action& a) const;
   Buf message() const;
+  std::unique_ptr<Event> now() const;
   Buf take(Tag::Kind kind, const Action& a);
   void keep(Tag::Kind kind, const Action& a, Buf result);
   void send(Tag::Kind kind, const Action& a);
@@ -75,12 +80,15 @@ class Executor {
   Comm& pipeline_;
   const Context& context_;
   Stages& stages_;
-  bool overlap_, gave_up_ = false;
+  bool overlap_, gave_up_ = false, forward_only_ = false;
   Tokens tokens_;
   // made here and not used yet, or awaited; by who makes it: kind, stage, microbatch
   std::map<std::tuple<Tag::Kind, int, int>, Result> results_;
   std::list<Result> sending_;
-  double waited_ = 0;
+  // on the compute stream: of the whole run, and of each wait for a message
+  using Span = std::pair<std::unique_ptr<Event>, std::unique_ptr<Event>>;
+  Span whole_;
+  std::vector<Span> waits_;
 };
 
 }  // namespace duet

@@ -126,7 +126,7 @@ void generate_command(const GenerateOptions& g, std::ostream& out) {
         job.config.vocab_size);
   if (!dir.empty()) check_checkpoint(dir, job.config);
   run_ranks(job.run, [&](Comm& world) {
-    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    const std::unique_ptr<Device> device = make_device(job, world);
     Trainer trainer(job, world, *device);
     if (!dir.empty()) load_checkpoint(trainer, dir, Restore::weights);
     for (int64_t step = 1; dir.empty() && step <= o.steps; ++step) train_step(trainer, step);

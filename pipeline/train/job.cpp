@@ -36,7 +36,7 @@ static void find_ranks(Job& job) {
   job.run.link.ranks_per_node = int(o.ranks_per_node);
   job.cores = usable_cores();
   const bool processes = launch.ranks > 1;
-  job.ranks_on_cores = processes ? launch.ranks_here : job.run.ranks;
+  job.ranks_on_cores = job.ranks_here = processes ? launch.ranks_here : job.run.ranks;
   const char* mine = std::getenv("SLURM_CPUS_PER_TASK");  // one process's alone
   if (const auto cores = mine ? parse_number<int>(mine) : std::nullopt; cores && *cores > 0) {
     job.cores = std::min(job.cores, *cores);
@@ -141,14 +141,17 @@ int threads_per_rank(const Job& job) {
   return std::max(1, job.cores / job.ranks_on_cores);
 }
 
-std::unique_ptr<Device> make_device(const Job& job, int rank) {
-  if (job.options.device == DeviceKind::cuda) return make_cuda_device(rank % cuda_device_count());
-  return make_cpu_device(threads_per_rank(job));
+std::unique_ptr<Device> make_device(const Job& job, const Comm& world) {
+  const int threads = threads_per_rank(job);
+  if (job.options.device != DeviceKind::cuda) return make_cpu_device(threads);
+  const int gpus = cuda_device_count();
+  const int peers = job.run.transport == Wire::local ? std::min(gpus, world.size()) : 0;
+  return make_cuda_device(world.rank_here() % gpus, threads, peers);
 }
 
 std::string why_not_timed(const Job& job) {
   const int gpus = job.options.device == DeviceKind::cuda ? cuda_device_count() : 0;
-  if (gpus && job.run.ranks > gpus) return cat(job.run.ranks, " ranks share ", gpus, " GPUs");
+  if (gpus && job.ranks_here > gpus) return cat(job.ranks_here, " ranks share ", gpus, " GPUs");
   if (!gpus && job.ranks_on_cores * threads_per_rank(job) > job.cores)
     return cat(job.ranks_on_cores, " ranks share ", job.cores, " cores");
   return "";

@@ -30,6 +30,7 @@ struct Job {
   int forward_microbatches = 1;
   // that this process may use, before any rank keeps to a few, and the ranks that share them
   int cores = 1, ranks_on_cores = 1;
+  int ranks_here = 1;                 // on this machine
   std::vector<int64_t> layer_bounds;  // [model stages + 1]
   Dataset dataset;
   std::unique_ptr<BatchSource> batches;
@@ -45,8 +46,8 @@ Job make_job(TrainOptions options, bool with_data = true);
 // stage.
 std::vector<std::pair<int, int>> message_pairs(const Job& job);
 
-// The rank's device as the options say.
-std::unique_ptr<Device> make_device(const Job& job, int rank);
+// The rank's device as the options say; GPUs go round the ranks on a machine.
+std::unique_ptr<Device> make_device(const Job& job, const Comm& world);
 int threads_per_rank(const Job& job);
 // Why times of this job's ranks say nothing about a real cluster ("4 ranks share 2 cores"); empty
 // where each has its own cores.

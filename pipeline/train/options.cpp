@@ -75,7 +75,8 @@ void add_machine(Command& cli, TrainOptions& o) {
   cli.choice("--device", o.device, {DeviceKind::cpu, DeviceKind::cuda}, device_kind_name,
       "where it runs; default: cuda if there is one");
   cli.choice("--dtype", o.dtype, {Dtype::f32, Dtype::bf16}, dtype_name,
-      "bf16: on cuda; master weights, gradients and moments stay fp32");
+      "bf16: on cuda, with fp32 master weights and moments; default: bf16 where all GPUs have it, "
+      "else fp32");
   cli.text("--rehearse", o.rehearse,
       "compute nothing: actions take the times in this cost profile, which duet plan "
       "--write-profile and analyze --profile write; 3 steps unless --steps says more or less");
@@ -153,8 +154,9 @@ ModelConfig TrainOptions::resolve() {
   if (decay_steps == 0) decay_steps = steps;
   if (!rehearse.empty()) device = DeviceKind::cpu;
   if (!device) device = cuda_device_count() > 0 ? DeviceKind::cuda : DeviceKind::cpu;
+  if (!dtype) dtype = device == DeviceKind::cuda && cuda_has_bf16() ? Dtype::bf16 : Dtype::f32;
 
-  require(dtype == Dtype::f32 || device == DeviceKind::cuda, "--dtype: found ", dtype_name(dtype),
+  require(dtype == Dtype::f32 || device == DeviceKind::cuda, "--dtype: found ", dtype_name(*dtype),
       " with --device cpu, allowed: fp32 (the CPU's GEMM has no bf16: it would be slower than "
       "fp32)");
   require(!(resume && out.empty()),

@@ -69,8 +69,8 @@ struct TrainOptions {
 
   // Where it runs
   std::optional<DeviceKind> device;  // empty: cuda if there is one
-  Dtype dtype = Dtype::f32;
-  int64_t threads = 0;  // 0: the cores of the node / its ranks
+  std::optional<Dtype> dtype;        // empty: bf16 on GPUs that compute in it, else fp32
+  int64_t threads = 0;               // 0: the cores of the node / its ranks
 
   std::string rehearse;  // a cost profile instead of a model (rehearse.h); empty: none
 

@@ -27,6 +27,7 @@ class ModelStages : public Stages {
  public:
   explicit ModelStages(const StageMap& stages) : stages_(stages) {}
   Made run(const Action& compute, Given given) override;
+  void drop(int stage, int microbatch) override { stages_.at(stage)->drop(microbatch); }
 
  private:
   Made pair(const Action& both, Given given);

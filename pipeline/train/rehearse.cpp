@@ -76,8 +76,7 @@ Stages::Made RehearsedStages::run(const Action& a, Given given) {
 Rehearsal::Rehearsal(const Job& job, const CostProfile& profile, Comm& world, Device& device)
     : job_(job), profile_(profile), world_(world), channels_(world, device, message_pairs(job)),
       pipeline_(world.group(job.layout.pipeline_of(world.rank()))),
-      context_{
-          device, job.config, job.options.dtype, job.options.seq_len, job.options.micro_batch_size},
+      context_{device, job.config, Dtype::f32, job.options.seq_len, job.options.micro_batch_size},
       clock_ahead_(1e-9 * double(clock_offset(world, nanoseconds_now).ahead)) {}
 
 RehearsedStep Rehearsal::step(Recorder* recorder) {
@@ -133,7 +132,7 @@ class Report {
     out_ << Json::object(
                 {{"schedule", job_.compute.name}, {"dp", job_.layout.dp}, {"pp", job_.layout.pp},
                     {"microbatches", job_.options.microbatches}, {"step_s", Json(steps_)},
-                    {"bubble", bubble_}, {"simulated_step_s", simulated_.makespan},
+                    {"bubble", Json(bubbles_)}, {"simulated_step_s", simulated_.makespan},
                     {"simulated_bubble", simulated_.bubble()}})
                 .dump(2)
          << std::endl;

@@ -12,6 +12,12 @@
 
 namespace duet {
 
+double mfu(const Job& job, const StepResult& r, const Device& device) {
+  const double peak = device.peak_flops(*job.options.dtype) * job.layout.world();
+  const double flops = job.config.train_flops_per_token(job.options.seq_len) * double(r.tokens);
+  return peak > 0 ? flops / r.seconds / peak : 0;
+}
+
 RunLog::RunLog(const Job& job, Device& device, std::ostream& out, int64_t first_step)
     : job_(job), options_(job.options), device_(device), out_(out),
       // mpirun gives rank 0 a terminal of its own, whatever its output goes to
@@ -109,8 +115,8 @@ void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
         format("step %*lld/%lld | loss %.6f | norm %.4f | lr %.2e | %.2f ms | %.0f tok/s", width,
             (long long)r.step, (long long)options_.steps, r.loss, r.grad_norm, r.lr,
             r.seconds * 1e3, rate);
-    const double peak = device_.peak_flops(options_.dtype);
-    if (peak > 0) line += format(" | mfu %.1f%%", 100 * double(r.flops) / r.seconds / peak);
+    if (const double part = mfu(job_, r, device_); part > 0)
+      line += format(" | mfu %.1f%%", 100 * part);
     if (job_.layout.world() > 1 && why_not_timed(job_).empty())
       line += format(" | idle %.1f%%", 100 * r.idle);
     if (r.overlap) line += format(" | overlap %.1f%%", 100 * *r.overlap);

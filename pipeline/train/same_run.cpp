@@ -28,7 +28,7 @@ Json run_options(const Job& job) {
       {"--beta1", o.adamw.beta1}, {"--beta2", o.adamw.beta2},
       {"--weight-decay", o.adamw.weight_decay}, {"--clip", o.clip},
       {"--balance-loss", o.balance_loss}, {"--bias-update-speed", o.bias_update_speed},
-      {"--replica-split", split_name(o.replica_split)}, {"--dtype", dtype_name(o.dtype)},
+      {"--replica-split", split_name(o.replica_split)}, {"--dtype", dtype_name(*o.dtype)},
       {"--force-balanced-routing", o.force_balanced_routing}});
 }
 

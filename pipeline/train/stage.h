@@ -43,7 +43,7 @@ class Stage {
   Buf forward(int microbatch, Buf x, const Microbatch& tokens);
   Buf backward_input(int microbatch, Buf dy);
   void backward_weight(int microbatch);
-  // After a forward without backward (validation, sampling): frees what it kept.
+  // After a forward that no backward follows: frees what it kept.
   void drop(int microbatch) { saved_[size_t(microbatch)].reset(); }
 
   // The same forward and backward in steps, for whoever interleaves two of them (pairs.h): begin,

@@ -62,7 +62,7 @@ void say_first_lines(const Job& job, Device& device, RunLog& log) {
   constexpr const char* kMeans[] = {"threads", "MPI processes", "NCCL"};  // by Wire
   const TrainOptions& o = job.options;
   const ModelConfig& c = job.config;
-  const double peak = device.peak_flops(o.dtype);
+  const double peak = device.peak_flops(*o.dtype);
   const Layout& l = job.layout;
   log.say(cat("model  ", o.init.empty() ? o.preset : o.init,
       o.model.text.empty() ? "" : " with " + o.model.text, ": ", c.n_layers, " layers, d_model ",
@@ -76,7 +76,7 @@ void say_first_lines(const Job& job, Device& device, RunLog& log) {
   const std::string how = cat(" (dp ", l.dp, " x pp ", l.pp, "), schedule ", job.compute.name, ", ",
       kMeans[int(job.run.transport)]);
   log.say(cat("ranks  ", job.run.ranks, job.run.ranks > 1 ? how : "", "; device ", device.name(),
-      ", ", dtype_name(o.dtype),
+      ", ", dtype_name(*o.dtype),
       peak > 0 ? cat(", peak ", peak * 1e-12, " TFLOP/s by the datasheet") : ""));
   if (job.run.link.emulated()) log.say("links  emulated: " + job.run.link.text());
   log.say("data   " + describe(job.dataset));
@@ -116,7 +116,7 @@ class RankRun {
 
 RankRun::RankRun(const Job& job, Comm& world, const StopOnSignal& stop, std::ostream& out)
     : job_(job), o_(job.options), world_(world), stop_(stop), out_(out),
-      device_(make_device(job, world.rank())) {
+      device_(make_device(job, world)) {
   if (job.run.transport != Wire::local) require_same_job(world, job);
   open_files();
   trainer_.emplace(job, world, *device_);

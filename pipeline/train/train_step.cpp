@@ -71,24 +71,20 @@ void add_replicas(Trainer& t, int set, const Stage& stage, const Params& params)
 }
 
 // Gradients are exact sums: the replicas of an expert, the copies of a part of the model and the
-// data-parallel ranks add up in whatever order. Returns the largest element that this rank began
-// with.
-double reduce_gradients(Trainer& t) {
-  Stream& stream = t.context.stream();
-  double largest = 0;
+// data-parallel ranks add up in whatever order.
+void reduce_gradients(Trainer& t) {
   for (const auto& [part, stages] : stages_by_part(t))
     for (int set : {0, 1}) {
       if (stages[0]->param_sets()[size_t(set)]->elements() == 0) continue;
       for (Stage* stage : stages) {
         if (t.world.size() > 1)
-          largest = std::max(largest, stage->param_sets()[size_t(set)]->largest_gradient(stream));
+          stage->param_sets()[size_t(set)]->look(t.context.stream(), Params::Look::before);
         for (Moe* moe : stage->moe())
           if (moe && set == 1) sum_replicas(t.experts, t.device, *moe);
       }
       if (t.job.schedule.two_directions) add_mirrored(t, part, set, stages);
       for (Stage* stage : stages) add_replicas(t, set, *stage, *stage->param_sets()[size_t(set)]);
     }
-  return largest;
 }
 
 // --- numbers -------------------------------------------------------------------------------------
@@ -102,28 +98,35 @@ template <class T> void add_to(std::vector<double>& sum, const std::vector<T>& v
   for (size_t i = 0; i < values.size(); ++i) sum[i] += double(values[i]);
 }
 
-// largest: element of a gradient before the reduction.
-Facts facts_of_step(Trainer& t, bool gave_up, double largest) {
+Facts facts_of_step(Trainer& t, bool gave_up) {
   const Traffic sent = t.world.take_traffic();
-  Facts facts = {{"bytes", {double(sent.intra), double(sent.inter)}}, {"largest", {largest}}};
+  Facts facts = {{"bytes", {double(sent.intra), double(sent.inter)}}};
   if (gave_up) {
     facts["given up"] = {1};
     return facts;
   }
   const int microbatches = int(t.job.options.microbatches), dp = t.job.layout.dp;
   const int size = int(t.job.options.micro_batch_size);
+  std::vector<Params*> first;  // sets whose copies, on other ranks, are copies of these
   for (auto& [s, stage] : t.stages) {
     Scope scope(t.context.recorder, t.context.stream(), {"gradient norm", "compute", s});
     for (Params* set : stage->param_sets()) {
       const Comm& copies = set == &stage->params() ? t.replicas : t.expert_replicas;
-      if (copies.rank() != 0) continue;  // who has copies of all that the first one has
-      const std::vector<double> squares = set->squares(t.context.stream());
-      facts["largest"][0] = std::max(facts["largest"][0], set->largest_gradient());
-      auto square = squares.begin();
-      for (const Param& p : set->all())
-        if (p.trained) facts["square " + p.name] = {*square++};
+      if (copies.rank() != 0 || set->elements() == 0) continue;
+      set->look(t.context.stream(), Params::Look::finished);
+      first.push_back(set);
     }
   }
+  t.context.stream().synchronize();
+  for (Params* set : first) {
+    const std::vector<double> squares = set->squares();
+    auto square = squares.begin();
+    for (const Param& p : set->all())
+      if (p.trained) facts["square " + p.name] = {*square++};
+  }
+  double& largest = facts["largest"].emplace_back(0);
+  for (const Params* set : t.param_sets())
+    if (set->elements() > 0) largest = std::max(largest, set->largest_gradient());
   t.for_each_moe([&](int64_t layer, const Moe& moe, int stage) {
     add_to(facts[cat("load ", layer)], moe.load());
     add_to(facts[cat("work ", layer)], moe.work());
@@ -248,10 +251,10 @@ StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
   t.context.stream().synchronize();
   const double schedule_seconds = seconds_now() - begin;
 
-  const double largest = reduce_gradients(t);
-  Facts facts = facts_of_step(t, gave_up, largest);
+  reduce_gradients(t);
+  Facts facts = facts_of_step(t, gave_up);
   facts["stop"] = {double(hooks.stop())};
-  facts["idle"] = {t.executor.waited() / schedule_seconds};
+  facts["idle"] = {t.executor.idle()};
   facts["seconds"] = {schedule_seconds};
   add_up(t, facts, r);
   if (r.given_up) {

@@ -28,12 +28,13 @@ static void make_stages(Trainer& t) {
 
 Trainer::Trainer(const Job& job, Comm& world, Device& device)
     : job(job), world(world), device(device), dp_rank(job.layout.dp_rank(world.rank())),
-      pp_rank(job.layout.pp_rank(world.rank())), channels(world, device, message_pairs(job)),
-      pipeline(world.group(job.layout.pipeline_of(world.rank()))),
+      pp_rank(job.layout.pp_rank(world.rank())),
+      channels(world, device, message_pairs(job), Carries::host_values),
+      pipeline(world.group(job.layout.pipeline_of(world.rank()), Carries::host_values)),
       replicas(world.group(job.layout.replicas_of(world.rank()))),
       experts(world.group(job.layout.experts_of(world.rank()))),
       expert_replicas(world.group(job.layout.expert_replicas_of(world.rank()))),
-      context{device, job.config, job.options.dtype, job.options.seq_len,
+      context{device, job.config, *job.options.dtype, job.options.seq_len,
           job.options.micro_batch_size, 1 / double(job.global_sequences() * job.options.seq_len),
           job.options.balance_loss / double(job.global_sequences()), job.options.segment_tokens},
       monitor(job.balancer, moe_layers()),

@@ -81,10 +81,10 @@ struct StepResult {  // the same on every rank, but for seconds
   double largest_gradient = 0;  // element of a sum, before and after it was reduced
   double lr = 0;
   double seconds = 0;
-  // fraction of the ranks' time in the schedule spent waiting for messages, mean over ranks
+  // fraction of the schedule's time for which compute streams waited for messages, mean over ranks
   double idle = 0;
   int64_t tokens = 0;  // of all ranks
-  int64_t flops = 0;   // of this rank's GEMMs
+  int64_t flops = 0;   // of this rank's GEMMs, what is computed again among them
   Traffic traffic;     // payload bytes that all ranks sent
   int stop = 0;        // the signal that asked a rank to stop
   // a rank was asked to give the step up: nothing else here counts, and no weight changed

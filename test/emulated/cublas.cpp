@@ -136,6 +136,7 @@ const char* cublasGetStatusName(cublasStatus_t s) {
 const char* cublasGetStatusString(cublasStatus_t s) { return cublasGetStatusName(s); }
 
 cublasStatus_t cublasCreate(cublasHandle_t* handle) {
+  Call().machine.whole_gpu("cublasCreate", current_device);
   *handle = new cublasContext{current_device};
   return CUBLAS_STATUS_SUCCESS;
 }

@@ -33,6 +33,7 @@ struct Counts {
   int64_t synchronisations = 0;  // of a stream, an event, a device
   int64_t queries = 0;           // of an event
   int64_t host_functions = 0;
+  int64_t streams = 0, timed_events = 0;  // made
   int64_t allocations = 0;
 };
 Counts counts();

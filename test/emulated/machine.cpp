@@ -35,7 +35,7 @@ Options from_environment() {
 std::vector<Gpu> make_gpus(int n) {
   std::vector<Gpu> gpus(size_t(n > 0 ? n : 0));
   for (size_t g = 0; g < gpus.size(); g++)
-    gpus[g].default_stream = std::make_shared<CUstream_st>(CUstream_st{int(g), false, {}, g});
+    gpus[g] = {std::make_shared<CUstream_st>(CUstream_st{int(g), false, {}, g}), {int(g), {}}};
   return gpus;
 }
 
@@ -67,6 +67,8 @@ void set(const Options& o) {
   if (o.gpus != c.machine.options.gpus) c.machine.gpus = make_gpus(o.gpus);
   c.machine.options = o;
   c.machine.random.seed(o.seed);
+  c.machine.eager.reset();
+  c.machine.loaded.clear();
 }
 
 Counts counts() { return Call().machine.counts; }
@@ -75,7 +77,8 @@ Counts operator-(const Counts& a, const Counts& b) {
   return {a.launches - b.launches, a.gemms - b.gemms, a.unaligned_gemms - b.unaligned_gemms,
       a.messages - b.messages, a.copies - b.copies, a.fills - b.fills,
       a.copied_bytes - b.copied_bytes, a.synchronisations - b.synchronisations,
-      a.queries - b.queries, a.host_functions - b.host_functions, a.allocations - b.allocations};
+      a.queries - b.queries, a.host_functions - b.host_functions, a.streams - b.streams,
+      a.timed_events - b.timed_events, a.allocations - b.allocations};
 }
 
 std::vector<std::string> complaints() { return std::exchange(Call().machine.held_against, {}); }
@@ -241,6 +244,16 @@ void Machine::drive() {
     q->done++;
     changed.notify_all();
   }
+}
+
+void Machine::whole_gpu(const char* call, int device) {
+  if (operations_under_way(device) > 0)
+    complain(text(call, " with NCCL's operations under way on the GPU, for which it may wait"));
+}
+
+void Machine::load(const char* kernel, int device) {
+  if (!loaded.insert(kernel).second || *eager) return;
+  whole_gpu(kernel, device);
 }
 
 void Machine::fail(int device, const std::string& why) {

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <set>
 #include <sstream>
@@ -43,10 +44,16 @@ struct CUstream_st {
   bool follows_default;   // made without cudaStreamNonBlocking
   std::thread::id owner;  // who made it
   uint64_t number;        // in the order in which they were made
+  int priority = 0;
   std::deque<emulated::Op> ops = {};
   bool busy = false;  // its first operation, taken from ops, is under way
   uint64_t issued = 0, done = 0;
   int messages = 0;  // of NCCL's, not done
+};
+
+struct CUmemPool_st {
+  int device;
+  std::set<int> reached_by;  // GPUs that were let in
 };
 
 struct CUevent_st {
@@ -55,6 +62,7 @@ struct CUevent_st {
     double seconds = 0;
   };
   int device;
+  bool timed;
   std::shared_ptr<Record> last = {};
 };
 
@@ -76,8 +84,10 @@ struct Allocation {
 
 struct Gpu {
   Queue default_stream;
+  CUmemPool_st pool;
   size_t allocated = 0;
-  std::string failure;  // for good: no call succeeds any more
+  std::vector<Point> frees = {};  // in the order of streams
+  std::string failure;            // for good: no call succeeds any more
 };
 
 class Machine {
@@ -96,10 +106,15 @@ class Machine {
   bool coin() { return random() & 1; }
   void fail(int device, const std::string& why);
   void complain(const std::string& text) { held_against.push_back(text); }
+  // Before a call that may wait for all of a GPU: for ever, where NCCL's kernels wait in it.
+  void whole_gpu(const char* call, int device);
+  // Of a kernel that is launched: the first time it is loaded, unless all are when CUDA starts.
+  void load(const char* kernel, int device);
 
   // --- memory (memory.cpp)
   char* allocate(size_t bytes, int device);  // null: no memory
-  bool release(void* p, bool device);        // false: not an allocation of that kind
+  static void poison(char* p, size_t bytes);
+  bool release(void* p, bool device);  // false: not an allocation of that kind
   const Allocation* find(const void* p, size_t bytes = 1) const;  // that holds all of it, or null
   void open();                                                    // device memory can be touched
   void close();  // after a wait: it cannot, where all streams are one host thread's
@@ -112,6 +127,8 @@ class Machine {
   std::vector<Gpu> gpus;
   std::mt19937_64 random;
   std::map<cudaStream_t, Queue> streams;
+  std::optional<bool> eager;     // read from the environment at the first call after set()
+  std::set<std::string> loaded;  // kernels
 
  private:
   Machine();
@@ -135,7 +152,10 @@ class Machine {
   bool ending_ = false;
 };
 
+int operations_under_way(int device);  // of NCCL; the lock is held
+
 inline thread_local int current_device = 0;
+inline thread_local bool chose_device = false;
 
 // What every function of the libraries begins with.
 class Call {

@@ -46,19 +46,24 @@ void protect(const Allocation& a, int protection) {
 
 }  // namespace
 
+// Of much memory both ends: a workspace need not become resident.
+void Machine::poison(char* p, size_t bytes) {
+  memset(p, kPoison, std::min(bytes, kPoisoned));
+  memset(p + bytes - std::min(bytes, kPoisoned), kPoison, std::min(bytes, kPoisoned));
+}
+
 char* Machine::allocate(size_t bytes, int device) {
   if (allocations_.empty()) catch_faults();
   const size_t page = size_t(sysconf(_SC_PAGESIZE)), all = (bytes + 255) / 256 * 256,
                used = (all + page - 1) / page * page;
   const size_t before = device < 0 ? 0 : gpus[size_t(device)].allocated;
-  if (bytes > options.memory || before + used > options.memory) return nullptr;
+  if (device >= 0 && (bytes > options.memory || before + used > options.memory)) return nullptr;
   void* mapped = mmap(nullptr, used + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) return nullptr;
   const Allocation a{static_cast<char*>(mapped), used + 2 * page, bytes, device};
   char* p = a.mapped + page + used - all;
   protect(a, PROT_READ | PROT_WRITE);
-  memset(p, kPoison, std::min(all, kPoisoned));  // a workspace need not become resident
-  memset(p + all - std::min(all, kPoisoned), kPoison, std::min(all, kPoisoned));
+  poison(p, all);
   if (!open_ && device >= 0) protect(a, PROT_NONE);
   allocations_[p] = a;
   if (device >= 0) gpus[size_t(device)].allocated += used;

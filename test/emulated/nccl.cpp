@@ -217,6 +217,12 @@ ncclResult_t forget(ncclComm_t raw, bool abort) {
 }  // namespace
 
 namespace emulated {
+int operations_under_way(int device) {
+  int n = 0;
+  for (const auto& [raw, comm] : library().living)
+    if (comm->device == device) n += comm->under_way;
+  return n;
+}
 int live_communicators() {
   const Call c;
   return int(library().living.size());

@@ -1,8 +1,11 @@
 // What is NCCL's own: its order, and what happens when something goes wrong. On the emulated
 // library; that messages and collectives arrive is in comm_test.cpp.
 #include <algorithm>
+#include <set>
 #include <thread>
 
+#include "model/machine/launch.h"
+#include "model/rows/list.h"
 #include "pipeline/train/trainer.h"
 #include "test/comm_testing.h"
 #include "test/emulated/testing.h"
@@ -213,6 +216,47 @@ TEST_F(Nccl, ChannelsCanBeMadeAgain) {
   });
 }
 
+// What NCCL's kernels wait for may be this rank: nothing that it does meanwhile may wait for its
+// GPU.
+TEST_F(Nccl, MemoryGrowsAndIsGivenBackWhileMessagesAreUnderWay) {
+  const Behaviour small({.gpus = 2, .memory = 300 << 20});
+  run_ranks(over_nccl(2), [](Comm& world) {
+    Rank me(world);
+    Request sent;
+    if (world.rank() == 0) {
+      sent = world.isend(me.stream, me.row(0), 1, forward(0, 0));
+      for (int64_t n : {30 << 20, 60 << 20}) {  // the second fits when the first is given back
+        const Buf x = me.gpu->buffer(1, n, Dtype::f32, Use::scratch);
+        me.stream.zero(x->data, size_t(x->bytes()));
+      }
+      me.gpu->host_buffer(1, 1 << 20, Dtype::f32);
+    }
+    world.barrier();
+    if (world.rank() == 1) world.irecv(me.stream, me.row(0), 0, forward(0, 0)).wait();
+    if (sent) sent.wait();
+  });
+}
+
+TEST_F(Nccl, EveryKernelIsLoadedBeforeAMessageIsUnderWay) {
+  unsetenv("CUDA_MODULE_LOADING");
+  unsetenv("CUDA_DEVICE_MAX_CONNECTIONS");
+  const Behaviour anew({.gpus = 2, .order = emulated::Order::lazy});
+  run_ranks(over_nccl(2), [](Comm& world) {
+    Rank me(world);
+    if (world.rank() == 0) {
+      const Request sent = world.isend(me.stream, me.row(0), 1, forward(0, 0));
+      launch<Add>(
+          me.stream, 1, {.x = me.numbers->row_slice(0, 1), .y = me.numbers->row_slice(1, 1)});
+      world.barrier();
+      sent.wait();
+    } else {
+      world.barrier();
+      world.irecv(me.stream, me.row(0), 0, forward(0, 0)).wait();
+    }
+  });
+  EXPECT_STREQ(getenv("CUDA_DEVICE_MAX_CONNECTIONS"), "32");
+}
+
 // Training steps, with every kind of traffic that there is: neighbours both ways, mirrored halves,
 // tokens to experts, replicas, and experts that move after the first step. The same bits as threads
 // that share a GPU.
@@ -222,15 +266,32 @@ INSTANTIATE_TEST_SUITE_P(Schedules, NcclTrainer,
     testing::Values(
         ScheduleAndPp("1f1b", 1), ScheduleAndPp("zbv", 2), ScheduleAndPp("dualpipe", 2)));
 
+int communicators_of(const Job& job) {
+  std::set<std::pair<int, int>> pairs;
+  for (const auto& [a, b] : message_pairs(job)) pairs.insert(std::minmax(a, b));
+  int all = 4 * int(pairs.size());
+  for (int r = 0; r < job.layout.world(); r++)
+    for (const std::vector<int>& group :
+        {job.layout.replicas_of(r), job.layout.experts_of(r), job.layout.expert_replicas_of(r)})
+      all += group.size() > 1;
+  return all;
+}
+
 std::vector<std::string> train(const Job& job, const RunOptions& options, int gpus) {
   std::vector<std::string> bits;
   const Behaviour behaviour({.gpus = gpus});
   run_ranks(options, [&](Comm& world) {
-    const std::unique_ptr<Device> device = make_cuda_device(world.rank() % gpus);
+    const std::unique_ptr<Device> device = make_cuda_device(world.rank() % gpus, 1, gpus);
     Trainer trainer(job, world, *device);
     for (int64_t step = 1; step <= 2; step++) {
       const StepResult r = train_step(trainer, step);
       if (world.rank() == 0) bits.push_back(cat(std::hexfloat, r.loss, " ", r.grad_norm));
+      // for edges, of two ranks each, and for the groups that exchange and that add tensors
+      world.barrier();
+      if (options.transport == Wire::nccl) {
+        EXPECT_EQ(emulated::live_communicators(), communicators_of(job));
+      }
+      world.barrier();
       for (const LayerLoad& l : r.loads)
         EXPECT_TRUE(step > 1 || l.replan->moves > 0) << "layer " << l.layer;
       EXPECT_TRUE(copies_agree(trainer)) << "step " << step;
@@ -257,6 +318,7 @@ TEST_P(NcclTrainer, HasTheBitsOfThreads) {
   o.microbatches = 8;
   o.schedule = GetParam().first;
   o.device = DeviceKind::cuda;
+  o.dtype = Dtype::f32;
   o.threads = 1;
   o.val_sequences = 2;
   const Job job = make_job(o);

@@ -19,7 +19,7 @@ std::vector<std::string> train(const TrainOptions& options) {
   const Job job = make_job(options);
   std::vector<std::string> bits;
   run_ranks(job.run, [&](Comm& world) {
-    const std::unique_ptr<Device> device = make_device(job, world.rank());
+    const std::unique_ptr<Device> device = make_device(job, world);
     Trainer trainer(job, world, *device);
     for (int64_t step = 1; step <= options.steps; ++step) {
       const StepResult r = train_step(trainer, step);
@@ -47,6 +47,7 @@ class EmulatedRuns : public RunTest {
   TrainOptions options(const std::string& schedule, int64_t pp, int64_t steps = 2) const {
     TrainOptions o = RunTest::options("", steps);
     o.device = DeviceKind::cuda;
+    o.dtype = Dtype::f32;
     o.model = parse_sizes("n_layers=4");
     o.seq_len = 8;
     o.val_sequences = 1;
@@ -76,6 +77,20 @@ TEST_F(EmulatedRuns, SchedulesAndPipelineRanksHaveTheBitsOfOneRank) {
   for (const ScheduleKind& kind : schedule_kinds()) {
     const Behaviour behaviour(nth(n++, 2));
     EXPECT_EQ(train(options(kind.name, 2)), one) << kind.name << ", seed " << n;
+  }
+}
+
+// Where the shapes of products are equal, as they are with the same microbatches on more ranks.
+TEST_F(EmulatedRuns, SoDoDataParallelRanks) {
+  std::vector<std::string> one;
+  for (const auto& [dp, pp] : {std::pair(1, 1), {2, 1}, {4, 1}, {2, 2}}) {
+    TrainOptions o = options(pp == 1 ? "1f1b" : "zbv", pp);
+    o.dp = dp;
+    o.microbatches = 4 / dp;
+    const Behaviour behaviour(nth(dp, dp));
+    const auto bits = train(o);
+    if (dp == 1) one = bits;
+    EXPECT_EQ(bits, one) << "dp " << dp << ", pp " << pp;
   }
 }
 

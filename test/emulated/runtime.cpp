@@ -27,6 +27,8 @@ template <class Body> cudaError_t with_gpu(const char* name, Body body) {
   Call c;
   try {
     if (size_t(current_device) >= c.machine.gpus.size()) throw cudaErrorInvalidDevice;
+    const char* loading = getenv("CUDA_MODULE_LOADING");
+    if (!c.machine.eager) c.machine.eager = loading && strcmp(loading, "EAGER") == 0;
     const cudaError_t code = body(c);
     if (code != cudaSuccess) return code;
     const bool failed = !c.machine.gpus[size_t(current_device)].failure.empty();
@@ -94,10 +96,19 @@ cudaError_t cudaSetDevice(int device) {
   if (device < 0 || size_t(device) >= c.machine.gpus.size())
     return wrong(c, cudaErrorInvalidDevice, text("cudaSetDevice(", device, ")"));
   current_device = device;
+  chose_device = true;
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
-  *p = {"Emulated GPU", options().memory, 132, 9, 0};
+  *p = {"Emulated H100", options().memory, 132, 9, 0};
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 9;  // cudaDevAttrComputeCapabilityMajor
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer) {
+  *can = device != peer;
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetPCIBusId(char* bus, int length, int device) {
@@ -106,6 +117,7 @@ cudaError_t cudaDeviceGetPCIBusId(char* bus, int length, int device) {
 }
 cudaError_t cudaDeviceSynchronize() {
   return with_gpu("cudaDeviceSynchronize", [](Call& c) {
+    c.machine.whole_gpu("cudaDeviceSynchronize", current_device);
     c.machine.counts.synchronisations++;
     const std::vector<Point> all = c.machine.all_of(current_device);
     for (const Point& p : all) c.machine.wait(c.lock, p);
@@ -117,12 +129,14 @@ cudaError_t cudaDeviceSynchronize() {
 
 static cudaError_t allocate(void** p, size_t bytes, bool device) {
   return with_gpu("cudaMalloc", [&](Call& c) {
+    c.machine.whole_gpu("cudaMalloc", current_device);
     *p = c.machine.allocate(bytes, device ? current_device : -1);
     return *p ? cudaSuccess : last_error = cudaErrorMemoryAllocation;
   });
 }
 static cudaError_t release(void* p, bool device) {
   return with_gpu("cudaFree", [&](Call& c) {
+    c.machine.whole_gpu("cudaFree", current_device);
     need(!p || c.machine.release(p, device));
     return cudaSuccess;
   });
@@ -131,6 +145,43 @@ cudaError_t cudaMalloc(void** p, size_t bytes) { return allocate(p, bytes, true)
 cudaError_t cudaMallocHost(void** p, size_t bytes) { return allocate(p, bytes, false); }
 cudaError_t cudaFree(void* p) { return release(p, true); }
 cudaError_t cudaFreeHost(void* p) { return release(p, false); }
+
+// Memory in a stream's order: what another stream does to it before is undone, and what it does
+// after it is freed faults. Where there is none left, what is being freed is waited for.
+cudaError_t cudaMallocAsync(void** p, size_t bytes, cudaStream_t stream) {
+  return with_gpu("cudaMallocAsync", [&](Call& c) {
+    const Queue q = c.machine.find(stream);
+    char* made = c.machine.allocate(bytes, q->device);
+    if (!made) {
+      for (const Point& free : std::exchange(c.machine.gpus[size_t(q->device)].frees, {}))
+        c.machine.wait(c.lock, free);
+      made = c.machine.allocate(bytes, q->device);
+    }
+    *p = made;
+    if (!made) return last_error = cudaErrorMemoryAllocation;
+    c.machine.enqueue(c.lock, q, {[=] { Machine::poison(made, bytes); }});
+    return cudaSuccess;
+  });
+}
+cudaError_t cudaFreeAsync(void* p, cudaStream_t stream) {
+  return with_stream("cudaFreeAsync", stream, [&](Call& c, const Queue& q) {
+    need(c.machine.find(p));
+    std::vector<Point>& frees = c.machine.gpus[size_t(q->device)].frees;
+    std::erase_if(frees, [](const Point& p) { return p.reached(); });
+    frees.push_back(c.machine.enqueue(c.lock, q, {[p] { Call().machine.release(p, true); }}));
+  });
+}
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int device) {
+  *pool = &Call().machine.gpus[size_t(device)].pool;
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return cudaSuccess; }
+cudaError_t cudaMemPoolSetAccess(cudaMemPool_t pool, const cudaMemAccessDesc* peers, size_t n) {
+  const Call c;
+  for (size_t i = 0; i < n; i++) pool->reached_by.insert(peers[i].location.id);
+  return cudaSuccess;
+}
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   Call c;
   *total = c.machine.options.memory;
@@ -157,6 +208,12 @@ cudaError_t cudaMemcpyAsync(
       return c.machine.find(p);
     };
     const Allocation *target = whole(to), *source = whole(from);
+    const auto apart = [&](const Allocation* a) {  // in the memory of a GPU that it does not reach
+      return a && a->device >= 0 && a->device != q->device &&
+          !c.machine.gpus[size_t(a->device)].pool.reached_by.count(q->device);
+    };
+    if (apart(target) || apart(source))
+      c.machine.complain("a copy between GPUs that do not reach one another's memory");
     const auto on_host = [](const Allocation* a) { return !a || a->device < 0; };
     c.machine.counts.copies++;
     c.machine.counts.copied_bytes += int64_t(bytes);
@@ -164,6 +221,10 @@ cudaError_t cudaMemcpyAsync(
     if ((on_host(target) && on_host(source)) || !target || (!source && c.machine.coin()))
       c.machine.wait(c.lock, done);
   });
+}
+cudaError_t cudaMemcpyPeerAsync(
+    void* to, int, const void* from, int, size_t bytes, cudaStream_t stream) {
+  return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream);
 }
 cudaError_t cudaMemset2DAsync(
     void* p, size_t pitch, int value, size_t width, size_t height, cudaStream_t stream) {
@@ -182,11 +243,26 @@ cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t strea
 
 // --- streams -------------------------------------------------------------------------------------
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
-  return with_gpu("cudaStreamCreateWithFlags", [&](Call& c) {
-    *stream = c.machine.make_stream(current_device, !(flags & cudaStreamNonBlocking)).get();
+cudaError_t cudaDeviceGetStreamPriorityRange(int* last, int* first) {
+  *last = 0;
+  *first = -5;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int priority) {
+  return with_gpu("cudaStreamCreate", [&](Call& c) {
+    const Queue made = c.machine.make_stream(current_device, !(flags & cudaStreamNonBlocking));
+    made->priority = priority;
+    c.machine.counts.streams++;
+    *stream = made.get();
     return cudaSuccess;
   });
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  return cudaStreamCreateWithPriority(stream, flags, 0);
+}
+cudaError_t cudaStreamGetPriority(cudaStream_t stream, int* priority) {
+  return with_stream(
+      "cudaStreamGetPriority", stream, [&](Call&, const Queue& q) { *priority = q->priority; });
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return with_gpu("cudaStreamDestroy", [&](Call& c) {
@@ -224,6 +300,7 @@ cudaError_t emulated::launch(
     need(config.dynamicSmemBytes == 0, cudaErrorNotSupported);
     need(q->device == current_device, cudaErrorInvalidResourceHandle);
     c.machine.counts.launches++;
+    c.machine.load(what, q->device);
     c.machine.enqueue(c.lock, q,
         {[=, device = q->device, descending = c.machine.coin(), thread = std::move(thread)] {
           const std::string error = run_kernel(grid, block, descending, thread);
@@ -234,9 +311,11 @@ cudaError_t emulated::launch(
 
 // --- events --------------------------------------------------------------------------------------
 
-cudaError_t cudaEventCreate(cudaEvent_t* event) {
-  return with_gpu("cudaEventCreate", [&](Call&) {
-    *event = new CUevent_st{current_device};
+cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
+  return with_gpu("cudaEventCreate", [&](Call& c) {
+    c.machine.counts.timed_events += !(flags & cudaEventDisableTiming);
+    *event = new CUevent_st{current_device, !(flags & cudaEventDisableTiming)};
     return cudaSuccess;
   });
 }
@@ -257,6 +336,8 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   return with_gpu("cudaEventQuery", [&](Call& c) {
     c.machine.counts.queries++;
+    if (!chose_device && event->device != current_device)
+      c.machine.complain("an event asked by a thread without a GPU, which is given the first one");
     const bool done = !event->last || c.machine.query(c.lock, event->last->point);
     return done ? cudaSuccess : cudaErrorNotReady;
   });
@@ -270,7 +351,8 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   return with_gpu("cudaEventElapsedTime", [&](Call& c) {
-    need(begin->last && end->last && begin->device == end->device, cudaErrorInvalidResourceHandle);
+    need(begin->timed && end->timed && begin->last && end->last && begin->device == end->device,
+        cudaErrorInvalidResourceHandle);
     if (!begin->last->point.reached() || !end->last->point.reached()) return cudaErrorNotReady;
     *milliseconds = float((end->last->seconds - begin->last->seconds) * 1e3);
     return cudaSuccess;

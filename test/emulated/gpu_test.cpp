@@ -1,0 +1,121 @@
+// What a device on the emulated GPU asks of CUDA: which GPU and which dtype are a rank's, streams,
+// events. Read next: runs_test.cpp.
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "comm/transport.h"
+#include "pipeline/train/bench.h"
+#include "pipeline/train/run_log.h"
+#include "test/emulated/cuda_runtime.h"
+#include "test/emulated/testing.h"
+#include "test/run_testing.h"
+
+namespace duet {
+namespace {
+
+int priority_of(Stream& stream) {
+  int priority = 0;
+  const auto ask = [](void* cuda_stream, int64_t, const void* p) {
+    cudaStreamGetPriority(static_cast<cudaStream_t>(cuda_stream), *static_cast<int* const*>(p));
+  };
+  cudaGetLastError();  // an earlier test's
+  int* out = &priority;
+  stream.launch({"ask", nullptr, ask}, 1, &out, sizeof out, 0);
+  return priority;
+}
+
+TEST(GpuDevice, MessagesGoBeforeComputation) {
+  const auto gpu = make_cuda_device(0);
+  EXPECT_LT(priority_of(*gpu->make_stream()), priority_of(gpu->compute()));
+}
+
+// A message that borrows one does not queue behind what is still to be done in it.
+TEST(GpuDevice, StreamsOnLoanAreUsedAgainWhenTheirWorkIsDone) {
+  for (const auto order : {emulated::Order::eager, emulated::Order::lazy}) {
+    const Behaviour behaviour({.order = order});
+    const auto gpu = make_cuda_device(0);
+    std::unique_ptr<Stream> stream = gpu->borrow_stream();
+    const Stream* first = stream.get();
+    const Buf word = gpu->buffer(1, 1, Dtype::i32, Use::scratch);
+    stream->zero(word->data, 4);
+    gpu->give_back(std::move(stream));
+    EXPECT_EQ(gpu->borrow_stream().get() == first, order == emulated::Order::eager);
+  }
+}
+
+// Complaints would fail it: CUDA would give the thread that asks a context on GPU 0.
+TEST(GpuDevice, AnyThreadMayAskAboutAnEvent) {
+  const Behaviour lazy({.gpus = 2, .order = emulated::Order::lazy});
+  std::thread([] {
+    const auto gpu = make_cuda_device(1);
+    const auto event = gpu->make_event();
+    gpu->compute().record(*event);
+    std::thread([&] {
+      while (!event->done()) continue;
+    }).join();
+  }).join();
+}
+
+TEST(GpuDevice, TimesOnlyWhatIsAskedTo) {
+  const auto gpu = make_cuda_device(0);
+  const int64_t before = emulated::counts().timed_events;
+  gpu->compute().record(*gpu->make_event());
+  EXPECT_EQ(emulated::counts().timed_events, before);
+  gpu->compute().record(*gpu->make_event(true));
+  EXPECT_GT(emulated::counts().timed_events, before);
+}
+
+class GpuJob : public RunTest {
+ protected:
+  TrainOptions options() const {
+    TrainOptions o = RunTest::options("", 1);
+    o.device = DeviceKind::cuda;
+    return o;
+  }
+};
+
+// A rank's transport that carries nothing.
+struct Silent : Transport {
+  using Transport::Transport;
+  std::unique_ptr<Message> make(const Side&, Stream*) override { return nullptr; }
+  void post(Message&) override {}
+  void cancel(Message&) override {}
+};
+
+TEST_F(GpuJob, ARanksGpuIsOfItsNumberOnTheMachine) {
+  const Behaviour four({.gpus = 4});
+  const Job job = make_job(options());
+  Silent second_of_its_machine(std::make_shared<RankState>(5, 8, job.run, 1));
+  const Comm world(second_of_its_machine);
+  std::thread([&] { EXPECT_EQ(make_device(job, world)->name(), "cuda:1 Emulated H100"); }).join();
+}
+
+TEST_F(GpuJob, ComputesInBf16UnlessToldOtherwise) {
+  TrainOptions o = options();
+  o.resolve();
+  EXPECT_EQ(o.dtype, Dtype::bf16);
+  o.dtype = Dtype::f32;
+  o.resolve();
+  EXPECT_EQ(o.dtype, Dtype::f32);
+  EXPECT_NE(run(options()).find("cuda:0 Emulated H100, bf16, peak 989 TFLOP/s"), std::string::npos);
+}
+
+// The products that were made are more than the model's own: attention's scores are made again.
+TEST_F(GpuJob, BenchSaysWhatPartOfThePeakTheModelMakesUseOf) {
+  BenchOptions b;
+  b.preset = "tiny";
+  b.steps = 1;
+  b.micro_batch_size = 1;
+  std::ostringstream out;
+  bench_command(b, out);
+  const Json line = Json::parse(out.str(), "bench");
+  EXPECT_EQ(line.at("device").string(), "cuda:0 Emulated H100");
+  EXPECT_EQ(line.at("dtype").string(), "bf16");
+  const double made = line.at("gflops").number() * 1e9 / 989e12, mfu = line.at("mfu").number();
+  EXPECT_LT(mfu, made);
+  EXPECT_GT(mfu, 0.7 * made);
+}
+
+}  // namespace
+}  // namespace duet
