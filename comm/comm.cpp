@@ -53,7 +53,7 @@ Channels::Channels(
 
 int Comm::rank_here() const { return transport_->state->rank_here; }
 
-Traffic Comm::take_traffic() { return std::exchange(transport_->state->traffic, {}); }
+Traffic& Comm::traffic() { return transport_->state->traffic; }
 
 // --- groups --------------------------------------------------------------------------------------
 

@@ -194,7 +194,7 @@ class Comm {
   int size() const { return int(ranks_.size()); }
   int world_rank(int r) const { return ranks_[size_t(r)]; }
   int rank_here() const;   // this rank's number among the ranks on its machine
-  Traffic take_traffic();  // of this rank, in all its groups, since it was last taken
+  Traffic& traffic();  // of this rank, in all its groups, since it was set to zero
 
   // A group of ranks of the world, numbered as listed. All ranks of the world call it, in the same
   // order, each with the list of its own group (alone: {rank}); groups of one call are disjoint.

@@ -137,10 +137,10 @@ TEST(PlanCluster, MeasuresThisMachine) {
   EXPECT_EQ(write_cluster(read_cluster(write_cluster(c), "here")), write_cluster(c));
   for (double rate : {c.wide_peak(), c.attention_f, c.attention_b, c.hbm(), c.nvlink_bytes_s})
     EXPECT_GT(rate, 0);
-  std::string text = write_cluster(c);
-  const std::string hbm = "\"hbm_gb_s\": ";
-  text.insert(text.find(hbm) + hbm.size(), "0.00000");
-  expect_plan_refused([&] { read_cluster(text, "c.json"); }, {"c.json", "hbm_gb_s"});
+  Cluster stopped = c;
+  stopped.hbm_bytes_s = 0;
+  expect_plan_refused(
+      [&] { read_cluster(write_cluster(stopped), "c.json"); }, {"c.json", "hbm_gb_s"});
 }
 
 TEST(PlanNetwork, RingsOfTheClosedForm) {

@@ -99,7 +99,7 @@ template <class T> void add_to(std::vector<double>& sum, const std::vector<T>& v
 }
 
 Facts facts_of_step(Trainer& t, bool gave_up) {
-  const Traffic sent = t.world.take_traffic();
+  const Traffic sent = std::exchange(t.world.traffic(), {});
   Facts facts = {{"bytes", {double(sent.intra), double(sent.inter)}}};
   if (gave_up) {
     facts["given up"] = {1};
@@ -204,7 +204,9 @@ void update(Trainer& t, const StepResult& r) {
 bool gives_up(Trainer& t, const StepHooks& hooks) {
   if (!hooks.give_up || t.experts.size() == 1) return hooks.give_up && hooks.give_up();
   if (!t.long_steps || t.job.run.link.emulated()) return false;
+  const Traffic sent = t.world.traffic();
   const std::vector<int> all = t.experts.gather_values(int(hooks.give_up()));
+  t.world.traffic() = sent;  // metrics do not tell how long a step took
   return std::find(all.begin(), all.end(), 1) != all.end();
 }
 
@@ -227,7 +229,7 @@ StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
   const Job& job = t.job;
   const double begin = seconds_now();
   t.device.flops = 0;
-  t.world.take_traffic();  // what was sent between steps is no step's
+  t.world.traffic() = {};  // what was sent between steps is no step's
   t.context.recorder = hooks.recorder;
   StepResult r{.step = step,
       .lr = job.options.lr_at(step),
