@@ -4,13 +4,15 @@
 
     scripts/check_plan.py [--duet ./duet] [--steps 12] [--presets tiny,small,bench]
 
-Each rank has a core of its own, of which the machine must have as many as ranks; nothing else should
-run. Measured is the median of the steps after the second. Exit status 1 if a prediction is more than
-15% off.
+Each rank has a core of its own, of which the machine must have two; nothing else should run.
+Measured is the median of the steps after the second. Exit status 1 if a prediction is more than 15%
+off.
 """
 import argparse, json, os, subprocess, statistics, sys, tempfile
 
 LAYOUTS = [(1, 1), (1, 2), (2, 1)]  # dp, pp
+# tokens of a sequence, sequences of a microbatch (as model/config.cpp has them), microbatches
+BATCHES = {"tiny": (64, 1, 16), "small": (128, 1, 16), "bench": (256, 8, 4)}
 
 
 def run(*command):
@@ -21,7 +23,7 @@ def run(*command):
 
 
 def measured(duet, out, layout, steps):
-    """Seconds of a step, and its sequences and their tokens."""
+    """Seconds of a step."""
     run(duet, "train", *layout, "--threads", "1", "--steps", str(steps), "--val-every", "0",
         "--val-sequences", "1", "--sample", "0", "--out", out, "--overwrite")
     lines = [json.loads(line) for line in open(os.path.join(out, "metrics.jsonl"))]
@@ -34,28 +36,30 @@ def main():
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--presets", default="tiny,small,bench")
     args = parser.parse_args()
+    presets = args.presets.split(",")
+    if args.steps < 3 or not set(presets) <= set(BATCHES):
+        parser.error(f"allowed: at least 3 steps, presets {', '.join(BATCHES)}")
     worst = 0
     with tempfile.TemporaryDirectory() as folder:
         cluster = os.path.join(folder, "here.json")
-        print(run(args.duet, "plan", "--measure", cluster), end="")
+        run(args.duet, "plan", "--measure", cluster)
         print("| preset | dp | pp | measured | predicted | off |\n|---|---|---|---|---|---|")
-        for preset in args.presets.split(","):
-            # sequences and tokens as model/config.cpp has them
-            seq_len, size = {"tiny": (64, 1), "small": (128, 1), "bench": (256, 8)}[preset]
+        for preset in presets:
+            seq_len, size, microbatches = BATCHES[preset]
             for dp, pp in LAYOUTS:
                 layout = ["--dp", str(dp), "--pp", str(pp)]
-                microbatches = 4 if preset == "bench" else 16
-                seconds = measured(args.duet, os.path.join(folder, "run"), ["--preset", preset, *layout,
-                                   "--microbatches", str(microbatches)], args.steps)
+                seconds = measured(args.duet, os.path.join(folder, "run"), [
+                    "--preset", preset, *layout, "--microbatches", str(microbatches)], args.steps)
                 plan = json.loads(run(
-                    args.duet, "plan", "--model", preset, "--cluster", cluster, "--gpus", str(dp * pp),
-                    "--batch", str(dp * microbatches * size), "--seq-len", str(seq_len), *layout,
-                    "--micro-batch-size", str(size), "--schedule", "1f1b", "--ep", "1", "--dtype",
-                    "fp32", "--zero", "0", "--recompute", "none", "--format", "json"))
+                    args.duet, "plan", "--model", preset, "--cluster", cluster, *layout, "--gpus",
+                    str(dp * pp), "--batch", str(dp * microbatches * size), "--seq-len",
+                    str(seq_len), "--micro-batch-size", str(size), "--schedule", "1f1b", "--ep",
+                    "1", "--dtype", "fp32", "--zero", "0", "--recompute", "none", "--format",
+                    "json"))
                 off = plan["step_s"] / seconds - 1
                 worst = max(worst, abs(off))
-                print(f"| {preset} | {dp} | {pp} | {1e3 * seconds:.1f} ms | {1e3 * plan['step_s']:.1f} ms "
-                      f"| {100 * off:+.1f}% |", flush=True)
+                print(f"| {preset} | {dp} | {pp} | {1e3 * seconds:.1f} ms "
+                      f"| {1e3 * plan['step_s']:.1f} ms | {100 * off:+.1f}% |", flush=True)
     return worst > 0.15
 
 

@@ -49,11 +49,14 @@ struct Bench {
 struct Linear {
   double tokens, in, out, segment, seconds = INFINITY;
   double predicted(const Cluster& c, Precision p) const {
-    const double cuts = c.core ? tokens / segment - 1 : 0;
     return product_seconds(c, p, tokens, out, in) + product_seconds(c, p, tokens, in, out) +
-        product_seconds(c, p, in, out, tokens, 1, 8) +
-        2 * in * out / c.products_per_s(p) * c.k_half * cuts +
-        (c.core ? 8 * in * out / c.hbm() : 0);
+        weight_product_seconds(c, p, in, out, tokens, 1, tokens / segment);
+  }
+  // What the time beyond arithmetic went into. c: whose memory takes no time yet.
+  double bytes_per_second(Cluster c, Precision p) const {
+    const double arithmetic = predicted(c, p);
+    c.hbm_bytes_s = 1;
+    return (predicted(c, p) - arithmetic) / std::max(seconds - arithmetic, seconds / 4);
   }
 };
 
@@ -172,10 +175,7 @@ Cluster measure_cluster() {
   fit_products(c, p, linears);
   measure_attention(bench, p, cuda ? 2048 : 192, c);
   if (!cuda) {
-    const double arithmetic = cold.predicted(c, p);
-    c.hbm_bytes_s = 1;
-    const double bytes = cold.predicted(c, p) - arithmetic;
-    c.hbm_bytes_s = bytes / std::max(cold.seconds - arithmetic, cold.seconds / 4);
+    c.hbm_bytes_s = cold.bytes_per_second(c, p);
     c.nvlink_bytes_s = c.network_bytes_s = c.hbm_bytes_s / 2;
   } else {
     const Buf to = bench.zeros(1, 64);
