@@ -193,8 +193,8 @@ class Comm {
   int rank() const { return rank_; }
   int size() const { return int(ranks_.size()); }
   int world_rank(int r) const { return ranks_[size_t(r)]; }
-  int rank_here() const;   // this rank's number among the ranks on its machine
-  Traffic& traffic();  // of this rank, in all its groups, since it was set to zero
+  int rank_here() const;  // this rank's number among the ranks on its machine
+  Traffic& traffic();     // of this rank, in all its groups, since it was set to zero
 
   // A group of ranks of the world, numbered as listed. All ranks of the world call it, in the same
   // order, each with the list of its own group (alone: {rank}); groups of one call are disjoint.

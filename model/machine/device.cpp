@@ -104,11 +104,11 @@ void Device::give(Buf& buf) {
 }
 
 void Device::drain_pool(bool host) {
-  for (auto [capacity, p] : free_[host]) {
-    release(p, host);
-    if (!host) pool_bytes_ -= capacity;
-  }
-  free_[host].clear();
+  std::erase_if(free_[host], [&](const auto& piece) {
+    if (!release(piece.second, host)) return false;
+    if (!host) pool_bytes_ -= piece.first;
+    return true;
+  });
 }
 
 }  // namespace duet

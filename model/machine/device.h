@@ -14,8 +14,9 @@
 // Where CUDA differs. Every method of the compute stream only enqueues: its failures (a GPU's
 // errors, what a host function threw) come out at a later call, at the latest at synchronize(). A
 // device is made by the rank's thread and makes its GPU that thread's current one; a thread that
-// has made a device of one GPU makes none of another. Taking memory waits for nothing: other ranks'
-// messages may be under way on the GPU, which a wait for all of it would wait for.
+// has made a device of one GPU makes none of another. Taking memory waits for nothing, while there
+// is some: other ranks' messages may be under way on the GPU, which a wait for all of it would wait
+// for.
 //
 // Backends: device_cpu.cpp, gemm_cpu.cpp; device_cuda.cu, gemm_cuda.cu (a build without nvcc links
 // device_nocuda.cpp instead).
@@ -195,7 +196,7 @@ class Device {
  protected:
   // 256-byte aligned; throws where there is no more
   virtual void* allocate(int64_t bytes, bool host) = 0;
-  virtual void release(void* p, bool host) = 0;
+  virtual bool release(void* p, bool host) = 0;  // false: it stays the backend's reserve
   void drain_pool(bool host);  // releases all that is free; a backend's destructor drains both
   struct Returned {
     std::unique_ptr<Stream> stream;

@@ -231,7 +231,10 @@ class CpuDevice final : public Device {
   void* allocate(int64_t bytes, bool) override {
     return ::operator new(size_t(bytes), std::align_val_t(256));
   }
-  void release(void* p, bool) override { ::operator delete(p, std::align_val_t(256)); }
+  bool release(void* p, bool) override {
+    ::operator delete(p, std::align_val_t(256));
+    return true;
+  }
 
  private:
   ThreadPool pool_;

@@ -4,7 +4,8 @@
 // Waits for a whole GPU, as cudaMalloc, cudaFree and pinned memory may ask for, could be for ever:
 // among its streams are those in which NCCL waits for other ranks, and these for this one. So
 // memory comes from CUDA's pool and goes in the order of compute(), host buffers from a reserve
-// that is pinned at the start, and nothing is loaded or made late (prepare, below).
+// that is pinned at the start, no kernel is loaded late, and cuBLAS is made with the device
+// (prepare, below). Streams are made when more messages are under way than ever before.
 //
 // Not here: row kernels (compile_cuda.cuh) and products (gemm_cuda.cu). Nothing of CUDA is
 // touched before cuda_device_count, so that the binary starts where there is no driver. The
@@ -183,7 +184,13 @@ class CudaStream final : public Stream {
     if (!gemm_) gemm_ = std::make_unique<CudaGemm>(device_, stream_);
     return *gemm_;
   }
-  void drop_products() { gemm_.reset(); }
+  // Before the device's memory goes.
+  void finish() {
+    cudaStreamSynchronize(stream_);
+    gemm_.reset();
+    staged_.clear();
+    keeps_host_ = false;
+  }
 
   void copy(void* dst, const void* src, size_t bytes) override {
     if (bytes == 0) return;
@@ -272,7 +279,7 @@ class CudaDevice final : public Device {
   }
   ~CudaDevice() override {
     returned_.clear();
-    compute_->drop_products();
+    compute_->finish();
     for (bool host : {false, true}) drain_pool(host);
     cudaStreamSynchronize(compute_->raw());
     cudaMemPoolTrimTo(pool_, 0);
@@ -305,10 +312,19 @@ class CudaDevice final : public Device {
     if (host && bytes <= kPinnedBytes - pinned_used_)
       return pinned_ + std::exchange(pinned_used_, pinned_used_ + bytes);
     void* p = nullptr;
-    cudaError_t status =
-        host ? cudaMallocHost(&p, size_t(bytes)) : cudaMallocAsync(&p, size_t(bytes), memory_);
-    // all streams may use it then; nothing else is done in this one
-    if (!host && status == cudaSuccess) status = cudaStreamSynchronize(memory_);
+    const auto take = [&] {
+      if (host) return cudaMallocHost(&p, size_t(bytes));
+      const cudaError_t status = cudaMallocAsync(&p, size_t(bytes), memory_);
+      // all streams may use it then; nothing else is done in this one
+      return status == cudaSuccess ? cudaStreamSynchronize(memory_) : status;
+    };
+    cudaError_t status = take();
+    if (!host && status == cudaErrorMemoryAllocation) {  // what is freed may not have come back yet
+      cudaGetLastError();
+      cudaStreamSynchronize(compute_->raw());
+      cudaMemPoolTrimTo(pool_, 0);
+      status = take();
+    }
     if (status == cudaSuccess) return p;
     cudaGetLastError();  // or the next row kernel would find it
     size_t free = 0, total = 0;
@@ -318,11 +334,13 @@ class CudaDevice final : public Device {
         "; free on the GPU: ", free >> 20, " of ", total >> 20, " MiB"));
   }
   // Nothing can be thrown here; a GPU that has failed says so at the next call.
-  void release(void* p, bool host) override {
+  bool release(void* p, bool host) override {
+    const bool reserve = p >= pinned_ && p < pinned_ + kPinnedBytes;
     if (!host)
       cudaFreeAsync(p, compute_->raw());
-    else if (p < pinned_ || p >= pinned_ + kPinnedBytes)
+    else if (!reserve)
       cudaFreeHost(p);
+    return !reserve;
   }
 
  private:
