@@ -5,7 +5,7 @@
 // among its streams are those in which NCCL waits for other ranks, and these for this one. So
 // memory comes from CUDA's pool and goes in the order of compute(), host buffers from a reserve
 // that is pinned at the start, no kernel is loaded late, and cuBLAS is made with the device
-// (prepare, below). Streams are made when more messages are under way than ever before.
+// (find_devices, below). Streams are made when more messages are under way than ever before.
 //
 // Not here: row kernels (compile_cuda.cuh) and products (gemm_cuda.cu). Nothing of CUDA is
 // touched before cuda_device_count, so that the binary starts where there is no driver. The
@@ -336,10 +336,7 @@ class CudaDevice final : public Device {
   // Nothing can be thrown here; a GPU that has failed says so at the next call.
   bool release(void* p, bool host) override {
     const bool reserve = p >= pinned_ && p < pinned_ + kPinnedBytes;
-    if (!host)
-      cudaFreeAsync(p, compute_->raw());
-    else if (!reserve)
-      cudaFreeHost(p);
+    if (!reserve) host ? cudaFreeHost(p) : cudaFreeAsync(p, compute_->raw());
     return !reserve;
   }
 
@@ -363,17 +360,12 @@ class CudaDevice final : public Device {
   std::unique_ptr<CudaStream> compute_;
 };
 
-// Before the first call of CUDA, which reads them: kernels that are loaded when they are first
-// launched wait for the GPU, and streams that share one of its queues for one another. What the
-// user says stays.
-void prepare() {
-  setenv("CUDA_MODULE_LOADING", "EAGER", 0);
-  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
-}
-
 // Any error means that there is no GPU to use: no driver, one too old, none visible.
 std::pair<int, cudaError_t> find_devices() {
-  prepare();
+  // Before CUDA's first call, which reads them: kernels that are loaded at their first launch wait
+  // for the GPU, streams that share one of its queues for one another. What the user says stays.
+  setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) cudaGetLastError();
