@@ -34,6 +34,8 @@ struct Context {
   Buf activation(int64_t rows, int64_t cols) const {
     return device.buffer(rows, cols, dtype, Use::activations);
   }
+  // What travels between stages: activations, or their gradients. [tokens, d_model]
+  Buf message() const { return device.buffer(tokens(), config.d_model, dtype, Use::messages); }
   // [tokens, cols] in the accumulation type
   Buf row_stats(int64_t cols = 1) const {
     return device.buffer(tokens(), cols, acc_dtype(dtype), Use::activations);

@@ -79,7 +79,8 @@ void Executor::compute(const Action& a) {
 
 // After giving up: passes on what came in, or whatever is in memory where nothing did.
 Stages::Made Executor::pretend(Stages::Given given) const {
-  return {given.x ? std::move(given.x) : message(), given.dy ? std::move(given.dy) : message()};
+  return {given.x ? std::move(given.x) : context_.message(),
+      given.dy ? std::move(given.dy) : context_.message()};
 }
 
 // --- results -------------------------------------------------------------------------------------
@@ -119,11 +120,6 @@ Buf Executor::take(Tag::Kind kind, const Action& a) {
   return std::move(found.mapped().data);
 }
 
-Buf Executor::message() const {
-  return context_.device.buffer(
-      context_.tokens(), context_.config.d_model, context_.dtype, Use::messages);
-}
-
 void Executor::send(Tag::Kind kind, const Action& a) {
   auto made = results_.extract({kind, a.stage, a.microbatch});
   DUET_CHECK(made, to_string(a), ": expected its result, found none");
@@ -135,7 +131,7 @@ void Executor::send(Tag::Kind kind, const Action& a) {
 void Executor::receive(Tag::Kind kind, const Action& a) {
   const int from = source(kind, a.stage);
   Result& result = results_[{kind, from, a.microbatch}];
-  result.data = message();
+  result.data = context_.message();
   result.request = pipeline_.irecv(
       context_.stream(), result.data, peer_rank(schedule_, a), {kind, from, a.microbatch});
 }

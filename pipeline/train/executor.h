@@ -69,7 +69,6 @@ class Executor {
   Stages::Made pretend(Stages::Given given) const;
   bool is_first(const Action& a) const;
   bool is_last(const Action& a) const;
-  Buf message() const;
   std::unique_ptr<Event> now() const;
   Buf take(Tag::Kind kind, const Action& a);
   void keep(Tag::Kind kind, const Action& a, Buf result);

@@ -62,8 +62,7 @@ Stages::Made RehearsedStages::run(const Action& a, Given given) {
       {a.overlapped() ? "pair" : kind_name(a.kind), "compute", a.stage, a.microbatch});
   sleep_until(begin_ + spans_.back().end);
   const auto make = [&] {
-    Buf made = context_.device.buffer(
-        context_.tokens(), context_.config.d_model, context_.dtype, Use::messages);
+    Buf made = context_.message();
     std::memcpy(made->data, &spans_.back().end, sizeof(double));
     return made;
   };
@@ -77,7 +76,9 @@ Rehearsal::Rehearsal(const Job& job, const CostProfile& profile, Comm& world, De
     : job_(job), profile_(profile), world_(world), channels_(world, device, message_pairs(job)),
       pipeline_(world.group(job.layout.pipeline_of(world.rank()))),
       context_{device, job.config, Dtype::f32, job.options.seq_len, job.options.micro_batch_size},
-      clock_ahead_(1e-9 * double(clock_offset(world, nanoseconds_now).ahead)) {}
+      clock_ahead_(job.run.transport == Wire::local
+              ? 0
+              : 1e-9 * double(clock_offset(world, nanoseconds_now).ahead)) {}
 
 RehearsedStep Rehearsal::step(Recorder* recorder) {
   context_.recorder = recorder;

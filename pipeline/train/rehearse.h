@@ -61,7 +61,7 @@ class Rehearsal {
   Channels channels_;
   Comm pipeline_;
   Context context_;
-  double clock_ahead_ = 0;  // of rank 0's, seconds
+  const double clock_ahead_;  // of rank 0's, seconds; threads share one clock
 };
 
 // What the simulator is given: the job's list as the executor runs it, with --overlap off each pair
