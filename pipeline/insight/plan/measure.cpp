@@ -1,15 +1,13 @@
 // See measure.h.
 #include "pipeline/insight/plan/measure.h"
 
-#include <sched.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <functional>
 
 #include "model/attention.h"
 #include "model/base/clock.h"
+#include "model/machine/limits.h"
 #include "pipeline/insight/plan/predict.h"
 
 namespace duet {
@@ -133,11 +131,6 @@ void measure_attention(const Bench& bench, Precision p, int64_t seq_len, Cluster
   c.attention_half = 0;
 }
 
-int cores() {
-  cpu_set_t allowed;
-  return sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
-}
-
 }  // namespace
 
 Cluster measure_cluster() {
@@ -164,9 +157,8 @@ Cluster measure_cluster() {
   c.hbm_efficiency = 1;
   if (!cuda) {  // its host is itself
     c.core = true, c.sms = 1, c.comm_sms = 0, c.hidden = 0, c.other = 0, c.launch_s = 0;
-    c.gpus_per_node = c.nvlink_domain = cores();
-    c.memory_bytes =
-        double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGE_SIZE)) / c.gpus_per_node;
+    c.gpus_per_node = c.nvlink_domain = usable_cores();
+    c.memory_bytes = usable_memory() / c.gpus_per_node;
     c.reserved_bytes = 0, c.fragmentation = 0;
     c.nvlink_efficiency = c.network_efficiency = 1;
     c.nvlink_latency_s = c.network_latency_s = 20e-6;
