@@ -1,6 +1,7 @@
 // The speed of the CPU's GEMM, the first part of `make bench`, on shapes of the `bench` preset:
 // d_model 256, 8 heads, q.k 48 wide, v 32, kv_lora 64, 16 experts of width 512, sequences of 256
-// tokens, 8 at a time. GFLOP/s counts useful work: half of a causal product.
+// tokens, 8 at a time. Gradients of weights are exact sums of pieces of 128 rows (grid.h), as in
+// training. GFLOP/s counts useful work: half of a causal product.
 #include <algorithm>
 #include <iomanip>
 #include <ostream>
@@ -22,16 +23,16 @@ struct Shape {
 };
 
 constexpr Shape kShapes[] = {
-    {"expert up + gate, one expert", Form::NN, 2048, 1024, 256},
-    {"  its dx", Form::NT, 2048, 256, 1024},
-    {"  its dW", Form::TN, 256, 1024, 2048},
+    {"expert up, one expert", Form::NN, 2048, 512, 256},
+    {"  its dx", Form::NT, 2048, 256, 512},
+    {"  its dW", Form::TN, 256, 512, 2048},
     {"q", Form::NN, 2048, 384, 256},
     {"kv down", Form::NN, 2048, 80, 256},
     {"kv up", Form::NN, 2048, 512, 64},
     {"router", Form::NN, 2048, 16, 256},
-    {"16 experts up + gate", Form::NN, 4096, 1024, 256, 0, 16},
-    {"  their dx", Form::NT, 4096, 256, 1024, 0, 16},
-    {"  their dW", Form::TN, 256, 1024, 4096, 0, 16},
+    {"16 experts up", Form::NN, 4096, 512, 256, 0, 16},
+    {"  their dx", Form::NT, 4096, 256, 512, 0, 16},
+    {"  their dW", Form::TN, 256, 512, 4096, 0, 16},
     {"attention scores q k^T", Form::NT, 256, 256, 48, 8},
     {"attention p v", Form::NN, 256, 32, 256, 8},
     {"  dv = p^T do", Form::TN, 256, 32, 256, 8},
@@ -44,18 +45,19 @@ constexpr Shape kShapes[] = {
 Gemm place(Device& device, const Shape& s, std::vector<Buf>& keep) {
   const bool tn = s.form == Form::TN, nt = s.form == Form::NT, causal = s.heads > 0;
   const int64_t groups = std::max(s.groups, 1), batch = std::max(s.heads, 1);
-  const auto matrix = [&](int64_t rows, int64_t cols, bool side_by_side, int64_t& stride) {
+  const auto matrix = [&](int64_t rows, int64_t cols, bool side_by_side, int64_t& stride,
+                          Dtype dtype = Dtype::f32) {
     stride = side_by_side ? cols : rows * cols;
-    keep.push_back(device.buffer(rows * batch, cols, Dtype::f32, Use::scratch));
-    for (int64_t i = 0; i < keep.back()->size(); i++)
-      keep.back()->row<float>(0)[i] = float(i % 17) - 8;
-    return Tensor{keep.back()->data, Dtype::f32, rows, cols, side_by_side ? cols * batch : cols};
+    keep.push_back(device.buffer(rows * batch, cols, dtype, Use::scratch));
+    for (int64_t i = 0; i < keep.back()->size(); i++) keep.back()->set(i, double(i % 17) - 8);
+    return Tensor{keep.back()->data, dtype, rows, cols, side_by_side ? cols * batch : cols};
   };
   Gemm g = {.form = s.form, .accumulate = tn && !causal, .batch = int(batch), .causal = causal};
   g.a = tn ? matrix(s.k, s.m, false, g.stride_a) : matrix(s.m, s.k, causal && nt, g.stride_a);
   g.b = nt ? matrix(groups * s.n, s.k, causal, g.stride_b)
            : matrix(tn ? s.k : groups * s.k, s.n, causal, g.stride_b);
-  g.c = matrix(tn ? groups * s.m : s.m, s.n, causal && !nt, g.stride_c);
+  g.c = matrix(tn ? groups * s.m : s.m, s.n, causal && !nt, g.stride_c,
+      tn && !causal ? Dtype::f64 : Dtype::f32);
   (tn ? g.c : g.b).rows /= groups;
   (tn ? g.stride_c : g.stride_b) /= groups;
   return g;
@@ -68,7 +70,11 @@ void bench_gemm(int threads, std::ostream& out) {
   out << "GEMM, fp32, " << device->name() << ", useful GFLOP/s:\n" << std::fixed;
   for (const Shape& s : kShapes) {
     std::vector<Buf> keep;
-    const Gemm g = place(*device, s, keep);
+    Gemm g = place(*device, s, keep);
+    std::vector<int64_t> pieces;
+    if (g.c.dtype == Dtype::f64)
+      for (int64_t row = 0; row <= s.k; row += 128) pieces.push_back(row);
+    g.pieces = pieces;
     std::vector<int64_t> offsets;
     for (int i = 0; s.groups && i <= s.groups; i++)
       offsets.push_back((s.form == Form::TN ? s.k : s.m) * i / s.groups);
