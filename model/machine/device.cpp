@@ -98,14 +98,14 @@ void Device::give(Buf& buf) {
   try {
     free_[buf.host_].emplace(buf.capacity_, buf.tensor_.data);
   } catch (const std::bad_alloc&) {  // called by a destructor: the system gets it instead
-    release(buf.tensor_.data, buf.host_);
+    release(buf.tensor_.data, buf.capacity_, buf.host_);
     if (!buf.host_) pool_bytes_ -= buf.capacity_;
   }
 }
 
 void Device::drain_pool(bool host) {
   std::erase_if(free_[host], [&](const auto& piece) {
-    if (!release(piece.second, host)) return false;
+    if (!release(piece.second, piece.first, host)) return false;
     if (!host) pool_bytes_ -= piece.first;
     return true;
   });

@@ -196,7 +196,8 @@ class Device {
  protected:
   // 256-byte aligned; throws where there is no more
   virtual void* allocate(int64_t bytes, bool host) = 0;
-  virtual bool release(void* p, bool host) = 0;  // false: it stays the backend's reserve
+  virtual bool release(
+      void* p, int64_t bytes, bool host) = 0;  // false: it stays the backend's reserve
   void drain_pool(bool host);  // releases all that is free; a backend's destructor drains both
   struct Returned {
     std::unique_ptr<Stream> stream;

@@ -334,7 +334,7 @@ class CudaDevice final : public Device {
         "; free on the GPU: ", free >> 20, " of ", total >> 20, " MiB"));
   }
   // Nothing can be thrown here; a GPU that has failed says so at the next call.
-  bool release(void* p, bool host) override {
+  bool release(void* p, int64_t, bool host) override {
     const bool reserve = p >= pinned_ && p < pinned_ + kPinnedBytes;
     if (!reserve) host ? cudaFreeHost(p) : cudaFreeAsync(p, compute_->raw());
     return !reserve;

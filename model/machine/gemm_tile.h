@@ -122,6 +122,12 @@ template <class T, int R, int NV> void exact_tile(const Tile<T>& t) {
   Walk<T, R, NV> walk(t);
   for (size_t p = 1; p < t.pieces.size(); p++) {
     const bool first = p == 1, last = p + 1 == t.pieces.size();
+    if (last) {
+      UNROLL for (int i = 0; i < R; i++) {
+        UNROLL for (int v = 0; v < kWidth / D::N; v++)
+            __builtin_prefetch(t.exact + i * t.ldc + v * D::N, 1);
+      }
+    }
     walk.sum(t.pieces[p] - t.pieces[p - 1]);
     UNROLL for (int i = 0; i < R; i++) {
       UNROLL for (int v = 0; v < NV; v++) V::store(part[i] + v * V::N, walk.acc[i][v]);
