@@ -144,7 +144,7 @@ inline void check_gradients(
     if (p.trained) check_tensor(p.master, p.grad, p.name, part, sample);
   }
   part.backward();
-  for (size_t k = 0; k < once.size(); ++k)  // W adds (exactly, below kBiasedLimit; some are above)
+  for (size_t k = 0; k < once.size(); ++k)  // W adds (exactly, below 8; some are above)
     for (size_t i = 0; i < once[k].size(); ++i)
       ASSERT_NEAR(b.params.all()[k].grad.get(int64_t(i)), 2 * once[k][i],
           std::abs(once[k][i]) < 1 ? 0 : 1e-12 * std::abs(once[k][i]))

@@ -14,8 +14,8 @@
 //   acc = kGridBias;   acc = grid_add(acc, p) for each p;   sum = acc - kGridBias
 //
 // Halfway between two multiples, round-to-even would look at acc. The factor 1 + 2^-52 moves every
-// fp32 p off the halfway points, away from zero. The biased sum must stay below kBiasedLimit =
-// 2^(51-q); it lives no longer than one call.
+// fp32 p off the halfway points, away from zero. The biased sum must stay below 2^(51-q), 8; it
+// lives no longer than one call.
 //
 // The compiler may not reassociate this: it stands in files that are compiled without the row
 // flags.
@@ -29,7 +29,6 @@ namespace duet {
 
 inline constexpr int kGridBits = 48;                                               // q
 inline constexpr double kGridLimit = double(int64_t(1) << (53 - kGridBits));       // 32
-inline constexpr double kBiasedLimit = double(int64_t(1) << (51 - kGridBits));     // 8
 inline constexpr double kGridBias = 1.5 * double(int64_t(1) << (52 - kGridBits));  // 24
 
 inline constexpr double kGridFactor = 1 + 0x1p-52;
