@@ -67,8 +67,6 @@ class Executor {
   void act(const Action& a);
   void compute(const Action& a);
   Stages::Made pretend(Stages::Given given) const;
-  bool is_first(const Action& a) const;
-  bool is_last(const Action& a) const;
   std::unique_ptr<Event> now() const;
   Buf take(Tag::Kind kind, const Action& a);
   void keep(Tag::Kind kind, const Action& a, Buf result);
