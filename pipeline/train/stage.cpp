@@ -29,12 +29,8 @@ Stage::Stage(const Context& context, const StageOptions& o)
 }
 
 Scope Stage::scope(const char* name, int microbatch, int64_t layer) const {
-  return Scope(context_.recorder, context_.stream(),
-      {.name = name,
-          .lane = "compute",
-          .stage = options_.index,
-          .microbatch = microbatch,
-          .layer = layer});
+  return Scope(
+      context_.recorder, context_.stream(), {name, "compute", options_.index, microbatch, layer});
 }
 
 Stage::Saved& Stage::saved(int microbatch) {
@@ -121,7 +117,7 @@ std::vector<double> Stage::losses(int microbatch) const {
   const Tensor row = loss_host_->row_slice(microbatch, 1);
   for (int64_t t = 0; t < row.cols; ++t) {
     if (t % context_.seq_len == 0) sums.push_back(0);
-    sums.back() += row.dtype == Dtype::f64 ? row.row<double>(0)[t] : double(row.row<float>(0)[t]);
+    sums.back() += row.get(t);
   }
   return sums;
 }
