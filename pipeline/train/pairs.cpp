@@ -6,21 +6,9 @@
 namespace duet {
 
 // A layer of each; combine F is that of the layer before.
-static constexpr Phase kOrder[] = {
-    Phase::combine_i,
-    Phase::combine_f,
-    Phase::attention_f,
-    Phase::router_f,
-    Phase::shared_f,
-    Phase::shared_i,
-    Phase::dispatch_f,
-    Phase::experts_i,
-    Phase::experts_w,
-    Phase::experts_f,
-    Phase::dispatch_i,
-    Phase::attention_i,
-    Phase::attention_w,
-};
+static constexpr Phase kOrder[] = {Phase::combine_i, Phase::combine_f, Phase::attention_f,
+    Phase::router_f, Phase::shared_f, Phase::shared_i, Phase::dispatch_f, Phase::experts_i,
+    Phase::experts_w, Phase::experts_f, Phase::dispatch_i, Phase::attention_i, Phase::attention_w};
 
 Stages::Made ModelStages::run(const Action& a, Given given) {
   if (a.overlapped()) return pair(a, std::move(given));

@@ -6,7 +6,7 @@ namespace duet {
 Stage::Stage(const Context& context, const StageOptions& o)
     : context_(context), options_(o), moe_(size_t(o.layer_end - o.layer_begin)),
       saved_(size_t(o.microbatches)) {
-  if (o.embedding) embedding_.emplace(context, params_);
+  if (o.layer_begin == 0) embedding_.emplace(context, params_);
   layers_.reserve(moe_.size());
   for (int64_t l = o.layer_begin; l < o.layer_end; ++l)
     layers_.emplace_back(context, params_, l,
@@ -20,7 +20,7 @@ Stage::Stage(const Context& context, const StageOptions& o)
           moe_[size_t(l - o.layer_begin)] = moe.get();
           return moe;
         });
-  if (o.head) {
+  if (o.layer_end == context.config.n_layers) {
     head_.emplace(context, params_);
     loss_host_ =
         context.device.host_buffer(o.microbatches, context.tokens(), acc_dtype(context.dtype));

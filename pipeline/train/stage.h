@@ -24,9 +24,10 @@
 namespace duet {
 
 struct StageOptions {
-  int index = 0;                           // the virtual stage, for the recorder
-  int64_t layer_begin = 0, layer_end = 0;  // layers layer_begin .. layer_end-1
-  bool embedding = true, head = true;
+  int index = 0;  // the virtual stage, for the recorder
+  // layers layer_begin .. layer_end-1; the model's first one comes with the embedding, its last one
+  // with the head
+  int64_t layer_begin = 0, layer_end = 0;
   int microbatches = 1;  // of a step
   uint64_t seed = 0;     // of the initial values
   // of every layer, but for what the stage knows: microbatches, layer and placement

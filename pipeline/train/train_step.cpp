@@ -130,8 +130,7 @@ Facts facts_of_step(Trainer& t, bool gave_up) {
       if (p.trained) facts["square " + p.name] = {*square++};
   }
   double& largest = facts["largest"].emplace_back(0);
-  for (const Params* set : t.param_sets())
-    if (set->elements() > 0) largest = std::max(largest, set->largest_gradient());
+  for (const Params* set : t.param_sets()) largest = std::max(largest, set->largest_gradient());
   t.for_each_moe([&](int64_t layer, const Moe& moe, int stage) {
     add_to(facts[cat("load ", layer)], moe.load());
     add_to(facts[cat("work ", layer)], moe.work());
@@ -221,8 +220,7 @@ void take_activations(Stage& stage, StepDump* dump, const Executor::Tokens& batc
   stage.on_layer({});
   if (!dump) return;
   const auto index = [&t](int m) { return m * t.job.layout.dp + t.dp_rank; };
-  if (stage.options().head)
-    stage.on_logits([=](int m, const Tensor& x) { dump->add(index(m), batch(m), x); });
+  stage.on_logits([=](int m, const Tensor& x) { dump->add(index(m), batch(m), x); });
   stage.on_layer([=](int m, int64_t layer, const Tensor& y, const Tensor* chosen) {
     dump->add(index(m), layer, y, chosen);
   });

@@ -24,8 +24,6 @@ static void make_stages(Trainer& t) {
     const int part = s.model_stage(o.index);
     o.layer_begin = job.layer_bounds[size_t(part)];
     o.layer_end = job.layer_bounds[size_t(part) + 1];
-    o.embedding = part == 0;
-    o.head = part == s.model_stages() - 1;
     t.stages[o.index] = std::make_unique<Stage>(t.context, o);
   }
 }
