@@ -45,8 +45,8 @@ void Stage::run(Phase phase, int microbatch, int layer) {
   Saved& s = saved(microbatch);
   const Scope scope = this->scope(phase_name(phase), microbatch, options_.layer_begin + layer);
   layers_[size_t(layer)].run(phase, s.layers[size_t(layer)], s.flow);
-  if (phase == Phase::combine_f && on_layer_)
-    on_layer_(microbatch, options_.layer_begin + layer, s.flow,
+  if (phase == Phase::combine_f && watch_.layer)
+    watch_.layer(microbatch, options_.layer_begin + layer, s.flow,
         s.layers[size_t(layer)].ffn->chosen_experts());
   if (phase == Phase::attention_w) s.layers.pop_back();  // the last to need it
 }
@@ -76,7 +76,7 @@ Buf Stage::end_forward(int microbatch, const Microbatch& tokens) {
   if (!head_) return std::move(s.flow);
   const Scope scope = this->scope("head F", microbatch);
   head_->forward(s.head, std::move(s.flow));
-  if (on_logits_) on_logits_(microbatch, s.head.logits);
+  if (watch_.logits) watch_.logits(microbatch, s.head.logits);
   head_->loss(s.head, tokens.targets, loss_host_->row_slice(microbatch, 1));
   return Buf();
 }

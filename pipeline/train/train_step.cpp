@@ -216,14 +216,12 @@ bool gives_up(Trainer& t, const StepHooks& hooks) {
 
 // What the stage computes in forward goes into the dump, if there is one.
 void take_activations(Stage& stage, StepDump* dump, const Executor::Tokens& batch, Trainer& t) {
-  stage.on_logits({});
-  stage.on_layer({});
+  stage.watch({});
   if (!dump) return;
   const auto index = [&t](int m) { return m * t.job.layout.dp + t.dp_rank; };
-  stage.on_logits([=](int m, const Tensor& x) { dump->add(index(m), batch(m), x); });
-  stage.on_layer([=](int m, int64_t layer, const Tensor& y, const Tensor* chosen) {
-    dump->add(index(m), layer, y, chosen);
-  });
+  stage.watch({.logits = [=](int m, const Tensor& x) { dump->add(index(m), batch(m), x); },
+      .layer = [=](int m, int64_t layer, const Tensor& y,
+                   const Tensor* chosen) { dump->add(index(m), layer, y, chosen); }});
 }
 
 }  // namespace

@@ -97,10 +97,7 @@ double validation_loss(Trainer& t) {
   const Job& job = t.job;
   const int64_t n = std::min(job.options.val_sequences, job.batches->val_sequences());
   double sum = 0;
-  for (auto& [s, stage] : t.stages) {
-    stage->on_logits({});
-    stage->on_layer({});
-  }
+  for (auto& [s, stage] : t.stages) stage->watch({});
   const int64_t at_once = job.layout.dp * job.options.micro_batch_size;
   for (int64_t done = 0; done < n;) {
     const int64_t microbatches =
@@ -128,9 +125,9 @@ std::vector<float> next_token_logits(Trainer& t, std::span<const int32_t> contex
   std::copy(context.end() - ptrdiff_t(used), context.end(), batch.inputs.begin());
   std::vector<float> mine;
   for (auto& [s, stage] : t.stages)
-    stage->on_logits([&](int, const Tensor& all) {
+    stage->watch({.logits = [&](int, const Tensor& all) {
       mine = to_host(t.context.stream(), all.row_slice(int64_t(used) - 1, 1));
-    });
+    }});
   run_forwards(t, 1, [&](int) { return batch; });
   for (const std::vector<float>& logits : t.world.gather_vectors(mine))
     if (!logits.empty()) return logits;
