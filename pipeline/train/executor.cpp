@@ -8,8 +8,8 @@
 namespace duet {
 
 Executor::Executor(
-    const Schedule& schedule, Comm& pipeline, const Context& context, Stages& stages, bool overlap)
-    : schedule_(schedule), pipeline_(pipeline), context_(context), stages_(stages),
+    const Schedule& schedule, Comm& pipeline, const Context& context, Stages stages, bool overlap)
+    : schedule_(schedule), pipeline_(pipeline), context_(context), stages_(std::move(stages)),
       overlap_(overlap) {}
 
 bool Executor::run(
@@ -58,7 +58,8 @@ void Executor::act(const Action& a) {
 }
 
 void Executor::compute(const Action& a) {
-  Stages::Given given;
+  Given given;
+  given.forward_only = forward_only_;
   for_parts(a, [&](const Action& part) {
     if (part.kind == Kind::F) {
       given.x = take(Tag::F, part);
@@ -69,18 +70,17 @@ void Executor::compute(const Action& a) {
       given.dy = take(Tag::B, part);
     }
   });
-  Stages::Made made = gave_up_ ? pretend(std::move(given)) : stages_.run(a, std::move(given));
+  Made made = gave_up_ ? pretend(std::move(given)) : stages_(a, std::move(given));
   for_parts(a, [&](const Action& part) {
-    if (part.kind == Kind::F) {
+    if (part.kind == Kind::F)
       keep(Tag::F, part, std::move(made.y));
-      if (forward_only_) stages_.drop(part.stage, part.microbatch);
-    } else if (part.kind != Kind::W)
+    else if (part.kind != Kind::W)
       keep(Tag::B, part, std::move(made.dx));
   });
 }
 
 // After giving up: passes on what came in, or whatever is in memory where nothing did.
-Stages::Made Executor::pretend(Stages::Given given) const {
+Executor::Made Executor::pretend(Given given) const {
   return {given.x ? std::move(given.x) : context_.message(),
       given.dy ? std::move(given.dy) : context_.message()};
 }

@@ -41,7 +41,7 @@ double Rehearsal::arrival(Tag::Kind kind, const Buf& what, int stage) const {
   return made + (kind == Tag::F ? profile_.forward_message : profile_.backward_message);
 }
 
-Stages::Made Rehearsal::run(const Action& a, Given given) {
+Executor::Made Rehearsal::run(const Action& a, const Executor::Given& given) {
   const double start =
       std::max({spans_.empty() ? 0 : spans_.back().end, arrival(Tag::F, given.x, a.stage),
           arrival(Tag::B, given.dy, a.overlapped() ? a.b_stage : a.stage)});
@@ -76,7 +76,8 @@ RehearsedStep Rehearsal::step(Recorder* recorder) {
   context_.recorder = recorder;
   spans_.clear();
   begin_ = world_.gather_values(seconds_now() + kLead)[0] + clock_ahead_;
-  Executor executor(job_.schedule, pipeline_, context_, *this, job_.options.overlap);
+  const auto wait = [this](const Action& a, const Executor::Given& given) { return run(a, given); };
+  Executor executor(job_.schedule, pipeline_, context_, wait, job_.options.overlap);
   sleep_until(begin_);
   {
     const Scope scope(recorder, context_.stream(), {"step", "step"});

@@ -30,14 +30,14 @@ struct RehearsedStep {
 };
 
 // A rank's part of a job's rehearsal: its stages, which wait.
-class Rehearsal : Stages {
+class Rehearsal {
  public:
   // Collective. The references outlive it; the profile fits the job's schedule.
   Rehearsal(const Job& job, const CostProfile& profile, Comm& world, Device& device);
   RehearsedStep step(Recorder* recorder = nullptr);  // collective
 
  private:
-  Made run(const Action& compute, Given given) override;
+  Executor::Made run(const Action& compute, const Executor::Given& given);
   double arrival(Tag::Kind kind, const Buf& what, int stage) const;
   const Job& job_;
   const CostProfile& profile_;

@@ -40,7 +40,7 @@ Trainer::Trainer(const Job& job, Comm& world, Device& device)
           job.options.micro_batch_size, 1 / double(job.global_sequences() * job.options.seq_len),
           job.options.balance_loss / double(job.global_sequences()), job.options.segment_tokens},
       monitor(job.balancer, moe_layers()),
-      executor(job.schedule, pipeline, context, model_stages, job.options.overlap) {
+      executor(job.schedule, pipeline, context, computing(stages), job.options.overlap) {
   if (job.options.overlap && experts.size() > 1) comm.emplace(world, device);
   check_same_plans(world, 0, monitor.hash());
   make_stages(*this);

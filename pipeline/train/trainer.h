@@ -39,7 +39,6 @@ struct Trainer {
   std::optional<CommStream> comm;  // of the all-to-alls, with --overlap on; outlives the stages
   LoadMonitor monitor;             // where experts are, of all layers
   StageMap stages;                 // of this rank
-  ModelStages model_stages{stages};
   Executor executor;
   bool long_steps = true;  // the last one, or the first, takes over a second; on all ranks
 
