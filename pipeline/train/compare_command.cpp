@@ -5,7 +5,6 @@
 #include <iostream>
 #include <ostream>
 #include <set>
-#include <span>
 
 #include "model/base/command_line.h"
 #include "model/base/hash.h"
@@ -20,6 +19,9 @@ namespace {
 constexpr const char* kLayouts =
     "dp=4 ep=4; dp=2 ep=2 pp=2 schedule=dualpipe; pp=4 schedule=zbv micro-batch-size=2; "
     "dp=4 ep=4 redundant-experts=4 eplb-interval=2";
+
+// Their reference, on threads.
+constexpr const char* kOneRank = "dp=1 pp=1 ep=1 redundant-experts=0 eplb-interval=0 schedule=1f1b";
 
 // What a job did.
 struct Outcome {
@@ -133,12 +135,8 @@ std::vector<Row> rows_of(const CompareOptions& options) {
   std::vector<Row> rows;
   if (o.transport != Wire::mpi && find_launch().ranks == 1) {
     TrainOptions one = o;
-    one.dp = one.pp = one.ep = 1;
-    one.redundant_experts = one.eplb_interval = 0;
-    one.schedule = "1f1b";
     one.split.clear();
-    one.microbatches = sequences / one.micro_batch_size;
-    rows.push_back({"one rank", make_job(one)});
+    rows.push_back({"one rank", make_job(apply_layout(kOneRank, one, sequences))});
   }
   for (const std::string& name : schedules) {
     TrainOptions of_row = o;
