@@ -1,7 +1,6 @@
 // Presets, checks and config.json. See config.h.
 #include "model/config.h"
 
-#include "model/base/check.h"
 #include "model/base/text.h"
 
 namespace duet {

@@ -3,7 +3,6 @@
 
 #include "comm/gather_named.h"
 #include "pipeline/checkpoint/checkpoint.h"
-#include "pipeline/checkpoint/safetensors.h"
 
 namespace duet {
 

@@ -8,7 +8,6 @@
 #include <numeric>
 #include <random>
 
-#include "data/dataset.h"
 #include "model/base/command_line.h"
 #include "pipeline/train/train_command.h"
 

@@ -4,14 +4,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <memory>
-#include <optional>
 #include <ostream>
 #include <thread>
 
 #include "model/base/clock.h"
 #include "model/base/hash.h"
-#include "model/base/json.h"
 #include "pipeline/insight/trace/trace.h"
 #include "pipeline/train/run_folder.h"
 #include "pipeline/train/same_run.h"

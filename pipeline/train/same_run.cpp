@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <map>
 
 #include "data/open_file.h"
 #include "model/base/hash.h"
