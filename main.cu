@@ -6,7 +6,6 @@
 // Read next: model/README.md.
 #include <CLI/CLI.hpp>
 #include <filesystem>
-#include <iostream>
 
 #include "comm/process.h"
 #include "model/base/check.h"

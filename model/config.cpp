@@ -1,9 +1,6 @@
 // Presets, checks and config.json. See config.h.
 #include "model/config.h"
 
-#include <algorithm>
-
-#include "model/base/check.h"
 #include "model/base/text.h"
 
 namespace duet {
@@ -83,11 +80,12 @@ Sizes parse_sizes(const std::string& text) {
   read_keys("--model", text, cat("NAME=SIZE, SIZE a whole number to ", kMost, ", NAME of ", names),
       [&](const std::string& key, const std::string& value) {
         const std::optional<int64_t> n = parse_number<int64_t>(value);
-        const Size* known = std::find_if(
-            std::begin(kSizes), std::end(kSizes), [&](const Size& s) { return key == s.name; });
-        if (known == std::end(kSizes) || !n || *n < 0 || *n > kMost) return false;
-        sizes.values.emplace_back(known->field, *n);
-        return true;
+        for (const Size& s : kSizes)
+          if (key == s.name && n && *n >= 0 && *n <= kMost) {
+            sizes.values.emplace_back(s.field, *n);
+            return true;
+          }
+        return false;
       });
   return sizes;
 }
@@ -116,22 +114,27 @@ void ModelConfig::validate() const {
 
 // clang-format off
 static const Preset kPresets[] = {
-    {"tiny", "tests: 8 layers, 0.6M parameters",
+    // tests: 8 layers, 0.6M parameters
+    {"tiny",
         {.q_lora_rank = 24, .n_group = 4, .topk_group = 2, .routed_scaling = 1.5}, 64, 1},
-    {"small", "the default run: 8 layers, 5M parameters",
+    // the default run: 8 layers, 5M parameters
+    {"small",
         {.d_model = 128,
          .kv_lora_rank = 32, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8, .v_head_dim = 24,
          .d_ff = 384, .d_expert = 96, .n_routed = 16, .n_group = 4, .topk_group = 2}, 128, 1},
-    {"bench", "make bench: wide enough for GEMM to matter",
+    // make bench: wide enough for GEMM to matter
+    {"bench",
         {.d_model = 256, .n_layers = 4, .n_heads = 8,
          .kv_lora_rank = 64, .qk_nope_head_dim = 32, .qk_rope_head_dim = 16, .v_head_dim = 32,
          .d_ff = 1024, .d_expert = 512, .n_routed = 16}, 256, 8},
-    {"base", "one GPU: 768 wide, 12 layers, GPT-2 vocabulary",
+    // one GPU: 768 wide, 12 layers, GPT-2 vocabulary
+    {"base",
         {.vocab_size = 50257, .d_model = 768, .n_layers = 12, .n_heads = 12, .q_lora_rank = 384,
          .kv_lora_rank = 256, .qk_nope_head_dim = 64, .qk_rope_head_dim = 32, .v_head_dim = 64,
          .d_ff = 3072, .d_expert = 768, .n_routed = 16, .n_group = 4, .topk_group = 2,
          .routed_scaling = 1.5}, 1024, 4},
-    {"deepseek-v3", "the full shape, 671B parameters: for planning only",
+    // the full shape, 671B parameters: for planning only
+    {"deepseek-v3",
         {.vocab_size = 129280, .d_model = 7168, .n_layers = 61, .n_heads = 128, .q_lora_rank = 1536,
          .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64, .v_head_dim = 128,
          .first_k_dense = 3, .d_ff = 18432, .d_expert = 2048, .n_routed = 256, .topk = 8,
@@ -148,10 +151,7 @@ std::string preset_names() {
 
 const Preset& find_preset(const std::string& name) {
   for (const Preset& p : kPresets)
-    if (p.name == name) {
-      p.model.validate();
-      return p;
-    }
+    if (p.name == name) return p;
   throw UsageError(cat("--preset: found '", name, "', allowed: ", preset_names()));
 }
 

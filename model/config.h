@@ -73,7 +73,6 @@ Sizes parse_sizes(const std::string& text);  // throws UsageError
 // A preset: the model and the training sizes that go with it.
 struct Preset {
   const char* name;
-  const char* purpose;
   ModelConfig model;
   int64_t seq_len;
   int64_t micro_batch_size;

@@ -26,15 +26,11 @@ Swiglu::Swiglu(
 // c = a W, or a W^T, for each network. A batch of 2: with gates and with ups.
 void Swiglu::product(Form form, const Tensor& a, const Param* w, const Tensor& c, Offsets offsets,
     bool accumulate, int batch) const {
-  context_.stream().grouped_gemm({.form = form,
-                                     .a = a,
-                                     .b = w->weight,
-                                     .c = c,
-                                     .accumulate = accumulate,
-                                     .batch = batch,
-                                     .stride_b = stride_,
-                                     .stride_c = a.rows * width_},
-      offsets);
+  Gemm gemm{form, a, w->weight, c, accumulate};
+  gemm.batch = batch;
+  gemm.stride_b = stride_;
+  gemm.stride_c = a.rows * width_;
+  context_.stream().grouped_gemm(gemm, offsets);
 }
 
 Buf Swiglu::forward(Saved& s, const Tensor& x, Offsets offsets) const {
@@ -59,16 +55,12 @@ Buf Swiglu::backward_input(Saved& s, const Tensor& dy, Offsets offsets) const {
 void Swiglu::backward_weight(
     Saved& s, const Tensor& x, const Tensor& dy, Offsets offsets, Offsets pieces) const {
   const auto product = [&](const Tensor& a, const Tensor& b, const Param* w, int batch) {
-    context_.stream().grouped_gemm({.form = Form::TN,
-                                       .a = a,
-                                       .b = b,
-                                       .c = w->grad,
-                                       .accumulate = true,
-                                       .batch = batch,
-                                       .stride_b = b.size(),
-                                       .stride_c = stride_,
-                                       .pieces = pieces},
-        offsets);
+    Gemm gemm{Form::TN, a, b, w->grad, true};
+    gemm.batch = batch;
+    gemm.stride_b = b.size();
+    gemm.stride_c = stride_;
+    gemm.pieces = pieces;
+    context_.stream().grouped_gemm(gemm, offsets);
   };
   product(x, gate(s), gate_, 2);
   product(s.act, dy, down_, 1);

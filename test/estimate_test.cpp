@@ -1,6 +1,6 @@
 // What a job needs at the least: beside what the same run says that it took; and what no machine
 // has.
-#include "pipeline/train/estimate.h"
+#include "pipeline/train/job.h"
 
 #include "model/machine/limits.h"
 #include "run_testing.h"

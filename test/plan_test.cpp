@@ -38,6 +38,7 @@ TEST(PlanModel, ParametersOfKnownModels) {
 
 TEST(PlanModel, PresetsAgreeWithModelConfig) {
   for (const Preset& preset : presets()) {
+    EXPECT_NO_THROW(preset.model.validate()) << preset.name;
     const PlanModel m = find_model(preset.name);
     const double ours = double(m.parameters()), theirs = double(preset.model.parameters());
     EXPECT_NEAR(ours / theirs, 1, 0.005) << preset.name;

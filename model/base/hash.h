@@ -8,6 +8,8 @@
 #include <cstring>
 #include <string_view>
 
+#include "model/base/check.h"
+
 namespace duet {
 
 // SplitMix64's mixing step (Steele, Lea, Flood 2014): a bijection of 64-bit words that scatters its
@@ -46,6 +48,9 @@ class Checksum {
   static constexpr uint64_t p = 0x9fb21c651e98df25u, q = 0xd6e8feb86659fd93u;
   uint64_t h_ = 0x9e3779b97f4a7c15u, size_ = 0;
 };
+
+// As messages and files have one, in 16 digits.
+inline std::string hash_text(uint64_t hash) { return format("%016llx", (unsigned long long)hash); }
 
 inline uint64_t checksum(std::string_view bytes) {
   Checksum sum;

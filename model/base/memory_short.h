@@ -3,7 +3,6 @@
 #pragma once
 #include <sys/resource.h>
 
-#include <new>
 #include <string>
 
 #include "model/base/check.h"

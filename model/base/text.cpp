@@ -2,6 +2,7 @@
 #include "model/base/text.h"
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <cmath>
 #include <set>
@@ -88,26 +89,20 @@ std::string shortened(std::string_view text, size_t most) {
 // it is not whole.
 static size_t character_length(std::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const int lead = byte(0);
-  const size_t length = lead < 0x80 ? 1
-      : lead < 0xC2                 ? 0
-      : lead < 0xE0                 ? 2
-      : lead < 0xF0                 ? 3
-      : lead < 0xF5                 ? 4
-                                    : 0;
-  for (size_t i = 1; i < std::min(length, text.size()); ++i) {
-    // shorter forms, surrogates and what is beyond U+10FFFF
-    const int least = i > 1 ? 0x80
-        : lead == 0xE0      ? 0xA0
-        : lead == 0xF0      ? 0x90
-                            : 0x80,
-              most = i > 1 ? 0xBF
-        : lead == 0xED     ? 0x9F
-        : lead == 0xF4     ? 0x8F
-                           : 0xBF;
-    if (byte(i) < least || byte(i) > most) return 0;
+  if (byte(0) < 0x80) return 1;
+  const size_t length = size_t(std::countl_one(byte(0)));
+  if (length < 2 || length > 4) return 0;
+  uint32_t code = byte(0) & (0x7Fu >> length);
+  size_t i = 1;
+  for (; i < std::min(length, text.size()); ++i) {
+    if ((byte(i) & 0xC0) != 0x80) return 0;
+    code = code << 6 | (byte(i) & 0x3F);
   }
-  return length;
+  // what it is, or may still become: not a shorter one's, a surrogate, or beyond U+10FFFF
+  const uint32_t least = code << 6 * (length - i), most = least | ((1u << 6 * (length - i)) - 1);
+  constexpr uint32_t kFirst[] = {0, 0, 0x80, 0x800, 0x10000};  // of this length
+  const bool surrogate = least >= 0xD800 && most <= 0xDFFF;
+  return most < kFirst[length] || surrogate || least > 0x10FFFF ? 0 : length;
 }
 
 std::string Printable::add(std::string_view bytes, bool last) {

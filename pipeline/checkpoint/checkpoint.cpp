@@ -16,11 +16,10 @@ const Tensor& state_of(const Param& p, State state) {
   return state == State::weight ? p.master : state == State::m ? p.m : p.v;
 }
 
-LogicalTensor logical_tensor(const Param& p) {
-  LogicalTensor t{{p.name, "F32", {p.rows, p.cols}}, p.trained};
-  if (p.rows == 1 && !p.transposed) t.shape = {p.cols};
-  if (p.transposed) std::swap(t.shape[0], t.shape[1]);
-  return t;
+std::vector<int64_t> logical_shape(const Param& p) {
+  if (p.transposed) return {p.cols, p.rows};
+  if (p.rows == 1) return {p.cols};
+  return {p.rows, p.cols};
 }
 
 // [cols, rows] of [rows, cols], in tiles, so that neither side strides through memory.
@@ -40,35 +39,27 @@ std::vector<float> download(Stream& stream, const Param& p, const Tensor& values
   return p.transposed ? transposed(host, p.rows, p.cols) : host;
 }
 
-static std::string file_name(const LogicalTensor& t, State state) {
-  return (state == State::weight ? "" : state == State::m ? "m." : "v.") + t.name;
-}
-
-void CheckpointContents::for_each(std::span<const State> states, const Visit& visit) const {
-  for (State state : states)
-    for (const LogicalTensor& t : tensors)
-      if (state == State::weight || t.trained) visit(t, state);
-}
-
-static void write_tensors(
-    FileWriter& file, const CheckpointContents& contents, std::span<const State> states) {
-  std::vector<TensorSpec> specs;
-  contents.for_each(states, [&](const LogicalTensor& t, State state) {
-    specs.push_back({file_name(t, state), t.dtype, t.shape});
-  });
-  SafetensorsWriter writer(file, specs);
-  contents.for_each(states, [&](const LogicalTensor& t, State state) {  // as the writer wants them
-    const std::vector<float> values = contents.fetch(t, state);
-    writer.write(file_name(t, state), values.data(), values.size() * sizeof(float));
-  });
-  writer.finish();
-}
+StoredTensor::StoredTensor(const std::string& p, State s, std::vector<int64_t> shape)
+    : TensorSpec{(s == State::weight     ? ""
+                         : s == State::m ? "m."
+                                         : "v.") +
+              p,
+          "F32", shape},
+      param(p), state(s) {}
 
 void write_checkpoint(const std::string& dir, const CheckpointContents& contents) {
   DurableDir target(dir);
+  const auto write = [&](FileWriter& file, const std::vector<StoredTensor>& tensors) {
+    SafetensorsWriter writer(file, {tensors.begin(), tensors.end()});
+    for (const StoredTensor& t : tensors) {
+      const std::vector<float> values = contents.fetch(t);
+      writer.write(t.name, values.data(), values.size() * sizeof(float));
+    }
+    writer.finish();
+  };
   target.file("config.json").write(contents.config.dump(2) + "\n");
-  write_tensors(target.file("model.safetensors"), contents, std::span(kStates).first(1));
-  write_tensors(target.file("optimizer.safetensors"), contents, std::span(kStates).subspan(1));
+  write(target.file("model.safetensors"), contents.weights);
+  write(target.file("optimizer.safetensors"), contents.moments);
   target.file("trainer.json").write(contents.trainer.dump(2) + "\n");
   target.publish();
 }
@@ -80,22 +71,19 @@ ModelConfig checkpoint_config(const std::string& dir) {
   return ModelConfig::from_json(Json::load(file), file);
 }
 
-TensorFiles open_index(const std::string& index) {
+TensorFiles open_tensors(const std::string& path) {
+  if (fs::is_directory(path)) {
+    const std::string file = path + "/model.safetensors", index = file + ".index.json";
+    return open_tensors(!fs::exists(file) && fs::exists(index) ? index : file);
+  }
+  if (!path.ends_with(".json")) return {SafetensorsReader(path)};
   std::set<std::string> names;
-  const Json json = Json::load(index);
-  for (const auto& [tensor, file] : json.at("weight_map").members()) names.insert(file.string());
-  require(!names.empty(), index, ": weight_map: found no tensor, allowed: at least one");
+  for (const auto& [tensor, file] : Json::load(path).at("weight_map").members())
+    names.insert(file.string());
+  require(!names.empty(), path, ": weight_map: found no tensor, allowed: at least one");
   TensorFiles files;
   for (const std::string& name : names)
-    files.emplace_back((fs::path(index).parent_path() / name).string());
-  return files;
-}
-
-TensorFiles open_weights(const std::string& dir) {
-  const std::string file = dir + "/model.safetensors", index = file + ".index.json";
-  if (!fs::exists(file) && fs::exists(index)) return open_index(index);
-  TensorFiles files;
-  files.emplace_back(file);
+    files.emplace_back((fs::path(path).parent_path() / name).string());
   return files;
 }
 
@@ -103,12 +91,11 @@ TensorFiles open_weights(const std::string& dir) {
 static void read_tensors(const TensorFiles& files, Stream& stream, Params& params, State state) {
   for (Param& p : params.all()) {
     if (state != State::weight && !p.trained) continue;
-    const LogicalTensor t = logical_tensor(p);
-    const std::string name = file_name(t, state);
-    const auto has = [&](const SafetensorsReader& file) { return file.find(name) != nullptr; };
+    const StoredTensor t(p.name, state, logical_shape(p));
+    const auto has = [&](const SafetensorsReader& file) { return file.find(t.name) != nullptr; };
     const auto found = std::find_if(files.begin(), files.end(), has);
     const SafetensorsReader& file = found == files.end() ? files.front() : *found;
-    std::vector<float> host = file.finite(file.at(name, t.shape));  // throws where it is missing
+    std::vector<float> host = file.finite(file.at(t.name, t.shape));  // throws where it is missing
     if (p.transposed) host = transposed(host, p.cols, p.rows);
     stream.copy(state_of(p, state).data, host.data(), host.size() * sizeof(float));
     stream.synchronize();
@@ -124,7 +111,7 @@ void check_checkpoint(const std::string& dir, const ModelConfig& config) {
 }
 
 void read_checkpoint(const std::string& dir, Stream& stream, Params& params, Restore what) {
-  read_tensors(open_weights(dir), stream, params, State::weight);
+  read_tensors(open_tensors(dir), stream, params, State::weight);
   params.masters_changed(stream);
   if (what == Restore::weights || !fs::exists(dir + "/trainer.json")) return;
   const TensorFiles moments = {SafetensorsReader(dir + "/optimizer.safetensors")};

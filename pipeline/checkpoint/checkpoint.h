@@ -16,7 +16,6 @@
 #pragma once
 #include <functional>
 #include <map>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -30,24 +29,23 @@ enum class State { weight, m, v };
 inline constexpr State kStates[] = {State::weight, State::m, State::v};
 const Tensor& state_of(const Param& p, State state);
 
-// A logical tensor in the shape that checkpoints have.
-struct LogicalTensor : TensorSpec {
-  bool trained = true;  // has moments
-};
-LogicalTensor logical_tensor(const Param& p);
+std::vector<int64_t> logical_shape(const Param& p);  // the one that checkpoints have
 
 // Master, gradient, m or v of a parameter on the host, in the checkpoint's element order.
 // Synchronizes.
 std::vector<float> download(Stream& stream, const Param& p, const Tensor& values);
 
-// What a checkpoint is made of. fetch is called once for each tensor and state, in the order of
-// for_each: first all weights, then all m, then all v, each in order of name.
+// A tensor of one of a checkpoint's files, and what it is of.
+struct StoredTensor : TensorSpec {
+  StoredTensor(const std::string& param, State state, std::vector<int64_t> shape);
+  std::string param;
+  State state;
+};
+// What a checkpoint is made of. fetch is called once for each tensor, in order.
 struct CheckpointContents {
-  using Visit = std::function<void(const LogicalTensor& tensor, State state)>;
   Json config, trainer;
-  std::vector<LogicalTensor> tensors;  // by name
-  std::function<std::vector<float>(const LogicalTensor& tensor, State state)> fetch;
-  void for_each(std::span<const State> states, const Visit& visit) const;
+  std::vector<StoredTensor> weights, moments;  // by name
+  std::function<std::vector<float>(const StoredTensor& tensor)> fetch;
 };
 void write_checkpoint(const std::string& dir, const CheckpointContents& contents);  // whole
 
@@ -58,11 +56,10 @@ enum class Restore { weights, everything };
 void check_checkpoint(const std::string& dir, const ModelConfig& config);
 void read_checkpoint(const std::string& dir, Stream& stream, Params& params, Restore what);
 
-// DIR/model.safetensors, or where a large model lies in several files those that its index names;
-// and these.
+// A safetensors file; those that an index names (.json), where a large model lies in several; of a
+// directory model.safetensors, or its index.
 using TensorFiles = std::vector<SafetensorsReader>;
-TensorFiles open_weights(const std::string& dir);
-TensorFiles open_index(const std::string& index);
+TensorFiles open_tensors(const std::string& path);
 
 // In a run's folder checkpoints are named step-NNNNNN, six digits or more; whatever has another
 // name is left alone. The complete ones, by step.

@@ -5,11 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <filesystem>
 #include <iostream>
-#include <limits>
-#include <memory>
 #include <set>
 #include <sstream>
 
@@ -69,54 +66,24 @@ struct Side {
   std::map<std::string, Located> tensors;
 };
 
-std::string checkpoint_of(const std::string& path) {
-  if (!fs::is_directory(path)) return "";
-  const std::string newest = newest_checkpoint(path);
+// Of a run's folder its newest checkpoint; else the path itself.
+std::string meant_by(const std::string& path) {
+  const std::string newest = fs::is_directory(path) ? newest_checkpoint(path) : "";
   return newest.empty() ? path : newest;
 }
 
+std::string moments_of(const std::string& path) {
+  return meant_by(path) + "/optimizer.safetensors";
+}
+
 Side open_side(const std::string& path, bool moments) {
-  const std::string dir = checkpoint_of(path);
-  Side side;
-  if (!dir.empty())
-    side.files = open_weights(dir);
-  else if (path.ends_with(".json"))
-    side.files = open_index(path);
-  else
-    side.files.emplace_back(path);
-  if (moments) side.files.emplace_back(dir + "/optimizer.safetensors");
+  Side side{open_tensors(meant_by(path)), {}};
+  if (moments) side.files.emplace_back(moments_of(path));
   for (const SafetensorsReader& file : side.files)
     for (const auto& [name, entry] : file.tensors())
       require(side.tensors.try_emplace(name, Located{&file, &entry}).second, path, ": found ",
           shortened(name), " in two files, allowed: each tensor once");
   return side;
-}
-
-// A long double's mantissa holds every I64.
-using Values = std::vector<long double>;
-
-// `count` elements from the one at `begin`.
-Values read_values(const Located& tensor, int64_t begin, int64_t count) {
-  SafetensorsReader::Entry part = *tensor.entry;
-  part.begin += begin * (part.bytes() / part.elements());
-  part.shape = {count};
-  Values values;
-  const auto convert = [&]<class T>(T x) {
-    const std::string bytes = tensor.file->bytes(part, 0, part.bytes());
-    for (size_t at = 0; at < bytes.size(); at += sizeof x) {
-      std::memcpy(&x, bytes.data() + at, sizeof x);
-      values.push_back(x);
-    }
-  };
-  if (part.dtype == "I32")
-    convert(int32_t());
-  else if (part.dtype == "I64")
-    convert(int64_t());
-  else if (part.dtype == "F64")
-    convert(double());
-  else
-    for (float x : tensor.file->floats(part)) values.push_back(x);
-  return values;
 }
 
 constexpr int64_t kPiece = 1 << 16;  // elements, or bytes, in memory at a time
@@ -136,7 +103,8 @@ template <class Fn> void for_each_element(const Located& a, const Located& b, co
   const int64_t n = a.entry->elements();
   for (int64_t at = 0; at < n; at += kPiece) {
     const int64_t count = std::min(kPiece, n - at);
-    const Values x = read_values(a, at, count), y = read_values(b, at, count);
+    const auto x = a.file->values<long double>(*a.entry, at, count),
+               y = b.file->values<long double>(*b.entry, at, count);
     for (int64_t i = 0; i < count; ++i)
       if (!fn(at + i, x[size_t(i)], y[size_t(i)])) return;
   }
@@ -157,7 +125,12 @@ struct TensorDiff {
   std::optional<int64_t> first;         // element beyond the tolerance
   std::string index, a_value, b_value;  // of that
   bool agrees() const { return same_shape && !first; }
+  bool equal() const { return agrees() && absolute == 0; }
 };
+
+bool all_agree(const std::vector<TensorDiff>& diffs) {
+  return std::all_of(diffs.begin(), diffs.end(), [](const TensorDiff& d) { return d.agrees(); });
+}
 
 std::string index_text(const std::vector<int64_t>& shape, int64_t element) {
   std::string text;
@@ -207,9 +180,9 @@ void print_text(const std::vector<TensorDiff>& diffs, double tolerance, std::ost
   size_t width = 6, identical = 0, within = 0;
   for (const TensorDiff& d : diffs) {
     if (!first && d.first) first = &d;
-    identical += d.agrees() && d.absolute == 0;
-    within += d.agrees() && d.absolute != 0;
-    if (!d.agrees() || d.absolute != 0) width = std::max(width, d.name.size());
+    identical += d.equal();
+    within += d.agrees() && !d.equal();
+    if (!d.equal()) width = std::max(width, d.name.size());
   }
   const auto line = [&](const std::string& name, const std::string& rest) {
     out << name << std::string(width - name.size() + 2, ' ') << rest << "\n";
@@ -220,7 +193,7 @@ void print_text(const std::vector<TensorDiff>& diffs, double tolerance, std::ost
       line(d.name, d.a.empty() ? "missing in A, B has " + d.b : "missing in B, A has " + d.a);
     else if (!d.same_shape)
       line(d.name, cat("A has ", d.a, ", B has ", d.b));
-    else if (!d.agrees() || d.absolute != 0)
+    else if (!d.equal())
       line(d.name,
           format("%13.6g %13.6g%s", d.absolute, d.relative,
               d.agrees() ? "  within the tolerance" : ""));
@@ -246,10 +219,8 @@ void print_json(const std::vector<TensorDiff>& diffs, double tolerance, std::ost
     if (d.first && first.is_null()) first = d.name;
     tensors.push(j);
   }
-  const bool agree =
-      std::all_of(diffs.begin(), diffs.end(), [](const TensorDiff& d) { return d.agrees(); });
-  out << Json::object({{"tolerance", tolerance}, {"agree", agree}, {"first_beyond", first},
-                          {"tensors", tensors}})
+  out << Json::object({{"tolerance", tolerance}, {"agree", all_agree(diffs)},
+                          {"first_beyond", first}, {"tensors", tensors}})
              .dump(2)
       << "\n";
 }
@@ -292,26 +263,19 @@ void add_diff_command(CLI::App& duet, int& exit_status, MakeDumps make_dumps) {
 bool diff_command(const DiffOptions& o, std::ostream& out) {
   require(!o.a.empty() && !o.b.empty(), "A, B: found ", o.a.empty() ? "none" : "only A",
       ", allowed: two dumps or two checkpoints");
-  const auto has_moments = [](const std::string& path) {
-    const std::string dir = checkpoint_of(path);
-    return !dir.empty() && fs::exists(dir + "/optimizer.safetensors");
-  };
-  const bool moments = has_moments(o.a) && has_moments(o.b);
+  const bool moments = fs::exists(moments_of(o.a)) && fs::exists(moments_of(o.b));
   const Side a = open_side(o.a, moments), b = open_side(o.b, moments);
-  std::set<ForwardPlace> places;
-  size_t common = 0;
-  for (const auto& [name, tensor] : a.tensors) {
-    places.insert(forward_place(name));
-    common += b.tensors.count(name);
-  }
-  for (const auto& [name, tensor] : b.tensors) places.insert(forward_place(name));
-  require(common > 0, "A, B: found no tensor in common in ", shortened(o.a), " and ",
-      shortened(o.b), ", allowed: two dumps or two checkpoints");
+  std::set<ForwardPlace> places;  // of all tensors
+  for (const Side* side : {&a, &b})
+    for (const auto& [name, tensor] : side->tensors) places.insert(forward_place(name));
+  require(places.size() < a.tensors.size() + b.tensors.size(),
+      "A, B: found no tensor in common in ", shortened(o.a), " and ", shortened(o.b),
+      ", allowed: two dumps or two checkpoints");
   std::vector<TensorDiff> diffs;
   for (const ForwardPlace& place : places)
     diffs.push_back(compare(std::get<std::string>(place), a, b, o.tolerance));
   (o.format == Format::json ? print_json : print_text)(diffs, o.tolerance, out);
-  return std::all_of(diffs.begin(), diffs.end(), [](const TensorDiff& d) { return d.agrees(); });
+  return all_agree(diffs);
 }
 
 }  // namespace duet

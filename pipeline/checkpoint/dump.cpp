@@ -3,7 +3,6 @@
 
 #include "comm/gather_named.h"
 #include "pipeline/checkpoint/checkpoint.h"
-#include "pipeline/checkpoint/safetensors.h"
 
 namespace duet {
 
@@ -41,8 +40,7 @@ void StepDump::add(int64_t index, const Microbatch& batch, const Tensor& logits)
 
 void StepDump::add(const Params& params) {
   for (const Param& p : params.all())
-    if (p.trained)
-      add("grad." + p.name, logical_tensor(p).shape, download(context_.stream(), p, p.grad));
+    if (p.trained) add("grad." + p.name, logical_shape(p), download(context_.stream(), p, p.grad));
 }
 
 void StepDump::write(Comm& world, const std::string& path, double loss) {

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "data/open_file.h"
+#include "model/base/hash.h"
 #include "model/base/json.h"
 
 namespace duet {
@@ -27,10 +28,6 @@ constexpr std::string_view kWriting = ".duet-writing";
 std::string parent_of(const std::string& path) {
   const fs::path parent = fs::path(path).parent_path();
   return parent.empty() ? "." : parent.string();
-}
-
-std::string checksum_text(const OpenFile& file) {
-  return format("%016llx", (unsigned long long)file.checksum());
 }
 
 // The folders in `parent`, whose existence is not required.
@@ -137,7 +134,7 @@ void DurableDir::publish() {
         " bytes that were written, found ", content.size());
     const std::string name = fs::path(f.path()).filename().string();
     list.push(Json::object(
-        {{"name", name}, {"bytes", content.size()}, {"checksum", checksum_text(content)}}));
+        {{"name", name}, {"bytes", content.size()}, {"checksum", hash_text(content.checksum())}}));
   }
   FileWriter done(tmp_ + "/DONE");
   done.write(Json::object({{"files", list}}).dump(2) + "\n");
@@ -172,7 +169,7 @@ void verify(const std::string& dir) {
     const int64_t expected = entry.at("bytes").integer(0);
     require(content.size() >= expected, path, ": truncated: ", content.size(), " bytes, DONE says ",
         expected);
-    const std::string found = checksum_text(content), listed = entry.at("checksum").string();
+    const std::string found = hash_text(content.checksum()), listed = entry.at("checksum").string();
     require(content.size() == expected && found == listed, path, ": altered: ", content.size(),
         " bytes with checksum ", found, ", DONE says ", expected, " with ", listed);
   }

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
 
 #include "model/base/json.h"
 #include "model/base/text.h"
@@ -29,7 +28,7 @@ int64_t element_size(const std::string& dtype) {
 // IEEE half precision, as it lies in a file.
 struct Half {
   uint16_t bits;
-  explicit operator float() const {
+  operator float() const {
     const int exponent = bits >> 10 & 31, fraction = bits & 1023;
     const float size = exponent == 31 ? (fraction ? NAN : INFINITY)
         : exponent == 0               ? std::ldexp(float(fraction), -24)
@@ -170,19 +169,21 @@ const SafetensorsReader::Entry& SafetensorsReader::at(
   return *t;
 }
 
-std::vector<float> SafetensorsReader::floats(const Entry& t) const {
+template <class T>
+std::vector<T> SafetensorsReader::values(const Entry& t, int64_t begin, int64_t count) const {
   constexpr int64_t kPiece = 1 << 16;
-  std::vector<float> out;
-  const auto convert = [&]<class T>(T) {
-    const int64_t n = t.elements(), size = int64_t(sizeof(T));
-    std::vector<T> piece(size_t(std::min(kPiece, n)));
-    out.reserve(size_t(n));
-    for (int64_t at = 0; at < n; at += kPiece) {
-      const int64_t count = std::min(kPiece, n - at);
-      file_->read(t.begin + at * size, count * size, piece.data());
-      for (int64_t i = 0; i < count; ++i) out.push_back(float(piece[size_t(i)]));
+  std::vector<T> out;
+  const auto convert = [&]<class From>(From) {
+    std::vector<From> piece;
+    out.reserve(size_t(count));
+    for (int64_t at = begin, end = begin + count; at < end; at += kPiece) {
+      piece.resize(size_t(std::min(kPiece, end - at)));
+      const int64_t size = int64_t(sizeof(From));
+      file_->read(t.begin + at * size, int64_t(piece.size()) * size, piece.data());
+      out.insert(out.end(), piece.begin(), piece.end());
     }
   };
+  const bool whole = std::is_same_v<T, long double>;
   if (t.dtype == "F32")
     convert(float());
   else if (t.dtype == "BF16")
@@ -191,11 +192,17 @@ std::vector<float> SafetensorsReader::floats(const Entry& t) const {
     convert(Half());
   else if (t.dtype == "F64")
     convert(double());
+  else if (whole && t.dtype == "I32")
+    convert(int32_t());
+  else if (whole && t.dtype == "I64")
+    convert(int64_t());
   else
     throw UsageError(cat(
         path_, ": ", t.name, ": expected dtype F32, BF16, F16 or F64, found ", shortened(t.dtype)));
   return out;
 }
+template std::vector<float> SafetensorsReader::values(const Entry&, int64_t, int64_t) const;
+template std::vector<long double> SafetensorsReader::values(const Entry&, int64_t, int64_t) const;
 
 std::vector<float> SafetensorsReader::finite(const Entry& t) const {
   std::vector<float> out = floats(t);

@@ -62,8 +62,10 @@ class SafetensorsReader {
   std::string bytes(const Entry& tensor, int64_t begin, int64_t count) const {
     return file_->read(tensor.begin + begin, count);
   }
-  // of an F32, BF16, F16 or F64 tensor
-  std::vector<float> floats(const Entry& tensor) const;
+  // Its elements begin .. begin+count-1, of an F32, BF16, F16 or F64 tensor as T float or long
+  // double, which holds those of I32 and I64 as well.
+  template <class T> std::vector<T> values(const Entry& tensor, int64_t begin, int64_t count) const;
+  std::vector<float> floats(const Entry& t) const { return values<float>(t, 0, t.elements()); }
   std::vector<float> finite(const Entry& tensor) const;  // where NaN and infinity are refused
 
  private:

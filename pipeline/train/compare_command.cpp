@@ -5,9 +5,9 @@
 #include <iostream>
 #include <ostream>
 #include <set>
-#include <span>
 
 #include "model/base/command_line.h"
+#include "model/base/hash.h"
 #include "pipeline/checkpoint/diff_command.h"
 #include "pipeline/schedule/simulator.h"
 #include "pipeline/train/trainer.h"
@@ -20,45 +20,45 @@ constexpr const char* kLayouts =
     "dp=4 ep=4; dp=2 ep=2 pp=2 schedule=dualpipe; pp=4 schedule=zbv micro-batch-size=2; "
     "dp=4 ep=4 redundant-experts=4 eplb-interval=2";
 
-// What a schedule or a layout did.
+// Their reference, on threads.
+constexpr const char* kOneRank = "dp=1 pp=1 ep=1 redundant-experts=0 eplb-interval=0 schedule=1f1b";
+
+// What a job did.
 struct Outcome {
-  std::string name;
   std::vector<double> loss, norm;     // [steps]
   std::vector<TensorHashes> tensors;  // [steps + 1]: each step's gradient, then the final state
-  std::string why_not_timed;          // empty: `measured` means something
-  double bubble = 0, measured = 0;
-  double activations = 0;        // parts of 1/pp of the model
+  double measured = 0;
   int64_t activation_bytes = 0;  // of the rank with the most
-  int copies = 1;
 };
 
-// The first step whose bits differ from the reference's, 0 where none does, steps + 1 where only
-// the final state does; and its first tensor, in the order of the forward pass.
-struct Difference {
+// A schedule or a layout.
+struct Row {
+  std::string name;
+  Job job;
+  Outcome outcome = {};
+  // Where its bits first differ from the first row's: the step, 0 where none does, steps + 1 where
+  // only the final state does; and its first tensor, in the order of the forward pass.
   int64_t step = 0;
-  std::string tensor;
+  std::string tensor = {};
 };
 
-Difference differs(const Outcome& o, const Outcome& reference) {
-  for (size_t i = 0; i < o.tensors.size(); ++i) {
+void find_difference(Row& row, const Outcome& reference) {
+  const Outcome& o = row.outcome;
+  for (size_t i = 0; i < o.tensors.size() && !row.step; ++i) {
     std::set<ForwardPlace> places;
     for (const auto& [name, hash] : reference.tensors[i])
       if (o.tensors[i].at(name) != hash) places.insert(forward_place(name));
-    if (!places.empty()) return {int64_t(i) + 1, std::get<std::string>(*places.begin())};
-    if (i < o.loss.size() && (o.loss[i] != reference.loss[i] || o.norm[i] != reference.norm[i]))
-      return {int64_t(i) + 1, "no gradient"};
+    const bool same_numbers =
+        i == o.loss.size() || (o.loss[i] == reference.loss[i] && o.norm[i] == reference.norm[i]);
+    if (places.empty() && same_numbers) continue;
+    row.step = int64_t(i) + 1;
+    row.tensor = places.empty() ? "no gradient" : std::get<std::string>(*places.begin());
   }
-  return {};
 }
 
 // One rank's part in running a job; what rank 0 returns counts.
 Outcome train(const Job& job, Comm& world) {
-  const Schedule& s = job.compute;
   Outcome o;
-  o.bubble = simulate(s, Costs()).bubble();
-  o.activations = job.usage.peak() * s.stage_share();
-  o.copies = s.weight_copies();
-  o.why_not_timed = why_not_timed(job);
   const std::unique_ptr<Device> device = make_device(job, world);
   Trainer trainer(job, world, *device);
   if (!job.options.init.empty()) load_checkpoint(trainer, job.options.init, Restore::weights);
@@ -79,11 +79,6 @@ Outcome train(const Job& job, Comm& world) {
 }
 
 // --- what is compared ----------------------------------------------------------------------------
-
-struct Row {
-  std::string name;
-  Job job;
-};
 
 int64_t data_parallel_ranks(const TrainOptions& o) {
   return o.dp ? o.dp : std::max<int64_t>(1, find_launch().ranks / o.pp);
@@ -140,12 +135,8 @@ std::vector<Row> rows_of(const CompareOptions& options) {
   std::vector<Row> rows;
   if (o.transport != Wire::mpi && find_launch().ranks == 1) {
     TrainOptions one = o;
-    one.dp = one.pp = one.ep = 1;
-    one.redundant_experts = one.eplb_interval = 0;
-    one.schedule = "1f1b";
     one.split.clear();
-    one.microbatches = sequences / one.micro_batch_size;
-    rows.push_back({"one rank", make_job(one)});
+    rows.push_back({"one rank", make_job(apply_layout(kOneRank, one, sequences))});
   }
   for (const std::string& name : schedules) {
     TrainOptions of_row = o;
@@ -161,23 +152,27 @@ std::vector<Row> rows_of(const CompareOptions& options) {
 
 // --- printing ------------------------------------------------------------------------------------
 
-std::string reason(const std::vector<Outcome>& outcomes) {
+double bubble(const Job& job) { return simulate(job.compute, Costs()).bubble(); }
+double activations(const Job& job) { return job.usage.peak() * job.compute.stage_share(); }
+
+// Why `measured` means nothing in some rows.
+std::string reason(const std::vector<Row>& rows) {
   std::string why;
-  for (const Outcome& o : outcomes)
-    if (!o.why_not_timed.empty()) why = o.why_not_timed;
+  for (const Row& row : rows)
+    if (const std::string of_row = why_not_timed(row.job); !of_row.empty()) why = of_row;
   return why;
 }
 
-void print_text(const std::vector<Outcome>& outcomes, std::ostream& out) {
+void print_text(const std::vector<Row>& rows, std::ostream& out) {
   std::vector<std::string> bits;
   size_t name_width = 0, bits_width = 0;
-  for (const Outcome& o : outcomes) {
-    const auto [step, tensor] = differs(o, outcomes[0]);
-    bits.push_back(&o == &outcomes[0]       ? "the reference"
-            : step == 0                     ? "identical"
-            : step > int64_t(o.loss.size()) ? "state differs at the end: " + tensor
-                                            : cat("differ from step ", step, ": ", tensor));
-    name_width = std::max(name_width, o.name.size());
+  for (const Row& row : rows) {
+    bits.push_back(&row == &rows[0] ? "the reference"
+            : row.step == 0         ? "identical"
+            : row.step > row.job.options.steps
+            ? "state differs at the end: " + row.tensor
+            : cat("differ from step ", row.step, ": ", row.tensor));
+    name_width = std::max(name_width, row.name.size());
     bits_width = std::max(bits_width, bits.back().size());
   }
   const auto line = [&](const std::string& name, const std::string& loss, const std::string& bits,
@@ -186,31 +181,30 @@ void print_text(const std::vector<Outcome>& outcomes, std::ostream& out) {
         int(bits_width), bits.c_str(), rest.c_str());
   };
   line("", "final loss", "bits", "bubble  measured  activations      MiB  copies");
-  for (size_t i = 0; i < outcomes.size(); ++i) {
-    const Outcome& o = outcomes[i];
-    const std::string measured = o.why_not_timed.empty() ? format("%.1f%%", 100 * o.measured) : "-";
-    line(o.name, format("%.8f", o.loss.back()), bits[i],
-        format("%5.1f%% %9s %12.1f %8.1f %7d", 100 * o.bubble, measured.c_str(), o.activations,
-            double(o.activation_bytes) / (1 << 20), o.copies));
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto& [name, job, o, step, tensor] = rows[i];
+    const std::string measured =
+        why_not_timed(job).empty() ? format("%.1f%%", 100 * o.measured) : "-";
+    line(name, format("%.8f", o.loss.back()), bits[i],
+        format("%5.1f%% %9s %12.1f %8.1f %7d", 100 * bubble(job), measured.c_str(),
+            activations(job), double(o.activation_bytes) / (1 << 20), job.compute.weight_copies()));
   }
-  if (const std::string why = reason(outcomes); !why.empty())
+  if (const std::string why = reason(rows); !why.empty())
     out << "measured: - because " << why << "\n";
 }
 
-void print_json(const std::vector<Outcome>& outcomes, std::ostream& out) {
-  Json rows = Json::array();
-  for (const Outcome& o : outcomes) {
-    const auto [step, tensor] = differs(o, outcomes[0]);
-    rows.push(Json::object({{"schedule", o.name}, {"final_loss", o.loss.back()},
+void print_json(const std::vector<Row>& rows, std::ostream& out) {
+  Json list = Json::array();
+  for (const auto& [name, job, o, step, tensor] : rows)
+    list.push(Json::object({{"schedule", name}, {"final_loss", o.loss.back()},
         {"final_loss_hex", format("%a", o.loss.back())},
-        {"fingerprint", format("%016llx", (unsigned long long)fingerprint(o.tensors.back()))},
-        {"identical", step == 0}, {"first_step_that_differs", step ? Json(step) : Json()},
-        {"first_tensor_that_differs", step ? Json(tensor) : Json()}, {"ideal_bubble", o.bubble},
-        {"measured_bubble", o.why_not_timed.empty() ? Json(o.measured) : Json()},
-        {"peak_activations", o.activations}, {"peak_activation_bytes", o.activation_bytes},
-        {"parameter_copies", o.copies}}));
-  }
-  out << Json::object({{"rows", rows}, {"why_not_measured", reason(outcomes)}}).dump(2) << "\n";
+        {"fingerprint", hash_text(fingerprint(o.tensors.back()))}, {"identical", step == 0},
+        {"first_step_that_differs", step ? Json(step) : Json()},
+        {"first_tensor_that_differs", step ? Json(tensor) : Json()}, {"ideal_bubble", bubble(job)},
+        {"measured_bubble", why_not_timed(job).empty() ? Json(o.measured) : Json()},
+        {"peak_activations", activations(job)}, {"peak_activation_bytes", o.activation_bytes},
+        {"parameter_copies", job.compute.weight_copies()}}));
+  out << Json::object({{"rows", list}, {"why_not_measured", reason(rows)}}).dump(2) << "\n";
 }
 
 }  // namespace
@@ -236,25 +230,23 @@ void add_compare_command(CLI::App& duet, int& exit_status) {
 }
 
 bool compare_command(const CompareOptions& options, std::ostream& out) {
-  const std::vector<Row> rows = rows_of(options);
-  const ModelConfig& config = rows[0].job.config;
-  if (!options.train.init.empty()) check_checkpoint(options.train.init, config);
-  std::vector<Outcome> outcomes;
+  std::vector<Row> rows = rows_of(options);
+  if (!options.train.init.empty()) check_checkpoint(options.train.init, rows[0].job.config);
   for (auto first = rows.begin(), end = first; first != rows.end(); first = end) {
     end = std::find_if(first, rows.end(),
         [&](const Row& row) { return row.job.run.ranks != first->job.run.ranks; });
     run_ranks(first->job.run, [&](Comm& world) {
-      for (const Row& row : std::span(first, end)) {
+      for (Row& row : std::span(first, end)) {
         Outcome outcome = train(row.job, world);
-        outcome.name = row.name;
-        if (world.rank() == 0) outcomes.push_back(outcome);
+        if (world.rank() == 0) row.outcome = std::move(outcome);
       }
     });
   }
-  if (outcomes.empty()) return true;  // of another MPI process than rank 0, which decides
-  (options.train.format == Format::json ? print_json : print_text)(outcomes, out);
-  return std::all_of(outcomes.begin(), outcomes.end(),
-      [&](const Outcome& x) { return differs(x, outcomes[0]).step == 0; });
+  const Outcome& reference = rows[0].outcome;
+  if (reference.loss.empty()) return true;  // of another MPI process than rank 0, which decides
+  for (Row& row : rows) find_difference(row, reference);
+  (options.train.format == Format::json ? print_json : print_text)(rows, out);
+  return std::all_of(rows.begin(), rows.end(), [](const Row& row) { return row.step == 0; });
 }
 
 }  // namespace duet

@@ -23,10 +23,6 @@
 
 #include "pipeline/train/options.h"
 
-namespace CLI {
-class App;
-}
-
 namespace duet {
 
 void add_compare_command(CLI::App& duet, int& exit_status);

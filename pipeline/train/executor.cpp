@@ -8,8 +8,8 @@
 namespace duet {
 
 Executor::Executor(
-    const Schedule& schedule, Comm& pipeline, const Context& context, Stages& stages, bool overlap)
-    : schedule_(schedule), pipeline_(pipeline), context_(context), stages_(stages),
+    const Schedule& schedule, Comm& pipeline, const Context& context, Stages stages, bool overlap)
+    : schedule_(schedule), pipeline_(pipeline), context_(context), stages_(std::move(stages)),
       overlap_(overlap) {}
 
 bool Executor::run(
@@ -58,54 +58,48 @@ void Executor::act(const Action& a) {
 }
 
 void Executor::compute(const Action& a) {
-  Stages::Given given;
+  Given given;
+  given.forward_only = forward_only_;
   for_parts(a, [&](const Action& part) {
     if (part.kind == Kind::F) {
       given.x = take(Tag::F, part);
-      if (is_first(part) || is_last(part)) given.tokens = tokens_(part.microbatch);
+      const int m = part.microbatch;
+      if (part.stage == schedule_.first_stage(m) || part.stage == schedule_.last_stage(m))
+        given.tokens = tokens_(m);
     } else if (part.kind != Kind::W) {
       given.dy = take(Tag::B, part);
     }
   });
-  Stages::Made made = gave_up_ ? pretend(std::move(given)) : stages_.run(a, std::move(given));
+  Made made = gave_up_ ? pretend(std::move(given)) : stages_(a, std::move(given));
   for_parts(a, [&](const Action& part) {
-    if (part.kind == Kind::F) {
+    if (part.kind == Kind::F)
       keep(Tag::F, part, std::move(made.y));
-      if (forward_only_) stages_.drop(part.stage, part.microbatch);
-    } else if (part.kind != Kind::W)
+    else if (part.kind != Kind::W)
       keep(Tag::B, part, std::move(made.dx));
   });
 }
 
 // After giving up: passes on what came in, or whatever is in memory where nothing did.
-Stages::Made Executor::pretend(Stages::Given given) const {
+Executor::Made Executor::pretend(Given given) const {
   return {given.x ? std::move(given.x) : context_.message(),
       given.dy ? std::move(given.dy) : context_.message()};
 }
 
 // --- results -------------------------------------------------------------------------------------
 
-// Who makes what `stage` works on: F comes from the stage before, B from the next one.
-static int source(Tag::Kind kind, int stage) { return kind == Tag::F ? stage - 1 : stage + 1; }
-
-// Whether the stage is the first, or the last one, that its microbatch visits.
-bool Executor::is_first(const Action& a) const {
-  return a.stage == schedule_.first_stage(a.microbatch);
-}
-bool Executor::is_last(const Action& a) const {
-  return a.stage == schedule_.last_stage(a.microbatch);
-}
+// From a stage to the next one that works on its result, in F or in B.
+static int step(Tag::Kind kind) { return kind == Tag::F ? 1 : -1; }
 
 void Executor::keep(Tag::Kind kind, const Action& a, Buf result) {
-  if (kind == Tag::F ? is_last(a) : is_first(a)) return;
+  if (!schedule_.visits(a.stage + step(kind), a.microbatch)) return;  // the pipeline ends here
   DUET_CHECK(result, to_string(a), ": expected a result, found none");
   results_[{kind, a.stage, a.microbatch}].data = std::move(result);
 }
 
 // What a's stage works on: nothing where the pipeline begins. A message is waited for now.
 Buf Executor::take(Tag::Kind kind, const Action& a) {
-  if (kind == Tag::F ? is_first(a) : is_last(a)) return Buf();
-  const int from = source(kind, a.stage);
+  const int from = a.stage - step(kind);
+  if (!schedule_.visits(from, a.microbatch)) return Buf();
   auto found = results_.extract({kind, from, a.microbatch});
   DUET_CHECK(found, "stage ", a.stage, ", microbatch ", a.microbatch,
       ": expected the result of stage ", from, ", found none");
@@ -129,7 +123,7 @@ void Executor::send(Tag::Kind kind, const Action& a) {
 }
 
 void Executor::receive(Tag::Kind kind, const Action& a) {
-  const int from = source(kind, a.stage);
+  const int from = a.stage - step(kind);
   Result& result = results_[{kind, from, a.microbatch}];
   result.data = context_.message();
   result.request = pipeline_.irecv(

@@ -18,32 +18,26 @@
 
 namespace duet {
 
-// What an executor carries its actions out on: the stages of a rank. Those of the model compute
-// (pairs.h), rehearsed ones wait (rehearse.h).
-class Stages {
+class Executor {
  public:
-  virtual ~Stages() = default;
+  using Tokens = std::function<Microbatch(int m)>;
   // Of F: x, and the microbatch's tokens where the stage is its first or last one. Of I and B: dy.
   // Of an overlapped pair: those of both. [tokens, d_model]; nothing where a pipeline begins
   struct Given {
     Buf x, dy;
     Microbatch tokens;
+    bool forward_only = false;  // F keeps nothing for a backward, for none comes
   };
   struct Made {
     Buf y, dx;  // likewise; where a pipeline ends it may be nothing and is dropped
   };
-  virtual Made run(const Action& compute, Given given) = 0;
-  // Frees what a forward keeps for a backward that does not come.
-  virtual void drop(int /*stage*/, int /*microbatch*/) {}
-};
-
-class Executor {
- public:
-  using Tokens = std::function<Microbatch(int m)>;
+  // What a rank's stages do: those of the model compute (pairs.h), rehearsed ones wait
+  // (rehearse.h).
+  using Stages = std::function<Made(const Action& compute, Given given)>;
 
   // schedule: only its placement is read here. pipeline: the group of the pp ranks, numbered by pp
   // rank. overlap: whether a pair is one action, or its F and then its B.
-  Executor(const Schedule& schedule, Comm& pipeline, const Context& context, Stages& stages,
+  Executor(const Schedule& schedule, Comm& pipeline, const Context& context, Stages stages,
       bool overlap);
 
   // Runs a list with its sends and receives (add_comms.h). tokens(m): the microbatch's tokens,
@@ -66,9 +60,7 @@ class Executor {
   };
   void act(const Action& a);
   void compute(const Action& a);
-  Stages::Made pretend(Stages::Given given) const;
-  bool is_first(const Action& a) const;
-  bool is_last(const Action& a) const;
+  Made pretend(Given given) const;
   std::unique_ptr<Event> now() const;
   Buf take(Tag::Kind kind, const Action& a);
   void keep(Tag::Kind kind, const Action& a, Buf result);
@@ -78,7 +70,7 @@ class Executor {
   const Schedule& schedule_;
   Comm& pipeline_;
   const Context& context_;
-  Stages& stages_;
+  Stages stages_;
   bool overlap_, gave_up_ = false, forward_only_ = false;
   Tokens tokens_;
   // made here and not used yet, or awaited; by who makes it: kind, stage, microbatch

@@ -8,7 +8,6 @@
 #include <numeric>
 #include <random>
 
-#include "data/dataset.h"
 #include "model/base/command_line.h"
 #include "pipeline/train/train_command.h"
 
@@ -97,12 +96,10 @@ void generate_command(const GenerateOptions& g, std::ostream& out) {
   TrainOptions o;
   o.device = g.device;
   o.threads = g.threads;
-  o.dp = o.pp = 1;
+  o.dp = 1;
   if (g.from.empty()) {
     out << "no --from: a small model is trained on the spot\n";
     o.steps = 60;
-    o.sample = 0;
-    o.val_every = 0;
   }
   const std::string dir = g.from.empty() ? "" : newest_checkpoint(g.from);
   require(g.from.empty() || !dir.empty(), "--from: found no checkpoint in ", g.from,

@@ -9,10 +9,6 @@
 #include "pipeline/train/options.h"
 #include "pipeline/train/trainer.h"
 
-namespace CLI {
-class App;
-}
-
 namespace duet {
 
 void add_generate_command(CLI::App& duet, int& exit_status);

@@ -3,15 +3,11 @@
 // a Trainer.
 // Read next: stage.h.
 #pragma once
-#include <thread>
 #include "comm/comm.h"
 #include "data/batch.h"
-#include "data/dataset.h"
 #include "moe/load_monitor.h"
 #include "pipeline/schedule/checker.h"
 #include "pipeline/schedule/layout.h"
-
-#include "pipeline/schedule/schedule.h"
 #include "pipeline/train/options.h"
 
 namespace duet {
@@ -41,6 +37,17 @@ struct Job {
 // Throws UsageError that names the option for whatever does not fit together. Without data the job
 // can only generate.
 Job make_job(TrainOptions options, bool with_data = true);
+
+// What a job takes at the least, of all ranks of this process together. make_job holds it against
+// the machine, so that sizes that no machine holds are refused by the name of their option instead
+// of ending in the middle. Memory is counted by the rows of the table that a run prints; the rest
+// of it (scratch, what attention keeps) comes on top. Not a prediction of what a job takes.
+struct Need {
+  double weights = 0, gradients = 0, moments = 0, activations = 0;  // bytes
+  double all() const { return weights + gradients + moments + activations; }
+  int64_t threads = 0;
+};
+Need need_of(const Job& job);  // whose model, layout and transport are known
 
 // The ranks that exchange messages: those with neighbouring stages, and those with two copies of a
 // stage.

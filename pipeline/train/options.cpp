@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numbers>
 
 #include "model/base/command_line.h"
@@ -26,7 +25,7 @@ std::pair<int64_t, int64_t> parse_trace_steps(const std::string& text) {
       cat("--trace-steps: found '", shortened(text), "', allowed: a step or a range like 2-3"));
 }
 
-void add_model_and_data(Command& cli, TrainOptions& o) {
+void add_model_and_rate(Command& cli, TrainOptions& o) {
   cli.text("--preset", o.preset, "sizes of the model: " + preset_names());
   cli.parsed(
       "--model", o.model, parse_sizes, "sizes instead of the preset's: n_layers=4,d_model=256");
@@ -36,9 +35,6 @@ void add_model_and_data(Command& cli, TrainOptions& o) {
   cli.number("--segment-tokens", o.segment_tokens, 1, INT32_MAX,
       "tokens of a sequence whose gradients are summed as one: part of the numerics, like the "
       "seed");
-}
-
-void add_length_and_rate(Command& cli, TrainOptions& o) {
   cli.number("--steps", o.steps, 0, kSteps, "steps in all");
   cli.number(
       "--decay-steps", o.decay_steps, 0, kSteps, "steps over which the rate decays; 0: --steps");
@@ -59,7 +55,7 @@ void add_length_and_rate(Command& cli, TrainOptions& o) {
   cli.number("--seed", o.seed, 0, INT64_MAX, "of initial values, batches and sampling");
 }
 
-void add_machine(Command& cli, TrainOptions& o) {
+void add_machine_and_output(Command& cli, TrainOptions& o) {
   cli.flag("--force-balanced-routing", o.force_balanced_routing,
       "experts in turn instead of the router's choice: for measuring time, not for learning");
   cli.flag("--replicas-may-leave-node", o.replicas_may_leave_node,
@@ -80,9 +76,6 @@ void add_machine(Command& cli, TrainOptions& o) {
   cli.text("--rehearse", o.rehearse,
       "compute nothing: actions take the times in this cost profile, which duet plan "
       "--write-profile and analyze --profile write; 3 steps unless --steps says more or less");
-}
-
-void add_output(Command& cli, TrainOptions& o) {
   cli.text("--out", o.out, "folder for checkpoints and metrics.jsonl; default: nothing is kept");
   cli.flag("--resume", o.resume, "go on from the newest checkpoint in --out, if there is one");
   cli.number("--from-step", o.from_step, 0, kSteps,
@@ -135,11 +128,9 @@ void add_layout_options(Command& cli, TrainOptions& o) {
 }
 
 void add_train_options(Command& cli, TrainOptions& o) {
-  add_model_and_data(cli, o);
-  add_length_and_rate(cli, o);
+  add_model_and_rate(cli, o);
   add_layout_options(cli, o);
-  add_machine(cli, o);
-  add_output(cli, o);
+  add_machine_and_output(cli, o);
 }
 
 // --- what must be true of several together -------------------------------------------------------

@@ -1,6 +1,6 @@
 // TrainOptions: everything that `duet train` can be told, with its defaults. What an option means
 // is said once, in options.cpp, where --help has it from; here stand types and what empty means.
-// Read next: estimate.h.
+// Read next: job.h.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -13,6 +13,10 @@
 #include "model/config.h"
 #include "model/param.h"
 #include "moe/eplb_quota.h"
+
+namespace CLI {
+class App;
+}
 
 namespace duet {
 

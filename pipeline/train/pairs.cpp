@@ -6,35 +6,12 @@
 namespace duet {
 
 // A layer of each; combine F is that of the layer before.
-static constexpr Phase kOrder[] = {
-    Phase::combine_i,
-    Phase::combine_f,
-    Phase::attention_f,
-    Phase::router_f,
-    Phase::shared_f,
-    Phase::shared_i,
-    Phase::dispatch_f,
-    Phase::experts_i,
-    Phase::experts_w,
-    Phase::experts_f,
-    Phase::dispatch_i,
-    Phase::attention_i,
-    Phase::attention_w,
-};
+static constexpr Phase kOrder[] = {Phase::combine_i, Phase::combine_f, Phase::attention_f,
+    Phase::router_f, Phase::shared_f, Phase::shared_i, Phase::dispatch_f, Phase::experts_i,
+    Phase::experts_w, Phase::experts_f, Phase::dispatch_i, Phase::attention_i, Phase::attention_w};
 
-Stages::Made ModelStages::run(const Action& a, Given given) {
-  if (a.overlapped()) return pair(a, std::move(given));
-  Stage& stage = *stages_.at(a.stage);
-  Made made;
-  if (a.kind == Kind::F) made.y = stage.forward(a.microbatch, std::move(given.x), given.tokens);
-  if (a.kind == Kind::I || a.kind == Kind::B)
-    made.dx = stage.backward_input(a.microbatch, std::move(given.dy));
-  if (a.kind == Kind::W || a.kind == Kind::B) stage.backward_weight(a.microbatch);
-  return made;
-}
-
-Stages::Made ModelStages::pair(const Action& both, Given given) {
-  Stage &f = *stages_.at(both.stage), &b = *stages_.at(both.b_stage);
+static Executor::Made run_pair(const StageMap& stages, const Action& both, Executor::Given given) {
+  Stage &f = *stages.at(both.stage), &b = *stages.at(both.b_stage);
   const int fm = both.microbatch, bm = both.b_microbatch;
   f.begin_forward(fm, std::move(given.x), given.tokens);
   b.begin_backward(bm, std::move(given.dy));
@@ -45,9 +22,23 @@ Stages::Made ModelStages::pair(const Action& both, Given given) {
       else
         b.run(phase, bm, b.layers() - 1 - l);
     }
-  Made made{f.end_forward(fm, given.tokens), b.end_backward(bm)};
+  Executor::Made made{f.end_forward(fm, given.tokens), b.end_backward(bm)};
   b.backward_weight(bm);
   return made;
+}
+
+Executor::Stages computing(const StageMap& stages) {
+  return [&stages](const Action& a, Executor::Given given) {
+    if (a.overlapped()) return run_pair(stages, a, std::move(given));
+    Stage& stage = *stages.at(a.stage);
+    Executor::Made made;
+    if (a.kind == Kind::F) made.y = stage.forward(a.microbatch, std::move(given.x), given.tokens);
+    if (given.forward_only) stage.drop(a.microbatch);
+    if (a.kind == Kind::I || a.kind == Kind::B)
+      made.dx = stage.backward_input(a.microbatch, std::move(given.dy));
+    if (a.kind == Kind::W || a.kind == Kind::B) stage.backward_weight(a.microbatch);
+    return made;
+  };
 }
 
 }  // namespace duet

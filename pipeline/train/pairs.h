@@ -22,16 +22,7 @@ namespace duet {
 
 using StageMap = std::map<int, std::unique_ptr<Stage>>;  // of a rank, by virtual stage
 
-// The stages of a rank that compute.
-class ModelStages : public Stages {
- public:
-  explicit ModelStages(const StageMap& stages) : stages_(stages) {}
-  Made run(const Action& compute, Given given) override;
-  void drop(int stage, int microbatch) override { stages_.at(stage)->drop(microbatch); }
-
- private:
-  Made pair(const Action& both, Given given);
-  const StageMap& stages_;
-};
+// An executor's stages, which compute. The map outlives them.
+Executor::Stages computing(const StageMap& stages);
 
 }  // namespace duet

@@ -23,31 +23,13 @@
 
 namespace duet {
 
-// The stages of a rank that wait. Times are seconds after `begin`, of the one clock.
-class RehearsedStages : public Stages {
- public:
-  RehearsedStages(
-      const Schedule& schedule, const CostProfile& profile, const Context& context, double begin);
-  Made run(const Action& compute, Given given) override;
-  // of the actions so far, logical
-  const std::vector<Span>& spans() const { return spans_; }
-
- private:
-  double arrival(Tag::Kind kind, const Buf& what, int maker, int user) const;
-  const Schedule& schedule_;
-  const CostProfile& profile_;
-  const Context& context_;
-  const double begin_;
-  std::vector<Span> spans_;
-};
-
 struct RehearsedStep {
   double seconds = 0;       // by the clock, from a common begin to the last rank's end
   double bubble = 0;        // the part of them in which a rank had nothing to do, mean over ranks
   std::vector<Span> spans;  // of this rank's actions, logical
 };
 
-// A rank's part of a job's rehearsal.
+// A rank's part of a job's rehearsal: its stages, which wait.
 class Rehearsal {
  public:
   // Collective. The references outlive it; the profile fits the job's schedule.
@@ -55,6 +37,8 @@ class Rehearsal {
   RehearsedStep step(Recorder* recorder = nullptr);  // collective
 
  private:
+  Executor::Made run(const Action& compute, const Executor::Given& given);
+  double arrival(Tag::Kind kind, const Buf& what, int stage) const;
   const Job& job_;
   const CostProfile& profile_;
   Comm& world_;
@@ -62,6 +46,8 @@ class Rehearsal {
   Comm pipeline_;
   Context context_;
   const double clock_ahead_;  // of rank 0's, seconds; threads share one clock
+  double begin_ = 0;          // of the step, by this rank's clock
+  std::vector<Span> spans_;   // of its actions so far, logical: seconds after begin_
 };
 
 // What the simulator is given: the job's list as the executor runs it, with --overlap off each pair

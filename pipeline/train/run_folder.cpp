@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
-#include <tuple>
 
 #include "data/open_file.h"
 #include "pipeline/checkpoint/checkpoint.h"
@@ -18,24 +17,20 @@ namespace duet {
 
 namespace fs = std::filesystem;
 
-RunFolder::RunFolder(const Job& job) : options_(job.options) {
+// From a constructor that is done, so that what throws here ends the lock, too.
+RunFolder::RunFolder(const Job& job) : RunFolder(job.options) {
   const std::string& out = options_.out;
   if (out.empty()) return;
-  try {
-    if (fs::is_directory(out)) lock();
-    refuse_wrong_folder();
-    choose_checkpoint(job);
-    std::error_code error;
-    const bool made = fs::create_directories(out, error);
-    require(!error && fs::is_directory(out), "--out: cannot make the folder ", out, ": ",
-        error.message());
-    if (made) sync(fs::absolute(out).lexically_normal().parent_path().string());
-    lock();
-    make_room();
-  } catch (...) {
-    if (lock_ >= 0) close(lock_);
-    throw;
-  }
+  if (fs::is_directory(out)) lock();
+  refuse_wrong_folder();
+  choose_checkpoint(job);
+  std::error_code error;
+  const bool made = fs::create_directories(out, error);
+  require(!error && fs::is_directory(out), "--out: cannot make the folder ", out, ": ",
+      error.message());
+  if (made) sync(fs::absolute(out).lexically_normal().parent_path().string());
+  lock();
+  make_room();
 }
 
 RunFolder::~RunFolder() {
@@ -62,7 +57,7 @@ void RunFolder::lock() {
 }
 
 void RunFolder::refuse_wrong_folder() const {
-  const auto& [out, init] = std::tie(options_.out, options_.init);
+  const std::string &out = options_.out, &init = options_.init;
   const bool holds_run = fs::exists(out + "/metrics.jsonl") || !run_checkpoints(out).empty();
   require(!holds_run || options_.resume || options_.overwrite, "--out: found a run in ", out,
       ", allowed: another folder, --resume or --overwrite");
@@ -90,15 +85,12 @@ void RunFolder::choose_checkpoint(const Job& job) {
   }
   if (found.empty()) return;
   const auto [newest, dir] = *found.rbegin();
-  const auto whole = [&](int64_t step, const std::string& checkpoint) {
-    check_checkpoint(checkpoint, job.config);
-    const Json trainer = checkpoint_trainer(checkpoint);
-    const int64_t said = trainer.is_null() ? -1 : trainer.at("step").integer(0, kMostSteps);
-    require(said == step, checkpoint, "/trainer.json: found step ", said, ", allowed: ", step);
-  };
   const auto damage_of = [&](int64_t step, const std::string& checkpoint) -> std::string {
     try {
-      whole(step, checkpoint);
+      check_checkpoint(checkpoint, job.config);
+      const Json trainer = checkpoint_trainer(checkpoint);
+      const int64_t said = trainer.is_null() ? -1 : trainer.at("step").integer(0, kMostSteps);
+      require(said == step, checkpoint, "/trainer.json: found step ", said, ", allowed: ", step);
       return "";
     } catch (const UsageError& damage) {
       return damage.what();

@@ -26,6 +26,7 @@ class RunFolder {
   void forget_old() const;  // all but the last --keep-last checkpoints
 
  private:
+  explicit RunFolder(const TrainOptions& options) : options_(options) {}
   void lock();
   void refuse_wrong_folder() const;
   void choose_checkpoint(const Job& job);

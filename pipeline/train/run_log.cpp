@@ -6,7 +6,6 @@
 #include <filesystem>
 #include <iostream>
 
-#include "model/base/text.h"
 #include "moe/migration.h"
 #include "pipeline/checkpoint/durable.h"
 

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <map>
 
 #include "data/open_file.h"
 #include "model/base/hash.h"
@@ -11,11 +10,9 @@
 
 namespace duet {
 
-static std::string hex(uint64_t x) { return format("%016llx", (unsigned long long)x); }
-
 Json run_definition(const Job& job) {
-  return Json::object({{"seed", int64_t(job.options.seed)}, {"data_hash", hex(job.dataset.hash)},
-      {"seq_len", job.options.seq_len},
+  return Json::object({{"seed", int64_t(job.options.seed)},
+      {"data_hash", hash_text(job.dataset.hash)}, {"seq_len", job.options.seq_len},
       {"segment_tokens", std::min(job.options.segment_tokens, job.options.seq_len)},
       {"global_sequences", job.global_sequences()}});
 }
@@ -62,9 +59,9 @@ void require_same_job(Comm& world, const Job& job) {
   const EplbShape& shape = job.balancer.shape;
   const auto [first, last] = o.trace_steps.value_or(std::pair<int64_t, int64_t>());
   Json told = Json::object(
-      {{"--data", cat(job.dataset.tokens(), " tokens of hash ", hex(job.dataset.hash))},
+      {{"--data", cat(job.dataset.tokens(), " tokens of hash ", hash_text(job.dataset.hash))},
           {"--preset, --model",
-              cat(model, " of hash ", hex(checksum(job.config.to_json(1, "").dump())))},
+              cat(model, " of hash ", hash_text(checksum(job.config.to_json(1, "").dump())))},
           {"--seed", int64_t(o.seed)}, {"--seq-len", o.seq_len},
           {"--micro-batch-size", o.micro_batch_size}, {"--microbatches", o.microbatches},
           {"--steps", o.steps}, {"--pp", o.pp}, {"--dp", job.layout.dp}, {"--ep", o.ep},
@@ -73,7 +70,7 @@ void require_same_job(Comm& world, const Job& job) {
           {"--eplb-threshold", o.eplb_threshold},
           {"--replicas-may-leave-node", o.replicas_may_leave_node},
           {"--ranks-per-node", o.ranks_per_node}, {"--overlap", o.overlap},
-          {"--schedule", cat(job.compute.name, " of hash ", hex(checksum(schedule)))},
+          {"--schedule", cat(job.compute.name, " of hash ", hash_text(checksum(schedule)))},
           {"--split", Json(job.layer_bounds)}, {"--resume", o.resume}, {"--from-step", o.from_step},
           {"--overwrite", o.overwrite}, {"--out", o.out.empty() ? "none" : "a folder"},
           {"--init", o.init.empty() ? "none" : "a folder"},
@@ -93,7 +90,7 @@ void require_same_checkpoint(Comm& world, const std::string& option, const std::
   for (const auto& entry : fs::directory_iterator(dir)) {
     const std::string name = entry.path().filename().string();
     if (ours ? name == "DONE" : name == "config.json" || name.ends_with(".safetensors"))
-      hashes[name] = hex(OpenFile(entry.path().string()).checksum());
+      hashes[name] = hash_text(OpenFile(entry.path().string()).checksum());
   }
   std::string label;
   for (const auto& [name, hash] : hashes)

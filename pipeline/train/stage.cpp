@@ -6,7 +6,7 @@ namespace duet {
 Stage::Stage(const Context& context, const StageOptions& o)
     : context_(context), options_(o), moe_(size_t(o.layer_end - o.layer_begin)),
       saved_(size_t(o.microbatches)) {
-  if (o.embedding) embedding_.emplace(context, params_);
+  if (o.layer_begin == 0) embedding_.emplace(context, params_);
   layers_.reserve(moe_.size());
   for (int64_t l = o.layer_begin; l < o.layer_end; ++l)
     layers_.emplace_back(context, params_, l,
@@ -20,7 +20,7 @@ Stage::Stage(const Context& context, const StageOptions& o)
           moe_[size_t(l - o.layer_begin)] = moe.get();
           return moe;
         });
-  if (o.head) {
+  if (o.layer_end == context.config.n_layers) {
     head_.emplace(context, params_);
     loss_host_ =
         context.device.host_buffer(o.microbatches, context.tokens(), acc_dtype(context.dtype));
@@ -29,12 +29,8 @@ Stage::Stage(const Context& context, const StageOptions& o)
 }
 
 Scope Stage::scope(const char* name, int microbatch, int64_t layer) const {
-  return Scope(context_.recorder, context_.stream(),
-      {.name = name,
-          .lane = "compute",
-          .stage = options_.index,
-          .microbatch = microbatch,
-          .layer = layer});
+  return Scope(
+      context_.recorder, context_.stream(), {name, "compute", options_.index, microbatch, layer});
 }
 
 Stage::Saved& Stage::saved(int microbatch) {
@@ -49,8 +45,8 @@ void Stage::run(Phase phase, int microbatch, int layer) {
   Saved& s = saved(microbatch);
   const Scope scope = this->scope(phase_name(phase), microbatch, options_.layer_begin + layer);
   layers_[size_t(layer)].run(phase, s.layers[size_t(layer)], s.flow);
-  if (phase == Phase::combine_f && on_layer_)
-    on_layer_(microbatch, options_.layer_begin + layer, s.flow,
+  if (phase == Phase::combine_f && watch_.layer)
+    watch_.layer(microbatch, options_.layer_begin + layer, s.flow,
         s.layers[size_t(layer)].ffn->chosen_experts());
   if (phase == Phase::attention_w) s.layers.pop_back();  // the last to need it
 }
@@ -80,7 +76,7 @@ Buf Stage::end_forward(int microbatch, const Microbatch& tokens) {
   if (!head_) return std::move(s.flow);
   const Scope scope = this->scope("head F", microbatch);
   head_->forward(s.head, std::move(s.flow));
-  if (on_logits_) on_logits_(microbatch, s.head.logits);
+  if (watch_.logits) watch_.logits(microbatch, s.head.logits);
   head_->loss(s.head, tokens.targets, loss_host_->row_slice(microbatch, 1));
   return Buf();
 }
@@ -121,7 +117,7 @@ std::vector<double> Stage::losses(int microbatch) const {
   const Tensor row = loss_host_->row_slice(microbatch, 1);
   for (int64_t t = 0; t < row.cols; ++t) {
     if (t % context_.seq_len == 0) sums.push_back(0);
-    sums.back() += row.dtype == Dtype::f64 ? row.row<double>(0)[t] : double(row.row<float>(0)[t]);
+    sums.back() += row.get(t);
   }
   return sums;
 }

@@ -12,7 +12,6 @@
 #pragma once
 #include <array>
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -25,9 +24,10 @@
 namespace duet {
 
 struct StageOptions {
-  int index = 0;                           // the virtual stage, for the recorder
-  int64_t layer_begin = 0, layer_end = 0;  // layers layer_begin .. layer_end-1
-  bool embedding = true, head = true;
+  int index = 0;  // the virtual stage, for the recorder
+  // layers layer_begin .. layer_end-1; the model's first one comes with the embedding, its last one
+  // with the head
+  int64_t layer_begin = 0, layer_end = 0;
   int microbatches = 1;  // of a step
   uint64_t seed = 0;     // of the initial values
   // of every layer, but for what the stage knows: microbatches, layer and placement
@@ -60,17 +60,16 @@ class Stage {
   // Of the last chunk, valid once the stream is synchronized: a microbatch's cross-entropies,
   // summed over each sequence's tokens in ascending order. [sequences], nats
   std::vector<double> losses(int microbatch) const;
-  // Of the last chunk: called in forward with the microbatch's logits [tokens, vocab], before the
-  // loss turns them into their gradient.
-  void on_logits(std::function<void(int microbatch, const Tensor& logits)> fn) {
-    on_logits_ = std::move(fn);
-  }
-
-  // Called in forward with each layer's output [tokens, d_model], and with the experts that tokens
-  // chose [tokens, topk], or null of a dense layer. layer: of the model.
-  using OnLayer = std::function<void(
-      int microbatch, int64_t layer, const Tensor& output, const Tensor* chosen_experts)>;
-  void on_layer(OnLayer fn) { on_layer_ = std::move(fn); }
+  // Who looks on in forward; either may be empty.
+  struct Watch {
+    // Of the last chunk: the microbatch's logits [tokens, vocab], before the loss turns them into
+    // their gradient.
+    std::function<void(int microbatch, const Tensor& logits)> logits;
+    // Each layer's output [tokens, d_model], and the experts that tokens chose [tokens, topk], or
+    // null of a dense layer. layer: of the model.
+    std::function<void(int microbatch, int64_t layer, const Tensor& y, const Tensor* chosen)> layer;
+  };
+  void watch(Watch watch) { watch_ = std::move(watch); }
 
   // A new step: gradients and loads to zero.
   void begin_step();
@@ -103,8 +102,7 @@ class Stage {
   std::optional<Head> head_;
   std::vector<std::unique_ptr<Saved>> saved_;  // [microbatches]
   Buf loss_host_;                              // [microbatches, tokens]
-  std::function<void(int, const Tensor&)> on_logits_;
-  OnLayer on_layer_;
+  Watch watch_;
 };
 
 }  // namespace duet

@@ -85,17 +85,111 @@ void say_first_lines(const Job& job, Device& device, RunLog& log) {
 // One rank's part of a run.
 class RankRun {
  public:
-  RankRun(const Job& job, Comm& world, const StopOnSignal& stop, std::ostream& out);
-  int run();  // returns the signal that stopped it, or 0
+  RankRun(const Job& job, Comm& world, const StopOnSignal& stop, std::ostream& out)
+      : job_(job), o_(job.options), world_(world), stop_(stop), out_(out),
+        device_(make_device(job, world)) {
+    if (job.run.transport != Wire::local) require_same_job(world, job);
+    open_files();
+    trainer_.emplace(job, world, *device_);
+    if (begin_)
+      load_checkpoint(*trainer_, checkpoint_dir(o_.out, begin_));
+    else if (!o_.init.empty())
+      load_checkpoint(*trainer_, o_.init, Restore::weights);
+    step_ = saved_ = begin_;
+    if (world.rank() == 0) log_.emplace(job, *device_, out, begin_ + 1);
+  }
+
+  // Returns the signal that stopped it, or 0.
+  int run() {
+    Trace trace(world_, job_.layout,
+        {o_.trace, o_.traced_steps(begin_).first, o_.traced_steps(begin_).second,
+            job_.run.transport == Wire::local});
+    if (log_) say_first_lines(job_, *device_, *log_);
+    if (begin_) say(cat("resume ", checkpoint_dir(o_.out, begin_), ", after step ", begin_));
+    if (folder_)
+      for (const std::string& note : folder_->notes()) log_->warn(note);
+    if (begin_ && begin_ >= o_.steps)
+      say(cat("nothing to do: the run has done ", begin_, " steps, --steps is ", o_.steps));
+    while (step_ < o_.steps && step(trace)) continue;
+    if (log_) log_->traffic_line();
+    save();
+    if (!saved_dir().empty()) say("saved  " + saved_dir());
+    for (const std::string& line : trace.finish()) say(line);
+    if (log_) log_->json_document(step_, saved_dir(), signal_);
+    if (signal_)
+      say(cat("stopped by a signal after step ", step_,
+          "; go on with the same command and --resume",
+          o_.out.empty() ? " (nothing was kept: give it an --out)" : ""));
+    else if (o_.sample && o_.format != Format::json)
+      sample();
+    return signal_;
+  }
 
  private:
-  void open_files();
+  // Rank 0 looks, then changes what is to be changed; then all know where the run begins.
+  void open_files() {
+    const Patience while_rank_0_reads(world_);
+    if (world_.rank() == 0) {
+      if (!o_.init.empty()) check_checkpoint(o_.init, job_.config);
+      check_trace(o_);
+      folder_.emplace(job_);
+    }
+    begin_ = world_.gather_values(folder_ ? folder_->resumes() : 0)[0];
+    if (job_.run.transport == Wire::local) return;
+    if (begin_) require_same_checkpoint(world_, "--out", checkpoint_dir(o_.out, begin_));
+    if (!o_.init.empty()) require_same_checkpoint(world_, "--init", o_.init);
+  }
+
+  void save() {
+    if (o_.out.empty() || saved_ == step_) return;
+    if (log_) log_->sync_metrics();
+    save_checkpoint(*trainer_, checkpoint_dir(o_.out, step_), step_);
+    saved_ = step_;
+    if (folder_) folder_->forget_old();
+  }
+
+  // Returns whether there is to be another one.
+  bool step(Trace& trace) {
+    const int64_t step = step_ + 1;
+    const std::string dump =
+        step == o_.dump_step ? cat(o_.out, "/dump-step-", step, ".safetensors") : "";
+    std::optional<Recorder> recorder;
+    if (trace.records(step)) recorder.emplace(*device_);
+    StepResult result = train_step(*trainer_, step,
+        {.dump = dump,
+            .stop = [&] { return stop_.signal(); },
+            .give_up = [&] { return stop_.overdue(); },
+            .recorder = recorder ? &*recorder : nullptr});
+    signal_ = result.stop;
+    if (result.given_up) return false;
+    step_ = step;
+    if (recorder) {
+      const Overlap overlap = trace.add(step, *recorder).steps;
+      if (overlap.comm > 0) result.overlap = overlap.fraction();
+    }
+    std::optional<double> val_loss;
+    if (step == o_.steps || (o_.val_every && step % o_.val_every == 0))
+      val_loss = validation_loss(*trainer_);
+    if (log_) log_->step(result, val_loss);
+    if (log_ && step == begin_ + 1) log_->memory_table();
+    if (o_.checkpoint_every && step % o_.checkpoint_every == 0) save();
+    if (step == o_.steps) signal_ = 0;  // it came too late to stop anything
+    return !signal_;
+  }
+
+  void sample() {
+    const Tokenizer tokenizer =
+        job_.dataset.tokenizer_path.empty() ? Tokenizer() : Tokenizer(job_.dataset.tokenizer_path);
+    if (tokenizer.vocab_size() < job_.dataset.vocab_size)
+      return say("no sample: the shards' folder has no tokenizer .bin");
+    say("sample:");
+    std::ostringstream unheard;
+    generate(*trainer_, tokenizer, {.tokens = o_.sample, .seed = o_.seed}, log_ ? out_ : unheard);
+  }
+
   void say(const std::string& line) {
     if (log_) log_->say(line);
   }
-  void save();
-  bool step(Trace& trace);  // whether there is to be another one
-  void sample();
   // of the step that the run is at, or empty where it has none
   std::string saved_dir() const {
     return !o_.out.empty() && saved_ == step_ && step_ > 0 ? checkpoint_dir(o_.out, step_) : "";
@@ -113,104 +207,6 @@ class RankRun {
   int64_t begin_ = 0, step_ = 0, saved_ = 0;  // steps: done before, done, in the last checkpoint
   int signal_ = 0;
 };
-
-RankRun::RankRun(const Job& job, Comm& world, const StopOnSignal& stop, std::ostream& out)
-    : job_(job), o_(job.options), world_(world), stop_(stop), out_(out),
-      device_(make_device(job, world)) {
-  if (job.run.transport != Wire::local) require_same_job(world, job);
-  open_files();
-  trainer_.emplace(job, world, *device_);
-  if (begin_)
-    load_checkpoint(*trainer_, checkpoint_dir(o_.out, begin_));
-  else if (!o_.init.empty())
-    load_checkpoint(*trainer_, o_.init, Restore::weights);
-  step_ = saved_ = begin_;
-  if (world.rank() == 0) log_.emplace(job, *device_, out, begin_ + 1);
-}
-
-// Rank 0 looks, then changes what is to be changed; then all know where the run begins.
-void RankRun::open_files() {
-  const Patience while_rank_0_reads(world_);
-  if (world_.rank() == 0) {
-    if (!o_.init.empty()) check_checkpoint(o_.init, job_.config);
-    check_trace(o_);
-    folder_.emplace(job_);
-  }
-  begin_ = world_.gather_values(folder_ ? folder_->resumes() : 0)[0];
-  if (job_.run.transport == Wire::local) return;
-  if (begin_) require_same_checkpoint(world_, "--out", checkpoint_dir(o_.out, begin_));
-  if (!o_.init.empty()) require_same_checkpoint(world_, "--init", o_.init);
-}
-
-int RankRun::run() {
-  Trace trace(world_, job_.layout,
-      {o_.trace, o_.traced_steps(begin_).first, o_.traced_steps(begin_).second,
-          job_.run.transport == Wire::local});
-  if (log_) say_first_lines(job_, *device_, *log_);
-  if (begin_) say(cat("resume ", checkpoint_dir(o_.out, begin_), ", after step ", begin_));
-  if (folder_)
-    for (const std::string& note : folder_->notes()) log_->warn(note);
-  if (begin_ && begin_ >= o_.steps)
-    say(cat("nothing to do: the run has done ", begin_, " steps, --steps is ", o_.steps));
-  while (step_ < o_.steps && step(trace)) continue;
-  if (log_) log_->traffic_line();
-  save();
-  if (!saved_dir().empty()) say("saved  " + saved_dir());
-  for (const std::string& line : trace.finish()) say(line);
-  if (log_) log_->json_document(step_, saved_dir(), signal_);
-  if (signal_)
-    say(cat("stopped by a signal after step ", step_, "; go on with the same command and --resume",
-        o_.out.empty() ? " (nothing was kept: give it an --out)" : ""));
-  else if (o_.sample && o_.format != Format::json)
-    sample();
-  return signal_;
-}
-
-void RankRun::save() {
-  if (o_.out.empty() || saved_ == step_) return;
-  if (log_) log_->sync_metrics();
-  save_checkpoint(*trainer_, checkpoint_dir(o_.out, step_), step_);
-  saved_ = step_;
-  if (folder_) folder_->forget_old();
-}
-
-bool RankRun::step(Trace& trace) {
-  const int64_t step = step_ + 1;
-  const std::string dump =
-      step == o_.dump_step ? cat(o_.out, "/dump-step-", step, ".safetensors") : "";
-  std::optional<Recorder> recorder;
-  if (trace.records(step)) recorder.emplace(*device_);
-  StepResult result = train_step(*trainer_, step,
-      {.dump = dump,
-          .stop = [&] { return stop_.signal(); },
-          .give_up = [&] { return stop_.overdue(); },
-          .recorder = recorder ? &*recorder : nullptr});
-  signal_ = result.stop;
-  if (result.given_up) return false;
-  step_ = step;
-  if (recorder) {
-    const Overlap overlap = trace.add(step, *recorder).steps;
-    if (overlap.comm > 0) result.overlap = overlap.fraction();
-  }
-  const bool validate = step == o_.steps || (o_.val_every && step % o_.val_every == 0);
-  const std::optional<double> val_loss =
-      validate ? std::optional(validation_loss(*trainer_)) : std::nullopt;
-  if (log_) log_->step(result, val_loss);
-  if (log_ && step == begin_ + 1) log_->memory_table();
-  if (o_.checkpoint_every && step % o_.checkpoint_every == 0) save();
-  if (step == o_.steps) signal_ = 0;  // it came too late to stop anything
-  return !signal_;
-}
-
-void RankRun::sample() {
-  const Tokenizer tokenizer =
-      job_.dataset.tokenizer_path.empty() ? Tokenizer() : Tokenizer(job_.dataset.tokenizer_path);
-  if (tokenizer.vocab_size() < job_.dataset.vocab_size)
-    return say("no sample: the shards' folder has no tokenizer .bin");
-  say("sample:");
-  std::ostringstream unheard;
-  generate(*trainer_, tokenizer, {.tokens = o_.sample, .seed = o_.seed}, log_ ? out_ : unheard);
-}
 
 }  // namespace
 

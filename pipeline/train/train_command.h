@@ -12,10 +12,6 @@
 
 #include "pipeline/train/options.h"
 
-namespace CLI {
-class App;
-}
-
 namespace duet {
 
 void add_train_command(CLI::App& duet, int& exit_status);

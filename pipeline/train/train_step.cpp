@@ -16,12 +16,20 @@ namespace {
 
 // --- gradients -----------------------------------------------------------------------------------
 
-// The stages of a rank by part of the model, the order in which all ranks that have a part reduce
-// it: DualPipe's two mirrored ranks list their stages in opposite orders.
-std::map<int, std::vector<Stage*>> stages_by_part(const Trainer& t) {
-  std::map<int, std::vector<Stage*>> parts;
+// A part of the model on this rank, one set of its parameters.
+struct Part {
+  Stage* stage;
+  Params* params;
+};
+
+// By number and set, the order in which all ranks that have a part reduce it: DualPipe's two
+// mirrored ranks list their stages in opposite orders.
+std::map<std::pair<int, int>, std::vector<Part>> parts_of(const Trainer& t) {
+  std::map<std::pair<int, int>, std::vector<Part>> parts;
   for (const auto& [s, stage] : t.stages)
-    parts[t.job.schedule.model_stage(s)].push_back(stage.get());
+    for (int set : {0, 1})
+      if (Params* params = stage->param_sets()[size_t(set)]; params->elements() > 0)
+        parts[{t.job.schedule.model_stage(s), set}].push_back({stage.get(), params});
   return parts;
 }
 
@@ -29,23 +37,22 @@ constexpr int64_t kBucket = 4 << 20;  // elements reduced at a time, so that scr
 
 // DualPipe's two copies of a part of the model, one in each direction, each have half of the
 // microbatches: they add each other's sums to their own. `copies` are this rank's, one as a rule.
-void add_mirrored(Trainer& t, int part, int set, const std::vector<Stage*>& copies) {
+void add_mirrored(Trainer& t, int part, int set, const std::vector<Part>& copies) {
   const Schedule& s = t.job.schedule;
   Stream& stream = t.context.stream();
-  Scope scope(t.context.recorder, stream, {"add mirrored", "comm", copies[0]->options().index});
-  const int64_t elements = copies[0]->param_sets()[size_t(set)]->elements();
+  Scope scope(
+      t.context.recorder, stream, {"add mirrored", "comm", copies[0].stage->options().index});
+  const int64_t elements = copies[0].params->elements();
   for (int64_t at = 0; at < elements; at += kBucket) {
     const int64_t rows = std::min(kBucket, elements - at) / kBlockAlign;
     std::vector<std::pair<Tensor, Buf>> sums;  // first += second
     std::vector<Request> requests;
-    for (Stage* stage : copies) {
-      const int index = stage->options().index, direction = index >= s.stages() / 2;
+    for (const Part& copy : copies) {
+      const int index = copy.stage->options().index, direction = index >= s.stages() / 2;
       const int peer = s.rank_of[size_t((index + s.stages() / 2) % s.stages())];
       const auto tag = [&](int from) { return Tag{Tag::W, part, 2 * set + from}; };
-      const auto& [mine, theirs] = sums.emplace_back(stage->param_sets()[size_t(set)]
-                                                         ->grad_arena()
-                                                         .col_slice(at, rows * kBlockAlign)
-                                                         .reshape(rows, kBlockAlign),
+      const Tensor grad = copy.params->grad_arena().col_slice(at, rows * kBlockAlign);
+      const auto& [mine, theirs] = sums.emplace_back(grad.reshape(rows, kBlockAlign),
           t.device.buffer(rows, kBlockAlign, Dtype::f64, Use::messages));
       requests.push_back(t.pipeline.irecv(stream, theirs, peer, tag(!direction)));
       requests.push_back(t.pipeline.isend(stream, mine, peer, tag(direction)));
@@ -55,13 +62,13 @@ void add_mirrored(Trainer& t, int part, int set, const std::vector<Stage*>& copi
   }
 }
 
-void add_replicas(Trainer& t, int set, const Stage& stage, const Params& params) {
+void add_replicas(Trainer& t, int set, const Part& part) {
   Comm& ranks = set == 0 ? t.replicas : t.expert_replicas;
   if (ranks.size() == 1) return;
   Stream& stream = t.context.stream();
-  const Tensor grad = params.grad_arena();
+  const Tensor grad = part.params->grad_arena();
   Scope scope(t.context.recorder, stream,
-      {"reduce gradients", "comm", stage.options().index, -1, -1, grad.bytes()});
+      {"reduce gradients", "comm", part.stage->options().index, -1, -1, grad.bytes()});
   Buf scratch = t.device.buffer(
       1, ranks.scratch_size(std::min(kBucket, grad.cols)), Dtype::f64, Use::messages);
   for (int64_t at = 0; at < grad.cols; at += kBucket) {
@@ -73,18 +80,16 @@ void add_replicas(Trainer& t, int set, const Stage& stage, const Params& params)
 // Gradients are exact sums: the replicas of an expert, the copies of a part of the model and the
 // data-parallel ranks add up in whatever order.
 void reduce_gradients(Trainer& t) {
-  for (const auto& [part, stages] : stages_by_part(t))
-    for (int set : {0, 1}) {
-      if (stages[0]->param_sets()[size_t(set)]->elements() == 0) continue;
-      for (Stage* stage : stages) {
-        if (t.world.size() > 1)
-          stage->param_sets()[size_t(set)]->look(t.context.stream(), Params::Look::before);
-        for (Moe* moe : stage->moe())
-          if (moe && set == 1) sum_replicas(t.experts, t.device, *moe);
-      }
-      if (t.job.schedule.two_directions) add_mirrored(t, part, set, stages);
-      for (Stage* stage : stages) add_replicas(t, set, *stage, *stage->param_sets()[size_t(set)]);
+  for (const auto& [key, copies] : parts_of(t)) {
+    const auto [number, set] = key;
+    for (const Part& copy : copies) {
+      if (t.world.size() > 1) copy.params->look(t.context.stream(), Params::Look::before);
+      for (Moe* moe : copy.stage->moe())
+        if (moe && set == 1) sum_replicas(t.experts, t.device, *moe);
     }
+    if (t.job.schedule.two_directions) add_mirrored(t, number, set, copies);
+    for (const Part& copy : copies) add_replicas(t, set, copy);
+  }
 }
 
 // --- numbers -------------------------------------------------------------------------------------
@@ -125,8 +130,7 @@ Facts facts_of_step(Trainer& t, bool gave_up) {
       if (p.trained) facts["square " + p.name] = {*square++};
   }
   double& largest = facts["largest"].emplace_back(0);
-  for (const Params* set : t.param_sets())
-    if (set->elements() > 0) largest = std::max(largest, set->largest_gradient());
+  for (const Params* set : t.param_sets()) largest = std::max(largest, set->largest_gradient());
   t.for_each_moe([&](int64_t layer, const Moe& moe, int stage) {
     add_to(facts[cat("load ", layer)], moe.load());
     add_to(facts[cat("work ", layer)], moe.work());
@@ -212,15 +216,12 @@ bool gives_up(Trainer& t, const StepHooks& hooks) {
 
 // What the stage computes in forward goes into the dump, if there is one.
 void take_activations(Stage& stage, StepDump* dump, const Executor::Tokens& batch, Trainer& t) {
-  stage.on_logits({});
-  stage.on_layer({});
+  stage.watch({});
   if (!dump) return;
   const auto index = [&t](int m) { return m * t.job.layout.dp + t.dp_rank; };
-  if (stage.options().head)
-    stage.on_logits([=](int m, const Tensor& x) { dump->add(index(m), batch(m), x); });
-  stage.on_layer([=](int m, int64_t layer, const Tensor& y, const Tensor* chosen) {
-    dump->add(index(m), layer, y, chosen);
-  });
+  stage.watch({.logits = [=](int m, const Tensor& x) { dump->add(index(m), batch(m), x); },
+      .layer = [=](int m, int64_t layer, const Tensor& y,
+                   const Tensor* chosen) { dump->add(index(m), layer, y, chosen); }});
 }
 
 }  // namespace

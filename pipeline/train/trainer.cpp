@@ -1,7 +1,11 @@
-// Making a trainer. See trainer.h; what a step does with it is in train_step.cpp.
+// Making a trainer, and what is done with it beside steps: forward only, and experts on the move.
+// See trainer.h.
 #include "pipeline/train/trainer.h"
 
 #include <algorithm>
+
+#include "comm/gather_named.h"
+#include "moe/migration.h"
 
 namespace duet {
 
@@ -20,8 +24,6 @@ static void make_stages(Trainer& t) {
     const int part = s.model_stage(o.index);
     o.layer_begin = job.layer_bounds[size_t(part)];
     o.layer_end = job.layer_bounds[size_t(part) + 1];
-    o.embedding = part == 0;
-    o.head = part == s.model_stages() - 1;
     t.stages[o.index] = std::make_unique<Stage>(t.context, o);
   }
 }
@@ -38,7 +40,7 @@ Trainer::Trainer(const Job& job, Comm& world, Device& device)
           job.options.micro_batch_size, 1 / double(job.global_sequences() * job.options.seq_len),
           job.options.balance_loss / double(job.global_sequences()), job.options.segment_tokens},
       monitor(job.balancer, moe_layers()),
-      executor(job.schedule, pipeline, context, model_stages, job.options.overlap) {
+      executor(job.schedule, pipeline, context, computing(stages), job.options.overlap) {
   if (job.options.overlap && experts.size() > 1) comm.emplace(world, device);
   check_same_plans(world, 0, monitor.hash());
   make_stages(*this);
@@ -78,6 +80,85 @@ std::vector<double> Trainer::losses(int64_t n) const {
       std::copy(mine.begin(), mine.end(), &all[size_t(sequence_index(m, dp_rank, dp, size, 0))]);
     }
   return all;
+}
+
+// --- forward only --------------------------------------------------------------------------------
+
+// The forwards of microbatches 0 .. n-1, each freed when it is done.
+static void run_forwards(Trainer& t, int64_t n, const Executor::Tokens& tokens) {
+  std::vector<Action> list;
+  for (const Action& a : t.job.forward_only.ranks[size_t(t.pp_rank)])
+    if (a.microbatch < n) list.push_back(a);
+  t.executor.run(list, tokens);
+  t.context.stream().synchronize();
+}
+
+double validation_loss(Trainer& t) {
+  const Job& job = t.job;
+  const int64_t n = std::min(job.options.val_sequences, job.batches->val_sequences());
+  double sum = 0;
+  for (auto& [s, stage] : t.stages) stage->watch({});
+  const int64_t at_once = job.layout.dp * job.options.micro_batch_size;
+  for (int64_t done = 0; done < n;) {
+    const int64_t microbatches =
+        std::min<int64_t>(job.forward_microbatches, (n - done + at_once - 1) / at_once);
+    run_forwards(t, microbatches, [&](int m) {
+      // the last microbatches are filled up with sequences that do not count
+      return t.microbatch(m, [&](int64_t i, std::span<int32_t> tokens) {
+        job.batches->val_sequence((done + i) % n, tokens);
+      });
+    });
+    const std::map<std::string, std::vector<double>> mine = {{"loss", t.losses(microbatches)}};
+    for (double loss : sum_over_ranks(gather_named(t.world, mine).at("loss")))
+      if (done++ < n) sum += loss;
+  }
+  return sum / double(n * job.options.seq_len);
+}
+
+std::vector<float> next_token_logits(Trainer& t, std::span<const int32_t> context) {
+  const size_t used = std::min(context.size(), size_t(t.context.seq_len));
+  DUET_CHECK(used > 0, "expected at least one token of context, found none");
+  Microbatch batch;
+  // what follows the context does not reach back: attention is causal
+  batch.inputs.assign(size_t(t.context.tokens()), 0);
+  batch.targets = batch.inputs;
+  std::copy(context.end() - ptrdiff_t(used), context.end(), batch.inputs.begin());
+  std::vector<float> mine;
+  for (auto& [s, stage] : t.stages)
+    stage->watch({.logits = [&](int, const Tensor& all) {
+      mine = to_host(t.context.stream(), all.row_slice(int64_t(used) - 1, 1));
+    }});
+  run_forwards(t, 1, [&](int) { return batch; });
+  for (const std::vector<float>& logits : t.world.gather_vectors(mine))
+    if (!logits.empty()) return logits;
+  throw Error("sampling: expected a rank with logits, found none");
+}
+
+// --- experts on the move -------------------------------------------------------------------------
+// Planning is in moe/load_monitor.h, moving in moe/migration.h.
+
+void rebalance(Trainer& t, StepResult& r) {
+  for (const LayerLoad& load : r.loads) t.monitor.add(load.layer, load.tokens_per_expert);
+  if (!t.monitor.due(r.step)) return;
+  std::map<int64_t, ExpertPlacement> next;
+  uint64_t hash = 0;
+  for (LayerLoad& load : r.loads) {
+    load.replan = t.monitor.propose(load.layer);
+    hash = hash * 0x100000001b3u + load.replan->placement.hash();
+    if (!load.replan->skipped) next[load.layer] = load.replan->placement;
+  }
+  check_same_plans(t.world, r.step, hash);
+  place_experts(t, next);
+}
+
+void place_experts(Trainer& t, const std::map<int64_t, ExpertPlacement>& placements) {
+  if (placements.empty()) return;
+  t.for_each_moe([&](int64_t layer, Moe& moe, int) {
+    if (const auto found = placements.find(layer); found != placements.end())
+      migrate(t.experts, t.device, moe, found->second);
+  });
+  for (auto& [s, stage] : t.stages) stage->experts().masters_changed(t.context.stream());
+  for (const auto& [layer, placement] : placements) t.monitor.set_placement(layer, placement);
 }
 
 }  // namespace duet

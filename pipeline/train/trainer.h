@@ -1,11 +1,11 @@
 // Trainer: what one rank trains with, and what is done with it.
 //
 //   train_step                         one step of the run                    train_step.cpp
-//   validation_loss                    of sequences that are not trained on   evaluate.cpp
-//   next_token_logits                  what may follow a text                 evaluate.cpp
+//   validation_loss                    of sequences that are not trained on   trainer.cpp
+//   next_token_logits                  what may follow a text                 trainer.cpp
 //   save_checkpoint, load_checkpoint                                          trainer_state.cpp
 //   tensor_hashes, fingerprint, copies_agree   whether bits are the same      trainer_state.cpp
-//   place_experts, rebalance           experts move to other ranks            trainer_experts.cpp
+//   place_experts, rebalance           experts move to other ranks            trainer.cpp
 //
 // All are collective: every rank of the world calls them in the same order, with its own Trainer.
 // What makes their numbers reproducible is stated where it happens: batches (data/batch.h), exact
@@ -39,7 +39,6 @@ struct Trainer {
   std::optional<CommStream> comm;  // of the all-to-alls, with --overlap on; outlives the stages
   LoadMonitor monitor;             // where experts are, of all layers
   StageMap stages;                 // of this rank
-  ModelStages model_stages{stages};
   Executor executor;
   bool long_steps = true;  // the last one, or the first, takes over a second; on all ranks
 

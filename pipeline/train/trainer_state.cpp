@@ -11,21 +11,27 @@ void save_checkpoint(Trainer& t, const std::string& dir, int64_t step) {
   const TrainOptions& o = t.job.options;
   const int me = t.world.rank();
   std::map<std::string, const Param*> params;
-  std::map<std::string, std::vector<int64_t>> mine;  // whether it is trained, then its shape
+  std::map<std::string, std::vector<int64_t>> mine;  // shape, then whether it is trained
   for (Params* set : t.param_sets())
     for (const Param& p : set->all()) {
       params[p.name] = &p;
-      mine[p.name] = logical_tensor(p).shape;
-      mine[p.name].insert(mine[p.name].begin(), p.trained);
+      mine[p.name] = logical_shape(p);
+      mine[p.name].push_back(p.trained);
     }
   CheckpointContents contents;
   std::map<std::string, int> owner;  // hands the tensor out: the lowest rank that has it
-  for (const auto& [name, of_ranks] : gather_named(t.world, mine)) {
-    const auto& [rank, numbers] = of_ranks[0];
-    owner[name] = rank;
-    contents.tensors.push_back(
-        {{name, "F32", {numbers.begin() + 1, numbers.end()}}, numbers[0] != 0});
-  }
+  const auto all = gather_named(t.world, mine);
+  for (State state : kStates)
+    for (const auto& [name, of_ranks] : all) {
+      auto [rank, shape] = of_ranks[0];
+      owner[name] = rank;
+      const bool trained = shape.back();
+      shape.pop_back();
+      if (state == State::weight)
+        contents.weights.emplace_back(name, state, shape);
+      else if (trained)
+        contents.moments.emplace_back(name, state, shape);
+    }
   contents.config = t.job.config.to_json(o.seq_len, "float32");
   contents.trainer = run_definition(t.job);
   contents.trainer.set("step", step)
@@ -34,12 +40,12 @@ void save_checkpoint(Trainer& t, const std::string& dir, int64_t step) {
       .set("options", run_options(t.job))
       .set("balancer", t.monitor.state());
   // on rank 0 the tensor; on other ranks nothing, but its owner sends it
-  contents.fetch = [&](const LogicalTensor& tensor, State state) {
-    const int from = owner.at(tensor.name);
+  contents.fetch = [&](const StoredTensor& tensor) {
+    const int from = owner.at(tensor.param);
     std::vector<float> values;
     if (from == me) {
-      const Param& p = *params.at(tensor.name);
-      values = download(t.context.stream(), p, state_of(p, state));
+      const Param& p = *params.at(tensor.param);
+      values = download(t.context.stream(), p, state_of(p, tensor.state));
       if (me != 0) t.world.send(std::as_bytes(std::span(values)), 0, {Tag::W, 0, 0});
     } else if (me == 0) {
       values.resize(size_t(tensor.elements()));
@@ -50,7 +56,8 @@ void save_checkpoint(Trainer& t, const std::string& dir, int64_t step) {
   if (me == 0)
     write_checkpoint(dir, contents);
   else
-    contents.for_each(kStates, contents.fetch);
+    for (const auto* file : {&contents.weights, &contents.moments})
+      for (const StoredTensor& tensor : *file) contents.fetch(tensor);
   t.world.barrier();
 }
 
