@@ -7,17 +7,13 @@
 #include <numeric>
 #include <utility>
 
-#include "comm/link_times.h"
-#include "comm/sum.h"
+#include "comm/rows.h"
 #include "comm/transport.h"
 #include "model/machine/compile_cpu.h"
 
 namespace duet {
 
-DUET_COMPILE_CPU(OrderedSum)
-DUET_COMPILE_CPU(Rounded)
-DUET_COMPILE_CPU(LinkBook)
-DUET_COMPILE_CPU(LinkWait)
+DUET_COMM_ROWS(DUET_COMPILE_CPU)
 
 namespace {
 
