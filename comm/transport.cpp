@@ -85,7 +85,8 @@ void RankState::set(std::atomic<bool>& flag) {
 }
 
 // Waking takes about 20 microseconds, so a sleep ends that much early; what is left is spun.
-void RankState::sleep_until(Clock::time_point time) {
+void RankState::sleep_until(uint64_t nanoseconds) {
+  const Clock::time_point time{std::chrono::nanoseconds(nanoseconds)};
   if (time <= Clock::now()) return;
   sleep_precisely();
   std::unique_lock lock(mutex_);

@@ -72,7 +72,7 @@ class RankState {
   using Condition = std::function<bool()>;
   void wait(const Condition& ended, const std::function<std::string()>& awaited);
   void set(std::atomic<bool>& flag);  // after which the flag may be gone
-  void sleep_until(std::chrono::steady_clock::time_point time);
+  void sleep_until(uint64_t time);    // nanoseconds (clock.h)
   [[noreturn]] void time_out(const std::string& awaited) const;
   // What a wait calls again and again where messages cannot go on by themselves; returns whether it
   // moved something. Set by the rank's thread while nothing waits.
