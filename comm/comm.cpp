@@ -112,9 +112,8 @@ void Comm::exchange(Stream* stream, const char* name, const PartOf& send, const 
   Collective c{name, id_, collectives_++ & 4095, ranks_};
   for (int i = 1; i < size(); i++) {
     const int r = (rank_ + i) % size();
-    c.recvs.push_back({r, recv(r)});
-    c.sends.push_back({r, send(r)});
-    transport_->state->count(world_rank(r), int64_t(c.sends.back().memory.size()));
+    c.legs.push_back({r, send(r), recv(r)});
+    transport_->state->count(world_rank(r), int64_t(c.legs.back().send.size()));
   }
   if (from.data() != to.data() && !from.empty())
     stream ? stream->copy(to.data(), from.data(), from.size())

@@ -25,11 +25,6 @@ std::string action_text(uint32_t tag) {
   return cat(tag >> 11 & 511, "FBW?"[tag >> 20 & 3], tag & 2047);
 }
 
-static uint32_t pack(const Collective& c) {
-  DUET_CHECK(c.group < 1024, "a world has at most 1023 groups a rank");
-  return 1u << 22 | c.group << 12 | c.number;
-}
-
 std::string Collective::text() const { return cat(name, " ", number, " of group ", group); }
 
 std::string Side::text() const {
@@ -195,18 +190,15 @@ std::shared_ptr<Message> Transport::begin(const Side& side, Stream* after) {
   return message;
 }
 
-std::vector<std::shared_ptr<Message>> Transport::begin_all(const Collective& c, Stream* after) {
-  const uint32_t tag = pack(c);
-  std::vector<std::shared_ptr<Message>> begun;
+void Transport::exchange(const Collective& c, Stream* stream) {
+  DUET_CHECK(c.group < 1024, "a world has at most 1023 groups a rank");
+  const uint32_t tag = 1u << 22 | c.group << 12 | c.number;
+  std::vector<std::shared_ptr<Message>> sides;
   for (const bool send : {false, true})
-    for (const auto& [peer, memory] : send ? c.sends : c.recvs)
-      begun.push_back(begin({send, c.ranks[size_t(peer)], tag, memory, c.name}, after));
-  return begun;
-}
-
-void Transport::exchange(const Collective& collective, Stream* stream) {
-  for (const auto& message : begin_all(collective, stream))
-    stream ? message->wait(*stream) : message->wait();
+    for (const Leg& leg : c.legs)
+      sides.push_back(begin(
+          {send, c.ranks[size_t(leg.peer)], tag, send ? leg.send : leg.recv, c.name}, stream));
+  for (const auto& side : sides) stream ? side->wait(*stream) : side->wait();
 }
 
 }  // namespace duet

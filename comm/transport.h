@@ -155,17 +155,16 @@ struct Message : std::enable_shared_from_this<Message> {
 
 // --- what carries it -----------------------------------------------------------------------------
 
-// One rank's part of a collective: what it sends to every other rank of the group, what it receives
-// from each.
+// One rank's part of a collective: what it exchanges with every other rank of the group.
 struct Leg {
   int peer;  // in the group
-  Bytes memory;
+  Bytes send = {}, recv = {};
 };
 struct Collective {
   const char* name;
   uint32_t group, number;      // number: of the group's collectives, modulo 4096
   std::span<const int> ranks;  // the group's, of the world
-  std::vector<Leg> sends = {}, recvs = {};
+  std::vector<Leg> legs = {};
   std::string text() const;  // "all-reduce 3 of group 1"
 };
 
@@ -190,10 +189,6 @@ class Transport {
   using Pairs = std::vector<std::pair<int, int>>;
   virtual std::shared_ptr<void> open(Comm&, Device&, const Pairs&) { return nullptr; }
   virtual void add_group(Comm&, uint32_t) {}  // the group's id
-
- protected:
-  // its sides, receives first
-  std::vector<std::shared_ptr<Message>> begin_all(const Collective& collective, Stream* after);
 };
 
 // The ranks of one process; they must live until the last rank has ended.
