@@ -163,41 +163,27 @@ static int64_t blocks_of(const Tensor& t) {
   return (t.cols + OrderedSum::kBlock - 1) / OrderedSum::kBlock;
 }
 
-// Each rank collects everyone's part of its own slice and sums it in rank order, in place.
-void Comm::reduce_scatter(Stream& stream, const Tensor& t, const Tensor& scratch) {
-  DUET_CHECK(scratch.size() >= scratch_size(t.size()) && scratch.dtype == t.dtype,
-      "all-reduce: expected a scratch of ", scratch_size(t.size()), " elements, found ",
-      scratch.size());
-  const Tensor mine = slice(t, rank_, size());
+// Each rank collects everyone's part of its own slice, sums it in rank order, in place, and gives
+// the rounded sum to all.
+void Comm::all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch) {
+  if (size() == 1) return;
+  DUET_CHECK(t.dtype == Dtype::f64 && scratch.dtype == Dtype::f64 &&
+          scratch.size() >= scratch_size(t.size()),
+      "all-reduce: expected sums in fp64 and a scratch of ", scratch_size(t.size()), ", found ",
+      dtype_name(t.dtype), " and ", scratch.size());
+  bytes_of(t), bytes_of(scratch);  // contiguous
+  const Tensor mine = slice(t, rank_, size()), all = t.reshape(1, t.size());
   const Tensor collected{scratch.data, t.dtype, size(), mine.cols, mine.cols};
   exchange(
       &stream, "all-reduce", [&](int r) { return bytes_of(slice(t, r, size())); },
       [&](int r) { return bytes_of(collected.row_slice(r, 1)); });
   launch<OrderedSum>(stream, blocks_of(mine), {.x = collected, .y = mine});
-}
-
-// Gives each rank's slice to all.
-void Comm::gather_slices(Stream& stream, const Tensor& t) {
-  const auto of_rank = [&](int r) { return bytes_of(slice(t, r, size())); };
-  exchange(
-      &stream, "all-reduce", [&](int) { return of_rank(rank_); }, of_rank);
-}
-
-void Comm::all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch) {
-  if (size() == 1) return;
-  bytes_of(t), bytes_of(scratch);  // contiguous
-  reduce_scatter(stream, t, scratch);
-  gather_slices(stream, t);
-}
-
-void Comm::all_reduce_to_fp32(Stream& stream, const Tensor& t, const Tensor& scratch) {
-  if (size() == 1) return;
-  DUET_CHECK(t.dtype == Dtype::f64, "all-reduce to fp32: expected sums in fp64");
-  reduce_scatter(stream, t, scratch);
   const Tensor rounded{scratch.data, Dtype::f32, 1, t.size(), t.size()};
-  const Tensor mine = slice(t, rank_, size()), all = t.reshape(1, t.size());
-  launch<Rounded>(stream, blocks_of(mine), {slice(rounded, rank_, size()), mine, false});
-  gather_slices(stream, rounded);
+  const auto of_rank = [&](int r) { return slice(rounded, r, size()); };
+  launch<Rounded>(stream, blocks_of(mine), {of_rank(rank_), mine, false});
+  exchange(
+      &stream, "all-reduce", [&](int) { return bytes_of(of_rank(rank_)); },
+      [&](int r) { return bytes_of(of_rank(r)); });
   launch<Rounded>(stream, blocks_of(all), {rounded, all, true});
 }
 

@@ -210,12 +210,10 @@ class Comm {
 
   // --- collectives, in a stream's order; n = size() ---
 
-  // t [rows, cols], fp32 or fp64, in place. scratch: at least scratch_size(t.size()) elements of
-  // the same dtype, contents lost.
+  // Of exact sums (model/machine/grid.h): t [rows, cols], fp64, becomes the sum over all ranks,
+  // rounded once to fp32, and only that travels to all, in half the bytes; alone it stays as it is.
+  // scratch: at least scratch_size(t.size()) elements, fp64, contents lost.
   void all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch);
-  // The same of exact sums (model/machine/grid.h): t, fp64, becomes the sum rounded once to fp32,
-  // and only that travels to all, in half the bytes. After it, scratch's elements are fp64, too.
-  void all_reduce_to_fp32(Stream& stream, const Tensor& t, const Tensor& scratch);
   int64_t scratch_size(int64_t elements) const;
   // mine [rows, cols] of rank r becomes the r-th part of all [n * rows, cols]; mine may be that
   // part.
@@ -241,8 +239,6 @@ class Comm {
   void require_same(const std::string& what, const std::string& text);
 
  private:
-  void reduce_scatter(Stream& stream, const Tensor& t, const Tensor& scratch);
-  void gather_slices(Stream& stream, const Tensor& t);
   friend class CommStream;
   friend class Channels;
   friend class Patience;
