@@ -318,10 +318,8 @@ void run_mpi(
     world.barrier();
   } catch (const UsageError& e) {
     abort_job(mpi.rank, mpi.size, e.what(), 2);
-  } catch (const std::bad_alloc&) {
-    abort_job(mpi.rank, mpi.size, cat("rank ", mpi.rank, ": ", memory_is_short()), 1);
   } catch (const std::exception& e) {
-    abort_job(mpi.rank, mpi.size, cat("rank ", mpi.rank, ": ", e.what()), 1);
+    abort_job(mpi.rank, mpi.size, cat("rank ", mpi.rank, ": ", what_of(e)), 1);
   }
 }
 
