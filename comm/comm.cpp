@@ -30,26 +30,24 @@ Bytes bytes_of(std::string& text) { return std::as_writable_bytes(std::span(text
 bool Request::done() const { return message_->done(); }
 void Request::wait() const { message_->wait(); }
 
-Unwinding::Unwinding(Transport& transport)
-    : transport_(transport), exceptions_(std::uncaught_exceptions()) {}
-
-Unwinding::~Unwinding() {
-  if (std::uncaught_exceptions() > exceptions_)
-    transport_.state->fail(std::make_exception_ptr(Stopped("stopped: the rank failed")));
-}
-
 CommStream::CommStream(Comm& world, Device& device)
-    : stream_(device.make_stream()), unwinding_(*world.transport_) {}
+    : stream_(device.make_stream()), unwinding_(world.transport_->unwinding()) {}
 
 Channels::Channels(
     Comm& world, Device& device, const std::vector<std::pair<int, int>>& pairs, Carries of_world)
-    : open_(world.transport_->open(world, device, pairs)), unwinding_(*world.transport_) {
+    : open_(world.transport_->open(world, device, pairs)),
+      unwinding_(world.transport_->unwinding()) {
   if (of_world == Carries::tensors) world.transport_->add_group(world, 0);
 }
 
 int Comm::rank_here() const { return transport_->state->rank_here; }
 
 Traffic& Comm::traffic() { return transport_->state->traffic; }
+
+Guard Comm::patience() {
+  transport_->state->patient = true;
+  return {transport_->state.get(), [](RankState* state) { state->patient = false; }};
+}
 
 // --- groups --------------------------------------------------------------------------------------
 
@@ -203,12 +201,6 @@ std::vector<std::string> Comm::gather(const std::string& mine) {
       [&](int r) { return bytes_of(all[size_t(r)]); });
   return all;
 }
-
-Patience::Patience(Comm& world) : transport_(*world.transport_) {
-  transport_.state->patient = true;
-}
-
-Patience::~Patience() { transport_.state->patient = false; }
 
 void Comm::require_same(const std::string& what, const std::string& text) {
   const std::vector<std::string> all = gather(text);

@@ -116,7 +116,7 @@ class LocalTransport final : public Transport {
     while (!m.met) std::this_thread::yield();  // matched: the other side is copying
   }
 
-  std::shared_ptr<void> open(Comm&, Device& device, const Pairs&) override {
+  Guard open(Comm&, Device& device, const Pairs&) override {
     if (!state->link.emulated() || !device.is_cuda()) return nullptr;
     const auto link = std::make_shared<GpuLink>(device);
     link_ = link;

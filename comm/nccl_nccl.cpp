@@ -136,12 +136,12 @@ class NcclTransport final : public Transport {
     communicators_->launch(*stream, group->second, c.legs, c.text());
   }
 
-  std::shared_ptr<void> open(Comm& world, Device& device, const Pairs& pairs) override {
+  Guard open(Comm& world, Device& device, const Pairs& pairs) override {
     DUET_CHECK(!communicators_, "expected one Channels at a time");
     if (!device.is_cuda() || world.size() == 1) return nullptr;
     communicators_ = std::make_unique<Communicators>(*state, device);
-    std::shared_ptr<void> opened(nullptr, [this](void*) { close(); });
-    const Unwinding unwinding(*this);
+    Guard opened(nullptr, [this](void*) { close(); });
+    const Guard failing = unwinding();
     refuse_shared_gpus(world);
     state->progress = [this, mine = std::this_thread::get_id()] {
       return std::this_thread::get_id() == mine && advance();

@@ -177,6 +177,13 @@ void Message::wait(Stream& stream) {
 
 // --- a transport ---------------------------------------------------------------------------------
 
+Guard Transport::unwinding() {
+  return {state.get(), [before = std::uncaught_exceptions()](RankState* state) {
+            if (std::uncaught_exceptions() > before)
+              state->fail(std::make_exception_ptr(Stopped("stopped: the rank failed")));
+          }};
+}
+
 std::shared_ptr<Message> Transport::begin(const Side& side, Stream* after) {
   state->check();
   const bool on_gpu = after && after->device().is_cuda();

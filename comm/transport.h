@@ -175,6 +175,10 @@ class Transport {
   virtual ~Transport() = default;
   const std::shared_ptr<RankState> state;
 
+  // Dropped by an exception, it fails the rank, so that nothing which is dropped after it waits for
+  // other ranks.
+  Guard unwinding();
+
   // Begins a side in the order of a stream, whose device holds its memory; null: host memory, now.
   std::shared_ptr<Message> begin(const Side& side, Stream* after);
   // A collective likewise: received in that order; null: when it returns.
@@ -187,7 +191,7 @@ class Transport {
   // Of Channels: what must be there before messages in the device's memory can flow, until the
   // result is dropped.
   using Pairs = std::vector<std::pair<int, int>>;
-  virtual std::shared_ptr<void> open(Comm&, Device&, const Pairs&) { return nullptr; }
+  virtual Guard open(Comm&, Device&, const Pairs&) { return nullptr; }
   virtual void add_group(Comm&, uint32_t) {}  // the group's id
 };
 

@@ -151,8 +151,7 @@ TEST(CommLaunch, FindsTheInnermostLauncher) {
 TEST(CommFailure, PatienceOutlastsTheTimeout) {
   const auto late = [](bool patient) {
     run_ranks({.ranks = 2, .timeout = 0.05}, [&](Comm& world) {
-      std::optional<Patience> patience;
-      if (patient) patience.emplace(world);
+      const Guard patience = patient ? world.patience() : nullptr;
       if (world.rank() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
       world.barrier();
     });
