@@ -46,22 +46,22 @@ class Communicators {
   }
 
   // Called by all its ranks. NCCL connects two ranks at their first message, for which both must be
-  // there: now, by a word to each of `to` and from each of `from`, ranks of the communicator.
+  // there: now, by a word to each other rank, from each other rank, or both ways.
   struct Member {
     int ranks, rank;
-    std::vector<int> to, from;
+    bool sends, receives;
     int max_blocks;  // of a GPU, that an operation may take
   };
   ncclComm_t make(const ncclUniqueId& id, const Member& me) {
     ncclComm_t comm = init(id, me);
-    const Buf words =
-        device_.buffer(1, int64_t(me.to.size() + me.from.size()), Dtype::i32, Use::messages);
-    std::vector<Leg> legs;
-    auto word = [&, next = words->row<int32_t>(0)]() mutable {
-      return std::as_writable_bytes(std::span(next++, 1));
+    const Buf words = device_.buffer(1, 2 * me.ranks, Dtype::i32, Use::messages);
+    const auto word = [&](bool wanted, int i) {
+      return wanted ? std::as_writable_bytes(std::span(words->row<int32_t>(0) + i, 1)) : Bytes();
     };
-    for (int peer : me.to) legs.push_back({.peer = peer, .send = word()});
-    for (int peer : me.from) legs.push_back({.peer = peer, .recv = word()});
+    std::vector<Leg> legs;
+    for (int peer = 0; peer < me.ranks; peer++)
+      if (peer != me.rank)
+        legs.push_back({peer, word(me.sends, 2 * peer), word(me.receives, 2 * peer + 1)});
     const std::string text = "the first message of an NCCL communicator";
     const auto landed = launch(device_.compute(), comm, legs, text);
     state_.wait([&] { return landed->done(); }, [&] { return text; });

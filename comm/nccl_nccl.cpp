@@ -153,11 +153,8 @@ class NcclTransport final : public Transport {
   void add_group(Comm& group, uint32_t id) override {
     if (!communicators_ || group.size() == 1) return;
     const ncclUniqueId made = group.rank() == 0 ? communicators_->make_id() : ncclUniqueId{};
-    std::vector<int> others;
-    for (int r = 0; r < group.size(); r++)
-      if (r != group.rank()) others.push_back(r);
     groups_[id] = communicators_->make(
-        group.gather_values(made)[0], {group.size(), group.rank(), others, others, kGroupBlocks});
+        group.gather_values(made)[0], {group.size(), group.rank(), true, true, kGroupBlocks});
   }
 
  private:
@@ -197,9 +194,8 @@ class NcclTransport final : public Transport {
       const bool send = source == world.rank();
       if (!send && target != world.rank()) continue;
       const int peer = send ? target : source;
-      const Communicators::Member sender{2, 0, {1}, {}, kEdgeBlocks},
-          receiver{2, 1, {}, {0}, kEdgeBlocks};
-      ncclComm_t comm = communicators_->make(ids[size_t(source)][next], send ? sender : receiver);
+      ncclComm_t comm = communicators_->make(
+          ids[size_t(source)][next], {2, send ? 0 : 1, send, !send, kEdgeBlocks});
       edges_.emplace(std::pair(send, peer), Edge{send, peer, comm, device.make_stream()});
     }
   }
