@@ -94,13 +94,7 @@ struct MpiMessage : Message {
 class MpiTransport final : public Transport {
  public:
   explicit MpiTransport(std::shared_ptr<RankState> state)
-      : Transport(std::move(state)), thread_([this] {
-          try {
-            progress();
-          } catch (...) {
-            this->state->fail(std::current_exception());
-          }
-        }) {}
+      : Transport(std::move(state)), thread_([this] { progress(); }) {}
   ~MpiTransport() override {
     {
       std::lock_guard lock(mutex_);
@@ -142,7 +136,7 @@ class MpiTransport final : public Transport {
     int bytes;
   };
 
-  void progress() {
+  void progress() try {
     int idle = 0;
     std::unique_lock lock(mutex_);
     for (;;) {
@@ -161,6 +155,8 @@ class MpiTransport final : public Transport {
       look_for_processes();
       work_.wait_for(lock, kPause);
     }
+  } catch (...) {
+    state->fail(std::current_exception());
   }
 
   // Those that are gone without a word were killed: what is awaited does not come any more.
