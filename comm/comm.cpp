@@ -7,17 +7,13 @@
 #include <numeric>
 #include <utility>
 
-#include "comm/link_times.h"
-#include "comm/sum.h"
+#include "comm/rows.h"
 #include "comm/transport.h"
 #include "model/machine/compile_cpu.h"
 
 namespace duet {
 
-DUET_COMPILE_CPU(OrderedSum)
-DUET_COMPILE_CPU(Rounded)
-DUET_COMPILE_CPU(LinkBook)
-DUET_COMPILE_CPU(LinkWait)
+DUET_COMM_ROWS(DUET_COMPILE_CPU)
 
 namespace {
 
@@ -34,26 +30,24 @@ Bytes bytes_of(std::string& text) { return std::as_writable_bytes(std::span(text
 bool Request::done() const { return message_->done(); }
 void Request::wait() const { message_->wait(); }
 
-Unwinding::Unwinding(Transport& transport)
-    : transport_(transport), exceptions_(std::uncaught_exceptions()) {}
-
-Unwinding::~Unwinding() {
-  if (std::uncaught_exceptions() > exceptions_)
-    transport_.state->fail(std::make_exception_ptr(Stopped("stopped: the rank failed")));
-}
-
 CommStream::CommStream(Comm& world, Device& device)
-    : stream_(device.make_stream()), unwinding_(*world.transport_) {}
+    : stream_(device.make_stream()), unwinding_(world.transport_->unwinding()) {}
 
 Channels::Channels(
     Comm& world, Device& device, const std::vector<std::pair<int, int>>& pairs, Carries of_world)
-    : open_(world.transport_->open(world, device, pairs)), unwinding_(*world.transport_) {
+    : open_(world.transport_->open(world, device, pairs)),
+      unwinding_(world.transport_->unwinding()) {
   if (of_world == Carries::tensors) world.transport_->add_group(world, 0);
 }
 
 int Comm::rank_here() const { return transport_->state->rank_here; }
 
 Traffic& Comm::traffic() { return transport_->state->traffic; }
+
+Guard Comm::patience() {
+  transport_->state->patient = true;
+  return {transport_->state.get(), [](RankState* state) { state->patient = false; }};
+}
 
 // --- groups --------------------------------------------------------------------------------------
 
@@ -116,9 +110,8 @@ void Comm::exchange(Stream* stream, const char* name, const PartOf& send, const 
   Collective c{name, id_, collectives_++ & 4095, ranks_};
   for (int i = 1; i < size(); i++) {
     const int r = (rank_ + i) % size();
-    c.recvs.push_back({r, recv(r)});
-    c.sends.push_back({r, send(r)});
-    transport_->state->count(world_rank(r), int64_t(c.sends.back().memory.size()));
+    c.legs.push_back({r, send(r), recv(r)});
+    transport_->state->count(world_rank(r), int64_t(c.legs.back().send.size()));
   }
   if (from.data() != to.data() && !from.empty())
     stream ? stream->copy(to.data(), from.data(), from.size())
@@ -168,41 +161,27 @@ static int64_t blocks_of(const Tensor& t) {
   return (t.cols + OrderedSum::kBlock - 1) / OrderedSum::kBlock;
 }
 
-// Each rank collects everyone's part of its own slice and sums it in rank order, in place.
-void Comm::reduce_scatter(Stream& stream, const Tensor& t, const Tensor& scratch) {
-  DUET_CHECK(scratch.size() >= scratch_size(t.size()) && scratch.dtype == t.dtype,
-      "all-reduce: expected a scratch of ", scratch_size(t.size()), " elements, found ",
-      scratch.size());
-  const Tensor mine = slice(t, rank_, size());
+// Each rank collects everyone's part of its own slice, sums it in rank order, in place, and gives
+// the rounded sum to all.
+void Comm::all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch) {
+  if (size() == 1) return;
+  DUET_CHECK(t.dtype == Dtype::f64 && scratch.dtype == Dtype::f64 &&
+          scratch.size() >= scratch_size(t.size()),
+      "all-reduce: expected sums in fp64 and a scratch of ", scratch_size(t.size()), ", found ",
+      dtype_name(t.dtype), " and ", scratch.size());
+  bytes_of(t), bytes_of(scratch);  // contiguous
+  const Tensor mine = slice(t, rank_, size()), all = t.reshape(1, t.size());
   const Tensor collected{scratch.data, t.dtype, size(), mine.cols, mine.cols};
   exchange(
       &stream, "all-reduce", [&](int r) { return bytes_of(slice(t, r, size())); },
       [&](int r) { return bytes_of(collected.row_slice(r, 1)); });
   launch<OrderedSum>(stream, blocks_of(mine), {.x = collected, .y = mine});
-}
-
-// Gives each rank's slice to all.
-void Comm::gather_slices(Stream& stream, const Tensor& t) {
-  const auto of_rank = [&](int r) { return bytes_of(slice(t, r, size())); };
-  exchange(
-      &stream, "all-reduce", [&](int) { return of_rank(rank_); }, of_rank);
-}
-
-void Comm::all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch) {
-  if (size() == 1) return;
-  bytes_of(t), bytes_of(scratch);  // contiguous
-  reduce_scatter(stream, t, scratch);
-  gather_slices(stream, t);
-}
-
-void Comm::all_reduce_to_fp32(Stream& stream, const Tensor& t, const Tensor& scratch) {
-  if (size() == 1) return;
-  DUET_CHECK(t.dtype == Dtype::f64, "all-reduce to fp32: expected sums in fp64");
-  reduce_scatter(stream, t, scratch);
   const Tensor rounded{scratch.data, Dtype::f32, 1, t.size(), t.size()};
-  const Tensor mine = slice(t, rank_, size()), all = t.reshape(1, t.size());
-  launch<Rounded>(stream, blocks_of(mine), {slice(rounded, rank_, size()), mine, false});
-  gather_slices(stream, rounded);
+  const auto of_rank = [&](int r) { return slice(rounded, r, size()); };
+  launch<Rounded>(stream, blocks_of(mine), {of_rank(rank_), mine, false});
+  exchange(
+      &stream, "all-reduce", [&](int) { return bytes_of(of_rank(rank_)); },
+      [&](int r) { return bytes_of(of_rank(r)); });
   launch<Rounded>(stream, blocks_of(all), {rounded, all, true});
 }
 
@@ -222,12 +201,6 @@ std::vector<std::string> Comm::gather(const std::string& mine) {
       [&](int r) { return bytes_of(all[size_t(r)]); });
   return all;
 }
-
-Patience::Patience(Comm& world) : transport_(*world.transport_) {
-  transport_.state->patient = true;
-}
-
-Patience::~Patience() { transport_.state->patient = false; }
 
 void Comm::require_same(const std::string& what, const std::string& text) {
   const std::vector<std::string> all = gather(text);

@@ -128,18 +128,8 @@ class Request {
   std::shared_ptr<Message> message_;
 };
 
-// Dropped by an exception, it fails the rank, so that nothing which is dropped after it waits for
-// other ranks.
-class Unwinding {
- public:
-  explicit Unwinding(Transport& transport);
-  Unwinding(const Unwinding&) = delete;
-  ~Unwinding();
-
- private:
-  Transport& transport_;
-  const int exceptions_;
-};
+// What lasts until it is dropped.
+using Guard = std::shared_ptr<void>;
 
 // A further stream of the device, for messages. Unlike one from make_stream it does not hold up a
 // rank that fails: the waits of its thread are given up.
@@ -151,7 +141,7 @@ class CommStream {
 
  private:
   std::unique_ptr<Stream> stream_;
-  Unwinding unwinding_;
+  Guard unwinding_;
 };
 
 // What NCCL, or an emulated link, needs before messages in GPU memory can flow; else it does
@@ -169,19 +159,7 @@ class Channels {
       Carries of_world = Carries::tensors);
 
  private:
-  std::shared_ptr<void> open_;
-  Unwinding unwinding_;
-};
-
-// While it lives, what this rank waits for may take as long as it takes: another one writes files.
-class Patience {
- public:
-  explicit Patience(Comm& world);
-  Patience(const Patience&) = delete;
-  ~Patience();
-
- private:
-  Transport& transport_;
+  Guard open_, unwinding_;
 };
 
 class Comm {
@@ -195,6 +173,8 @@ class Comm {
   int world_rank(int r) const { return ranks_[size_t(r)]; }
   int rank_here() const;  // this rank's number among the ranks on its machine
   Traffic& traffic();     // of this rank, in all its groups, since it was set to zero
+  // while it lasts, what this rank waits for may take as long as it takes: another one writes files
+  [[nodiscard]] Guard patience();
 
   // A group of ranks of the world, numbered as listed. All ranks of the world call it, in the same
   // order, each with the list of its own group (alone: {rank}); groups of one call are disjoint.
@@ -210,12 +190,10 @@ class Comm {
 
   // --- collectives, in a stream's order; n = size() ---
 
-  // t [rows, cols], fp32 or fp64, in place. scratch: at least scratch_size(t.size()) elements of
-  // the same dtype, contents lost.
+  // Of exact sums (model/machine/grid.h): t [rows, cols], fp64, becomes the sum over all ranks,
+  // rounded once to fp32, and only that travels to all, in half the bytes; alone it stays as it is.
+  // scratch: at least scratch_size(t.size()) elements, fp64, contents lost.
   void all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch);
-  // The same of exact sums (model/machine/grid.h): t, fp64, becomes the sum rounded once to fp32,
-  // and only that travels to all, in half the bytes. After it, scratch's elements are fp64, too.
-  void all_reduce_to_fp32(Stream& stream, const Tensor& t, const Tensor& scratch);
   int64_t scratch_size(int64_t elements) const;
   // mine [rows, cols] of rank r becomes the r-th part of all [n * rows, cols]; mine may be that
   // part.
@@ -241,11 +219,8 @@ class Comm {
   void require_same(const std::string& what, const std::string& text);
 
  private:
-  void reduce_scatter(Stream& stream, const Tensor& t, const Tensor& scratch);
-  void gather_slices(Stream& stream, const Tensor& t);
   friend class CommStream;
   friend class Channels;
-  friend class Patience;
   using PartOf = std::function<Bytes(int rank)>;  // of this group
   Comm(Transport& transport, std::vector<int> ranks, uint32_t id);
   Request post(bool send, Stream* after, Bytes memory, int peer, Tag tag);

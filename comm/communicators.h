@@ -46,24 +46,24 @@ class Communicators {
   }
 
   // Called by all its ranks. NCCL connects two ranks at their first message, for which both must be
-  // there: now, by a word to each of `to` and from each of `from`, ranks of the communicator.
+  // there: now, by a word to each other rank, from each other rank, or both ways.
   struct Member {
     int ranks, rank;
-    std::vector<int> to, from;
+    bool sends, receives;
     int max_blocks;  // of a GPU, that an operation may take
   };
   ncclComm_t make(const ncclUniqueId& id, const Member& me) {
     ncclComm_t comm = init(id, me);
-    const Buf words =
-        device_.buffer(1, int64_t(me.to.size() + me.from.size()), Dtype::i32, Use::messages);
-    std::vector<Leg> sends, recvs;
-    auto word = [&, next = words->row<int32_t>(0)]() mutable {
-      return std::as_writable_bytes(std::span(next++, 1));
+    const Buf words = device_.buffer(1, 2 * me.ranks, Dtype::i32, Use::messages);
+    const auto word = [&](bool wanted, int i) {
+      return wanted ? std::as_writable_bytes(std::span(words->row<int32_t>(0) + i, 1)) : Bytes();
     };
-    for (int peer : me.to) sends.push_back({peer, word()});
-    for (int peer : me.from) recvs.push_back({peer, word()});
+    std::vector<Leg> legs;
+    for (int peer = 0; peer < me.ranks; peer++)
+      if (peer != me.rank)
+        legs.push_back({peer, word(me.sends, 2 * peer), word(me.receives, 2 * peer + 1)});
     const std::string text = "the first message of an NCCL communicator";
-    const auto landed = launch(device_.compute(), comm, sends, recvs, text);
+    const auto landed = launch(device_.compute(), comm, legs, text);
     state_.wait([&] { return landed->done(); }, [&] { return text; });
     state_.check();
     return comm;
@@ -71,8 +71,8 @@ class Communicators {
 
   // One NCCL group in the stream's order; peers are ranks of the communicator. text: what it is,
   // for people. The stream hands its CUDA stream to whatever it launches, and so to NCCL.
-  std::shared_ptr<Event> launch(Stream& stream, ncclComm_t comm, std::span<const Leg> sends,
-      std::span<const Leg> recvs, const std::string& text) {
+  std::shared_ptr<Event> launch(
+      Stream& stream, ncclComm_t comm, const std::vector<Leg>& legs, const std::string& text) {
     const std::function<void(void*)> call = [&](void* raw_stream) {
       const auto cuda_stream = static_cast<cudaStream_t>(raw_stream);
       std::unique_lock lock(mutex_);
@@ -82,10 +82,10 @@ class Communicators {
         if (code != ncclInProgress && failure == ncclSuccess) failure = code;
       };
       note(ncclGroupStart());
-      for (const auto& [peer, m] : sends)
-        if (!m.empty()) note(ncclSend(m.data(), m.size(), ncclInt8, peer, comm, cuda_stream));
-      for (const auto& [peer, m] : recvs)
-        if (!m.empty()) note(ncclRecv(m.data(), m.size(), ncclInt8, peer, comm, cuda_stream));
+      for (const auto& [peer, s, r] : legs) {
+        if (!s.empty()) note(ncclSend(s.data(), s.size(), ncclInt8, peer, comm, cuda_stream));
+        if (!r.empty()) note(ncclRecv(r.data(), r.size(), ncclInt8, peer, comm, cuda_stream));
+      }
       note(ncclGroupEnd());
       check(failure, text);
       settle(lock, text, comm);

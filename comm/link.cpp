@@ -19,17 +19,15 @@ std::string bandwidth_text(double bytes_per_s) {
   return cat(bytes_per_s, " B/s");
 }
 
-std::chrono::nanoseconds nanoseconds(double seconds) {
-  return std::chrono::nanoseconds(std::llround(seconds * 1e9));
-}
+uint64_t nanoseconds(double seconds) { return uint64_t(std::llround(seconds * 1e9)); }
 
 }  // namespace
 
-std::chrono::nanoseconds LinkModel::duration(int from, int to, int64_t bytes) const {
+uint64_t LinkModel::duration(int from, int to, int64_t bytes) const {
   return nanoseconds(double(bytes) / (same_node(from, to) ? intra : inter));
 }
 
-std::chrono::nanoseconds LinkModel::delay() const { return nanoseconds(latency); }
+uint64_t LinkModel::delay() const { return nanoseconds(latency); }
 
 bool LinkModel::emulated() const {
   return std::isfinite(intra) || std::isfinite(inter) || latency > 0;

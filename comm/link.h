@@ -23,7 +23,6 @@
 // else does.
 // Read next: link_times.h.
 #pragma once
-#include <chrono>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -42,9 +41,9 @@ struct LinkModel {
   bool same_node(int a, int b) const {
     return ranks_per_node == 0 || a / ranks_per_node == b / ranks_per_node;
   }
-  // for which either direction serves a message
-  std::chrono::nanoseconds duration(int from, int to, int64_t bytes) const;
-  std::chrono::nanoseconds delay() const;  // the latency
+  // for which either direction serves a message; nanoseconds
+  uint64_t duration(int from, int to, int64_t bytes) const;
+  uint64_t delay() const;  // the latency; nanoseconds
   // "160 GB/s within a node, 40 GB/s between nodes, latency 5 us", for people
   std::string text() const;
 };

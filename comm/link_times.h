@@ -52,17 +52,14 @@ HD uint64_t book(uint64_t& out, uint64_t& in, uint64_t now, uint64_t duration, u
 
 // --- on the host's clock -------------------------------------------------------------------------
 
-using Time = std::chrono::steady_clock::time_point;
-
 // The links of all ranks of a process. Any thread may call it.
 class Links {
  public:
   Links(const LinkModel& model, int ranks)
       : model_(model), out_(size_t(ranks)), in_(size_t(ranks)) {}
-  Time send(int from, int to, int64_t bytes, Time now) {
-    const auto at = std::chrono::nanoseconds(now.time_since_epoch()).count();
-    return Time(std::chrono::nanoseconds(book(out_[size_t(from)], in_[size_t(to)], uint64_t(at),
-        uint64_t(model_.duration(from, to, bytes).count()), uint64_t(model_.delay().count()))));
+  uint64_t send(int from, int to, int64_t bytes, uint64_t now) {
+    return book(
+        out_[size_t(from)], in_[size_t(to)], now, model_.duration(from, to, bytes), model_.delay());
   }
 
  private:
@@ -72,7 +69,7 @@ class Links {
 
 // --- on the GPU's --------------------------------------------------------------------------------
 
-// Of the GPU, or of the processor where it stands in for one.
+// Of the GPU, or of the host.
 HD uint64_t clock_ns() {
 #if defined(__CUDA_ARCH__)
   uint64_t now;

@@ -17,7 +17,7 @@ namespace {
 struct LocalMessage : Message {
   using Message::Message;
   // Over an emulated link, in host memory: when it arrives; set before it is met.
-  Time arrival;
+  uint64_t arrival = 0;
   // In GPU memory: this side's direction and arrival, for LinkBook, [1, 1]; and, for the host,
   // which knows events alone, one of the arrival.
   Tensor direction, gpu_arrival;
@@ -28,7 +28,7 @@ struct LocalMessage : Message {
               target = side.send ? side.peer : state.rank;
     return uint64_t(source) << 43 | uint64_t(target) << kTagBits | side.tag;
   }
-  bool done() override { return Message::done() && arrival <= std::chrono::steady_clock::now(); }
+  bool done() override { return Message::done() && arrival <= clock_ns(); }
   void wait() override {
     Message::wait();
     state.sleep_until(arrival);
@@ -116,7 +116,7 @@ class LocalTransport final : public Transport {
     while (!m.met) std::this_thread::yield();  // matched: the other side is copying
   }
 
-  std::shared_ptr<void> open(Comm&, Device& device, const Pairs&) override {
+  Guard open(Comm&, Device& device, const Pairs&) override {
     if (!state->link.emulated() || !device.is_cuda()) return nullptr;
     const auto link = std::make_shared<GpuLink>(device);
     link_ = link;
@@ -127,8 +127,8 @@ class LocalTransport final : public Transport {
   void copy(LocalMessage& send, LocalMessage& recv) {
     const Bytes from = send.side.memory;
     if (state->link.emulated())
-      send.arrival = recv.arrival = process_->links.send(
-          send.state.rank, recv.state.rank, int64_t(from.size()), std::chrono::steady_clock::now());
+      send.arrival = recv.arrival =
+          process_->links.send(send.state.rank, recv.state.rank, int64_t(from.size()), clock_ns());
     if (!from.empty()) memcpy(recv.side.memory.data(), from.data(), from.size());
   }
 
@@ -136,12 +136,10 @@ class LocalTransport final : public Transport {
     const Bytes from = send.side.memory;
     lane.wait(*send.gpu->ready);
     lane.wait(*recv.gpu->ready);
-    if (const LinkModel& link = state->link; link.emulated()) {
-      const auto took = link.duration(send.state.rank, recv.state.rank, int64_t(from.size()));
+    if (const LinkModel& link = state->link; link.emulated())
       launch<LinkBook>(lane, 1,
           {send.direction, recv.direction, send.gpu_arrival, recv.gpu_arrival,
-              uint64_t(took.count()), uint64_t(link.delay().count())});
-    }
+              link.duration(send.state.rank, recv.state.rank, int64_t(from.size())), link.delay()});
     lane.copy(recv.side.memory.data(), from.data(), from.size());
     send.gpu->copied = recv.gpu->copied = record(lane);
   }

@@ -94,13 +94,7 @@ struct MpiMessage : Message {
 class MpiTransport final : public Transport {
  public:
   explicit MpiTransport(std::shared_ptr<RankState> state)
-      : Transport(std::move(state)), thread_([this] {
-          try {
-            progress();
-          } catch (...) {
-            this->state->fail(std::current_exception());
-          }
-        }) {}
+      : Transport(std::move(state)), thread_([this] { progress(); }) {}
   ~MpiTransport() override {
     {
       std::lock_guard lock(mutex_);
@@ -142,7 +136,7 @@ class MpiTransport final : public Transport {
     int bytes;
   };
 
-  void progress() {
+  void progress() try {
     int idle = 0;
     std::unique_lock lock(mutex_);
     for (;;) {
@@ -161,6 +155,8 @@ class MpiTransport final : public Transport {
       look_for_processes();
       work_.wait_for(lock, kPause);
     }
+  } catch (...) {
+    state->fail(std::current_exception());
   }
 
   // Those that are gone without a word were killed: what is awaited does not come any more.
@@ -318,10 +314,8 @@ void run_mpi(
     world.barrier();
   } catch (const UsageError& e) {
     abort_job(mpi.rank, mpi.size, e.what(), 2);
-  } catch (const std::bad_alloc&) {
-    abort_job(mpi.rank, mpi.size, cat("rank ", mpi.rank, ": ", memory_is_short()), 1);
   } catch (const std::exception& e) {
-    abort_job(mpi.rank, mpi.size, cat("rank ", mpi.rank, ": ", e.what()), 1);
+    abort_job(mpi.rank, mpi.size, cat("rank ", mpi.rank, ": ", what_of(e)), 1);
   }
 }
 

@@ -127,21 +127,21 @@ class NcclTransport final : public Transport {
 
   void exchange(const Collective& c, Stream* stream) override {
     if (!stream || !stream->device().is_cuda()) return Transport::exchange(c, stream);
-    if (c.sends.empty()) return;
+    if (c.legs.empty()) return;
     check_open();
     const auto group = groups_.find(c.group);
     DUET_CHECK(group != groups_.end(), c.text(),
         ": expected a group made after its Channels, to carry tensors");
     compare(c);
-    communicators_->launch(*stream, group->second, c.sends, c.recvs, c.text());
+    communicators_->launch(*stream, group->second, c.legs, c.text());
   }
 
-  std::shared_ptr<void> open(Comm& world, Device& device, const Pairs& pairs) override {
+  Guard open(Comm& world, Device& device, const Pairs& pairs) override {
     DUET_CHECK(!communicators_, "expected one Channels at a time");
     if (!device.is_cuda() || world.size() == 1) return nullptr;
     communicators_ = std::make_unique<Communicators>(*state, device);
-    std::shared_ptr<void> opened(nullptr, [this](void*) { close(); });
-    const Unwinding unwinding(*this);
+    Guard opened(nullptr, [this](void*) { close(); });
+    const Guard failing = unwinding();
     refuse_shared_gpus(world);
     state->progress = [this, mine = std::this_thread::get_id()] {
       return std::this_thread::get_id() == mine && advance();
@@ -153,11 +153,8 @@ class NcclTransport final : public Transport {
   void add_group(Comm& group, uint32_t id) override {
     if (!communicators_ || group.size() == 1) return;
     const ncclUniqueId made = group.rank() == 0 ? communicators_->make_id() : ncclUniqueId{};
-    std::vector<int> others;
-    for (int r = 0; r < group.size(); r++)
-      if (r != group.rank()) others.push_back(r);
     groups_[id] = communicators_->make(
-        group.gather_values(made)[0], {group.size(), group.rank(), others, others, kGroupBlocks});
+        group.gather_values(made)[0], {group.size(), group.rank(), true, true, kGroupBlocks});
   }
 
  private:
@@ -197,9 +194,8 @@ class NcclTransport final : public Transport {
       const bool send = source == world.rank();
       if (!send && target != world.rank()) continue;
       const int peer = send ? target : source;
-      const Communicators::Member sender{2, 0, {1}, {}, kEdgeBlocks},
-          receiver{2, 1, {}, {0}, kEdgeBlocks};
-      ncclComm_t comm = communicators_->make(ids[size_t(source)][next], send ? sender : receiver);
+      ncclComm_t comm = communicators_->make(
+          ids[size_t(source)][next], {2, send ? 0 : 1, send, !send, kEdgeBlocks});
       edges_.emplace(std::pair(send, peer), Edge{send, peer, comm, device.make_stream()});
     }
   }
@@ -211,10 +207,10 @@ class NcclTransport final : public Transport {
 
   void launch(NcclMessage& m) {
     const Edge& edge = m.edge;
-    const std::vector<Leg> one = {{edge.send ? 1 : 0, m.side.memory}}, none;
+    const Leg leg =
+        edge.send ? Leg{.peer = 1, .send = m.side.memory} : Leg{.peer = 0, .recv = m.side.memory};
     edge.lane->wait(*m.gpu->ready);
-    m.gpu->copied = communicators_->launch(
-        *edge.lane, edge.comm, edge.send ? one : none, edge.send ? none : one, m.side.text());
+    m.gpu->copied = communicators_->launch(*edge.lane, edge.comm, {leg}, m.side.text());
     state->set(m.met);
   }
 
@@ -248,25 +244,22 @@ class NcclTransport final : public Transport {
       char name[24];
       int64_t bytes;
     };
-    const size_t n = c.sends.size();
+    const size_t n = c.legs.size();
     std::vector<Claim> mine(n), theirs(n);
     Collective claims = c;
     for (size_t i = 0; i < n; i++) {
       snprintf(mine[i].name, sizeof mine[i].name, "%s", c.name);
-      mine[i].bytes = int64_t(c.sends[i].memory.size());
-      claims.sends[i].memory = bytes_of(mine[i]);
-      claims.recvs[i].memory = bytes_of(theirs[i]);
-      state->count(c.ranks[size_t(c.sends[i].peer)], sizeof(Claim));
+      mine[i].bytes = int64_t(c.legs[i].send.size());
+      claims.legs[i] = {c.legs[i].peer, bytes_of(mine[i]), bytes_of(theirs[i])};
+      state->count(c.ranks[size_t(c.legs[i].peer)], sizeof(Claim));
     }
-    const auto messages = begin_all(claims, nullptr);
-    for (size_t i = 0; i < n; i++) messages[i]->wait();  // receives
+    Transport::exchange(claims, nullptr);
     for (size_t i = 0; i < n; i++) {
-      const int64_t expected = int64_t(c.recvs[i].memory.size());
+      const int64_t expected = int64_t(c.legs[i].recv.size());
       DUET_CHECK(strcmp(theirs[i].name, c.name) == 0 && theirs[i].bytes == expected, c.text(),
-          ": this side expects ", expected, " bytes from rank ", c.ranks[size_t(c.recvs[i].peer)],
+          ": this side expects ", expected, " bytes from rank ", c.ranks[size_t(c.legs[i].peer)],
           ", which sends ", theirs[i].bytes, " in its ", theirs[i].name);
     }
-    for (const auto& message : messages) message->wait();  // until they are taken
   }
 
   // Waits until all messages are done, unless the rank has failed.

@@ -71,10 +71,8 @@ int run_process(const std::function<int()>& command) try {
   return report("standard output: expected to write it all, found it full or closed", 1);
 } catch (const UsageError& error) {
   return report(error.what(), 2);
-} catch (const std::bad_alloc&) {
-  return report(memory_is_short(), 1);
 } catch (const std::exception& error) {
-  return report(error.what(), 1);
+  return report(what_of(error), 1);
 }
 
 }  // namespace duet

@@ -2,7 +2,7 @@
 // 0 done, 1 failed while running, 2 wrong input, 128 + a signal that stopped it. An error is one
 // line on stderr (a checker's picture has several), without the bytes of an input that a terminal
 // would obey, and none too long for one.
-// Read next: rows_cuda.cu.
+// Read next: rows.h.
 #pragma once
 #include <functional>
 

@@ -79,10 +79,8 @@ void run_one(
     std::rethrow_exception(why);
   } catch (const UsageError&) {
     throw;
-  } catch (const std::bad_alloc&) {
-    throw Error(cat("rank ", rank, ": ", memory_is_short()));
   } catch (const std::exception& e) {
-    throw Error(cat("rank ", rank, ": ", e.what()));
+    throw Error(cat("rank ", rank, ": ", what_of(e)));
   }
 }
 

@@ -25,11 +25,6 @@ std::string action_text(uint32_t tag) {
   return cat(tag >> 11 & 511, "FBW?"[tag >> 20 & 3], tag & 2047);
 }
 
-static uint32_t pack(const Collective& c) {
-  DUET_CHECK(c.group < 1024, "a world has at most 1023 groups a rank");
-  return 1u << 22 | c.group << 12 | c.number;
-}
-
 std::string Collective::text() const { return cat(name, " ", number, " of group ", group); }
 
 std::string Side::text() const {
@@ -85,7 +80,8 @@ void RankState::set(std::atomic<bool>& flag) {
 }
 
 // Waking takes about 20 microseconds, so a sleep ends that much early; what is left is spun.
-void RankState::sleep_until(Clock::time_point time) {
+void RankState::sleep_until(uint64_t nanoseconds) {
+  const Clock::time_point time{std::chrono::nanoseconds(nanoseconds)};
   if (time <= Clock::now()) return;
   sleep_precisely();
   std::unique_lock lock(mutex_);
@@ -181,6 +177,13 @@ void Message::wait(Stream& stream) {
 
 // --- a transport ---------------------------------------------------------------------------------
 
+Guard Transport::unwinding() {
+  return {state.get(), [before = std::uncaught_exceptions()](RankState* state) {
+            if (std::uncaught_exceptions() > before)
+              state->fail(std::make_exception_ptr(Stopped("stopped: the rank failed")));
+          }};
+}
+
 std::shared_ptr<Message> Transport::begin(const Side& side, Stream* after) {
   state->check();
   const bool on_gpu = after && after->device().is_cuda();
@@ -194,18 +197,15 @@ std::shared_ptr<Message> Transport::begin(const Side& side, Stream* after) {
   return message;
 }
 
-std::vector<std::shared_ptr<Message>> Transport::begin_all(const Collective& c, Stream* after) {
-  const uint32_t tag = pack(c);
-  std::vector<std::shared_ptr<Message>> begun;
+void Transport::exchange(const Collective& c, Stream* stream) {
+  DUET_CHECK(c.group < 1024, "a world has at most 1023 groups a rank");
+  const uint32_t tag = 1u << 22 | c.group << 12 | c.number;
+  std::vector<std::shared_ptr<Message>> sides;
   for (const bool send : {false, true})
-    for (const auto& [peer, memory] : send ? c.sends : c.recvs)
-      begun.push_back(begin({send, c.ranks[size_t(peer)], tag, memory, c.name}, after));
-  return begun;
-}
-
-void Transport::exchange(const Collective& collective, Stream* stream) {
-  for (const auto& message : begin_all(collective, stream))
-    stream ? message->wait(*stream) : message->wait();
+    for (const Leg& leg : c.legs)
+      sides.push_back(begin(
+          {send, c.ranks[size_t(leg.peer)], tag, send ? leg.send : leg.recv, c.name}, stream));
+  for (const auto& side : sides) stream ? side->wait(*stream) : side->wait();
 }
 
 }  // namespace duet

@@ -72,7 +72,7 @@ class RankState {
   using Condition = std::function<bool()>;
   void wait(const Condition& ended, const std::function<std::string()>& awaited);
   void set(std::atomic<bool>& flag);  // after which the flag may be gone
-  void sleep_until(std::chrono::steady_clock::time_point time);
+  void sleep_until(uint64_t time);    // nanoseconds (clock.h)
   [[noreturn]] void time_out(const std::string& awaited) const;
   // What a wait calls again and again where messages cannot go on by themselves; returns whether it
   // moved something. Set by the rank's thread while nothing waits.
@@ -155,17 +155,16 @@ struct Message : std::enable_shared_from_this<Message> {
 
 // --- what carries it -----------------------------------------------------------------------------
 
-// One rank's part of a collective: what it sends to every other rank of the group, what it receives
-// from each.
+// One rank's part of a collective: what it exchanges with every other rank of the group.
 struct Leg {
   int peer;  // in the group
-  Bytes memory;
+  Bytes send = {}, recv = {};
 };
 struct Collective {
   const char* name;
   uint32_t group, number;      // number: of the group's collectives, modulo 4096
   std::span<const int> ranks;  // the group's, of the world
-  std::vector<Leg> sends = {}, recvs = {};
+  std::vector<Leg> legs = {};
   std::string text() const;  // "all-reduce 3 of group 1"
 };
 
@@ -175,6 +174,10 @@ class Transport {
   Transport(const Transport&) = delete;
   virtual ~Transport() = default;
   const std::shared_ptr<RankState> state;
+
+  // Dropped by an exception, it fails the rank, so that nothing which is dropped after it waits for
+  // other ranks.
+  Guard unwinding();
 
   // Begins a side in the order of a stream, whose device holds its memory; null: host memory, now.
   std::shared_ptr<Message> begin(const Side& side, Stream* after);
@@ -188,12 +191,8 @@ class Transport {
   // Of Channels: what must be there before messages in the device's memory can flow, until the
   // result is dropped.
   using Pairs = std::vector<std::pair<int, int>>;
-  virtual std::shared_ptr<void> open(Comm&, Device&, const Pairs&) { return nullptr; }
+  virtual Guard open(Comm&, Device&, const Pairs&) { return nullptr; }
   virtual void add_group(Comm&, uint32_t) {}  // the group's id
-
- protected:
-  // its sides, receives first
-  std::vector<std::shared_ptr<Message>> begin_all(const Collective& collective, Stream* after);
 };
 
 // The ranks of one process; they must live until the last rank has ended.

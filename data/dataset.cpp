@@ -7,7 +7,6 @@
 #include <filesystem>
 #include <fstream>
 
-#include "data/open_file.h"
 #include "data/tokenizer.h"
 #include "model/base/check.h"
 
@@ -39,8 +38,7 @@ TokenPart open_part(const std::string& path) {
 }
 
 bool is_text(const TokenPart& part) {
-  std::string start(size_t(std::min(part.count, kProbe)), ' ');
-  part.file->read(0, int64_t(start.size()), start.data());
+  const std::string start = part.file->read(0, std::min(part.count, kProbe));
   return !start.empty() && start.find('\0') == std::string::npos;
 }
 
@@ -70,7 +68,7 @@ TokenPart load_shard(const std::string& path, Dataset& dataset) {
   int32_t header[3];
   shard.file->read(0, sizeof header, header);
   const Format& format = format_of(path, header[0], header[1]);
-  require(dataset.vocab_size == 0 || dataset.vocab_size == format.vocab_size, path, ": a ",
+  require(dataset.vocab_size == kBytes || dataset.vocab_size == format.vocab_size, path, ": a ",
       format.name,
       " token shard among shards of another vocabulary, expected one kind in a folder");
   dataset.vocab_size = format.vocab_size;
@@ -108,7 +106,7 @@ std::vector<std::string> list_shards(const fs::path& folder, Dataset& dataset) {
     else
       shards.push_back(path);
   }
-  std::sort(shards.begin(), shards.end());
+  std::ranges::sort(shards);
   return shards;
 }
 
@@ -126,48 +124,46 @@ std::vector<TokenPart> load_text_folder(const std::string& folder, const std::st
     else if (it->is_regular_file())
       paths.push_back(it->path().string());
   }
-  std::sort(paths.begin(), paths.end());
+  std::ranges::sort(paths);
   std::vector<TokenPart> parts;
   for (const std::string& path : paths)
     if (TokenPart file = open_part(path); is_text(file)) parts.push_back(std::move(file));
   return parts;
 }
 
-struct Parts {
-  std::vector<TokenPart> train, val;  // val is empty where no name asks for it
-};
-
-Parts load_parts(const std::string& path, const std::string& except, Dataset& dataset) {
-  if (std::error_code ignored; fs::is_directory(path, ignored)) {
+// Of the validation only what a name asks for.
+void load(const std::string& path, const std::string& except, Dataset& dataset) {
+  std::vector<TokenPart> train, val;
+  if (path.empty()) {
+    train = {{.name = "embedded", .count = int64_t(embedded_text().size())}};
+  } else if (std::error_code ignored; fs::is_directory(path, ignored)) {
     const std::vector<std::string> shards = list_shards(path, dataset);
-    Parts parts;
     for (const std::string& s : shards)
-      (is_val_name(s) ? parts.val : parts.train).push_back(load_shard(s, dataset));
-    if (shards.empty()) parts.train = load_text_folder(path, except);
-    require(!parts.train.empty(), path, ": the folder holds ",
+      (is_val_name(s) ? val : train).push_back(load_shard(s, dataset));
+    if (shards.empty()) train = load_text_folder(path, except);
+    require(!train.empty(), path, ": the folder holds ",
         shards.empty() ? "no text file and no .bin token shard" : "validation shards only",
         kAllowed);
-    return parts;
+  } else if (is_shard_name(path)) {
+    train = {load_shard(path, dataset)};
+    list_shards(fs::absolute(path).parent_path(), dataset);  // for the tokenizer
+  } else {
+    train = {load_text(path)};
   }
-  if (!is_shard_name(path)) return {{load_text(path)}, {}};
-  Parts parts{{load_shard(path, dataset)}, {}};
-  list_shards(fs::absolute(path).parent_path(), dataset);  // for the tokenizer
-  return parts;
+  dataset.train = Tokens(std::move(train));
+  dataset.val = Tokens(std::move(val));
 }
 
-void split(Parts parts, int64_t seq_len, Dataset& dataset) {
+void split(int64_t seq_len, Dataset& dataset) {
   const int64_t need = seq_len + 1;  // the last token of a sequence is only a target
-  dataset.train = Tokens(std::move(parts.train));
-  if (parts.val.empty()) {
+  if (dataset.val.size() == 0) {
     const int64_t total = dataset.train.size(), val = std::max(total / 10, need);
     require(total >= 2 * need, dataset.source, ": too short: found ", total,
         " tokens, expected at least ", 2 * need, ": a sequence of --seq-len ", seq_len,
         " and its last target for training, and one for validation");
     dataset.val = dataset.train.slice(total - val, total);
     dataset.train = dataset.train.slice(0, total - val);
-    return;
   }
-  dataset.val = Tokens(std::move(parts.val));
   for (const Tokens* t : {&dataset.train, &dataset.val})
     require(t->size() >= need, dataset.source, ": too short: found ", t->size(), " tokens in the ",
         t == &dataset.val ? "validation" : "training", " shards, expected at least ", need,
@@ -179,30 +175,23 @@ void split(Parts parts, int64_t seq_len, Dataset& dataset) {
 Dataset load_dataset(const std::string& path, int64_t seq_len, const std::string& except) {
   require(seq_len >= 1, "--seq-len: found ", seq_len, ", expected at least 1");
   Dataset dataset;
-  dataset.source = path;
-  Parts parts;
-  if (path.empty()) {
-    dataset.source = "embedded";
-    parts.train = {{.name = "embedded", .count = int64_t(embedded_text().size())}};
-  } else {
-    try {
-      parts = load_parts(path, except, dataset);
-    } catch (const fs::filesystem_error& e) {
-      throw UsageError(cat(path, ": cannot read the folder: ", e.what()));
-    }
+  dataset.source = path.empty() ? "embedded" : path;
+  try {
+    load(path, except, dataset);
+  } catch (const fs::filesystem_error& e) {
+    throw UsageError(cat(path, ": cannot read the folder: ", e.what()));
   }
-  if (dataset.vocab_size == 0) dataset.vocab_size = 256;
-  split(std::move(parts), seq_len, dataset);
-  for (const Tokens* t : {&dataset.train, &dataset.val})
-    for (const TokenPart& part : t->parts()) dataset.bytes += part.count * part.width;
+  split(seq_len, dataset);
   dataset.hash = token_hash(dataset.train, dataset.val);
   return dataset;
 }
 
 std::string describe(const Dataset& d) {
-  return cat(d.source, ": ", d.bytes, " bytes, ", d.tokens(), " tokens (", d.train.size(),
-      " train, ", d.val.size(), " validation), vocabulary ", d.vocab_size, ", hash ", std::hex,
-      d.hash);
+  int64_t bytes = 0;  // as stored
+  for (const Tokens* t : {&d.train, &d.val})
+    for (const TokenPart& part : t->parts()) bytes += part.count * part.width;
+  return cat(d.source, ": ", bytes, " bytes, ", d.tokens(), " tokens (", d.train.size(), " train, ",
+      d.val.size(), " validation), vocabulary ", d.vocab_size, ", hash ", std::hex, d.hash);
 }
 
 }  // namespace duet

@@ -64,11 +64,12 @@ class Tokens {
   std::vector<int64_t> starts_;  // of each part: number of tokens before it
 };
 
+inline constexpr int64_t kBytes = 256;  // the vocabulary of text
+
 struct Dataset {
-  std::string source;      // the path, or "embedded"
-  Tokens train, val;       // each at least seq_len + 1 tokens
-  int64_t bytes = 0;       // of the tokens as stored
-  int64_t vocab_size = 0;  // that the format implies; a model's may be larger
+  std::string source;           // the path, or "embedded"
+  Tokens train, val;            // each at least seq_len + 1 tokens
+  int64_t vocab_size = kBytes;  // that the format implies; a model's may be larger
   // llm.c's tokenizer file if one lies in the shards' folder, else empty
   std::string tokenizer_path;
   uint64_t hash = 0;  // token_hash of train and val

@@ -13,8 +13,7 @@ constexpr size_t kHeader = 256 * sizeof(int32_t);     // bytes
 constexpr const char* kReplacement = "\xEF\xBF\xBD";  // U+FFFD in UTF-8
 
 Tokenizer::Tokenizer() {
-  for (int byte = 0; byte < 256; byte++) tokens_.emplace_back(1, char(byte));
-  index();
+  for (int byte = 0; byte < 256; byte++) add(std::string(1, char(byte)));
 }
 
 Tokenizer::Tokenizer(const std::string& path) {
@@ -35,17 +34,15 @@ Tokenizer::Tokenizer(const std::string& path) {
     const size_t length = at < file.size() ? uint8_t(file[at]) : 1;
     require(length > 0, path, ": token ", id, " has length 0, expected 1 to 255");
     require(at + 1 + length <= file.size(), path, ": truncated in token ", id, " of ", vocab);
-    tokens_.emplace_back(file, at + 1, length);
+    add(file.substr(at + 1, length));
     at += 1 + length;
   }
-  index();
 }
 
-void Tokenizer::index() {
-  for (size_t id = 0; id < tokens_.size(); id++) {
-    ids_.try_emplace(tokens_[id], int32_t(id));
-    longest_ = std::max(longest_, tokens_[id].size());
-  }
+void Tokenizer::add(const std::string& token) {
+  ids_.try_emplace(token, int32_t(tokens_.size()));
+  longest_ = std::max(longest_, token.size());
+  tokens_.push_back(token);
 }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids) const {

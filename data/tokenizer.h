@@ -45,7 +45,7 @@ class Tokenizer {
   std::vector<int32_t> encode(std::string_view text) const;
 
  private:
-  void index();
+  void add(const std::string& token);
 
   std::vector<std::string> tokens_;
   std::map<std::string, int32_t, std::less<>> ids_;

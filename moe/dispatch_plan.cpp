@@ -44,8 +44,7 @@ ExchangePlan::ExchangePlan(const std::vector<std::vector<int32_t>>& choices, int
   std::vector<int64_t> segment_of(size_t(segments.sequences * segments.seq_len));
   for (size_t t = 0; t < segment_of.size(); ++t) segment_of[t] = segments.segment(int64_t(t));
   std::vector<std::vector<int32_t>> rows(static_cast<size_t>(slots));  // of each slot, the tokens
-  std::vector<int32_t> from;                                           // [received] the source
-  std::vector<int64_t> segment;                                        // [received]
+  std::vector<std::pair<int32_t, int64_t>> from;                       // [received] source, segment
   received = {0};
   for (int64_t rank = 0; rank < ranks; ++rank) {
     const std::vector<int32_t>& theirs = choices[size_t(rank)];
@@ -58,19 +57,24 @@ ExchangePlan::ExchangePlan(const std::vector<std::vector<int32_t>>& choices, int
           any = true;
         }
       if (!any) continue;
-      from.push_back(int32_t(rank));
-      segment.push_back(segment_of[t]);
+      from.emplace_back(rank, segment_of[t]);
     }
     received.push_back(int64_t(from.size()));
   }
+  std::vector<int32_t> home;  // [rows]
   local.offsets = {0};
   for (const std::vector<int32_t>& of_slot : rows) {
-    local.token.insert(local.token.end(), of_slot.begin(), of_slot.end());
+    for (size_t i = 0; i < of_slot.size(); ++i) {
+      const int64_t row = int64_t(local.token.size());
+      const auto& source = from[size_t(of_slot[i])];
+      if (i == 0 || source != from[size_t(of_slot[i - 1])] || row - pieces.back() == kMaxPiece)
+        pieces.push_back(row);
+      local.token.push_back(of_slot[i]);
+      home.push_back(source.first);
+    }
     local.offsets.push_back(int64_t(local.token.size()));
   }
-  cut(segment, from);
-  std::vector<int32_t> home;  // [rows]
-  for (int32_t row : local.token) home.push_back(from[size_t(row)]);
+  pieces.push_back(local.offsets.back());
   back = DispatchPlan(home, 1, ranks);
 
   // What of mine comes back: from each rank in its expert order.
@@ -78,20 +82,6 @@ ExchangePlan::ExchangePlan(const std::vector<std::vector<int32_t>>& choices, int
   pos = std::move(all.pos);
   for (int64_t rank = 0; rank <= ranks; ++rank)
     returned.push_back(all.offsets[size_t(rank * slots)]);
-}
-
-void ExchangePlan::cut(std::span<const int64_t> segment, std::span<const int32_t> from) {
-  pieces = {0};
-  for (size_t slot = 0; slot + 1 < local.offsets.size(); ++slot)
-    for (int64_t row = local.offsets[slot]; row < local.offsets[slot + 1]; ++row) {
-      const size_t token = size_t(local.token[size_t(row)]);
-      const size_t before = row > 0 ? size_t(local.token[size_t(row) - 1]) : token;
-      if (row > pieces.back() &&
-          (row == local.offsets[slot] || row - pieces.back() == kMaxPiece ||
-              segment[token] != segment[before] || from[token] != from[before]))
-        pieces.push_back(row);
-    }
-  if (local.offsets.back() > pieces.back()) pieces.push_back(local.offsets.back());
 }
 
 }  // namespace duet

@@ -51,9 +51,6 @@ struct ExchangePlan {
   ExchangePlan(const std::vector<std::vector<int32_t>>& choices, int64_t topk, int64_t slots,
       int me, const Pieces& segments);
   ExchangePlan() = default;
-
- private:
-  void cut(std::span<const int64_t> segment, std::span<const int32_t> from);  // of received tokens
 };
 
 }  // namespace duet

@@ -30,7 +30,7 @@ ExpertPlacement::ExpertPlacement(
     std::vector<int32_t> slots, int experts, int gpu_count, std::span<const int32_t> rank)
     : gpus(gpu_count), phy2log(std::move(slots)), logcnt(size_t(experts)) {
   for (int32_t e : phy2log) ++logcnt[size_t(e)];
-  max_count = *std::max_element(logcnt.begin(), logcnt.end());
+  max_count = std::ranges::max(logcnt);
   log2phy.assign(size_t(experts) * size_t(max_count), -1);
   std::vector<int32_t> next(logcnt.size());
   for (size_t p = 0; p < phy2log.size(); ++p) {
@@ -75,7 +75,7 @@ std::vector<double> gpu_load(const ExpertPlacement& placement, std::span<const f
   return total;
 }
 
-double max_of(std::span<const double> load) { return *std::max_element(load.begin(), load.end()); }
+double max_of(std::span<const double> load) { return std::ranges::max(load); }
 
 double balancedness(std::span<const double> load) {
   const double sum = std::accumulate(load.begin(), load.end(), 0.0);

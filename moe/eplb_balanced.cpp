@@ -62,10 +62,7 @@ std::vector<int> start_without_pairs(const EplbDomain& d, std::span<const int> s
   std::vector<int> order;
   for (int e = 0; e < int(count.size()); ++e)
     order.insert(order.end(), size_t(count[size_t(e)]), e);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-    // equal shares: an expert's replicas stay together
-    return share(a) > share(b) || (share(a) == share(b) && a < b);
-  });
+  std::ranges::stable_sort(order, std::greater{}, share);  // an expert's replicas stay together
   std::vector<int> expert(start.size()), dealt(start.size()), used(size_t(d.gpus));
   std::vector<double> load(size_t(d.gpus));
   bool stuck = false;
@@ -109,7 +106,7 @@ void level_nodes(std::vector<int>& order, std::span<const float> load, const Epl
     node[size_t(i / size / per_node)] += load[size_t(order[size_t(i)])];
   }
   for (;;) {
-    const int a = int(std::max_element(node.begin(), node.end()) - node.begin());
+    const int a = int(std::ranges::max_element(node) - node.begin());
     double best = node[size_t(a)] * (1 - 1e-12);
     int from = -1, to = -1;
     for (int i = a * per_node; i < (a + 1) * per_node; ++i) {

@@ -98,7 +98,7 @@ void replicate(std::span<const float> weight, std::span<Replica> out, std::vecto
   std::vector<int> count(weight.size(), 1);
   for (int i = 0; i < n; ++i) out[size_t(i)] = {i, 0};
   for (size_t r = weight.size(); r < out.size(); ++r) {
-    const int best = int(std::max_element(share.begin(), share.end()) - share.begin());
+    const int best = int(std::ranges::max_element(share) - share.begin());
     out[r] = {best, count[size_t(best)]++};
     share[size_t(best)] = weight[size_t(best)] / float(count[size_t(best)]);
   }

@@ -13,6 +13,8 @@ namespace {
 constexpr double kLevel = 0.999;  // of the busiest GPU: who carries this much counts as busy too
 constexpr size_t kHeaviest = 8;   // experts that are tried for a slot
 constexpr size_t kFinalists = 8;  // retargets that are compared over all samples
+// of the mean load: what a move must take off the busiest GPU to be worth sending an expert
+constexpr double kMinGain = 0.0005;
 
 // One sample's tokens, and the GPU loads [gpus] that the placement's quotas give it.
 using Tokens = std::span<const int64_t>;
@@ -45,7 +47,6 @@ struct Retarget {
   double cost;
   int slot, expert;
 };
-bool cheaper(const Retarget& a, const Retarget& b) { return a.cost < b.cost; }
 
 ExpertPlacement with(const ExpertPlacement& placement, const Retarget& r) {
   std::vector<int32_t> phy2log = placement.phy2log;
@@ -61,14 +62,13 @@ std::vector<Retarget> relieve(const ExpertPlacement& placement, Tokens worst, in
   const double busy = kLevel * max_of(load), now = cost(placement, worst);
   const auto share = [&](int e) { return double(worst[size_t(e)]) / placement.logcnt[size_t(e)]; };
   const auto any_slot = [&](int e, auto&& holds) {
-    const std::span<const int32_t> at = placement.slots_of(e);
-    return std::any_of(
-        at.begin(), at.end(), [&](int slot) { return holds(placement.gpu_of(slot)); });
+    return std::ranges::any_of(
+        placement.slots_of(e), [&](int slot) { return holds(placement.gpu_of(slot)); });
   };
   std::vector<int> heavy;
   for (int f = 0; f < placement.experts(); ++f)
     if (any_slot(f, [&](int g) { return load[size_t(g)] >= busy; })) heavy.push_back(f);
-  std::stable_sort(heavy.begin(), heavy.end(), [&](int a, int b) { return share(a) > share(b); });
+  std::ranges::stable_sort(heavy, std::greater{}, share);
   heavy.resize(std::min(heavy.size(), kHeaviest));
   std::vector<Retarget> found;
   for (int p = 0; p < placement.replicas(); ++p) {
@@ -84,25 +84,25 @@ std::vector<Retarget> relieve(const ExpertPlacement& placement, Tokens worst, in
       if (c < now) found.push_back({c, p, f});
     }
   }
-  std::stable_sort(found.begin(), found.end(), cheaper);
+  std::ranges::stable_sort(found, {}, &Retarget::cost);
   return found;
 }
 
 }  // namespace
 
 ExpertPlacement plan_incremental(
-    const ExpertPlacement& current, Tokens window, const IncrementalOptions& options) {
+    const ExpertPlacement& current, Tokens window, int max_moves, int gpus_per_node) {
   const std::vector<Tokens> samples = samples_of(current, window);
   ExpertPlacement placement = current;
   double now = mean_cost(placement, samples);
-  for (int move = 0; move < options.max_moves && now - 1 > options.min_gain; ++move) {
-    const Tokens worst = *std::max_element(samples.begin(), samples.end(),
-        [&](Tokens a, Tokens b) { return cost(placement, a) < cost(placement, b); });
-    std::vector<Retarget> found = relieve(placement, worst, options.gpus_per_node);
+  for (int move = 0; move < max_moves && now - 1 > kMinGain; ++move) {
+    const Tokens worst = *std::ranges::max_element(
+        samples, {}, [&](Tokens sample) { return cost(placement, sample); });
+    std::vector<Retarget> found = relieve(placement, worst, gpus_per_node);
     found.resize(std::min(found.size(), kFinalists));
     for (Retarget& r : found) r.cost = mean_cost(with(placement, r), samples);
-    const auto best = std::min_element(found.begin(), found.end(), cheaper);
-    if (best == found.end() || best->cost > now - options.min_gain) break;
+    const auto best = std::ranges::min_element(found, {}, &Retarget::cost);
+    if (best == found.end() || best->cost > now - kMinGain) break;
     now = best->cost;
     placement = with(placement, *best);
   }

@@ -14,20 +14,12 @@
 
 namespace duet {
 
-struct IncrementalOptions {
-  int max_moves = 3;  // experts sent, at most
-  // of the mean load: what a move must take off the busiest GPU to be worth sending an expert
-  double min_gain = 0.0005;
-  // Where replicas stay on their nodes, GPUs of a node: an expert then goes only to nodes that
-  // already hold it. 0: anywhere.
-  int gpus_per_node = 0;
-};
-
 // window [samples, experts]: tokens per expert in recent microbatches or steps, the sum over ranks.
 // Returns `current` with at most max_moves slots retargeted; all others keep their place. No GPU
-// gets a second replica of an expert.
+// gets a second replica of an expert. gpus_per_node: where replicas stay on their nodes, an expert
+// goes only to nodes that already hold it; 0: anywhere.
 ExpertPlacement plan_incremental(const ExpertPlacement& current, std::span<const int64_t> window,
-    const IncrementalOptions& options);
+    int max_moves, int gpus_per_node = 0);
 
 // The samples' balancedness after water-filling (of the mean cost): what the placement is worth.
 // Where it stays too low, plan anew.

@@ -57,12 +57,9 @@ Replan LoadMonitor::propose(int64_t which) const {
     consider(full_plan(layer), 0);
   } else {
     const int nodes = options_.plan.replicas_may_leave_node ? 0 : options_.ranks_per_node();
-    consider(plan_incremental(layer.placement, layer.window,
-                 {.max_moves = options_.max_moves, .gpus_per_node = nodes}),
-        0);
+    consider(plan_incremental(layer.placement, layer.window, options_.max_moves, nodes), 0);
     if (r.predicted < options_.threshold)
-      consider(plan_incremental(full_plan(layer), layer.window,
-                   {.max_moves = options_.shape.replicas, .gpus_per_node = nodes}),
+      consider(plan_incremental(full_plan(layer), layer.window, options_.shape.replicas, nodes),
           kFullGain);
   }
   r.skipped = r.placement == layer.placement;

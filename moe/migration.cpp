@@ -57,14 +57,14 @@ void send_all(Comm& group, Stream& stream, const std::vector<Move>& moves, int s
 void move_piece(Comm& group, Device& device, const std::vector<Move>& moves, int slots,
     const std::function<Tensor(int slot)>& piece_of) {
   Stream& stream = device.compute();
-  std::vector<Buf> arrived;
-  std::vector<Tensor> places;
-  send_all(group, stream, moves, slots, piece_of, [&](const Move& m) -> const Tensor& {
-    const Tensor& place = places.emplace_back(piece_of(m.to % slots));
-    return *arrived.emplace_back(device.buffer(1, place.cols, place.dtype, Use::messages));
+  std::vector<std::pair<Tensor, Buf>> arrived;  // its place, and what has arrived
+  send_all(group, stream, moves, slots, piece_of, [&](const Move& m) {
+    const Tensor place = piece_of(m.to % slots);
+    arrived.emplace_back(place, device.buffer(1, place.cols, place.dtype, Use::messages));
+    return *arrived.back().second;
   });
-  for (size_t i = 0; i < places.size(); ++i)
-    stream.copy(places[i].data, arrived[i]->data, size_t(places[i].bytes()));
+  for (const auto& [place, piece] : arrived)
+    stream.copy(place.data, piece->data, size_t(place.bytes()));
 }
 
 }  // namespace

@@ -6,7 +6,6 @@
 
 #include "model/machine/launch.h"
 #include "model/rows/ends.h"
-#include "moe/eplb_quota.h"
 #include "moe/rows/list.h"
 
 namespace duet {
@@ -29,12 +28,6 @@ struct Moe::MoeSaved : FeedForward::Saved {
   Swiglu::Saved shared, routed;
 };
 
-static ExpertPlacement each_expert_once(int64_t experts, Comm* group) {
-  std::vector<int32_t> slots(static_cast<size_t>(experts));
-  std::iota(slots.begin(), slots.end(), 0);
-  return ExpertPlacement(slots, int(experts), group ? group->size() : 1);
-}
-
 // Of the experts in a rank's slots.
 static std::vector<std::string> expert_prefixes(
     const std::string& prefix, const ExpertPlacement& placement, int rank) {
@@ -45,20 +38,10 @@ static std::vector<std::string> expert_prefixes(
   return names;
 }
 
-static std::unique_ptr<Swiglu> make_shared_experts(
-    const Context& context, Params& params, const std::string& prefix) {
-  const ModelConfig& c = context.config;
-  if (c.n_shared == 0) return nullptr;
-  return std::make_unique<Swiglu>(context, params, std::span(&prefix, 1), c.n_shared * c.d_expert);
-}
-
 Moe::Moe(const Context& context, Params& params, Params& experts, const std::string& prefix,
     const Options& o)
-    : context_(context), options_(o),
-      placement_(o.placement.replicas() ? o.placement
-                                        : each_expert_once(context.config.n_routed, o.group)),
-      me_(o.group ? o.group->rank() : 0), slots_(placement_.slots_per_gpu()), prefix_(prefix),
-      experts_(experts),
+    : context_(context), options_(o), placement_(o.placement), me_(o.group ? o.group->rank() : 0),
+      slots_(placement_.slots_per_gpu()), prefix_(prefix), experts_(experts),
       first_param_(experts.all().size()), shape_{.experts = int(context.config.n_routed),
                                               .topk = int(context.config.topk),
                                               .groups = int(context.config.n_group),
@@ -67,7 +50,6 @@ Moe::Moe(const Context& context, Params& params, Params& experts, const std::str
       gate_(params.matrix(prefix + "gate.weight", context.config.d_model, context.config.n_routed)),
       bias_(params.vector(
           prefix + "gate.e_score_correction_bias", context.config.n_routed, Init::zeros, false)),
-      shared_(make_shared_experts(context, params, prefix + "shared_experts.")),
       routed_(context, experts, expert_prefixes(prefix, placement_, me_), context.config.d_expert),
       load_(size_t(context.config.n_routed)), work_(alone() ? 0 : size_t(placement_.gpus) + 1),
       balance_host_(
@@ -75,6 +57,10 @@ Moe::Moe(const Context& context, Params& params, Params& experts, const std::str
       bias_host_(context.device.host_buffer(1, context.config.n_routed, acc_dtype(context.dtype))) {
   DUET_CHECK(placement_.gpus == (o.group ? o.group->size() : 1),
       "placement: expected a GPU for each rank of the group, found ", placement_.gpus);
+  const ModelConfig& c = context.config;
+  const std::string shared = prefix + "shared_experts.";
+  if (c.n_shared > 0)
+    shared_.emplace(context, params, std::span(&shared, 1), c.n_shared * c.d_expert);
 }
 
 std::unique_ptr<FeedForward::Saved> Moe::make_saved() const { return std::make_unique<MoeSaved>(); }
@@ -94,7 +80,7 @@ void Moe::run(Phase phase, Saved& saved) {
     case Phase::shared_i:
       s.dx =
           shared_ ? shared_->backward_input(s.shared, s.dy, all) : context_.activation(s.dy.cols);
-      return linear_i(context_.stream(), s.scores, gate_, s.dx, shared_ != nullptr);
+      return linear_i(context_.stream(), s.scores, gate_, s.dx, shared_.has_value());
     case Phase::experts_i: return experts_i(s);
     case Phase::dispatch_i: return dispatch_i(s);
     case Phase::experts_w:
@@ -168,11 +154,7 @@ void Moe::gather_choices(MoeSaved& s) {
   if (!alone()) {
     s.choices = context_.device.buffer(
         s.host_choices->rows, s.host_choices->cols, Dtype::i32, Use::activations);
-    const Scope scope(context_.recorder, stream,
-        {.name = "choices",
-            .lane = "comm",
-            .layer = options_.layer,
-            .bytes = (ranks - 1) * s.topk_idx->bytes()});
+    const Scope seen = scope(stream, "comm", "choices", (ranks - 1) * s.topk_idx->bytes());
     options_.group->all_gather(stream, s.topk_idx, s.choices);
   }
   stream.copy(s.host_choices->data, alone() ? s.topk_idx->data : s.choices->data,
@@ -182,8 +164,7 @@ void Moe::gather_choices(MoeSaved& s) {
 
 // Of each rank [tokens * topk] logical experts.
 std::vector<std::vector<int32_t>> Moe::wait_for_choices(MoeSaved& s) {
-  const Scope scope(context_.recorder, context_.stream(),
-      {.name = "choices", .lane = "wait", .layer = options_.layer});
+  const Scope seen = scope(context_.stream(), "wait", "choices");
   s.chosen->synchronize();
   const int32_t* all = s.host_choices->row<int32_t>(0);
   std::vector<std::vector<int32_t>> choices;
@@ -200,8 +181,7 @@ void Moe::dispatch_f(MoeSaved& s) {
   if (placement_.max_count > 1 && options_.split == ReplicaSplit::segment)
     choose_slots_by_segment(choices, shape_.topk, placement_, context_.pieces());
   else
-    choose_slots(
-        choices, placement_, options_.ranks_per_node ? options_.ranks_per_node : placement_.gpus);
+    choose_slots(choices, placement_, options_.ranks_per_node);
   count_work(choices);
   s.plan = ExchangePlan(choices, shape_.topk, slots_, me_, context_.pieces());
   s.pos = upload(context_, s.plan.pos);
@@ -234,6 +214,11 @@ void Moe::combine_f(MoeSaved& s) {
 
 // --- rows between ranks --------------------------------------------------------------------------
 
+Scope Moe::scope(Stream& stream, const char* lane, const char* name, int64_t bytes) const {
+  return Scope(context_.recorder, stream,
+      {.name = name, .lane = lane, .layer = options_.layer, .bytes = bytes});
+}
+
 // Where messages go: the comm stream, from now on behind what is enqueued on the compute stream.
 Stream& Moe::comm_after_compute() const {
   if (!options_.comm) return context_.stream();
@@ -255,11 +240,7 @@ void Moe::send(MoeSaved& s, const char* name, Buf rows, const Offsets& out, cons
   s.arrived = context_.device.make_event();
   Stream& comm = comm_after_compute();
   {
-    const Scope scope(context_.recorder, comm,
-        {.name = name,
-            .lane = "comm",
-            .layer = options_.layer,
-            .bytes = others * d_model * dtype_size(context_.dtype)});
+    const Scope seen = scope(comm, "comm", name, others * d_model * dtype_size(context_.dtype));
     options_.group->all_to_all_v(comm, s.out, out, s.in, in);
   }
   comm.record(*s.arrived);
@@ -267,8 +248,7 @@ void Moe::send(MoeSaved& s, const char* name, Buf rows, const Offsets& out, cons
 
 Buf Moe::receive(MoeSaved& s) {
   if (alone()) return std::move(s.in);
-  const Scope scope(context_.recorder, context_.stream(),
-      {.name = "all-to-all", .lane = "wait", .layer = options_.layer});
+  const Scope seen = scope(context_.stream(), "wait", "all-to-all");
   context_.stream().wait(*s.arrived);
   s.arrived.reset();
   s.out = Buf();
@@ -369,8 +349,7 @@ void Moe::set_placement(ExpertPlacement placement) {
 }
 
 void Moe::update_bias(const std::vector<int64_t>& load, double gamma) {
-  int64_t total = 0;
-  for (int64_t n : load) total += n;
+  const int64_t total = std::accumulate(load.begin(), load.end(), int64_t(0));
   Stream& stream = context_.stream();
   const Tensor bias = bias_.master;
   const Tensor host = bias_host_;

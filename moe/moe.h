@@ -34,6 +34,7 @@
 #pragma once
 #include <array>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "comm/comm.h"
@@ -50,14 +51,13 @@ class Moe : public FeedForward {
   // Router and shared experts go into `params`, which all ranks have; the routed experts of this
   // rank into `experts`.
   struct Options {
-    int microbatches = 1;    // of a step, the range of Saved::microbatch
-    Comm* group = nullptr;   // expert-parallel ranks; null: all experts are here
-    Stream* comm = nullptr;  // for what travels; null: the compute stream
-    int64_t layer = 0;       // for the recorder
-    // its GPUs are the ranks of the group; empty: every expert once, in order
-    ExpertPlacement placement;
-    int ranks_per_node = 0;  // 0: all ranks of the group are on one node
-    bool balanced = false;   // --force-balanced-routing
+    int microbatches = 1;       // of a step, the range of Saved::microbatch
+    Comm* group = nullptr;      // expert-parallel ranks; null: all experts are here
+    Stream* comm = nullptr;     // for what travels; null: the compute stream
+    int64_t layer = 0;          // for the recorder
+    ExpertPlacement placement;  // its GPUs are the ranks of the group
+    int ranks_per_node = 1;     // of the group's
+    bool balanced = false;      // --force-balanced-routing
     ReplicaSplit split = ReplicaSplit::segment;
   };
   Moe(const Context& context, Params& params, Params& experts, const std::string& prefix,
@@ -100,6 +100,7 @@ class Moe : public FeedForward {
   void dispatch_i(MoeSaved& saved);
 
   bool alone() const { return placement_.gpus == 1; }
+  Scope scope(Stream& stream, const char* lane, const char* name, int64_t bytes = 0) const;
   Stream& comm_after_compute() const;
   void gather_choices(MoeSaved& saved);
   std::vector<std::vector<int32_t>> wait_for_choices(MoeSaved& saved);
@@ -120,7 +121,7 @@ class Moe : public FeedForward {
   size_t first_param_;  // of the slots in experts_: all gates, all ups, all downs
   RouterShape shape_;
   Param &gate_, &bias_;
-  std::unique_ptr<Swiglu> shared_;  // null without shared experts
+  std::optional<Swiglu> shared_;  // without shared experts none
   Swiglu routed_;
   std::vector<int64_t> load_;
   std::vector<int64_t> work_;

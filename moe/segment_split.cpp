@@ -12,20 +12,30 @@ namespace {
 
 constexpr int kRounds = 8, kExchanges = 256;
 
-// What a segment of a rank's tokens asks of one expert that has a choice of GPUs.
+// What a segment of a rank's tokens asks of one expert.
 struct Item {
   int64_t tokens = 0;
-  int expert = 0;
+  int expert = 0, rank = 0;
   int32_t slot = -1;
 };
 
 class Split {
  public:
-  Split(const ExpertPlacement& placement) : placement_(placement), gpu_(size_t(placement.gpus)) {}
+  explicit Split(const ExpertPlacement& placement)
+      : placement_(placement), gpu_(size_t(placement.gpus)) {}
 
-  // Items in the order in which they are served.
-  void run(std::vector<Item*> items, const std::vector<int>& rank) {
-    for (size_t i = 0; i < items.size(); ++i) put(*items[i], own_or_lightest(*items[i], rank[i]));
+  void put(Item& item, int32_t slot) {
+    if (item.slot >= 0) load(item.slot) -= item.tokens;
+    item.slot = slot;
+    load(slot) += item.tokens;
+  }
+
+  // Items that have a choice of GPUs, in the order in which they are served.
+  void level(const std::vector<Item*>& items) {
+    for (Item* item : items) {
+      const int32_t own = slot_on(*item, item->rank);
+      put(*item, own >= 0 ? own : lightest(*item));
+    }
     bool moved = true;
     for (int round = 0; round < kRounds && moved; ++round) {
       moved = false;
@@ -38,24 +48,12 @@ class Split {
     }
     for (int i = 0; i < kExchanges && exchange(items); ++i) continue;
   }
-  void add(int expert, int64_t tokens) { load(placement_.slots_of(expert)[0]) += tokens; }
 
  private:
   int64_t& load(int32_t slot) { return gpu_[size_t(placement_.gpu_of(slot))]; }
-  void put(Item& item, int32_t slot) {
-    if (item.slot >= 0) load(item.slot) -= item.tokens;
-    item.slot = slot;
-    load(slot) += item.tokens;
-  }
   int32_t lightest(const Item& item) {
-    const auto slots = placement_.slots_of(item.expert);
-    return *std::min_element(
-        slots.begin(), slots.end(), [&](int32_t a, int32_t b) { return load(a) < load(b); });
-  }
-  int32_t own_or_lightest(const Item& item, int rank) {
-    for (int32_t slot : placement_.slots_of(item.expert))
-      if (placement_.gpu_of(slot) == rank) return slot;
-    return lightest(item);
+    return *std::ranges::min_element(
+        placement_.slots_of(item.expert), {}, [&](int32_t slot) { return load(slot); });
   }
   // The item's slot on a GPU, or -1.
   int32_t slot_on(const Item& item, int gpu) const {
@@ -73,7 +71,7 @@ class Split {
   }
   // The heaviest GPU gives away what levels it best with another one.
   bool exchange(const std::vector<Item*>& items) {
-    const int heavy = int(std::max_element(gpu_.begin(), gpu_.end()) - gpu_.begin());
+    const int heavy = int(std::ranges::max_element(gpu_) - gpu_.begin());
     Item *give = nullptr, *take = nullptr;
     int64_t best = 0, to = 0;
     for (int light = 0; light < placement_.gpus; ++light) {
@@ -116,20 +114,16 @@ void choose_slots_by_segment(std::vector<std::vector<int32_t>>& choices, int64_t
   std::vector<Item*> with_choice;
   for (size_t i = 0; i < items.size(); ++i) {
     Item& item = items[i];
-    item.expert = int(i % experts);
     if (item.tokens == 0) continue;
-    if (placement.slots_of(item.expert).size() > 1) {
+    item.expert = int(i % experts);
+    item.rank = int(i / per_rank);
+    if (placement.slots_of(item.expert).size() > 1)
       with_choice.push_back(&item);
-    } else {
-      item.slot = placement.slots_of(item.expert)[0];
-      split.add(item.expert, item.tokens);
-    }
+    else
+      split.put(item, placement.slots_of(item.expert)[0]);
   }
-  std::stable_sort(with_choice.begin(), with_choice.end(),
-      [](const Item* a, const Item* b) { return a->tokens > b->tokens; });
-  std::vector<int> rank;
-  for (const Item* item : with_choice) rank.push_back(int(size_t(item - items.data()) / per_rank));
-  split.run(with_choice, rank);
+  std::ranges::stable_sort(with_choice, std::greater{}, &Item::tokens);
+  split.level(with_choice);
   for (size_t r = 0; r < choices.size(); ++r)
     for (size_t i = 0; i < choices[r].size(); ++i)
       choices[r][i] = item_of(r, i, choices[r][i]).slot;

@@ -18,7 +18,7 @@ TEST(CommLocal, AFailingRankStopsTheOthersWhereverTheyWait) {
   for (const bool further : {false, true}) {
     const std::string error = error_of({.ranks = 5, .timeout = 60}, [&](Comm& world) {
       auto device = make_cpu_device(1);
-      std::vector<int32_t> mine(100), scratch(1000);
+      std::vector<double> mine(100), scratch(1000);
       CommStream stream(world, *device);
       Comm pair = world.group(
           world.rank() == 0 || world.rank() == 2 ? std::vector{0, 2} : std::vector{world.rank()});
@@ -109,7 +109,9 @@ TEST(CommLocal, BadCallsAreRefused) {
     EXPECT_THROW(world.isend(s, view(v, 1, 100), 2, {Tag::F, 0, 0}), Error);
     EXPECT_THROW(world.isend(s, strided, 1 - world.rank(), {Tag::F, 0, 0}), Error);
     EXPECT_THROW(world.isend(s, view(v, 1, 100), 1 - world.rank(), {Tag::F, 512, 0}), Error);
-    EXPECT_THROW(world.all_reduce(s, view(v, 1, 50), view(v, 1, 50)), Error);
+    std::vector<double> sums(50), short_scratch(50), scratch(128);
+    EXPECT_THROW(world.all_reduce(s, view(sums, 1, 50), view(short_scratch, 1, 50)), Error);
+    EXPECT_THROW(world.all_reduce(s, view(v, 1, 50), view(scratch, 1, 128)), Error);
     EXPECT_THROW(world.all_gather(s, view(v, 1, 50), view(v, 1, 99)), Error);
     const std::vector<int64_t> offsets{0, 50, 100}, beyond{0, 50, 101};
     EXPECT_THROW(world.all_to_all_v(s, view(v, 100, 1), offsets, view(v, 100, 1), beyond), Error);
@@ -149,8 +151,7 @@ TEST(CommLaunch, FindsTheInnermostLauncher) {
 TEST(CommFailure, PatienceOutlastsTheTimeout) {
   const auto late = [](bool patient) {
     run_ranks({.ranks = 2, .timeout = 0.05}, [&](Comm& world) {
-      std::optional<Patience> patience;
-      if (patient) patience.emplace(world);
+      const Guard patience = patient ? world.patience() : nullptr;
       if (world.rank() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
       world.barrier();
     });

@@ -42,11 +42,11 @@ TEST_F(DatasetTest, TextFileIsItsBytes) {
   EXPECT_EQ(text_of(d), text);
   EXPECT_EQ(d.train.size(), 90);
   EXPECT_EQ(d.val.size(), 10);
-  EXPECT_EQ(d.bytes, 100);
   EXPECT_EQ(d.vocab_size, 256);
   EXPECT_EQ(d.source, path("a.txt"));
   EXPECT_EQ(d.tokenizer_path, "");
-  expect_contains(describe(d), {path("a.txt"), "100 tokens", "90 train", "10 validation", "256"});
+  expect_contains(
+      describe(d), {path("a.txt"), "100 bytes", "100 tokens", "90 train", "10 validation", "256"});
 }
 
 TEST_F(DatasetTest, ValidationHoldsAtLeastOneSequence) {
@@ -85,11 +85,11 @@ TEST_F(DatasetTest, ShardsKeepWideIds) {
   const Dataset a = load_dataset(write("a.bin", gpt2(counting<uint16_t>(65000, 100))), 4);
   EXPECT_EQ(all_ids(a), counting<int32_t>(65000, 100));
   EXPECT_EQ(a.vocab_size, 50257);
-  EXPECT_EQ(a.bytes, 200);
+  expect_contains(describe(a), {": 200 bytes, "});
   const Dataset b = load_dataset(write("b.bin", llama3(counting<uint32_t>(128000, 100))), 4);
   EXPECT_EQ(all_ids(b), counting<int32_t>(128000, 100));
   EXPECT_EQ(b.vocab_size, 128256);
-  EXPECT_EQ(b.bytes, 400);
+  expect_contains(describe(b), {": 400 bytes, "});
 }
 
 TEST_F(DatasetTest, FolderOfShardsUsesItsValidationFilesAndFindsTheTokenizer) {

@@ -117,11 +117,8 @@ TEST(EplbIncremental, MovesFewSlotsAndOnlyToGain) {
     const EplbShape s{32, 40, 1, 1, 8};
     const Case c = random_case(s, 1.0, random);
     const int budget = 1 + n % 4, gpus_per_node = n % 2 ? 4 : 0;
-    const ExpertPlacement next = plan_incremental(
-        c.placement, c.tokens, {.max_moves = budget, .gpus_per_node = gpus_per_node});
-    EXPECT_EQ(next,
-        plan_incremental(
-            c.placement, c.tokens, {.max_moves = budget, .gpus_per_node = gpus_per_node}));
+    const ExpertPlacement next = plan_incremental(c.placement, c.tokens, budget, gpus_per_node);
+    EXPECT_EQ(next, plan_incremental(c.placement, c.tokens, budget, gpus_per_node));
     int changed = 0;
     for (int slot = 0; slot < s.replicas; ++slot) {
       const int e = next.phy2log[size_t(slot)];
@@ -145,7 +142,7 @@ TEST(EplbIncremental, MovesFewSlotsAndOnlyToGain) {
 
 TEST(EplbIncremental, ALevelLayerIsLeftAlone) {
   const ExpertPlacement p({0, 1, 1, 2}, 3, 2);
-  EXPECT_EQ(plan_incremental(p, std::vector<int64_t>{10, 6, 10}, {}), p);
+  EXPECT_EQ(plan_incremental(p, std::vector<int64_t>{10, 6, 10}, 3), p);
 }
 
 TEST(EplbIncremental, KeepSlotsReordersGpusOnly) {

@@ -106,7 +106,8 @@ std::vector<std::string> forward_bits(
   Layer dense(b.context, b.params, 0,
       [&](Params& p, const std::string& prefix) { return make_dense(b.context, p, prefix); });
   Layer sparse(b.context, b.params, 1, [&](Params& p, const std::string& prefix) {
-    return std::make_unique<Moe>(b.context, p, p, prefix, Moe::Options());
+    return std::make_unique<Moe>(
+        b.context, p, p, prefix, Moe::Options{.placement = each_expert_once(c)});
   });
   Head head(b.context, b.params);
   b.allocate();

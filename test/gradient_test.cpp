@@ -94,7 +94,7 @@ TEST(Gradient, DenseFeedForward) {
 void check_moe(const ModelConfig& config, double balance_scale) {
   Bench b(config, kSeqLen, kSequences);
   b.context.balance_scale = balance_scale;
-  Moe moe(b.context, b.params, b.params, "mlp.", {.microbatches = 1});
+  Moe moe(b.context, b.params, b.params, "mlp.", {.placement = each_expert_once(config)});
   b.allocate();
   check_feed_forward(b, moe, {&moe, {}});
 }
@@ -114,7 +114,8 @@ void check_layer(int64_t index) {
   Layer layer(b.context, b.params, index,
       [&](Params& params, const std::string& prefix) -> std::unique_ptr<FeedForward> {
         if (b.config.dense(index)) return make_dense(b.context, params, prefix);
-        auto moe = std::make_unique<Moe>(b.context, params, params, prefix, Moe::Options());
+        auto moe = std::make_unique<Moe>(b.context, params, params, prefix,
+            Moe::Options{.placement = each_expert_once(b.config)});
         choice.moe = moe.get();
         return moe;
       });

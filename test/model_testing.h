@@ -6,10 +6,12 @@
 
 #include <cmath>
 #include <functional>
+#include <numeric>
 #include <random>
 
 #include "model/context.h"
 #include "model/machine/launch.h"
+#include "moe/eplb.h"
 
 namespace duet {
 
@@ -34,6 +36,13 @@ inline ModelConfig small_config() {
       .n_group = 3,
       .topk_group = 2,
       .routed_scaling = 1.5};
+}
+
+// Every expert once, in order, on one rank.
+inline ExpertPlacement each_expert_once(const ModelConfig& c) {
+  std::vector<int32_t> slots(size_t(c.n_routed));
+  std::iota(slots.begin(), slots.end(), 0);
+  return ExpertPlacement(slots, int(c.n_routed), 1);
 }
 
 struct Bench {

@@ -95,7 +95,8 @@ struct NaiveMoe {
 
 void check_forward(const ModelConfig& config) {
   Bench b(config, kSeqLen, kSequences);
-  Moe moe(b.context, b.params, b.params, "mlp.", {.microbatches = 2});
+  Moe moe(b.context, b.params, b.params, "mlp.",
+      {.microbatches = 2, .placement = each_expert_once(b.config)});
   b.allocate();
   const NaiveMoe naive{b};
   std::vector<int64_t> load(size_t(config.n_routed), 0);
@@ -142,7 +143,7 @@ TEST(Moe, EqualsNaiveMixtureWithGroupsOfOne) {
 TEST(Moe, BiasMovesTowardsTheMeanLoad) {
   for (Dtype dtype : {Dtype::f64, Dtype::f32}) {
     Bench b(small_config(), kSeqLen, kSequences, dtype);
-    Moe moe(b.context, b.params, b.params, "mlp.", {.microbatches = 1});
+    Moe moe(b.context, b.params, b.params, "mlp.", {.placement = each_expert_once(b.config)});
     b.allocate();
     const Tensor bias = b.weight("mlp.gate.e_score_correction_bias");
     std::vector<double> before;

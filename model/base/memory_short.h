@@ -1,4 +1,4 @@
-// What is said where std::bad_alloc would be: what is short, and who has how much.
+// What an exception says; for std::bad_alloc, what is short, and who has how much.
 // Read next: clock.h.
 #pragma once
 #include <sys/resource.h>
@@ -9,7 +9,8 @@
 
 namespace duet {
 
-inline std::string memory_is_short() {
+inline std::string what_of(const std::exception& error) {
+  if (!dynamic_cast<const std::bad_alloc*>(&error)) return error.what();
   rusage used;
   getrusage(RUSAGE_SELF, &used);
   return cat("memory is short: the system gave this process no more, which had up to ",

@@ -15,7 +15,7 @@ Stage::Stage(const Context& context, const StageOptions& o)
           Moe::Options of_layer = o.moe;
           of_layer.microbatches = o.microbatches;
           of_layer.layer = l;
-          if (o.placement) of_layer.placement = o.placement(l);
+          of_layer.placement = o.placement(l);
           auto moe = std::make_unique<Moe>(context, params, experts_, prefix, of_layer);
           moe_[size_t(l - o.layer_begin)] = moe.get();
           return moe;

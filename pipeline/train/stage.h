@@ -32,8 +32,7 @@ struct StageOptions {
   uint64_t seed = 0;     // of the initial values
   // of every layer, but for what the stage knows: microbatches, layer and placement
   Moe::Options moe;
-  // of its experts; empty: each once, in order
-  std::function<ExpertPlacement(int64_t layer)> placement;
+  std::function<ExpertPlacement(int64_t layer)> placement;  // of its experts
 };
 
 class Stage {

@@ -128,7 +128,7 @@ class RankRun {
  private:
   // Rank 0 looks, then changes what is to be changed; then all know where the run begins.
   void open_files() {
-    const Patience while_rank_0_reads(world_);
+    const Guard while_rank_0_reads = world_.patience();
     if (world_.rank() == 0) {
       if (!o_.init.empty()) check_checkpoint(o_.init, job_.config);
       check_trace(o_);

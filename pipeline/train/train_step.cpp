@@ -73,7 +73,7 @@ void add_replicas(Trainer& t, int set, const Part& part) {
       1, ranks.scratch_size(std::min(kBucket, grad.cols)), Dtype::f64, Use::messages);
   for (int64_t at = 0; at < grad.cols; at += kBucket) {
     const int64_t n = std::min(kBucket, grad.cols - at);
-    ranks.all_reduce_to_fp32(stream, grad.col_slice(at, n).reshape(1, n), scratch);
+    ranks.all_reduce(stream, grad.col_slice(at, n).reshape(1, n), scratch);
   }
 }
 

@@ -7,7 +7,7 @@
 namespace duet {
 
 void save_checkpoint(Trainer& t, const std::string& dir, int64_t step) {
-  const Patience while_it_is_written(t.world);
+  const Guard while_it_is_written = t.world.patience();
   const TrainOptions& o = t.job.options;
   const int me = t.world.rank();
   std::map<std::string, const Param*> params;
@@ -62,7 +62,7 @@ void save_checkpoint(Trainer& t, const std::string& dir, int64_t step) {
 }
 
 int64_t load_checkpoint(Trainer& t, const std::string& dir, Restore what) {
-  const Patience while_others_read(t.world);
+  const Guard while_others_read = t.world.patience();
   const Json trainer = what == Restore::everything ? checkpoint_trainer(dir) : Json();
   const int64_t step = trainer.is_null() ? 0 : trainer.at("step").integer(0, kMostSteps);
   if (const auto balancer = trainer.is_null() ? std::nullopt : trainer.find("balancer");

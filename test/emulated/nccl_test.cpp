@@ -29,8 +29,8 @@ struct Rank {
   Rank(Comm& world, std::vector<std::pair<int, int>> pairs = {{0, 1}}, int index = -1)
       : gpu(make_cuda_device(index < 0 ? world.rank() : index)), channels(world, *gpu, pairs),
         stream(gpu->compute()), words(gpu->host_buffer(8, 4, Dtype::i32)),
-        numbers(gpu->host_buffer(128, 4, Dtype::f32)) {
-    std::fill_n(numbers->row<float>(0), numbers->size(), 1.f);
+        numbers(gpu->host_buffer(128, 4, Dtype::f64)) {
+    std::fill_n(numbers->row<double>(0), numbers->size(), 1.);
   }
   Tensor row(int64_t r) { return words->row_slice(r, 1); }
   void all_reduce(Comm& world, int64_t rows) {
@@ -108,7 +108,8 @@ TEST_F(Nccl, DifferentCollectivesAreRefused) {
     Rank me(world);
     const std::vector<int64_t> offsets{0, 1, 2};
     if (world.rank() == 0) me.all_reduce(world, 1);
-    if (world.rank() == 1) world.all_to_all_v(me.stream, me.words, offsets, me.numbers, offsets);
+    if (world.rank() == 1)
+      world.all_to_all_v(me.stream, me.words, offsets, me.words->row_slice(4, 4), offsets);
     me.stream.synchronize();
   });
   EXPECT_SAYS(error, "all-to-all");
@@ -122,7 +123,7 @@ TEST_F(Nccl, CollectivesOfDifferentSizesAreRefused) {
     me.all_reduce(world, 1 + world.rank());
     me.stream.synchronize();
   });
-  EXPECT_SAYS(error, "this side expects 16 bytes from rank 1, which sends 32 in its all-reduce");
+  EXPECT_SAYS(error, "this side expects 32 bytes from rank 1, which sends 64 in its all-reduce");
 }
 
 TEST_F(Nccl, ATimeoutSaysWhoWaitsForWhomAndForWhat) {
@@ -211,7 +212,7 @@ TEST_F(Nccl, ChannelsCanBeMadeAgain) {
       r.wait();
       EXPECT_EQ(me.at(world.rank()), i);
       me.stream.synchronize();
-      EXPECT_EQ(*me.numbers->row<float>(0), 2);
+      EXPECT_EQ(*me.numbers->row<double>(0), 2);
     }
   });
 }
@@ -334,7 +335,7 @@ TEST_F(Nccl, HostMemoryGoesByTheTransportUnderneath) {
   run_ranks(over_nccl(2), [](Comm& world) {
     auto cpu = make_cpu_device(1);
     const Channels channels(world, *cpu, {{0, 1}});
-    std::vector<float> mine{float(world.rank() + 1)}, scratch(128);
+    std::vector<double> mine{double(world.rank() + 1)}, scratch(128);
     world.all_reduce(cpu->compute(), view(mine, 1, 1), view(scratch, 1, 128));
     EXPECT_EQ(mine[0], 3);
   });

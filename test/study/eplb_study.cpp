@@ -59,7 +59,7 @@ struct Follower {
     else
       next = placement;
     if (plan == incremental)  // the first placement is free to change
-      next = plan_incremental(next, window, {.max_moves = begin ? s.shape.replicas : s.max_moves});
+      next = plan_incremental(next, window, begin ? s.shape.replicas : s.max_moves);
     const int moved = begin ? 0 : moved_experts(placement, next);
     row.moves += double(moved) / (s.intervals - 1);
     row.max_moves = std::max(row.max_moves, moved);
