@@ -63,10 +63,10 @@ Buf Device::take(int64_t rows, int64_t cols, Dtype dtype, Use use, bool host) {
       cols, "]");
   const int64_t need = size_class(rows * cols * dtype_size(dtype));
   Buf buf;
-  // The smallest that fits, unless it is so large that whoever it was made for would soon have to
-  // make it again.
+  // The smallest that fits, unless it is so much larger (than two sizes) that whoever it was made
+  // for would soon have to make it again.
   auto it = free_[host].lower_bound(need);
-  if (it != free_[host].end() && it->first <= 2 * need) {
+  if (it != free_[host].end() && it->first <= need + need / 4) {
     buf.capacity_ = it->first;
     buf.tensor_.data = it->second;
     free_[host].erase(it);
