@@ -29,8 +29,7 @@ template <class T, int kQk, int kV> struct Sizes {
 template <class T, int kQk, int kV> struct Forward : Sizes<T, kQk, kV> {
   using A = Acc<T>;
   using Base = Sizes<T, kQk, kV>;
-  using Base::kOther, Base::kWarps, Base::kWide;
-  using Base::kOwn;
+  using Base::kOwn, Base::kOther, Base::kWarps, Base::kWide;
   using Keys = Panel<T, kOther, kQk>;
   using Values = Panel<T, kOther, kV>;
   using Scores = Panel<A, kFragment, kOther>;
@@ -71,11 +70,12 @@ template <class T, int kQk, int kV> struct Forward : Sizes<T, kQk, kV> {
       mine[c] = c < keys / 2 ? scores[2 * c] : -INFINITY;
       highest = mine[c] > highest ? mine[c] : highest;
     }
-    const A other = __shfl_xor_sync(~0u, highest, 1);  // all have read, too
+    const A other = __shfl_xor_sync(~0u, highest, 1);
     highest = other > highest ? other : highest;
     const A shrunk = exp2_(top - highest);
     top = highest;
     sum *= shrunk;
+    __syncwarp();  // all have read them
     T* p = weights() + lane / 2 * Weights::kLd + lane % 2;
     UNROLL for (int c = 0; c < kOther / 2; ++c) {
       const A power = exp2_(mine[c] - top);
@@ -135,8 +135,7 @@ __global__ void __launch_bounds__(Sizes<T, kQk, kV>::kThreads)
 template <class T, int kQk, int kV, bool of_keys> struct Backward : Sizes<T, kQk, kV> {
   using A = Acc<T>;
   using Base = Sizes<T, kQk, kV>;
-  using Base::kOther, Base::kWarps, Base::kWide;
-  using Base::kOwn;
+  using Base::kOwn, Base::kOther, Base::kWarps, Base::kWide;
   using X = Panel<T, kOther, kQk>;
   using Y = Panel<T, kOther, kV>;
   using Weights = Panel<T, kFragment, kOther>;
