@@ -32,9 +32,9 @@ Attention::Attention(const Context& context, Params& params, const std::string& 
   const int64_t heads = c_.n_heads;
   require(!context.device.is_cuda() ||
           (c_.qk_head_dim() <= kMostQueryDims && c_.v_head_dim <= kMostValueDims),
-      "on CUDA qk_nope_head_dim + qk_rope_head_dim is at most ", kMostQueryDims,
-      " and v_head_dim at most ", kMostValueDims, ": found ", c_.qk_head_dim(), " and ",
-      c_.v_head_dim);
+      "qk_nope_head_dim + qk_rope_head_dim, v_head_dim: found ", c_.qk_head_dim(), ", ",
+      c_.v_head_dim, ", allowed with --device cuda: at most ", kMostQueryDims, ", ",
+      kMostValueDims);
   shape_ = {.heads = int(heads),
       .nope = int(c_.qk_nope_head_dim),
       .rope = int(c_.qk_rope_head_dim),

@@ -35,6 +35,7 @@ namespace duet {
 inline constexpr int kMostQueryDims = 192, kMostValueDims = 128;  // nope + rope, v
 
 struct FusedAttentionF {
+  static constexpr const char* kName = "FusedAttentionF";
   struct Args {
     Tensor x, k;   // [tokens, heads * (nope + rope)] queries and keys, turned
     Tensor kv;     // [tokens, heads * (nope + v)] of which the values count
@@ -45,6 +46,7 @@ struct FusedAttentionF {
 };
 
 struct FusedAttentionB {
+  static constexpr const char* kName = "FusedAttentionB";
   struct Args {
     Tensor x, k, kv, mix, stats;  // F's
     Tensor dmix;                  // [tokens, heads * v]
@@ -56,7 +58,7 @@ struct FusedAttentionB {
 // For `tokens` of whole sequences, on a CUDA device.
 template <class Op> void launch_fused(Stream& stream, int64_t tokens, const typename Op::Args& a) {
   stream.launch(
-      {"fused attention", nullptr, row_kernel_cuda<Op>(a.x.dtype)}, tokens, &a, sizeof a, a.x.cols);
+      {Op::kName, nullptr, row_kernel_cuda<Op>(a.x.dtype)}, tokens, &a, sizeof a, a.x.cols);
 }
 
 }  // namespace duet
