@@ -143,8 +143,8 @@ EMULATED := $(foreach d,$(FOLDERS),$(wildcard $(d)/*.cu)) $(filter %_nccl.cpp,$(
 EMULATED_OBJ := $(patsubst %,$(BUILD)/%.o,$(EMULATOR) \
                   $(filter-out %_nocuda.cpp %_nonccl.cpp %_nccl.cpp,$(CPP))) \
                 $(EMULATED:%=$(BUILD)/emulated/%.o)
-EMULATED_TESTOBJ := $(patsubst %,$(BUILD)/%.o,test/cuda_test.cpp test/cuda_rows_test.cpp \
-                      test/comm_test.cpp test/emulated/main.cpp \
+EMULATED_TESTOBJ := $(patsubst %,$(BUILD)/%.o,test/cuda_test.cpp test/comm_test.cpp \
+                      $(wildcard test/cuda_*_test.cpp) test/emulated/main.cpp \
                       $(wildcard test/emulated/*_test.cpp))
 
 $(BUILD)/duet-emulated: $(EMULATED_OBJ) $(BUILD)/main.cu.o

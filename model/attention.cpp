@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "model/machine/launch.h"
+#include "model/rows/fused_attention.h"
 #include "model/rows/list.h"
 
 namespace duet {
@@ -29,6 +30,11 @@ Attention::Attention(const Context& context, Params& params, const std::string& 
     : context_(context), c_(context.config), cos_(angles(context, std::cos)),
       sin_(angles(context, std::sin)) {
   const int64_t heads = c_.n_heads;
+  require(!context.device.is_cuda() ||
+          (c_.qk_head_dim() <= kMostQueryDims && c_.v_head_dim <= kMostValueDims),
+      "qk_nope_head_dim + qk_rope_head_dim, v_head_dim: found ", c_.qk_head_dim(), ", ",
+      c_.v_head_dim, ", allowed with --device cuda: at most ", kMostQueryDims, ", ",
+      kMostValueDims);
   shape_ = {.heads = int(heads),
       .nope = int(c_.qk_nope_head_dim),
       .rope = int(c_.qk_rope_head_dim),
@@ -120,6 +126,7 @@ Buf Attention::backward_input(Saved& s, const Tensor& dy) const {
   s.q = Buf();
   s.k = Buf();
   s.kv = Buf();
+  s.stats = Buf();
   return dx;
 }
 
@@ -156,7 +163,7 @@ struct Attention::HeadChunk {
 template <class Fn> void Attention::for_head_chunks(int matrices, Fn fn) const {
   const int64_t n = context_.seq_len, bytes = n * n * dtype_size(context_.dtype) * matrices;
   const int64_t at_once =
-      std::clamp<int64_t>(context_.device.attention_bytes() / bytes, 1, c_.n_heads);
+      std::clamp<int64_t>(kScoreBytes * context_.device.threads() / bytes, 1, c_.n_heads);
   Buf p = context_.device.buffer(at_once * n, n, context_.dtype, Use::scratch);
   Buf dp =
       matrices > 1 ? context_.device.buffer(at_once * n, n, context_.dtype, Use::scratch) : Buf();
@@ -183,8 +190,14 @@ static void heads_gemm(Stream& stream, Form form, int64_t heads, double alpha,
       .causal = true});
 }
 
-void Attention::mix_heads(const Saved& s) const {
+void Attention::mix_heads(Saved& s) const {
   Stream& stream = context_.stream();
+  if (context_.device.is_cuda()) {
+    context_.device.flops += score_pairs() * (c_.qk_head_dim() + c_.v_head_dim);
+    s.stats = context_.row_stats(c_.n_heads * 2);
+    return launch_fused<FusedAttentionF>(stream, context_.tokens(),
+        {.x = s.q, .k = s.k, .kv = s.kv, .mix = s.mix, .stats = s.stats, .shape = shape_});
+  }
   const int64_t n = context_.seq_len, qk = c_.qk_head_dim(), nope = c_.qk_nope_head_dim,
                 v = c_.v_head_dim;
   const double scale = 1 / std::sqrt(double(qk));
@@ -200,6 +213,20 @@ void Attention::mix_heads(const Saved& s) const {
 
 void Attention::mix_heads_backward(Saved& s, const Tensor& dmix, const Tensor& dk) const {
   Stream& stream = context_.stream();
+  if (context_.device.is_cuda()) {
+    context_.device.flops += score_pairs() * (3 * c_.qk_head_dim() + 2 * c_.v_head_dim);
+    return launch_fused<FusedAttentionB>(stream, context_.tokens(),
+        {.x = s.q,
+            .k = s.k,
+            .kv = s.kv,
+            .mix = s.mix,
+            .stats = s.stats,
+            .dmix = dmix,
+            .dq = s.dq,
+            .dk = dk,
+            .dkv = s.dkv,
+            .shape = shape_});
+  }
   const int64_t n = context_.seq_len, qk = c_.qk_head_dim(), nope = c_.qk_nope_head_dim,
                 v = c_.v_head_dim;
   const double scale = 1 / std::sqrt(double(qk));

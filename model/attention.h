@@ -7,13 +7,16 @@
 //   q, k       = (qn, RoPE(qr)), (kn, RoPE(kr))
 //   y          = concat_heads(softmax(q k^T / sqrt(nope + rope), causal) v) Wo  [tokens, d_model]
 //
-// The scores [query, key] are formed for as many heads at a time as Device::attention_bytes allows,
-// and formed again in I instead of being kept.
+// On CUDA the scores [query, key] are never in memory (rows/fused_attention.h). On the CPU they are
+// formed for as many heads at a time as kScoreBytes allows, and formed again in I instead of being
+// kept.
 // Read next: swiglu.h.
 #pragma once
 #include "model/context.h"
 
 namespace duet {
+
+inline constexpr int64_t kScoreBytes = 512 << 10;  // for each core: half of a usual L2 cache
 
 class Attention {
  public:
@@ -26,6 +29,7 @@ class Attention {
     Normed latent;   // [tokens, kv_lora]
     Buf kv;          // [tokens, heads * (nope + v)]
     Buf mix;         // [tokens, heads * v] softmax(...) v
+    Buf stats;       // [tokens, heads * 2] on CUDA: of the scores, for I to make them again
     Buf dq, dqa_normed, dqa, dkv, dlatent, dkva;  // gradients of the same names, of the same shapes
   };
 
@@ -39,10 +43,12 @@ class Attention {
   void backward_weight(Saved& saved, const Tensor& x, const Tensor& dy) const;
 
  private:
-  void mix_heads(const Saved& saved) const;
+  void mix_heads(Saved& saved) const;
   void mix_heads_backward(Saved& saved, const Tensor& dmix, const Tensor& dk) const;
   template <class Fn> void for_head_chunks(int matrices, Fn fn) const;
   struct HeadChunk;
+  // twice the pairs of a query and a key, half of which causal attention multiplies
+  int64_t score_pairs() const { return context_.tokens() * context_.seq_len * c_.n_heads; }
 
   const Context& context_;
   const ModelConfig& c_;

@@ -17,9 +17,10 @@ import time
 
 DEVICE, GEMM = "model/machine/device_cuda.cu", "model/machine/gemm_cuda.cu"
 KERNEL, FRAGMENTS = "model/machine/gemm_kernel.cu", "model/machine/gemm_fragments.cuh"
+ATTENTION, PANEL = "model/rows/fused_attention.cu", "model/rows/panel.cuh"
 LOCAL, NCCL, TRANSPORT = "comm/local.cpp", "comm/nccl_nccl.cpp", "comm/transport.cpp"
 COMMUNICATORS = "comm/communicators.h"
-INCLUDED_BY = {COMMUNICATORS: NCCL, FRAGMENTS: KERNEL}  # a header's only source
+INCLUDED_BY = {COMMUNICATORS: NCCL, FRAGMENTS: KERNEL, PANEL: ATTENTION}  # a header's only source
 RECORD = "    CUDA_CHECK(cudaEventRecord(e.raw.event, stream_));"
 # name, file, text, what stands there instead
 FAULTS = [
@@ -65,8 +66,6 @@ FAULTS = [
     ("a batch's gradients are one", KERNEL, "(tn ? matrix * g.stride_c", "(tn ? (matrix - z) * g.stride_c"),
     ("blocks of k are counted from the first row", KERNEL, "(k - origin) % kBlock", "k % kBlock"),
     ("the rows that a tile lacks are stored", KERNEL, "if (row < rows && col < cols)", "if (col < cols)"),
-    ("a causal sum begins too late", KERNEL, "begin += row0;", "begin += row0 + 1;"),
-    ("a causal sum ends too early", KERNEL, "std::min(end, row0 + Tile::kRows)", "std::min(end, row0)"),
     ("warps do not wait for a slice", KERNEL, "    __syncthreads();  // of two slices", "    // of two slices"),
     ("one slice is read and written", KERNEL, "turn ^= 1", "turn ^= 0"),
     ("a piece goes on in the next one", KERNEL, "sums.add(g, warp);\n        warp.clear();", "sums.add(g, warp);"),
@@ -77,6 +76,18 @@ FAULTS = [
     ("a slice has no zeros behind its end", FRAGMENTS, "o < outer && i + j < inner ? p[j] : T(0.0f)", "p[j]"),
     ("a fragment of A is read across", FRAGMENTS, "Order<!A::kByK>> x;", "Order<A::kByK>> x;"),
     ("what a lane holds is guessed", FRAGMENTS, "place[i] = int(numbered.x[i]);", "place[i] = int(threadIdx.x) % 32 * 8 + i;"),
+    ("a query sees the next key", ATTENTION, "key + col <= query + row ?", "key + col <= query + row + 1 ?"),
+    ("what was summed before a new maximum stays", ATTENTION, "mix.value(0, n, i) *= by;", ";"),
+    ("half of a row's sum is left out", ATTENTION, "  f.sum += __shfl_xor_sync(~0u, f.sum, 1);", ""),
+    ("a row's scores are read before all are there", ATTENTION, "    __syncwarp();  // all scores are there", ""),
+    ("a tile of keys is replaced while it is read", ATTENTION,
+     "    __syncthreads();  // nobody reads the keys any more", ""),
+    ("the queries beside a tile of keys are not visited", ATTENTION, "of_keys ? first : 0", "of_keys ? first + B::kOther : 0"),
+    ("delta is forgotten", ATTENTION, "p * (ds - memory.delta[at])", "p * ds"),
+    ("the visited rows are not those of the weights", ATTENTION, "memory.x.turned().from(j0)", "memory.x.turned()"),
+    ("gradients are not scaled", ATTENTION, "return scale_of<A>(s) * sum;", "return sum;"),
+    ("every head is the first", PANEL, "int(blockIdx.y) * per_head + col", "col"),
+    ("behind the last row is what was there", PANEL, "row + r < from.rows && c < from.cols", "c < from.cols"),
     ("products go to the default stream", GEMM, "CUDA_CHECK(cublasSetStream(handle_, stream));",
      "CUDA_CHECK(cublasSetStream(handle_, nullptr));"),
     ("sums of bf16 may be rounded", GEMM, "int(CUBLAS_DEFAULT_MATH) | int(CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)",
@@ -94,7 +105,7 @@ FAULTS = [
     ("NCCL is not asked whether it is ready", COMMUNICATORS, "      settle(lock, text, comm);", ""),
 ]
 # the quick ones first
-TESTS = ["Cuda.*:CudaRows.*:CommOverlap.OnA*:EmulatedMemory.Goes*:GpuDevice.*", "Cuda/CommConformance.*:Nccl/CommConformance.*:Nccl.*",
+TESTS = ["Cuda.*:CudaRows.*:CudaAttention.*:CommOverlap.OnA*:EmulatedMemory.Goes*:GpuDevice.*", "Cuda/CommConformance.*:Nccl/CommConformance.*:Nccl.*",
          "EmulatedRuns.Transports*:EmulatedRuns.AResumed*",
          "EmulatedRuns.SoDo*:EmulatedRuns.TooLittle*:EmulatedRuns.Bf16*"]
 

@@ -93,13 +93,6 @@ const RowCase kRowCases[] = {
                   .drotary = r.real(36, 12),
                   .shape = heads(r)});
         }},
-    {"CausalSoftmaxF", false,
-        [](Rig& r) { launch<CausalSoftmaxF>(r.stream(), 200, {.x = r.real(200, 50, -5, 5)}); }},
-    {"CausalSoftmaxB", false,
-        [](Rig& r) {
-          launch<CausalSoftmaxB>(
-              r.stream(), 200, {.x = r.real(200, 50, 0, 0.1), .dp = r.real(200, 50)});
-        }},
     {"SwigluF", false,
         [](Rig& r) {
           launch<SwigluF>(r.stream(), 37,

@@ -177,23 +177,6 @@ TEST_F(Cuda, GroupsOfBf16DoNotDependOnOtherRows) {
   EXPECT_EQ(results[5], results[6]);
 }
 
-// The scores of attention: what causal skips are zeros.
-TEST_F(Cuda, CausalProducts) {
-  for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16})
-    expect_same(dtype, [&](Rig& rig) {
-      const int64_t n = 150, dim = 20;
-      const Tensor q = rig.real(n, dim), k = rig.real(n, dim), v = rig.real(n, dim),
-                   p = rig.real(n, n), y = rig.real(n, dim), dv = rig.real(n, dim);
-      const auto causal = [&](Form form, const Tensor& a, const Tensor& b, const Tensor& c) {
-        rig.stream().gemm({.form = form, .a = a, .b = b, .c = c, .causal = true});
-      };
-      causal(Form::NT, q, k, p);
-      launch<CausalSoftmaxF>(rig.stream(), n, {.x = p});
-      causal(Form::NN, p, v, y);
-      causal(Form::TN, p, v, dv);
-    });
-}
-
 // Microbatches in any order leave the same bits, and every sum is on the grid.
 TEST_F(Cuda, ExactSumsDoNotDependOnTheirOrder) {
   const std::vector<int64_t> pieces = {0, 30};

@@ -54,6 +54,16 @@ TEST(Memory, SizesThatVaryALittleDoNotGrowThePool) {
   EXPECT_LE(device->pool_bytes(), 1024 * 256 * 4 * 9 / 8 + 256);
 }
 
+// Else a step would miss what smaller tensors took that are made before.
+TEST(Memory, SmallBuffersLeaveOtherSizesAlone) {
+  auto device = make_cpu_device(1);
+  { Buf larger = device->buffer(1, 256, Dtype::f32, Use::activations); }
+  const Buf small = device->buffer(1, 128, Dtype::f32, Use::activations);
+  const int64_t taken = device->pool_bytes();
+  const Buf larger = device->buffer(1, 256, Dtype::f32, Use::activations);
+  EXPECT_EQ(device->pool_bytes(), taken);
+}
+
 TEST(Memory, HostBuffersAreApart) {
   auto device = make_cpu_device(1);
   { Buf h = device->host_buffer(10, 10, Dtype::i32); }

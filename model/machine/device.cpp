@@ -10,6 +10,8 @@
 namespace duet {
 namespace {
 
+constexpr int64_t kSmall = 64 << 10;  // bytes
+
 // Eight sizes per power of two, none below 256 bytes: at most an eighth is lost, and the sizes of
 // dropless experts, which change a little with every batch, find the memory of the step before.
 int64_t size_class(int64_t bytes) {
@@ -64,9 +66,9 @@ Buf Device::take(int64_t rows, int64_t cols, Dtype dtype, Use use, bool host) {
   const int64_t need = size_class(rows * cols * dtype_size(dtype));
   Buf buf;
   // The smallest that fits, unless it is so large that whoever it was made for would soon have to
-  // make it again.
+  // make it again; of small ones there may be some of every size.
   auto it = free_[host].lower_bound(need);
-  if (it != free_[host].end() && it->first <= 2 * need) {
+  if (it != free_[host].end() && it->first <= (need < kSmall ? need + need / 4 : 2 * need)) {
     buf.capacity_ = it->first;
     buf.tensor_.data = it->second;
     free_[host].erase(it);

@@ -169,8 +169,6 @@ class Device {
   virtual bool is_cuda() const = 0;
   virtual std::string name() const = 0;        // e.g. "cpu, 2 threads, AVX-512"
   virtual double peak_flops(Dtype) const = 0;  // of the datasheet, FLOP/s; 0 where unknown
-  // how much of the [query, key] scores to hold at a time
-  virtual int64_t attention_bytes() const = 0;
 
   virtual Stream& compute() = 0;  // the rank's main stream
   // a further stream, concurrent with compute(), for messages: its work goes first

@@ -24,7 +24,6 @@
 namespace duet {
 namespace {
 
-constexpr int64_t kAttentionBytes = 512 << 10;  // per thread: half of a usual L2 cache
 // elements; below, a few microseconds, a launch is not worth waking anyone
 constexpr int64_t kInlineCost = 16384;
 constexpr int64_t kCopyPiece = 256 << 10;  // bytes
@@ -225,7 +224,6 @@ class CpuDevice final : public Device {
         cpu_instruction_set());
   }
   double peak_flops(Dtype) const override { return 0; }
-  int64_t attention_bytes() const override { return kAttentionBytes * pool_.size(); }
 
   Stream& compute() override { return compute_; }
   std::unique_ptr<Stream> make_stream() override { return std::make_unique<CpuQueueStream>(*this); }

@@ -30,7 +30,6 @@ namespace {
 static_assert(sizeof(bf16) == sizeof(__nv_bfloat16) && alignof(bf16) == alignof(__nv_bfloat16),
     "cuBLAS reads duet's bf16");
 
-constexpr int64_t kAttentionBytes = 256 << 20;
 constexpr double kEraSeconds = 4;
 constexpr int64_t kPinnedBytes = 64 << 20;  // the reserve; what does not fit is pinned apart
 
@@ -296,7 +295,6 @@ class CudaDevice final : public Device {
         return 1e12 * (dtype == Dtype::bf16 ? p.bf16 : dtype == Dtype::f64 ? p.f64 : p.f32);
     return 0;
   }
-  int64_t attention_bytes() const override { return kAttentionBytes; }
 
   Stream& compute() override { return *compute_; }
   std::unique_ptr<Stream> make_stream() override {

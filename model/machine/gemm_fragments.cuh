@@ -14,6 +14,11 @@
 
 #if defined(__NVCC__)
 #define UNROLL _Pragma("unroll")  // so that all of a lane's elements are registers
+// A block's memory, of as many bytes as its launch asked for.
+__device__ inline char* dynamic_shared() {
+  extern __shared__ __align__(128) char bytes[];
+  return bytes;
+}
 #else
 #define UNROLL
 #endif
@@ -95,6 +100,7 @@ template <class T, class A, class B, int kDown, int kAcross> struct Fragments {
   __device__ int row(int i) const { return int(threadIdx.x) % 32 / 4 + i / 4 * 8; }
   __device__ int col(int i) const { return int(threadIdx.x) % 4 * 4 + i % 4; }
   __device__ Sum value(int m, int n, int i) const { return p[m][n][i]; }
+  __device__ Sum& value(int m, int n, int i) { return p[m][n][i]; }
   __device__ void clear() {
     each_element<kDown, kAcross>([&](int m, int n, int i) { p[m][n][i] = 0; });
   }
@@ -127,8 +133,9 @@ template <class A, class B, int kDown, int kAcross> struct Fragments<bf16, A, B,
   // To be called by all threads of a block, before row and col.
   __device__ void locate() {
     alignas(32) __shared__ float numbers[kFragment * kFragment];
-    static_assert(kFragment * kFragment == kGemmThreads && Sum::num_elements == kOfLane);
-    numbers[threadIdx.x] = float(threadIdx.x);
+    static_assert(Sum::num_elements == kOfLane);
+    for (unsigned i = threadIdx.x; i < kFragment * kFragment; i += blockDim.x)
+      numbers[i] = float(i);
     __syncthreads();
     Sum numbered;
     nvcuda::wmma::load_matrix_sync(numbered, numbers, kFragment, nvcuda::wmma::mem_row_major);
@@ -137,6 +144,7 @@ template <class A, class B, int kDown, int kAcross> struct Fragments<bf16, A, B,
   __device__ int row(int i) const { return place[i] / kFragment; }
   __device__ int col(int i) const { return place[i] % kFragment; }
   __device__ float value(int m, int n, int i) const { return p[m][n].x[i]; }
+  __device__ float& value(int m, int n, int i) { return p[m][n].x[i]; }
   __device__ void clear() {
     each_element<kDown, kAcross>([&](int m, int n, int i) { p[m][n].x[i] = 0; });
   }

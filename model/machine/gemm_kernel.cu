@@ -21,7 +21,7 @@ struct Work {
   int64_t rows, cols, depth;                            // of a C and its sums, if not by groups
   double alpha;
   Dtype out;
-  bool accumulate, causal, aligned_a, aligned_b;
+  bool accumulate, aligned_a, aligned_b;
   int groups, of_all_groups, first_group, pieces;
   int32_t offsets[kMostGroups + 1];
   int32_t piece[kMostPieces + 1];  // of an exact sum: where pieces begin, and the last one's end
@@ -69,9 +69,6 @@ template <class T, Form form, bool exact> struct BlockOf {
     cols = g.cols - col0;
     begin = origin = tn ? first : 0;
     end = tn ? g.offsets[e + 1] : g.depth;
-    if (g.causal && tn) begin += row0;
-    if (g.causal && form == Form::NN) end = std::min(end, row0 + Tile::kRows);
-    if (g.causal && nt && col0 >= row0 + Tile::kRows) rows = 0;  // above the diagonal
     if (exact) find_piece();
     a = static_cast<const T*>(g.a) + z * g.stride_a + (tn ? row0 : (first + row0) * g.lda);
     b = static_cast<const T*>(g.b) + (tn ? z : matrix) * g.stride_b + col0 * (nt ? g.ldb : 1);
@@ -279,7 +276,6 @@ void gemm_kernel(cudaStream_t stream, const Gemm& g, std::span<const int64_t> of
       .alpha = g.alpha,
       .out = g.c.dtype,
       .accumulate = g.accumulate,
-      .causal = g.causal,
       .aligned_a = aligned(g.a, g.stride_a),
       .aligned_b = aligned(g.b, g.stride_b)};
   w.of_all_groups = int(offsets.size()) - 1;

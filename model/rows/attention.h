@@ -3,7 +3,7 @@
 //
 // RoPE (Su et al. 2021) turns interleaved pairs (x[2j], x[2j+1]) by position * theta^(-2j/rope).
 // Turning back is turning by the negative angle, which is also the gradient.
-// Read next: ends.h.
+// Read next: fused_attention.h.
 #pragma once
 #include "model/machine/group.h"
 #include "model/rows/math.h"

@@ -11,8 +11,9 @@
 // clang-format off
 #define DUET_MODEL_ROWS(X)                                         \
   X(RmsNormF) X(AddRmsNormF) X(RmsNormB) X(RmsNormW)               \
-  X(RopeQuery) X(KeyF) X(KeyB) X(CausalSoftmaxF) X(CausalSoftmaxB) \
+  X(RopeQuery) X(KeyF) X(KeyB)                                     \
   X(SwigluF) X(SwigluB) X(Add)                                     \
   X(GatherRows) X(PadRows) X(CrossEntropy)                         \
   X(SumSquares) X(AdamW) X(CastRows)
+#define DUET_CAUSAL_SOFTMAX(X) X(CausalSoftmaxF) X(CausalSoftmaxB)  // the CPU's
 // clang-format on

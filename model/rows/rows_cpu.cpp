@@ -5,4 +5,5 @@
 
 namespace duet {
 DUET_MODEL_ROWS(DUET_COMPILE_CPU)
+DUET_CAUSAL_SOFTMAX(DUET_COMPILE_CPU)
 }  // namespace duet

@@ -33,6 +33,7 @@ enum cudaMemoryType {
   cudaMemoryTypeDevice = 2
 };
 constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75 };
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
 enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
@@ -130,13 +131,22 @@ template <class T> cudaError_t cudaMallocHost(T** p, size_t n) {
 }
 
 namespace emulated {
-cudaError_t launch(const cudaLaunchConfig_t&, const char* what, std::function<void()> thread);
+struct Kernel {
+  const void* address;
+  const char* name;
+};
+cudaError_t launch(const cudaLaunchConfig_t&, Kernel, std::function<void()> thread);
+cudaError_t allow_shared(const void* kernel, int bytes);
+}  // namespace emulated
+template <class... Params>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Params...), cudaFuncAttribute, int bytes) {
+  return emulated::allow_shared(reinterpret_cast<const void*>(kernel), bytes);
 }
 // Arguments are taken at the call, as CUDA does.
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(
     const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
-  return emulated::launch(*config, __PRETTY_FUNCTION__,
+  return emulated::launch(*config, {reinterpret_cast<const void*>(kernel), __PRETTY_FUNCTION__},
       [kernel, taken = std::tuple<std::decay_t<Params>...>(std::forward<Args>(args)...)] {
         std::apply(kernel, taken);
       });
@@ -144,7 +154,7 @@ cudaError_t cudaLaunchKernelEx(
 
 // --- in a kernel ---------------------------------------------------------------------------------
 // A thread is a fiber, and the fibers of a block share one host thread: what is the block's, or the
-// running fiber's, is that thread's. Dynamic shared memory is not emulated.
+// running fiber's, is that thread's.
 
 #define __global__
 #define __device__
@@ -152,6 +162,8 @@ cudaError_t cudaLaunchKernelEx(
 #define __shared__ static thread_local
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+
+char* dynamic_shared();  // as gemm_fragments.cuh declares it for nvcc
 
 inline thread_local constinit uint3 threadIdx{}, blockIdx{};
 inline thread_local constinit dim3 blockDim{}, gridDim{};

@@ -36,6 +36,12 @@ class Block {
     return block;
   }
   std::string run(unsigned threads, bool descending, const std::function<void()>& thread);
+  // Each block finds it poisoned.
+  char* shared(int bytes) {
+    if (shared_.empty()) shared_.resize(kMostShared / sizeof shared_[0]);
+    memset(shared_.data(), kPoison, size_t(bytes));
+    return reinterpret_cast<char*>(shared_.data());
+  }
   Met meet(At where, unsigned mask, const void* value, size_t size);
   void misuse(const char* what) { misuse_ = what; }
 
@@ -62,6 +68,10 @@ class Block {
   unsigned threads_ = 0, warp_ = 0, turn_ = 0, current_ = 0;
   bool descending_ = false;
   const char* misuse_ = nullptr;
+  struct alignas(128) Line {
+    char bytes[128];
+  };
+  std::vector<Line> shared_;
   void* scheduler_[5];
 };
 
@@ -185,14 +195,15 @@ Met meet(At where, unsigned mask, const void* value, size_t size) {
 
 void misuse(const char* what) { Block::of_thread().misuse(what); }
 
-std::string run_kernel(
-    const dim3& grid, const dim3& block, bool descending, const std::function<void()>& thread) {
+std::string run_kernel(const dim3& grid, const dim3& block, int shared, bool descending,
+    const std::function<void()>& thread) {
   gridDim = grid;
   blockDim = block;
   const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
   for (uint64_t i = 0; i < blocks; i++) {
     const unsigned b = unsigned(descending ? blocks - 1 - i : i);
     blockIdx = {b % grid.x, b / grid.x % grid.y, b / (grid.x * grid.y)};
+    Block::of_thread().shared(shared);
     const std::string error =
         Block::of_thread().run(block.x * block.y * block.z, descending, thread);
     if (!error.empty()) return error;
@@ -201,3 +212,5 @@ std::string run_kernel(
 }
 
 }  // namespace emulated
+
+char* dynamic_shared() { return emulated::Block::of_thread().shared(0); }

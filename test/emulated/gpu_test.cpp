@@ -1,5 +1,5 @@
 // What a device on the emulated GPU asks of CUDA: which GPU and which dtype are a rank's, streams,
-// events. Read next: runs_test.cpp.
+// events, a block's memory. Read next: runs_test.cpp.
 #include <gtest/gtest.h>
 
 #include <thread>
@@ -28,6 +28,38 @@ int priority_of(Stream& stream) {
 TEST(GpuDevice, MessagesGoBeforeComputation) {
   const auto gpu = make_cuda_device(0);
   EXPECT_LT(priority_of(*gpu->make_stream()), priority_of(gpu->compute()));
+}
+
+// Adds what it finds in its block's memory to *sum, and leaves a 1 there.
+__global__ void finds_and_leaves(int* sum) {
+  int* memory = reinterpret_cast<int*>(dynamic_shared());
+  *sum += *memory;
+  *memory = 1;
+}
+
+TEST(EmulatedKernels, ABlocksMemoryIsAskedForAndFreshInEachBlock) {
+  int* sum;
+  cudaMallocHost(&sum, sizeof(int));
+  *sum = 0;
+  const auto launch = [=](int kib) {
+    const cudaLaunchConfig_t config{
+        .gridDim = dim3(2), .blockDim = dim3(1), .dynamicSmemBytes = size_t(kib) << 10};
+    return cudaLaunchKernelEx(&config, finds_and_leaves, sum);
+  };
+  const auto allow = [](int kib) {
+    return cudaFuncSetAttribute(
+        finds_and_leaves, cudaFuncAttributeMaxDynamicSharedMemorySize, kib << 10);
+  };
+  EXPECT_EQ(launch(48), cudaSuccess);
+  EXPECT_EQ(launch(50), cudaErrorInvalidValue);
+  EXPECT_EQ(allow(100), cudaErrorInvalidValue);
+  EXPECT_EQ(allow(50), cudaSuccess);
+  EXPECT_EQ(launch(50), cudaSuccess);
+  EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  EXPECT_EQ(*sum, -4) << "two launches of two blocks, each of which finds -1";
+  EXPECT_EQ(emulated::complaints().size(), 2u);
+  cudaGetLastError();
+  cudaFreeHost(sum);
 }
 
 // A message that borrows one does not queue behind what is still to be done in it.

@@ -129,6 +129,7 @@ class Machine {
   std::map<cudaStream_t, Queue> streams;
   std::optional<bool> eager;     // read from the environment at the first call after set()
   std::set<std::string> loaded;  // kernels
+  std::map<std::pair<int, const void*>, int> shared;  // bytes that a device's kernel may ask for
 
  private:
   Machine();
@@ -166,9 +167,13 @@ class Call {
   Lock lock;
 };
 
+// Dynamic shared memory: what a block has without asking, and the most that all GPUs that compute
+// in bf16 can give.
+constexpr int kFreelyShared = 48 << 10, kMostShared = 99 << 10;
+
 // Runs a kernel on the calling thread (fibers.cpp). Returns "" or how it went wrong.
-std::string run_kernel(
-    const dim3& grid, const dim3& block, bool descending, const std::function<void()>& thread);
+std::string run_kernel(const dim3& grid, const dim3& block, int shared, bool descending,
+    const std::function<void()>& thread);
 
 // The bytes that a fresh allocation holds: not a number, in every floating type.
 constexpr int kPoison = 0xff;

@@ -237,6 +237,20 @@ TEST_F(EmulatedRuns, WriteTextAndTraces) {
   EXPECT_GT(texts.begin()->size(), 6u);
 }
 
+TEST_F(EmulatedRuns, HeadsTooWideForTheKernelAreRefused) {
+  TrainOptions o = options("1f1b", 1);
+  o.model = parse_sizes("v_head_dim=129");
+  try {
+    train(o);
+    FAIL() << "values of 129 dims";
+  } catch (const UsageError& e) {
+    EXPECT_NE(std::string(e.what()).find("v_head_dim: found 24, 129, allowed with --device cuda: "
+                                         "at most 192, 128"),
+        std::string::npos)
+        << e.what();
+  }
+}
+
 TEST_F(EmulatedRuns, TooLittleMemoryIsAnErrorThatSaysSo) {
   const Behaviour behaviour({.memory = 34 << 20});
   try {

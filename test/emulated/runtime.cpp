@@ -289,22 +289,33 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t work, void* dat
   });
 }
 
+cudaError_t emulated::allow_shared(const void* kernel, int bytes) {
+  return with_gpu("cudaFuncSetAttribute", [&](Call& c) {
+    need(bytes >= 0 && bytes <= kMostShared, cudaErrorInvalidValue);
+    c.machine.shared[{current_device, kernel}] = bytes;
+    return cudaSuccess;
+  });
+}
+
 cudaError_t emulated::launch(
-    const cudaLaunchConfig_t& config, const char* what, std::function<void()> thread) {
+    const cudaLaunchConfig_t& config, Kernel kernel, std::function<void()> thread) {
   return with_stream("a kernel", config.stream, [&](Call& c, const Queue& q) {
     const dim3 grid = config.gridDim, block = config.blockDim;
     const uint64_t threads = uint64_t(block.x) * block.y * block.z;
     need(threads > 0 && threads <= 1024 && uint64_t(grid.x) * grid.y * grid.z > 0 &&
             grid.y < 65536 && grid.z < 65536,
         cudaErrorInvalidConfiguration);
-    need(config.dynamicSmemBytes == 0, cudaErrorNotSupported);
+    const auto allowed = c.machine.shared.find({current_device, kernel.address});
+    const int most = allowed == c.machine.shared.end() ? kFreelyShared : allowed->second;
+    const int shared = int(config.dynamicSmemBytes);
+    need(shared <= most, cudaErrorInvalidValue);
     need(q->device == current_device, cudaErrorInvalidResourceHandle);
     c.machine.counts.launches++;
-    c.machine.load(what, q->device);
+    c.machine.load(kernel.name, q->device);
     c.machine.enqueue(c.lock, q,
         {[=, device = q->device, descending = c.machine.coin(), thread = std::move(thread)] {
-          const std::string error = run_kernel(grid, block, descending, thread);
-          if (!error.empty()) Call().machine.fail(device, text(error, ", in ", what));
+          const std::string error = run_kernel(grid, block, shared, descending, thread);
+          if (!error.empty()) Call().machine.fail(device, text(error, ", in ", kernel.name));
         }});
   });
 }
