@@ -201,7 +201,7 @@ TEST_F(Cuda, ExactSumsDoNotDependOnTheirOrder) {
   for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16}) {
     const auto sum = [&](int64_t step) {
       Rig rig(*gpu, dtype, false);
-      const Tensor a = rig.real(calls * rows, m, -0.1, 0.1), b = rig.real(calls * rows, n),
+      const Tensor a = rig.real(calls * rows, m, -1e-9, 1e-9), b = rig.real(calls * rows, n),
                    c = rig.f64(m, n);
       rig.stream().zero(c.data, size_t(c.bytes()));
       for (int64_t i = 0; i < calls; i++) {

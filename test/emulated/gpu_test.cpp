@@ -57,6 +57,23 @@ TEST(GpuDevice, AnyThreadMayAskAboutAnEvent) {
   }).join();
 }
 
+// What the pool gives back goes in the order of compute(), where work on it may be queued.
+struct Pool : Device {
+  static void drain(Device& device) { (device.*&Pool::drain_pool)(false); }
+};
+
+TEST(GpuDevice, MemoryGoesAfterTheWorkThatIsQueuedOnIt) {
+  const Behaviour lazy({.order = emulated::Order::lazy});
+  const auto gpu = make_cuda_device(0);
+  {
+    const Buf x = gpu->buffer(1, 1000, Dtype::f32, Use::scratch);
+    gpu->compute().zero(x->data, size_t(x->bytes()));
+  }
+  Pool::drain(*gpu);
+  EXPECT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess);
+  gpu->compute().synchronize();
+}
+
 TEST(GpuDevice, TimesOnlyWhatIsAskedTo) {
   const auto gpu = make_cuda_device(0);
   const int64_t before = emulated::counts().timed_events;
