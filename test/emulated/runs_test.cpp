@@ -222,6 +222,7 @@ TEST_F(EmulatedRuns, WriteTextAndTraces) {
   const std::string trace = contents(o.trace);
   for (const char* name : {"attention F", "experts I", "comm", "compute"})
     EXPECT_NE(trace.find(name), std::string::npos) << name;
+  EXPECT_LT(trace.find("shared F"), trace.find("dispatch F")) << "the GPU idles: the host plans";
   GenerateOptions g;
   g.from = o.out;
   g.device = DeviceKind::cuda;
