@@ -38,8 +38,12 @@ class Counts : public RunTest {
       Trainer trainer(job, world, *device);
       train_step(trainer, 1);
       const emulated::Counts before = emulated::counts();
-      train_step(trainer, 2);
+      const double seconds = train_step(trainer, 2).seconds;
       step = emulated::counts() - before;
+      // The clock begins a new era every four seconds, each with an event and a wait.
+      const int64_t eras = std::min<int64_t>(step.timed_events - 2, int64_t(seconds / 4) + 1);
+      step.timed_events -= eras;
+      step.synchronisations -= eras;
     });
     return step;
   }
