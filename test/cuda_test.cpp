@@ -194,7 +194,8 @@ TEST_F(Cuda, CausalProducts) {
     });
 }
 
-// Microbatches in any order leave the same bits, and every sum is on the grid.
+// Microbatches in any order leave the same bits, and every sum is on the grid, of whose steps these
+// products are small multiples: their last bits lie below it.
 TEST_F(Cuda, ExactSumsDoNotDependOnTheirOrder) {
   const std::vector<int64_t> pieces = {0, 30};
   const int64_t calls = 7, rows = 30, m = 33, n = 300;
