@@ -14,6 +14,7 @@ struct GatherRows {
     Tensor index;  // [rows, 1] i32
     Tensor y;      // [rows, d] out
   };
+  static int64_t bytes(const Args& a) { return 2 * a.y.bytes(); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const T* __restrict x = a.x.row<T>(*a.index.row<int32_t>(r));
     T* __restrict y = a.y.row<T>(r);
@@ -45,6 +46,7 @@ struct CrossEntropy {
     Tensor loss;    // [tokens, 1] out, accumulation type
     double scale;
   };
+  static int64_t bytes(const Args& a) { return 2 * a.x.bytes(); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     T* __restrict x = a.x.row<T>(r);

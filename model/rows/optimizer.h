@@ -26,6 +26,7 @@ struct SumSquares {
     Tensor sum;   // [blocks, 2] f64 out
     Blocks blocks;
   };
+  static int64_t bytes(const Args& a) { return a.grad.bytes(); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const double* __restrict grad =
         a.grad.row<double>(0) + int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;
@@ -57,6 +58,10 @@ struct AdamW {
     double lr, beta1, beta2, eps, decay;
     double correct1, correct2;  // 1 / (1 - beta^step)
   };
+  static int64_t bytes(const Args& a) {
+    return 2 * (a.master.bytes() + a.m.bytes() + a.v.bytes()) + a.grad.bytes() +
+        (a.x.data == a.master.data ? 0 : a.x.bytes());
+  }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     const int64_t begin = int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;

@@ -27,6 +27,7 @@ struct SwigluB {
     Tensor x, up;  // [rows, width] in gate and up, out their gradients
     Tensor act;    // [rows, width] in the gradient of act, out act
   };
+  static int64_t bytes(const Args& a) { return 6 * a.x.bytes(); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     T* __restrict gate = a.x.row<T>(r);
@@ -45,6 +46,7 @@ struct Add {
   struct Args {
     Tensor x, y;  // [rows, cols]; y += x
   };
+  static int64_t bytes(const Args& a) { return 3 * a.x.bytes(); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const T* __restrict x = a.x.row<T>(r);
     T* __restrict y = a.y.row<T>(r);

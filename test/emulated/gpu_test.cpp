@@ -132,6 +132,15 @@ TEST_F(GpuJob, BenchSaysWhatPartOfThePeakTheModelMakesUseOf) {
   const double made = line.at("gflops").number() * 1e9 / 989e12, mfu = line.at("mfu").number();
   EXPECT_LT(mfu, made);
   EXPECT_GT(mfu, 0.7 * made);
+  std::set<std::string> kinds;
+  for (const Json& kernel : line.at("kernels").items()) {
+    kinds.insert(kernel.at("kind").string());
+    EXPECT_GT(kernel.at("launches").number(), 0);
+    EXPECT_GT(kernel.at("of_peak").number(), 0);
+    EXPECT_LT(kernel.at("of_peak").number(), 1);
+  }
+  for (const char* kind : {"attention", "experts", "products", "rows", "rows AdamW", "experts TN"})
+    EXPECT_TRUE(kinds.count(kind)) << kind;
 }
 
 }  // namespace
