@@ -69,7 +69,7 @@ def speeds(folder):
 
 def table(head, rows):
     lines = [head, ["---"] * len(head)] + rows
-    return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines) + "\n"
+    return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines) + "\n"
 
 
 def percent(x):

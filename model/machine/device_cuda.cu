@@ -178,9 +178,9 @@ class CudaStream final : public Stream {
     constexpr const char* forms[] = {"NN", "NT", "TN"};
     device_.flops += gemm_flops(g, offsets);
     const Scope scope = timed(forms[int(g.form)],
-        g.causal              ? "attention"
-            : offsets.empty() ? "products"
-                              : "experts",
+        g.causal                 ? "attention"
+            : offsets.size() > 2 ? "experts"
+                                 : "products",  // one group, too
         0);
     products().grouped_gemm(g, offsets);
   }
