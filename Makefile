@@ -181,6 +181,8 @@ $(BUILD)/main.cu.o: main.cu $(BUILD)/version.h | found
 	@mkdir -p $(@D)
 	$(call say,CXX ,$<)
 	$(Q)$(COMPILE) -O1 -include $(BUILD)/version.h $(CXXFLAGS) -MMD -MP -x c++ -c -o $@ $<
+# They may include what is written for nvcc.
+$(filter $(BUILD)/test/emulated/%,$(EMULATED_TESTOBJ)): CPPFLAGS += -Itest/emulated
 # What holds a command's options includes CLI11, which takes long to optimize.
 OPTIONS := %_command.cpp $(addprefix pipeline/train/,options.cpp generate.cpp bench.cpp)
 $(patsubst %,$(BUILD)/%.o,$(filter $(OPTIONS),$(ALL_CPP))): \

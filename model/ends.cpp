@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "model/machine/launch.h"
 #include "model/rows/grid_sums.h"
@@ -43,7 +44,7 @@ void Embedding::backward_weight(Saved& s) const {
 }
 
 Head::Head(const Context& context, Params& params)
-    : context_(context),
+    : context_(context), params_(params),
       norm_(params.vector("model.norm.weight", context.config.d_model, Init::ones)),
       lm_head_(params.matrix("lm_head.weight", context.config.d_model, context.config.vocab_size)) {
   const int64_t vocab = context.config.vocab_size, padded = (vocab + 63) / 64 * 64;
@@ -52,10 +53,10 @@ Head::Head(const Context& context, Params& params)
   context.stream().zero(padded_->data, size_t(padded_->bytes()));
 }
 
-void Head::forward(Saved& s, Buf x) const {
+void Head::forward(Saved& s, Buf x) {
   s.x = std::move(x);
   s.norm = norm_f(context_, s.x, norm_);
-  if (padded_)
+  if (padded_ && std::exchange(padded_of_, params_.changes()) != params_.changes())
     launch<PadRows>(context_.stream(), PadRows::launch_rows(lm_head_.weight),
         {.x = lm_head_.weight, .y = padded_});
   s.padded = context_.activation(weight().cols);

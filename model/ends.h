@@ -37,7 +37,7 @@ class Head {
   };
   Head(const Context& context, Params& params);
 
-  void forward(Saved& saved, Buf x) const;  // fills saved.logits
+  void forward(Saved& saved, Buf x);  // fills saved.logits
   // Cross-entropy of each token, in nats, into loss_host [tokens, 1] (accumulation type, valid once
   // the stream is synchronized); turns saved.logits into the gradient of the objective.
   void loss(Saved& saved, std::span<const int32_t> targets, const Tensor& loss_host) const;
@@ -48,11 +48,13 @@ class Head {
   Tensor weight() const { return padded_ ? *padded_ : lm_head_.weight; }
 
   const Context& context_;
+  const Params& params_;
   Param& norm_;
   Param& lm_head_;
   // [d_model, padded vocab] On CUDA a copy of lm_head_, whose rows are as long as tensor cores like
   // them; the columns behind are zeros, and so are their logits and these' gradients.
   Buf padded_;
+  int64_t padded_of_ = 0;  // params_.changes() when it was copied
 };
 
 }  // namespace duet

@@ -136,6 +136,7 @@ double Params::largest_gradient() const {
 }
 
 void Params::adamw(Stream& stream, const AdamWOptions& o, double clip, int64_t step) {
+  ++changes_;
   launch<AdamW>(stream, squares_->rows,
       {.x = weight_,
           .master = master_ ? *master_ : *weight_,
@@ -154,6 +155,7 @@ void Params::adamw(Stream& stream, const AdamWOptions& o, double clip, int64_t s
 }
 
 void Params::masters_changed(Stream& stream) {
+  ++changes_;
   if (!master_) return;
   launch<CastRows>(stream, elements_ / kBlockAlign,
       {.x = weight_->reshape(elements_ / kBlockAlign, kBlockAlign),

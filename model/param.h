@@ -67,6 +67,7 @@ class Params {
   void adamw(Stream& stream, const AdamWOptions& options, double clip, int64_t step);
   // After the masters were written: brings the weights up to date.
   void masters_changed(Stream& stream);
+  int64_t changes() const { return changes_; }  // how often weights were written
 
   std::deque<Param>& all() { return all_; }
   const std::deque<Param>& all() const { return all_; }
@@ -83,7 +84,7 @@ class Params {
   void place(Device& device, Dtype dtype);
   void initialize(Device& device, uint64_t seed);
   std::deque<Param> all_;
-  int64_t elements_ = 0;
+  int64_t elements_ = 0, changes_ = 0;
   Buf weight_, master_, grad_, m_, v_;           // [1, elements]
   Buf block_begin_, block_count_, block_decay_;  // [blocks, 1]
   Buf squares_, squares_host_;  // [blocks, 2] f64: sum, largest element; on the host by Look, too

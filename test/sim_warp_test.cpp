@@ -64,5 +64,33 @@ TEST(SimWarp, RunsLanesInBothOrders) {
   }
 }
 
+// Whatever the arrays' types and places, each element is visited once, and written where it was
+// read.
+TEST(SimWarp, EachElementIsOneLanes) {
+  for (const int count : {0, 1, 7, 8, 64, 255, 513})
+    for (const int shift : {0, 1, 8}) {
+      alignas(16) bf16 x[600];
+      alignas(16) float y[600];
+      alignas(16) double z[600];
+      for (int i = 0; i < 600; ++i) x[i] = bf16(float(i % 100)), y[i] = 0, z[i] = i;
+      EXPECT_EQ(SimWarp::run([&](SimWarp g) {
+        const double* from = z + shift;
+        each(
+            g, count,
+            [](int i, bf16& xi, float& yi, double zi) {
+              xi = bf16(float(xi) + 1);
+              yi += float(zi) + float(i) / 1024;
+            },
+            x + shift, y, from);
+      }),
+          "");
+      for (int i = 0; i < 600; ++i) {
+        const bool in_x = i >= shift && i < shift + count;
+        ASSERT_EQ(float(x[i]), float(i % 100 + in_x)) << count << " from " << shift << ": " << i;
+        ASSERT_EQ(y[i], i < count ? float(i + shift) + float(i) / 1024 : 0);
+      }
+    }
+}
+
 }  // namespace
 }  // namespace duet

@@ -5,7 +5,7 @@
 // throws Error with file, line, the call, and the status found instead of success. CUDA reports a
 // failure of work on the GPU at whatever call comes later, so the call named is where it was
 // noticed, not always where it happened. Included by files that need nvcc only.
-// Read next: device_cuda.cu.
+// Read next: cuda_peaks.h.
 #pragma once
 #include <cublas_v2.h>
 #include <cuda_runtime.h>

@@ -36,6 +36,7 @@
 namespace duet {
 
 class Device;
+class Recorder;
 
 // C[i] = alpha * op(A[i]) op(B[i]), or C[i] += ... where `accumulate`, for each matrix i of a
 // batch. dtypes of A and B are equal; C has the same or, from bf16, fp32, or fp64 for an exact sum.
@@ -85,6 +86,7 @@ struct RowKernel {
   const char* name;
   void (*cpu)(int64_t row_begin, int64_t row_end, const void* args);
   void (*cuda)(void* cuda_stream, int64_t rows, const void* args);
+  int64_t (*bytes)(const void* args) = nullptr;  // that it reads and writes
 };
 
 class Stream {
@@ -167,8 +169,9 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual bool is_cuda() const = 0;
-  virtual std::string name() const = 0;        // e.g. "cpu, 2 threads, AVX-512"
-  virtual double peak_flops(Dtype) const = 0;  // of the datasheet, FLOP/s; 0 where unknown
+  virtual std::string name() const = 0;            // e.g. "cpu, 2 threads, AVX-512"
+  virtual double peak_flops(Dtype) const = 0;      // of the datasheet, FLOP/s; 0 where unknown
+  virtual double peak_bytes() const { return 0; }  // of its memory, a second; likewise
 
   virtual Stream& compute() = 0;  // the rank's main stream
   // a further stream, concurrent with compute(), for messages: its work goes first
@@ -190,6 +193,8 @@ class Device {
   int64_t pool_bytes() const { return pool_bytes_; }
 
   int64_t flops = 0;  // of all GEMMs enqueued so far
+  // Not null, on CUDA: is told when each kernel runs, by its name and, as the lane, its kind.
+  Recorder* kernels = nullptr;
 
  protected:
   // 256-byte aligned; throws where there is no more

@@ -22,7 +22,9 @@
 
 #include "model/base/clock.h"
 #include "model/machine/cuda_check.h"
+#include "model/machine/cuda_peaks.h"
 #include "model/machine/gemm_cuda.h"
+#include "model/machine/recorder.h"
 
 namespace duet {
 namespace {
@@ -164,17 +166,21 @@ class CudaStream final : public Stream {
     DUET_CHECK(kernel.cuda != nullptr, kernel.name,
         ": this row operation is not built for CUDA and this dtype");
     if (rows == 0) return;
+    const Scope scope = timed(kernel.name, nullptr, kernel.bytes ? kernel.bytes(args) : 0);
     kernel.cuda(stream_, rows, args);
     const cudaError_t status = cudaGetLastError();
     DUET_CHECK(status == cudaSuccess, "launch of ", kernel.name, ": found ",
         cudaGetErrorName(status), ", ", cudaGetErrorString(status));
   }
-  void gemm(const Gemm& g) override {
-    device_.flops += gemm_flops(g, {});
-    products().gemm(g);
-  }
+  void gemm(const Gemm& g) override { grouped_gemm(g, {}); }
   void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) override {
+    constexpr const char* forms[] = {"NN", "NT", "TN"};
     device_.flops += gemm_flops(g, offsets);
+    const Scope scope = timed(forms[int(g.form)],
+        g.causal                 ? "attention"
+            : offsets.size() > 2 ? "experts"
+                                 : "products",  // one group, too
+        0);
     products().grouped_gemm(g, offsets);
   }
 
@@ -204,7 +210,9 @@ class CudaStream final : public Stream {
       CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, stream_));
   }
   void zero(void* dst, size_t bytes) override {
-    if (bytes > 0) CUDA_CHECK(cudaMemsetAsync(dst, 0, bytes, stream_));
+    if (bytes == 0) return;
+    const Scope scope = timed("zero", nullptr, int64_t(bytes));
+    CUDA_CHECK(cudaMemsetAsync(dst, 0, bytes, stream_));
   }
   void host(std::function<void()> work) override {
     auto task = std::make_unique<HostTask>(HostTask{std::move(work), failure_});
@@ -218,6 +226,16 @@ class CudaStream final : public Stream {
     Buf bytes;
     std::unique_ptr<CudaEvent> copied;
   };
+
+  // For the device's record of kernels. FLOPs counted since the last one are this one's; a row
+  // operation that has some is attention's.
+  Scope timed(const char* name, const char* kind, int64_t bytes) {
+    if (counted_ > device_.flops) counted_ = 0;  // they are counted anew
+    const int64_t flops = device_.flops - std::exchange(counted_, device_.flops);
+    if (!kind) kind = flops ? "attention" : "rows";
+    return Scope(device_.kernels, *this,
+        {.name = name, .lane = kind, .bytes = flops ? 0 : bytes, .flops = flops});
+  }
 
   // The source is ordinary memory, which its owner may let go at once, and which CUDA would copy in
   // its own time or wait for: a pinned copy of it is made now.
@@ -237,6 +255,7 @@ class CudaStream final : public Stream {
   const int gpu_;
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<CudaGemm> gemm_;
+  int64_t counted_ = 0;        // of the device's FLOPs
   std::deque<Staged> staged_;  // whose copies may still be under way
   std::shared_ptr<Failure> failure_ = std::make_shared<Failure>();
   // staged copies or host functions may be under way: the destructor waits for them
@@ -244,22 +263,6 @@ class CudaStream final : public Stream {
 };
 
 // --- the device ----------------------------------------------------------------------------------
-
-// Dense peaks of NVIDIA's datasheets in TFLOP/s, fp64 as cuBLAS computes it, on tensor cores; the
-// first name found counts.
-constexpr struct {
-  const char* name;
-  double bf16, f32, f64;
-} kPeaks[] = {
-    {"H100 PCIe", 756, 51, 51},
-    {"H100 NVL", 835, 60, 60},
-    {"H200 NVL", 835, 60, 60},
-    {"H800 PCIe", 756, 51, 0.8},
-    {"H100", 989, 67, 67},
-    {"H200", 989, 67, 67},
-    {"H800", 989, 67, 1},
-    {"A100", 312, 19.5, 19.5},
-};
 
 class CudaDevice final : public Device {
  public:
@@ -287,14 +290,8 @@ class CudaDevice final : public Device {
   }
   bool is_cuda() const override { return true; }
   std::string name() const override { return cat("cuda:", index_, " ", properties_.name); }
-  double peak_flops(Dtype dtype) const override {
-    const std::string name = properties_.name;
-    if (name.find("MIG") != name.npos) return 0;  // a part of a GPU
-    for (const auto& p : kPeaks)
-      if (name.find(p.name) != name.npos)
-        return 1e12 * (dtype == Dtype::bf16 ? p.bf16 : dtype == Dtype::f64 ? p.f64 : p.f32);
-    return 0;
-  }
+  double peak_flops(Dtype dtype) const override { return cuda_peak_flops(properties_.name, dtype); }
+  double peak_bytes() const override { return cuda_peak_bytes(properties_.name, index_); }
 
   Stream& compute() override { return *compute_; }
   std::unique_ptr<Stream> make_stream() override {

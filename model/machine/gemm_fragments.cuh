@@ -98,7 +98,12 @@ template <class T, class A, class B, int kDown, int kAcross> struct Fragments {
 
   __device__ void locate() {}
   __device__ int row(int i) const { return int(threadIdx.x) % 32 / 4 + i / 4 * 8; }
-  __device__ int col(int i) const { return int(threadIdx.x) % 4 * 4 + i % 4; }
+  // Of a slice that is by_k four columns are one load; else lanes' columns lie side by side, so
+  // that they are in unlike banks.
+  __device__ int col(int i) const {
+    const int lane = int(threadIdx.x) % 4;
+    return B::kByK ? lane * 4 + i % 4 : lane + i % 4 * 4;
+  }
   __device__ Sum value(int m, int n, int i) const { return p[m][n][i]; }
   __device__ Sum& value(int m, int n, int i) { return p[m][n][i]; }
   __device__ void clear() {

@@ -8,7 +8,16 @@
 // row's other lanes after it.
 // Read next: recorder.h.
 #pragma once
+#include <algorithm>
+
 #include "model/machine/tensor.h"
+
+#if defined(__CUDA_ARCH__)
+#define ROW_PRAGMA(text) _Pragma(#text)
+#define ROW_UNROLL(times) ROW_PRAGMA(unroll times)
+#else
+#define ROW_UNROLL(times)
+#endif
 
 namespace duet {
 
@@ -53,5 +62,40 @@ struct Warp {
   __device__ __forceinline__ void sync() const { __syncwarp(); }
 };
 #endif
+
+// What a lane reads or writes at once.
+template <class T, int n> struct __attribute__((may_alias)) Pack {
+  alignas(sizeof(T) * n < 16 ? sizeof(T) * n : 16) T values[n];
+};
+template <int n, class T> HD auto read_pack(const T* from) {
+  return *reinterpret_cast<const Pack<T, n>*>(from);
+}
+template <class T, int n> HD void write_pack(T* to, const Pack<T, n>& from) {
+  *reinterpret_cast<Pack<T, n>*>(to) = from;
+}
+template <class T, int n> HD void write_pack(const T*, const Pack<T, n>&) {}
+
+// visit(i, x[i], ...) for this lane's i of 0 .. count-1. Where all arrays begin at 16 bytes, a lane
+// of several has neighbours, which it reads and writes at once: 16 bytes of the shortest type. So
+// who has which i may differ between two calls: sync() if one reads what the other wrote.
+template <class Group, class Visit, class... T>
+HD void each(Group g, int count, Visit visit, T* __restrict... x) {
+  int done = 0;
+  if constexpr (Group::size > 1) {
+    constexpr int n = 16 / std::min({sizeof(T)...});
+    if (((reinterpret_cast<uintptr_t>(x) | ...) & 15) == 0) {
+      const auto visit_packs = [&](int i, auto... packs) {
+        ROW_UNROLL(n)
+        for (int j = 0; j < n; ++j) visit(i + j, packs.values[j]...);
+        (write_pack(x + i, packs), ...);
+      };
+      done = count / n * n;
+      ROW_UNROLL(1)
+      for (int i = g.lane() * n; i < done; i += Group::size * n)
+        visit_packs(i, read_pack<n>(x + i)...);
+    }
+  }
+  for (int i = done + g.lane(); i < count; i += Group::size) visit(i, x[i]...);
+}
 
 }  // namespace duet

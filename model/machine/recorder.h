@@ -22,11 +22,12 @@ namespace duet {
 struct Mark {
   const char* name = "";  // "attention F", "dispatch F", "2F3", ...; lives as long as the program
   // "compute" or "comm": which stream of the rank; "actions" for what a schedule's list says;
-  // "wait"
+  // "wait"; of a kernel, its kind
   const char* lane = "";
   int stage = -1, microbatch = -1;
   int64_t layer = -1;
-  int64_t bytes = 0;  // sent, where it is a message
+  int64_t bytes = 0;  // sent, where it is a message; read and written by a kernel
+  int64_t flops = 0;  // of a kernel
 };
 
 class Recorder {

@@ -14,10 +14,12 @@ struct GatherRows {
     Tensor index;  // [rows, 1] i32
     Tensor y;      // [rows, d] out
   };
+  static int64_t bytes(const Args& a) { return 2 * a.y.bytes(); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const T* __restrict x = a.x.row<T>(*a.index.row<int32_t>(r));
     T* __restrict y = a.y.row<T>(r);
-    for (int i = g.lane(); i < a.x.cols; i += Group::size) y[i] = x[i];
+    each(
+        g, int(a.x.cols), [&](int, const T& xi, T& yi) { yi = xi; }, x, y);
   }
 };
 
@@ -45,22 +47,31 @@ struct CrossEntropy {
     Tensor loss;    // [tokens, 1] out, accumulation type
     double scale;
   };
+  static int64_t bytes(const Args& a) { return 2 * a.x.bytes(); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     T* __restrict x = a.x.row<T>(r);
+    const T* logits = x;
     const int n = int(a.x.cols), target = *a.target.row<int32_t>(r);
     const A at_target = A(x[target]);
     A top = A(x[0]);
-    for (int i = g.lane(); i < n; i += Group::size) top = A(x[i]) > top ? A(x[i]) : top;
+    each(
+        g, n, [&](int, const T& xi) { top = A(xi) > top ? A(xi) : top; }, logits);
     top = g.max(top);
     A sum = 0;
-    for (int i = g.lane(); i < n; i += Group::size) sum += exp_(A(x[i]) - top);
+    if constexpr (Group::size == 1)  // else g++ adds the three parts of the loss in another order
+      for (int i = 0; i < n; ++i) sum += exp_(A(x[i]) - top);
+    else
+      each(
+          g, n, [&](int, const T& xi) { sum += exp_(A(xi) - top); }, logits);
     sum = g.sum(sum);
     g.sync();  // lane 0 has read at_target
     if (g.lane() == 0) *a.loss.row<A>(r) = log_(sum) + top - at_target;
     const A p = A(a.scale) / sum;
-    for (int i = g.lane(); i < n; i += Group::size)
-      x[i] = T(exp_(A(x[i]) - top) * p - (i == target ? A(a.scale) : A(0)));
+    each(
+        g, n,
+        [&](int i, T& xi) { xi = T(exp_(A(xi) - top) * p - (i == target ? A(a.scale) : A(0))); },
+        x);
   }
 };
 

@@ -40,6 +40,7 @@ struct EmbedW {
     Tensor ids;     // [ids, 1] i32
     Tensor grad;    // [vocab, d] f64, in and out
   };
+  static int64_t bytes(const Args& a) { return a.x.bytes() + 16 * a.ids.rows * a.grad.cols; }
   static int64_t launch_rows(int64_t ids, int64_t cols) { return ids * tiles_of(cols); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const int64_t tiles = tiles_of(a.x.cols), id = r / tiles, first = r % tiles * kTileColumns;

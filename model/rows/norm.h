@@ -25,9 +25,12 @@ struct RmsNormF {
     T* __restrict y = a.y.row<T>(r);
     const int n = int(a.x.cols);
     A squares = 0;
-    for (int i = g.lane(); i < n; i += Group::size) squares += A(x[i]) * A(x[i]);
+    each(
+        g, n, [&](int, const T& xi) { squares += A(xi) * A(xi); }, x);
     const A rstd = A(1) / sqrt_(g.sum(squares) / A(n) + A(a.eps));
-    for (int i = g.lane(); i < n; i += Group::size) y[i] = T(A(x[i]) * rstd * A(gain[i]));
+    each(
+        g, n, [&](int, const T& xi, const T& gi, T& yi) { yi = T(A(xi) * rstd * A(gi)); }, x, gain,
+        y);
     if (g.lane() == 0) *a.rstd.row<A>(r) = rstd;
   }
 };
@@ -45,9 +48,11 @@ struct AddRmsNormF {
     const T* __restrict x = a.x.row<T>(r);
     const T* __restrict delta = a.delta.row<T>(r);
     T* __restrict h = a.h.row<T>(r);
-    for (int i = g.lane(); i < a.x.cols; i += Group::size)
-      h[i] = T(Acc<T>(x[i]) + Acc<T>(delta[i]));
-    // each lane reads back what it wrote itself
+    each(
+        g, int(a.x.cols),
+        [&](int, const T& xi, const T& di, T& hi) { hi = T(Acc<T>(xi) + Acc<T>(di)); }, x, delta,
+        h);
+    g.sync();
     RmsNormF::row<T>(g, r, {a.h, a.gain, a.y, a.rstd, a.eps});
   }
 };
@@ -71,15 +76,25 @@ struct RmsNormB {
     const A rstd = *a.rstd.row<A>(r);
     const int n = int(a.x.cols);
     A dot = 0;
-    for (int i = g.lane(); i < n; i += Group::size) dot += A(gain[i]) * A(dy[i]) * A(x[i]);
+    each(
+        g, n, [&](int, const T& gi, const T& di, const T& xi) { dot += A(gi) * A(di) * A(xi); },
+        gain, dy, x);
     const A mean = g.sum(dot) * rstd * rstd / A(n);
     if (a.residual) {
       const T* __restrict residual = a.residual.row<T>(r);
-      for (int i = g.lane(); i < n; i += Group::size)
-        dx[i] = T(A(residual[i]) + rstd * (A(gain[i]) * A(dy[i]) - A(x[i]) * mean));
+      each(
+          g, n,
+          [&](int, const T& xi, const T& gi, const T& di, const T& ri, T& to) {
+            to = T(A(ri) + rstd * (A(gi) * A(di) - A(xi) * mean));
+          },
+          x, gain, dy, residual, dx);
     } else {
-      for (int i = g.lane(); i < n; i += Group::size)
-        dx[i] = T(rstd * (A(gain[i]) * A(dy[i]) - A(x[i]) * mean));
+      each(
+          g, n,
+          [&](int, const T& xi, const T& gi, const T& di, T& to) {
+            to = T(rstd * (A(gi) * A(di) - A(xi) * mean));
+          },
+          x, gain, dy, dx);
     }
   }
 };

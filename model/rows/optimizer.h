@@ -26,16 +26,20 @@ struct SumSquares {
     Tensor sum;   // [blocks, 2] f64 out
     Blocks blocks;
   };
+  static int64_t bytes(const Args& a) { return a.grad.bytes(); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const double* __restrict grad =
         a.grad.row<double>(0) + int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;
     double sum = 0, largest = 0;
-    for (int i = g.lane(); i < *a.blocks.count.row<int32_t>(r); i += Group::size) {
-      const double d = double(Acc<T>(grad[i]));
-      const double size = d < 0 ? -d : d;
-      sum += d * d;
-      largest = size > largest ? size : largest;
-    }
+    each(
+        g, *a.blocks.count.row<int32_t>(r),
+        [&](int, const double& gi) {
+          const double d = double(Acc<T>(gi));
+          const double size = d < 0 ? -d : d;
+          sum += d * d;
+          largest = size > largest ? size : largest;
+        },
+        grad);
     sum = g.sum(sum);
     largest = g.max(largest);
     if (g.lane() != 0) return;
@@ -57,6 +61,10 @@ struct AdamW {
     double lr, beta1, beta2, eps, decay;
     double correct1, correct2;  // 1 / (1 - beta^step)
   };
+  static int64_t bytes(const Args& a) {
+    return 2 * (a.master.bytes() + a.m.bytes() + a.v.bytes()) + a.grad.bytes() +
+        (a.x.data == a.master.data ? 0 : a.x.bytes());
+  }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     const int64_t begin = int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;
@@ -69,16 +77,24 @@ struct AdamW {
     const double* __restrict grad = a.grad.row<double>(0) + begin;
     A* __restrict m = a.m.row<A>(0) + begin;
     A* __restrict v = a.v.row<A>(0) + begin;
-    const auto update = [&](int i) {
-      const A d = A(grad[i]) * clip;
-      m[i] = b1 * m[i] + (A(1) - b1) * d;
-      v[i] = b2 * v[i] + (A(1) - b2) * d * d;
-      return w[i] * shrink - c1 * m[i] / (sqrt_(v[i] * c2) + eps);
+    const auto update = [&](const double& gi, A& mi, A& vi, A& wi) {
+      const A d = A(gi) * clip;
+      mi = b1 * mi + (A(1) - b1) * d;
+      vi = b2 * vi + (A(1) - b2) * d * d;
+      wi = wi * shrink - c1 * mi / (sqrt_(vi * c2) + eps);
     };
     if (static_cast<void*>(x) == static_cast<void*>(w))
-      for (int i = g.lane(); i < n; i += Group::size) w[i] = update(i);
+      each(
+          g, n, [&](int, const double& gi, A& mi, A& vi, A& wi) { update(gi, mi, vi, wi); }, grad,
+          m, v, w);
     else
-      for (int i = g.lane(); i < n; i += Group::size) x[i] = T(w[i] = update(i));
+      each(
+          g, n,
+          [&](int, const double& gi, A& mi, A& vi, A& wi, T& xi) {
+            update(gi, mi, vi, wi);
+            xi = T(wi);
+          },
+          grad, m, v, w, x);
   }
 };
 
@@ -91,7 +107,8 @@ struct CastRows {
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const Acc<T>* __restrict from = a.from.row<Acc<T>>(r);
     T* __restrict x = a.x.row<T>(r);
-    for (int i = g.lane(); i < a.x.cols; i += Group::size) x[i] = T(from[i]);
+    each(
+        g, int(a.x.cols), [&](int, const Acc<T>& value, T& xi) { xi = T(value); }, from, x);
   }
 };
 

@@ -15,8 +15,12 @@ struct SwigluF {
     const T* __restrict gate = a.x.row<T>(r);
     const T* __restrict up = a.up.row<T>(r);
     T* __restrict act = a.act.row<T>(r);
-    for (int i = g.lane(); i < a.x.cols; i += Group::size)
-      act[i] = T(Acc<T>(gate[i]) * sigmoid_(Acc<T>(gate[i])) * Acc<T>(up[i]));
+    each(
+        g, int(a.x.cols),
+        [&](int, const T& x, const T& u, T& y) {
+          y = T(Acc<T>(x) * sigmoid_(Acc<T>(x)) * Acc<T>(u));
+        },
+        gate, up, act);
   }
 };
 
@@ -27,17 +31,21 @@ struct SwigluB {
     Tensor x, up;  // [rows, width] in gate and up, out their gradients
     Tensor act;    // [rows, width] in the gradient of act, out act
   };
+  static int64_t bytes(const Args& a) { return 6 * a.x.bytes(); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
     T* __restrict gate = a.x.row<T>(r);
     T* __restrict up = a.up.row<T>(r);
     T* __restrict act = a.act.row<T>(r);
-    for (int i = g.lane(); i < a.x.cols; i += Group::size) {
-      const A x = A(gate[i]), u = A(up[i]), d = A(act[i]), s = sigmoid_(x), silu = x * s;
-      gate[i] = T(d * u * (s + silu * (A(1) - s)));
-      up[i] = T(d * silu);
-      act[i] = T(silu * u);
-    }
+    each(
+        g, int(a.x.cols),
+        [&](int, T& of_gate, T& of_up, T& of_act) {
+          const A x = A(of_gate), u = A(of_up), d = A(of_act), s = sigmoid_(x), silu = x * s;
+          of_gate = T(d * u * (s + silu * (A(1) - s)));
+          of_up = T(d * silu);
+          of_act = T(silu * u);
+        },
+        gate, up, act);
   }
 };
 
@@ -45,10 +53,12 @@ struct Add {
   struct Args {
     Tensor x, y;  // [rows, cols]; y += x
   };
+  static int64_t bytes(const Args& a) { return 3 * a.x.bytes(); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const T* __restrict x = a.x.row<T>(r);
     T* __restrict y = a.y.row<T>(r);
-    for (int i = g.lane(); i < a.x.cols; i += Group::size) y[i] = T(Acc<T>(x[i]) + Acc<T>(y[i]));
+    each(
+        g, int(a.x.cols), [&](int, const T& xi, T& yi) { yi = T(Acc<T>(xi) + Acc<T>(yi)); }, x, y);
   }
 };
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <iostream>
+#include <map>
 #include <memory>
 
 #include "model/base/command_line.h"
@@ -15,6 +16,7 @@ void add_bench_command(CLI::App& duet, int&) {
   Command cli(duet, "bench", "tokens/s and GFLOP/s of training steps on this machine");
   const auto o = std::make_shared<BenchOptions>();
   cli.text("--preset", o->preset, "model to time, by the names of duet train");
+  cli.parsed("--model", o->model, parse_sizes, "sizes instead of the preset's, as in duet train");
   cli.number("--threads", o->threads, 1, 4096, "cores used");
   cli.choice("--device", o->device, {DeviceKind::cpu, DeviceKind::cuda}, device_kind_name,
       "where it runs; default: cuda if there is one");
@@ -25,12 +27,45 @@ void add_bench_command(CLI::App& duet, int&) {
   cli.runs([o] { bench_command(*o, std::cout); });
 }
 
+// Of a step's kernels, by kind and by kind and name; null where they are not timed.
+static Json time_kernels(Trainer& trainer, int64_t step) {
+  Device& device = trainer.device;
+  Recorder recorder(device);
+  device.kernels = &recorder;
+  train_step(trainer, step);
+  device.kernels = nullptr;
+  device.compute().synchronize();
+  struct Sum {
+    int64_t launches = 0, bytes = 0, flops = 0;
+    double seconds = 0;
+  };
+  std::map<std::string, Sum> sums;
+  for (const Recorder::Entry& e : recorder.entries())
+    for (const std::string& kind : {std::string(e.mark.lane), cat(e.mark.lane, " ", e.mark.name)}) {
+      Sum& s = sums[kind];
+      ++s.launches;
+      s.bytes += e.mark.bytes;
+      s.flops += e.mark.flops;
+      s.seconds += e.end->seconds() - e.begin->seconds();
+    }
+  Json all = Json::array();
+  for (const auto& [kind, s] : sums) {
+    const double rate = double(s.flops + s.bytes) / s.seconds,  // one of the two is 0
+        peak = s.flops ? device.peak_flops(trainer.context.dtype) : device.peak_bytes();
+    all.push(Json::object({{"kind", kind}, {"launches", s.launches}, {"ms", s.seconds * 1e3},
+        {s.flops ? "gflops" : "gb_per_s", rate * 1e-9},
+        {"of_peak", peak > 0 ? Json(rate / peak) : Json()}}));
+  }
+  return all;
+}
+
 void bench_command(const BenchOptions& b, std::ostream& out) {
   TrainOptions o;
   o.preset = b.preset;
+  o.model = b.model;
   o.threads = b.threads;
   o.microbatches = b.microbatches;
-  o.steps = b.steps + 1;
+  o.steps = b.steps + 2;
   o.micro_batch_size = b.micro_batch_size;
   o.device = b.device;
   o.dtype = b.dtype;
@@ -39,26 +74,29 @@ void bench_command(const BenchOptions& b, std::ostream& out) {
   std::vector<StepResult> steps;
   std::string device_name;
   double part_of_peak = 0;
+  Json kernels;
   run_ranks(job.run, [&](Comm& world) {
     const std::unique_ptr<Device> device = make_device(job, world);
     device_name = device->name();
     Trainer trainer(job, world, *device);
-    for (int64_t step = 1; step <= o.steps; ++step) {
+    for (int64_t step = 1; step < o.steps; ++step) {
       const StepResult r = train_step(trainer, step);
       if (step > 1) steps.push_back(r);
     }
     std::sort(steps.begin(), steps.end(),
         [](const StepResult& a, const StepResult& b) { return a.seconds < b.seconds; });
     part_of_peak = mfu(job, steps[steps.size() / 2], *device);
+    if (device->is_cuda()) kernels = time_kernels(trainer, o.steps);
   });
   const StepResult& median = steps[steps.size() / 2];
-  out << Json::object({{"trainer", "duet"}, {"preset", b.preset}, {"device", device_name},
-                          {"threads", b.threads}, {"parameters", job.config.parameters()},
-                          {"dtype", dtype_name(*job.options.dtype)}, {"tokens", median.tokens},
-                          {"step_ms", median.seconds * 1e3},
-                          {"tokens_per_s", double(median.tokens) / median.seconds},
-                          {"gflops", double(median.flops) / median.seconds * 1e-9},
-                          {"mfu", part_of_peak > 0 ? Json(part_of_peak) : Json()}})
+  out << Json::object(
+             {{"trainer", "duet"}, {"preset", b.preset}, {"device", device_name},
+                 {"threads", b.threads}, {"parameters", job.config.parameters()},
+                 {"dtype", dtype_name(*job.options.dtype)}, {"tokens", median.tokens},
+                 {"step_ms", median.seconds * 1e3},
+                 {"tokens_per_s", double(median.tokens) / median.seconds},
+                 {"gflops", double(median.flops) / median.seconds * 1e-9},
+                 {"mfu", part_of_peak > 0 ? Json(part_of_peak) : Json()}, {"kernels", kernels}})
              .dump()
       << std::endl;
 }

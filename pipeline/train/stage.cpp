@@ -1,7 +1,14 @@
 // See stage.h.
 #include "pipeline/train/stage.h"
 
+#include <span>
+
 namespace duet {
+
+// Outside pairs, on a GPU: it computes the shared experts while the host plans what goes where. On
+// the CPU the host computes them, while the tokens travel.
+static constexpr Phase kSharedFirst[] = {Phase::attention_f, Phase::router_f, Phase::shared_f,
+    Phase::dispatch_f, Phase::experts_f, Phase::combine_f};
 
 Stage::Stage(const Context& context, const StageOptions& o)
     : context_(context), options_(o), moe_(size_t(o.layer_end - o.layer_begin)),
@@ -53,8 +60,9 @@ void Stage::run(Phase phase, int microbatch, int layer) {
 
 Buf Stage::forward(int microbatch, Buf x, const Microbatch& tokens) {
   begin_forward(microbatch, std::move(x), tokens);
+  const std::span<const Phase> phases = context_.device.is_cuda() ? kSharedFirst : kForward;
   for (int l = 0; l < layers(); ++l)
-    for (Phase phase : kForward) run(phase, microbatch, l);
+    for (Phase phase : phases) run(phase, microbatch, l);
   return end_forward(microbatch, tokens);
 }
 

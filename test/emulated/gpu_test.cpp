@@ -89,6 +89,23 @@ TEST(GpuDevice, AnyThreadMayAskAboutAnEvent) {
   }).join();
 }
 
+// What the pool gives back goes in the order of compute(), where work on it may be queued.
+struct Pool : Device {
+  static void drain(Device& device) { (device.*&Pool::drain_pool)(false); }
+};
+
+TEST(GpuDevice, MemoryGoesAfterTheWorkThatIsQueuedOnIt) {
+  const Behaviour lazy({.order = emulated::Order::lazy});
+  const auto gpu = make_cuda_device(0);
+  {
+    const Buf x = gpu->buffer(1, 1000, Dtype::f32, Use::scratch);
+    gpu->compute().zero(x->data, size_t(x->bytes()));
+  }
+  Pool::drain(*gpu);
+  EXPECT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess);
+  gpu->compute().synchronize();
+}
+
 TEST(GpuDevice, TimesOnlyWhatIsAskedTo) {
   const auto gpu = make_cuda_device(0);
   const int64_t before = emulated::counts().timed_events;
@@ -147,6 +164,15 @@ TEST_F(GpuJob, BenchSaysWhatPartOfThePeakTheModelMakesUseOf) {
   const double made = line.at("gflops").number() * 1e9 / 989e12, mfu = line.at("mfu").number();
   EXPECT_LT(mfu, made);
   EXPECT_GT(mfu, 0.7 * made);
+  std::set<std::string> kinds;
+  for (const Json& kernel : line.at("kernels").items()) {
+    kinds.insert(kernel.at("kind").string());
+    EXPECT_GT(kernel.at("launches").number(), 0);
+    EXPECT_GT(kernel.at("of_peak").number(), 0);
+    EXPECT_LT(kernel.at("of_peak").number(), 1);
+  }
+  for (const char* kind : {"attention", "experts", "products", "rows", "rows AdamW", "experts TN"})
+    EXPECT_TRUE(kinds.count(kind)) << kind;
 }
 
 }  // namespace

@@ -103,8 +103,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   *p = {"Emulated H100", options().memory, 132, 9, 0};
   return cudaSuccess;
 }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 9;  // cudaDevAttrComputeCapabilityMajor
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
+  *value = what == cudaDevAttrMemoryClockRate   ? 2'619'000
+      : what == cudaDevAttrGlobalMemoryBusWidth ? 5120
+                                                : 9;  // cudaDevAttrComputeCapabilityMajor
   return cudaSuccess;
 }
 cudaError_t cudaDeviceCanAccessPeer(int* can, int device, int peer) {
