@@ -153,6 +153,18 @@ TEST_F(CommandLine, WhatARehearsalMakesNothingOfIsRefused) {
             "allowed: --rehearse, --steps"});
 }
 
+TEST_F(CommandLine, WhatPlanMakesNothingOfIsRefused) {
+  const std::vector<Wrong> table = {
+      {"plan --measure m.json --tp 2", {"--tp: found with --measure", "--measure, --format"}},
+      {"plan --measure m.json --gpus 8", {"--gpus: found with --measure"}},
+      {"plan --measure m.json --validate r.json", {"--measure: found with --validate"}},
+      {"plan --validate r.json --top 3", {"--top: found with --validate"}},
+      {"plan --validate r.json --write-profile p", {"--write-profile: found with --validate"}},
+      {"plan --layouts pp=2 --profile p.json", {"--profile: found with --layouts", "--seq-len"}},
+      {"plan --profile p.json --loads l.json", {"--loads: found with --profile", "--pp"}}};
+  for (const Wrong& wrong : table) expect_refused(wrong.arguments, wrong.words);
+}
+
 TEST_F(CommandLine, OptionsThatThereAreNotAreNamed) {
   const std::vector<Wrong> table = {
       {"train --stepz 3", {"found --stepz 3, allowed: what duet train --help lists"}},

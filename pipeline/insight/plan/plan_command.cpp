@@ -106,8 +106,14 @@ void with_profile(
   require(profile.fits(schedule), "--profile: ", o.profile, " has ", profile.stages.size(),
       " stages, allowed: 1 or the layout's ", model_stages(l));
   const Timing timing = simulate(schedule, profile);
-  out << format(
-      "%s: %.6g s, bubble %.1f%%\n", l.text().c_str(), timing.makespan, 100 * timing.bubble());
+  if (o.format == "json")
+    out << Json::object(
+               {{"layout", l.text()}, {"pipeline_s", timing.makespan}, {"bubble", timing.bubble()}})
+               .dump(1)
+        << "\n";
+  else
+    out << format(
+        "%s: %.6g s, bubble %.1f%%\n", l.text().c_str(), timing.makespan, 100 * timing.bubble());
 }
 
 }  // namespace
@@ -142,6 +148,18 @@ void plan_command(const PlanOptions& o, std::ostream& out) {
   }
 }
 
+// Each way of asking makes something of some of the options alone.
+static void refuse_ignored(const Command& cli, const PlanOptions& o) {
+  std::vector<std::string> job = {
+      "--model", "--cluster", "--gpus", "--batch", "--seq-len", "--format"};
+  for (const auto& [key, help] : layout_keys()) job.push_back("--" + key);
+  if (!o.validate.empty())
+    cli.refuse_beside("--validate", "says all of each run itself", {"--format"});
+  if (!o.measure.empty()) cli.refuse_beside("--measure", "plans nothing", {"--format"});
+  if (!o.layouts.empty()) cli.refuse_beside("--layouts", "only sets layouts side by side", job);
+  if (!o.profile.empty()) cli.refuse_beside("--profile", "is given the costs", job);
+}
+
 void add_plan_command(CLI::App& duet, int&) {
   const auto o = std::make_shared<PlanOptions>();
   Command cli(duet, "plan",
@@ -169,7 +187,8 @@ void add_plan_command(CLI::App& duet, int&) {
   cli.text("--validate", o->validate, "predict the published runs in this file");
   cli.text("--measure", o->measure, "write a cluster file of this machine");
   cli.text("--format", o->format, "text, or json: one document");
-  cli.runs([plan, o] {
+  cli.runs([plan, cli, o] {
+    refuse_ignored(cli, *o);
     o->demonstration = o->layout.empty() && o->layouts.empty();
     for (const char* option : {"--model", "--cluster", "--gpus", "--batch", "--seq-len"})
       o->demonstration &= plan->count(option) == 0;
