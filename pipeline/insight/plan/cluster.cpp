@@ -19,6 +19,7 @@ struct ClusterField {
   const char* key;
   double Cluster::*member;
   double unit, lo, hi;
+  bool of_core = false;  // and of nothing else
 };
 constexpr ClusterField kFields[] = {{"gpus_per_node", &Cluster::gpus_per_node, 1, 1, 1024},
     {"nvlink_domain", &Cluster::nvlink_domain, 1, 1, 1024},
@@ -39,7 +40,9 @@ constexpr ClusterField kFields[] = {{"gpus_per_node", &Cluster::gpus_per_node, 1
     {"network_efficiency", &Cluster::network_efficiency, 1, 0.05, 1},
     {"network_latency_us", &Cluster::network_latency_s, 1e-6, 0.01, 10000},
     {"comm_sms", &Cluster::comm_sms, 1, 0, 100}, {"other", &Cluster::other, 1, 0, 1},
-    {"hidden", &Cluster::hidden, 1, 0, 1}};
+    {"hidden", &Cluster::hidden, 1, 0, 1}, {"cache_mb", &Cluster::cache_bytes, 1e6, 0, 1e5, true},
+    {"cache_gb_s", &Cluster::cache_bytes_s, 1e9, 5, 50000, true},
+    {"row_gb_s", &Cluster::row_bytes_s, 1e9, 5, 50000, true}};
 
 const Json& own_clusters() {
   static const Json all = Json::parse(clusters, "clusters/");
@@ -52,6 +55,7 @@ Cluster read(const Json& json, const std::string& where) {
   c.name = f.text("name"), c.source = f.text_or("source", ""), c.core = f.flag("core", false);
   std::vector<std::string> known = {"name", "source", "core"};
   for (const ClusterField& field : kFields) {
+    if (field.of_core && !c.core) continue;
     const double lo = c.core && field.unit == 1e9 ? field.lo / 100 : field.lo;  // a core is slower
     c.*field.member = f.number(field.key, lo, field.hi) * field.unit;
     known.push_back(field.key);
@@ -80,6 +84,15 @@ Precision parse_precision(const std::string& text, const std::string& where) {
   for (size_t p = 0; p < 5; ++p)
     if (text == kPrecisions[p]) return Precision(p);
   throw UsageError(cat(where, ": found ", text, ", allowed: fp32, bf16, fp8, mxfp8, nvfp4"));
+}
+
+Cluster Cluster::fetching(double working_set, double ranks) const {
+  Cluster c = *this;
+  if (!core) return c;
+  const double share = cache_bytes / std::clamp(ranks, 1.0, gpus_per_node);
+  const double cached = std::min(1.0, share / working_set);
+  c.hbm_bytes_s = 1 / (cached / cache_bytes_s + (1 - cached) / hbm_bytes_s);
+  return c;
 }
 
 double product_seconds(const Cluster& c, Precision precision, double m, double n, double k,
@@ -133,7 +146,8 @@ std::string write_cluster(const Cluster& c) {
       json.set(cat(kPrecisions[p], "_tflops"), c.peak[p] / 1e12);
       json.set(cat(kPrecisions[p], "_efficiency"), c.efficiency[p]);
     }
-  for (const ClusterField& field : kFields) json.set(field.key, c.*field.member / field.unit);
+  for (const ClusterField& field : kFields)
+    if (c.core || !field.of_core) json.set(field.key, c.*field.member / field.unit);
   return json.dump(2) + "\n";
 }
 

@@ -39,13 +39,20 @@ struct Cluster {
   double other = 0;     // of a step: loading data, checking gradients, clocks that differ
   double hidden = 0;    // of communication that has something to hide under, what hides
   // A core of a processor, on which duet's own CPU code runs: it works and fetches in turn, and
-  // cuts gradients' sums at segments of 128 tokens (model/machine/grid.h).
+  // cuts gradients' sums at segments of 128 tokens (model/machine/grid.h). Row operations wait for
+  // its instructions, not for memory.
   bool core = false;
+  double cache_bytes = 0, cache_bytes_s = 0;  // its last cache, which all cores share
+  double row_bytes_s = 0;
 
   // of attention, and what MFU divides by: the 16-bit peak where there is one
   double wide_peak() const { return peak[peak[1] > 0 ? 1 : 0]; }
   double hbm() const { return hbm_bytes_s * hbm_efficiency; }
+  double rows() const { return core ? row_bytes_s : hbm(); }
   double products_per_s(Precision p) const { return peak[size_t(p)] * efficiency[size_t(p)]; }
+  // What fetching a byte takes, of a working set of so many on each of `ranks` ranks: a core's
+  // share of the cache has as much of it as fits.
+  Cluster fetching(double working_set, double ranks) const;
   // Computation is slower by this while it shares the GPU with communication.
   double lending() const { return sms / (sms - comm_sms); }
 };

@@ -7,7 +7,9 @@
 
 #include "model/attention.h"
 #include "model/base/clock.h"
+#include "model/machine/launch.h"
 #include "model/machine/limits.h"
+#include "model/rows/swiglu.h"
 #include "pipeline/insight/plan/predict.h"
 
 namespace duet {
@@ -73,6 +75,26 @@ double linear_seconds(const Bench& bench, const Linear& l) {
   });
 }
 
+// A norm and an activation, forward and backward.
+double rows_seconds(const Bench& bench, int64_t tokens, int64_t width) {
+  const ModelConfig config;
+  const Context context = bench.context(config, tokens, tokens);
+  Params params;
+  const Param& gain = params.vector("gain", width, Init::ones);
+  params.allocate(bench.device, bench.dtype, 0);
+  const Buf x = bench.zeros(tokens, width), y = bench.zeros(tokens, width);
+  const Buf up = bench.zeros(tokens, width);
+  return bench.seconds([&] {
+    const Normed norm = norm_f(context, x, gain);
+    norm_i(context, norm, gain, x, y);
+    norm_w(context, norm, x, gain);
+    launch<SwigluF>(bench.stream(), tokens, {.x = x, .up = up, .act = y});
+    launch<SwigluB>(bench.stream(), tokens, {.x = x, .up = up, .act = y});
+  });
+}
+// Their bytes for an element, as costs.cpp counts them, and their kernels.
+constexpr double kRowBytes = 2 * (2 + 3 + 3 + 5), kRowKernels = 6;
+
 // The optimizer and what belongs to it, seconds a parameter.
 double optimizer_seconds(const Bench& bench, int64_t parameters) {
   Params params;
@@ -102,33 +124,51 @@ void fit_products(Cluster& c, Precision p, const std::vector<Linear>& measured) 
     }
 }
 
-// Of the peak: forward and backward of causal attention, without its products with weights.
-void measure_attention(const Bench& bench, Precision p, int64_t seq_len, Cluster& c) {
-  ModelConfig config;
-  config.d_model = config.kv_lora_rank = 16, config.n_heads = 8;
+// Forward and backward of causal attention, without its products with weights.
+struct AttentionSeconds {
+  double f, b;
+};
+AttentionSeconds attention_seconds(
+    const Bench& bench, const Cluster& c, Precision p, const ModelConfig& config, int64_t seq_len) {
   const Context context = bench.context(config, seq_len, seq_len);
   Params params;
   const Attention attention(context, params, "");
   params.allocate(bench.device, bench.dtype, 0);
   const Buf x = bench.zeros(seq_len, config.d_model);
   Attention::Saved saved;
-  const double forward = bench.seconds([&] { attention.forward(saved, x); });
-  const double both = bench.seconds([&] {
-    attention.forward(saved, x);
-    attention.backward_input(saved, x);
-  });
+  double forward = INFINITY, both = INFINITY;
+  for (int round = 0; round < 2; ++round) {  // the better one
+    forward = std::min(forward, bench.seconds([&] { attention.forward(saved, x); }));
+    both = std::min(both, bench.seconds([&] {
+      attention.forward(saved, x);
+      attention.backward_input(saved, x);
+    }));
+  }
   double products = 0;
   for (const Param& w : params.all())
     if (w.rows > 1)
       products += product_seconds(c, p, double(seq_len), double(w.cols), double(w.rows));
-  const double flops =
-      double(seq_len * seq_len * config.n_heads) * double(config.qk_head_dim() + config.v_head_dim);
+  const auto beside = [&](double seconds) { return std::max(seconds - products, seconds / 4); };
+  return {beside(forward), beside(both - forward)};
+}
+
+// What of the peak it reaches, and the tokens at which it reaches half of that: its time is taken
+// as flops (1 + half / seq_len), of two lengths.
+void measure_attention(const Bench& bench, Precision p, double seq_len, Cluster& c) {
+  ModelConfig config;
+  config.d_model = config.kv_lora_rank = 16, config.n_heads = 8;
+  const double shorter = seq_len / 4;
+  const AttentionSeconds of_short = attention_seconds(bench, c, p, config, int64_t(shorter)),
+                         of_long = attention_seconds(bench, c, p, config, int64_t(seq_len));
+  const double slower = 16 * (of_short.f + of_short.b) / (of_long.f + of_long.b);
+  c.attention_half =
+      std::clamp(slower < 4 ? (slower - 1) / (1 / shorter - slower / seq_len) : 8192, 0.0, 8192.0);
+  const double flops = seq_len * seq_len * double(config.n_heads) *
+      double(config.qk_head_dim() + config.v_head_dim) * (1 + c.attention_half / seq_len);
   const auto fraction = [&](double work, double seconds) {
-    return std::clamp(
-        work * flops / (c.wide_peak() * std::max(seconds - products, seconds / 4)), 0.01, 1.0);
+    return std::clamp(work * flops / (c.wide_peak() * seconds), 0.01, 1.0);
   };
-  c.attention_f = fraction(1, forward), c.attention_b = fraction(2.5, both - forward);
-  c.attention_half = 0;
+  c.attention_f = fraction(1, of_long.f), c.attention_b = fraction(2.5, of_long.b);
 }
 
 }  // namespace
@@ -142,13 +182,25 @@ Cluster measure_cluster() {
   std::vector<Linear> linears = {{2048, 256, 512, 128}, {512, 512, 512, 128}, {512, 512, 512, 16},
       {256, 256, 256, 8}, {256, 512, 64, 128}, {128, 64, 256, 128}, {64, 128, 128, 64},
       {32, 128, 64, 16}};
-  Linear cold{16, 2000, 2000, 16};  // its matrices fit no cache of a core
-  double memory = 0;                // bytes a second
+  // Matrices and gradients (12 bytes) of a quarter of a core's share of the last cache, and of
+  // three times as much as all of it.
+  const double cache = cuda ? 0 : last_cache(), cores = usable_cores();
+  const double within = std::sqrt(cache / cores / 48), beyond = std::sqrt(std::max(8e6, cache / 4));
+  Linear warm{16, std::floor(within), std::floor(within), 16};
+  Linear cold{16, std::floor(beyond), std::floor(beyond), 16};
+  Linear least{1, 1, 1, 1};
+  double rows = INFINITY, launches = INFINITY;  // seconds
+  double memory = 0;                            // bytes a second
   for (Linear& l : linears) l.tokens *= unit, l.in *= unit, l.out *= unit;
   for (int round = 0; round < 2; ++round) {  // the better one, where something else ran
     for (Linear& l : linears) l.seconds = std::min(l.seconds, linear_seconds(bench, l));
     if (cuda) memory = std::max(memory, kOptimizerBytes / optimizer_seconds(bench, 64 << 20));
-    if (!cuda) cold.seconds = std::min(cold.seconds, linear_seconds(bench, cold));
+    if (cuda) continue;
+    cold.seconds = std::min(cold.seconds, linear_seconds(bench, cold));
+    warm.seconds = std::min(warm.seconds, linear_seconds(bench, warm));
+    least.seconds = std::min(least.seconds, linear_seconds(bench, least));
+    rows = std::min(rows, rows_seconds(bench, 128, 128));
+    launches = std::min(launches, rows_seconds(bench, 1, 1));
   }
 
   Cluster c = find_cluster("h100");
@@ -165,8 +217,11 @@ Cluster measure_cluster() {
   }
   c.hbm_bytes_s = cuda ? memory : INFINITY;  // what is repeated on a core is in its caches
   fit_products(c, p, linears);
-  measure_attention(bench, p, cuda ? 2048 : 192, c);
+  measure_attention(bench, p, cuda ? 2048 : 256, c);
   if (!cuda) {
+    c.launch_s = (least.seconds + launches) / (3 + kRowKernels);
+    c.row_bytes_s = 128 * 128 * kRowBytes / (rows - launches);
+    c.cache_bytes = cache, c.cache_bytes_s = warm.bytes_per_second(c, p);
     c.hbm_bytes_s = cold.bytes_per_second(c, p);
     c.nvlink_bytes_s = c.network_bytes_s = c.hbm_bytes_s / 2;
   } else {

@@ -37,8 +37,14 @@ std::vector<Held> stage_parameters(const PlanModel& m, const PlanLayout& l) {
   return stages;
 }
 
-std::vector<Cost> stage_costs(const PlanJob& job, const PlanLayout& l) {
-  const PlanModel& m = job.model;
+std::vector<Cost> stage_costs(const PlanJob& all, const PlanLayout& l) {
+  const PlanModel& m = all.model;
+  const std::vector<Held> held = stage_parameters(m, l);
+  PlanJob job = all;
+  // a microbatch passes over a rank's weights of 4 bytes and gradients of 8
+  double parameters = 0;
+  for (const Held& stage : held) parameters += stage.shared + stage.experts;
+  job.cluster = all.cluster.fetching(12 * parameters / l.pp, double(job.gpus));
   const bool any_moe = m.moe_layers() > 0, any_dense = m.moe_layers() < m.layers;
   Cost kinds[2][2];  // [moe][windowed]
   for (int windowed = 0; windowed <= (m.window ? 1 : 0); ++windowed) {
@@ -59,7 +65,6 @@ std::vector<Cost> stage_costs(const PlanJob& job, const PlanLayout& l) {
   if (l.zero != 3) return stages;
   // Gathers a layer's weights before its F and again before its B, and scatters its gradients
   // after: all of it beside the computation of the layers around.
-  const std::vector<Held> held = stage_parameters(m, l);
   for (size_t s = 0; s < stages.size(); ++s) {
     Cost& stage = stages[s];
     const double gather = gather_held(job, l, held[s], 2);
