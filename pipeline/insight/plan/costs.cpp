@@ -52,6 +52,7 @@ class LayerCost {
     const double x = tokens * k * count, dy = tokens * n * count;
     rows(3 * x, 3 * dy);                          // from 16 bits
     cost_.W[kRows] += 2.5 * (x + dy) / c_.hbm();  // in tiles of the other direction
+    if (p == Precision::fp8 && l_.tiles && count == 1) cost_.W[part] += 8 * k * n / c_.hbm();
   }
   void rows(double bytes_f, double bytes_b) {
     const double passes = l_.row_passes / c_.rows();

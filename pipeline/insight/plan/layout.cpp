@@ -133,9 +133,14 @@ int model_stages(const PlanLayout& l) {
 std::vector<int> stage_layers(const PlanModel& model, const PlanLayout& l) {
   if (!l.split.empty()) return l.split;
   const int stages = model_stages(l);
-  std::vector<int> layers(size_t(stages), int(model.layers / stages));
-  const int more = int(model.layers % stages);
-  for (int i = 0; i < more; ++i) ++layers[size_t((i + 1) % stages)];
+  // Multi-token prediction, a layer and another pass of the head, weighs three layers.
+  const bool relieved = model.mtp > 0 && stages > 1;
+  const int others = stages - relieved,
+            last = relieved ? std::max(0, int((model.layers + stages - 1) / stages) - 3) : 0;
+  const int divided = int(model.layers) - last;
+  std::vector<int> layers(size_t(others), divided / others);
+  for (int i = 0; i < divided % others; ++i) ++layers[size_t((i + 1) % others)];
+  if (relieved) layers.push_back(last);
   return layers;
 }
 

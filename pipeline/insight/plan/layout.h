@@ -35,6 +35,9 @@ struct PlanLayout {
   // then passes 36 bytes an element instead of 4)
   double row_passes = 1;
   Precision precision = Precision::bf16;
+  // fp8 operands are scaled in tiles of 128 (DeepSeek-V3, section 3.3.2), not as a whole: products
+  // for weights then add to the gradients after their arithmetic (the trace's attn(W))
+  bool tiles = true;
   double gradient_bytes = 4;  // of a gradient on its way to the other ranks
   double imbalance = 1;       // the busiest GPU's tokens, of the mean
 
@@ -68,7 +71,7 @@ inline bool from_file(const PlanLayout& l) { return l.schedule.ends_with(".csv")
 // Stages that the model is cut into.
 int model_stages(const PlanLayout& layout);
 // Layers of each of them; uneven remainders go to the stages in the middle, since the ends also
-// have embedding and head.
+// have embedding and head, and with multi-token prediction the last has three layers fewer.
 std::vector<int> stage_layers(const PlanModel& model, const PlanLayout& layout);
 
 // The rule that a complete layout breaks, as "tp: found 3, allowed: ..."; "" where it is legal.

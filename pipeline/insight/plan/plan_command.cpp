@@ -129,12 +129,16 @@ void plan_command(const PlanOptions& o, std::ostream& out) {
     out << (o.format == "json" ? text : cat(o.measure, ": this machine, measured\n"));
     return;
   }
-  const PlanJob job{find_model(o.model), find_cluster(o.cluster), o.gpus, o.batch, o.seq_len};
+  PlanJob job{find_model(o.model), find_cluster(o.cluster), o.gpus, o.batch, o.seq_len};
   PlanLayout fixed;
-  if (o.demonstration) fixed = parse_layout(kDeepSeekV3, fixed, "");
+  if (o.demonstration) {
+    fixed = parse_layout(kDeepSeekV3, fixed, "");
+    job.model.mtp = 1, job.model.notes = {"trained with one layer of multi-token prediction"};
+  }
   for (const auto& [key, value] : o.layout) set_layout(fixed, key, value);
   if (!o.layout.contains("dtype") && !job.cluster.peak[size_t(Precision::bf16)])
     fixed.precision = Precision::fp32;
+  if (job.cluster.core) fixed.gradient_bytes = 8;  // duet's own (model/machine/grid.h)
   if (!o.layouts.empty()) return side_by_side(o, job, fixed, out);
   const Answer answer = answer_of(o, job, fixed);
   const PlanLayout& l = answer.now.layout;

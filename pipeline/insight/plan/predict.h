@@ -21,9 +21,10 @@ namespace duet {
 // read, three of them and the working copy written, the gradient read for its norm and cleared.
 inline constexpr double kOptimizerBytes = 40;
 
-// Time of the actions of a kind, mean over ranks, as DeepSeek's reports state a step.
+// Time of a rank's actions of a kind, as DeepSeek's reports state a step.
 struct ByAction {
   double F = 0, B = 0, W = 0, pairs = 0;  // B: whole backwards, and Is
+  double busy() const { return F + B + W + pairs; }
 };
 
 struct Prediction {
@@ -33,12 +34,12 @@ struct Prediction {
   double step = 0;                         // seconds
   double pipeline = 0;                     // of it: the schedule's makespan
   double bubble = 0;                       // of it: idle, of the busiest rank
-  double mean_bubble = 0;                  // of all ranks, in seconds
   double exposed_data = 0, optimizer = 0;  // of it
   double other = 0;                        // of it: the cluster's `other`
   Parts parts;                             // of the busiest rank's computation, without pairs
   double hidden_in_pairs = 0;              // parts.sum() - this + bubble = pipeline
-  ByAction by_action;
+  ByAction of_first, of_mean;              // rank 0's actions; the mean over ranks
+  double mean_bubble() const { return pipeline - of_mean.busy(); }
   int microbatches = 0;
   bool extrapolated = false;  // from fewer microbatches
 };

@@ -9,6 +9,7 @@
 //   precision           fp16 is computed as bf16; its frameworks predate fused attention, ZeRO,
 //                       sequence parallelism and hidden gradients: all four off unless stated, and
 //                       gradients travel in 2 bytes instead of 4
+//                       fp8 operands are scaled as a whole
 //   otherwise           fused attention, ZeRO-1, sequence parallelism, hidden gradients: on;
 //                       overlapped tensor parallelism: for dense models with sequence parallelism
 //                       in 8 bits or fewer, which is when recipes switch it on; overlapped

@@ -51,6 +51,13 @@ NamedValues step_parts(const Prediction& p) {
   return parts;
 }
 
+NamedValues by_action(const Prediction& p, const ByAction& by) {
+  NamedValues parts = {{"1F", by.F}, {"1B", by.B}, {"1W", by.W}, {"1F1B", by.pairs},
+      {"bubble", p.pipeline - by.busy()}, {"optimizer", p.exposed_data + p.optimizer}};
+  for (auto& [name, seconds] : parts) seconds *= p.step / (p.step - p.other);
+  return parts;
+}
+
 // From `duet plan --validate`; the README's table has the suites.
 std::string known_error(const PlanJob& job) {
   const std::string& gpu = job.cluster.name;
@@ -91,11 +98,14 @@ void print_answer(const Answer& a, std::ostream& out) {
   if (p.hidden_in_pairs > 1e-6 * p.step)
     out << format(
         "  hidden in pairs, besides: %.3f s of expert-parallel communication\n", p.hidden_in_pairs);
-  const ByAction& by = p.by_action;
   if (p.layout.pp > 1)
-    out << format(
-        "  mean over ranks: 1F %.3f s, 1B %.3f s, 1W %.3f s, 1F1B %.3f s, bubble %.3f s\n", by.F,
-        by.B, by.W, by.pairs, p.mean_bubble);
+    for (const auto& [whose, by] :
+        {std::pair("rank 0", p.of_first), {"mean over ranks", p.of_mean}}) {
+      out << "  " << whose << ":";
+      for (const auto& [name, seconds] : by_action(p, by))
+        out << format(" %s %.3f s", name.c_str(), seconds);
+      out << "\n";
+    }
   out << "  bottleneck: " << bottleneck(p) << "\n";
   for (const Change& c : a.changes)
     out << format("  with %-58s %+6.1f%%%s\n", c.what.c_str(), 100 * (p.step / c.step - 1),
@@ -131,7 +141,6 @@ Json answer_json(const Answer& a) {
   for (const Prediction& other : a.others)
     next.push(Json::object({{"layout", other.layout.text()}, {"step_s", other.step},
         {"gain", p.step / other.step - 1}}));
-  const ByAction& by = p.by_action;
   return Json::object({{"model", job.model.name}, {"parameters", job.model.parameters()},
       {"active_parameters", job.model.active_parameters()}, {"notes", Json(job.model.notes)},
       {"cluster", job.cluster.name}, {"gpus", job.gpus}, {"batch", job.batch},
@@ -141,10 +150,8 @@ Json answer_json(const Answer& a) {
       {"tflops_per_gpu", object({{"full", r.full / 1e12}, {"causal", r.causal / 1e12}})},
       {"mfu", object({{"full", r.mfu_full}, {"causal", r.mfu_causal}})},
       {"gpu_hours_per_trillion_tokens", r.hours}, {"usd_per_trillion_tokens", r.usd},
-      {"parts_s", object(step_parts(p))},
-      {"by_action_s",
-          object({{"1F", by.F}, {"1B", by.B}, {"1W", by.W}, {"1F1B", by.pairs},
-              {"bubble", p.mean_bubble}, {"optimizer", p.exposed_data + p.optimizer}})},
+      {"parts_s", object(step_parts(p))}, {"by_action_s", object(by_action(p, p.of_first))},
+      {"mean_by_action_s", object(by_action(p, p.of_mean))},
       {"hidden_in_pairs_s", p.hidden_in_pairs}, {"bottleneck", bottleneck(p)}, {"what_if", changes},
       {"next", next}, {"for_thirty_percent", Json(for_thirty_percent(p))},
       {"nearest", a.nearest.empty() ? Json() : Json(a.nearest)}, {"error", known_error(job)},
@@ -160,8 +167,8 @@ void print_table(
   for (const Prediction& p : predictions) {
     const Rates r = rates_of(job, p, 0);
     out << format("%9.4g %12.4g %9.3g %6.1f%% %7.1f %5s  %s\n", p.step, r.tokens_per_s,
-        r.full / 1e12, 100 * p.mean_bubble / p.step, p.memory.total() / 1e9, p.fits ? "yes" : "NO",
-        p.layout.text().c_str());
+        r.full / 1e12, 100 * p.mean_bubble() / p.step, p.memory.total() / 1e9,
+        p.fits ? "yes" : "NO", p.layout.text().c_str());
   }
   out << known_error(job) << "\n";
 }

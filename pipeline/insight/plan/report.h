@@ -24,6 +24,9 @@ struct Answer {
 using NamedValues = std::vector<std::pair<std::string, double>>;
 NamedValues step_parts(const Prediction& prediction);
 
+// A step as a clock on a rank sees it: all else is spread over its actions (of_first, of_mean).
+NamedValues by_action(const Prediction& prediction, const ByAction& actions);
+
 // Median error of published runs on such GPUs and models, as the README's table has it.
 std::string known_error(const PlanJob& job);
 
