@@ -131,6 +131,7 @@ TEST_F(CommandLine, SmallLanguagesAreCheckedItemByItem) {
       {"diff a", {"A, B: found only A", "allowed: two dumps or two checkpoints"}},
       {"diff a b", {"a: "}},
       {"diff a b --tolerance -1", {"--tolerance: found '-1'", "0 to"}},
+      {"plan --format xml", {"--format: found 'xml'", "text, json"}},
       {"schedule --schedule nowhere.csv", {"nowhere.csv: cannot be opened"}},
       {"schedule --schedule .csv", {".csv: cannot be opened"}},
   };

@@ -3,8 +3,8 @@
 #include <fstream>
 
 #include "model/config.h"
-#include "pipeline/insight/plan/list_schedule.h"
-#include "pipeline/insight/plan/measure.h"
+#include "pipeline/insight/plan/cluster.h"
+#include "pipeline/insight/plan/layout.h"
 #include "pipeline/insight/plan/report.h"
 #include "pipeline/schedule/checker.h"
 #include "pipeline/schedule/simulator.h"
@@ -174,7 +174,7 @@ TEST(PlanNetwork, RingsOfTheClosedForm) {
   const double bytes = 1e9, nvlink = c.nvlink_bytes_s * c.nvlink_efficiency,
                network = c.network_bytes_s * c.network_efficiency;
   const auto reduce = [&](double size, double stride) {
-    return all_reduce_seconds(c, rank_group(c, size, stride), bytes);
+    return 2 * gather_seconds(c, rank_group(c, size, stride), bytes);
   };
   EXPECT_DOUBLE_EQ(reduce(8, 1), 2 * 7.0 / 8 * bytes / nvlink);
   EXPECT_DOUBLE_EQ(reduce(16, 8), 2 * 15.0 / 16 * bytes / network);  // one rank a node

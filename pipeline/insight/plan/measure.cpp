@@ -1,5 +1,5 @@
-// See measure.h.
-#include "pipeline/insight/plan/measure.h"
+// See cluster.h. A cluster of this machine.
+#include "pipeline/insight/plan/cluster.h"
 
 #include <algorithm>
 #include <cmath>

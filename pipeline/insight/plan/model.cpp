@@ -5,7 +5,6 @@
 
 #include "model/base/read_file.h"
 #include "model/config.h"
-#include "pipeline/insight/plan/embedded.h"
 #include "pipeline/insight/plan/fields.h"
 
 // Sizes of public models, from their papers and published configurations.

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "pipeline/insight/plan/list_schedule.h"
+#include "pipeline/insight/plan/layout.h"
 
 namespace duet {
 namespace {
@@ -66,7 +66,7 @@ void add_update(const PlanJob& job, const PlanLayout& l, const Schedule& s,
     for (int stage = 0; stage < s.stages(); ++stage) {
       if (s.rank_of[size_t(stage)] != rank) continue;
       const size_t model = size_t(s.model_stage(stage));
-      own.shared += held[model].shared, own.experts += held[model].experts;
+      own.add(held[model]);
       last_b += stages[model].I.sum() + stages[model].W.sum();
       first_f += stages[model].F.sum();
     }

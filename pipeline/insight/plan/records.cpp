@@ -1,5 +1,5 @@
-// See records.h.
-#include "pipeline/insight/plan/records.h"
+// See validate.h. A record becomes a job and a layout.
+#include "pipeline/insight/plan/validate.h"
 
 #include <algorithm>
 

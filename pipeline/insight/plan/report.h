@@ -1,12 +1,11 @@
 // The answer of `duet plan`, as text (one screen) and as JSON.
 //
-// Read next: records.h.
+// Read next: validate.h.
 #pragma once
 #include <iosfwd>
 
 #include "pipeline/insight/plan/fields.h"
 #include "pipeline/insight/plan/search.h"
-#include "pipeline/insight/plan/what_if.h"
 
 namespace duet {
 
