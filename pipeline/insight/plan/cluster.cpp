@@ -173,11 +173,8 @@ std::vector<std::string> cluster_names() {
 
 Cluster find_cluster(const std::string& name) {
   std::string names;
-  for (const Json& cluster : own_clusters().items()) {
-    const std::string own = cluster.at("name").string();
-    if (lower(name) == own) return read(cluster, "clusters/" + own + ".json");
-    names += cat(own, ", ");
-  }
+  if (const auto own = find_named(own_clusters(), name, names))
+    return read(*own, "clusters/" + lower(name) + ".json");
   require(name.find('.') != name.npos, "--cluster: found ", name, ", allowed: ", names,
       "or the path of a cluster file");
   return read(Json::load(name), name);

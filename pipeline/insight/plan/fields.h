@@ -8,6 +8,7 @@
 // Read next: cluster.h.
 #pragma once
 #include <cmath>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -85,6 +86,17 @@ class Fields {
 inline std::string lower(std::string text) {
   for (char& c : text) c = char(std::tolower(static_cast<unsigned char>(c)));
   return text;
+}
+
+// The one of a table that has this "name", in any case; else their names are added to `names`.
+inline std::optional<Json> find_named(
+    const Json& table, const std::string& name, std::string& names) {
+  for (const Json& item : table.items()) {
+    const std::string own = item.at("name").string();
+    if (lower(name) == own) return item;
+    names += own + ", ";
+  }
+  return {};
 }
 
 }  // namespace duet
