@@ -2,6 +2,7 @@
 #include "pipeline/insight/plan/cluster.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "pipeline/insight/plan/fields.h"
 
@@ -89,8 +90,9 @@ Cluster Cluster::fetching(double working_set, double ranks) const {
   Cluster c = *this;
   if (!core) return c;
   const double share = cache_bytes / std::clamp(ranks, 1.0, gpus_per_node);
-  const double cached = std::min(1.0, share / working_set);
-  c.hbm_bytes_s = 1 / (cached / cache_bytes_s + (1 - cached) / hbm_bytes_s);
+  double missed = working_set > share ? 1 : 0;  // = 1 - exp(-missed working_set / share)
+  for (int i = 0; i < 50; ++i) missed = 1 - std::exp(-missed * working_set / share);
+  c.hbm_bytes_s = 1 / ((1 - missed) / cache_bytes_s + missed / hbm_bytes_s);
   return c;
 }
 

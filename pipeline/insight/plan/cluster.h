@@ -49,8 +49,9 @@ struct Cluster {
   double hbm() const { return hbm_bytes_s * hbm_efficiency; }
   double rows() const { return core ? row_bytes_s : hbm(); }
   double products_per_s(Precision p) const { return peak[size_t(p)] * efficiency[size_t(p)]; }
-  // What fetching a byte takes, of a working set of so many on each of `ranks` ranks: a core's
-  // share of the cache has as much of it as fits.
+  // With the bandwidth at which a core passes over and over the same `working_set` bytes, on each
+  // of `ranks` ranks. What fits its share of the cache stays there; of more than that so much is
+  // lost until it is wanted again as other misses displace, each one a random byte.
   Cluster fetching(double working_set, double ranks) const;
   // Computation is slower by this while it shares the GPU with communication.
   double lending() const { return sms / (sms - comm_sms); }
