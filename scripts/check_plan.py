@@ -2,10 +2,11 @@
 """Holds duet plan to duet's own runs: the step time that it predicts with the cluster file that
 --measure writes of this machine, beside the measured one.
 
-    scripts/check_plan.py [--duet ./duet] [--steps 12] [--presets tiny,small,bench]
+    scripts/check_plan.py [--duet ./duet] [--steps 12] [--rounds 3] [--presets tiny,small,bench]
 
-Each rank has a core of its own, of which the machine must have two; nothing else should run.
-Measured is the median of the steps after the second. Exit status 1 if a prediction is more than 15%
+Each rank has a core of its own, of which the machine must have two; nothing else should run, and
+what does makes steps longer, never shorter: measured is the least, over rounds of all layouts, of
+the median of the steps after the second. Exit status 1 if a prediction is more than 15%
 off.
 """
 import argparse, json, os, subprocess, statistics, sys, tempfile
@@ -34,11 +35,12 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--duet", default="./duet")
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--presets", default="tiny,small,bench")
     args = parser.parse_args()
     presets = args.presets.split(",")
-    if args.steps < 3 or not set(presets) <= set(BATCHES):
-        parser.error(f"allowed: at least 3 steps, presets {', '.join(BATCHES)}")
+    if args.steps < 3 or args.rounds < 1 or not set(presets) <= set(BATCHES):
+        parser.error(f"allowed: at least 3 steps and 1 round, presets {', '.join(BATCHES)}")
     worst = 0
     with tempfile.TemporaryDirectory() as folder:
         cluster = os.path.join(folder, "here.json")
@@ -46,10 +48,13 @@ def main():
         print("| preset | dp | pp | measured | predicted | off |\n|---|---|---|---|---|---|")
         for preset in presets:
             seq_len, size, microbatches = BATCHES[preset]
-            for dp, pp in LAYOUTS:
+            least = dict.fromkeys(LAYOUTS, float("inf"))
+            for dp, pp in LAYOUTS * args.rounds:
+                least[dp, pp] = min(least[dp, pp], measured(
+                    args.duet, os.path.join(folder, "run"), ["--preset", preset, "--dp", str(dp),
+                    "--pp", str(pp), "--microbatches", str(microbatches)], args.steps))
+            for (dp, pp), seconds in least.items():
                 layout = ["--dp", str(dp), "--pp", str(pp)]
-                seconds = measured(args.duet, os.path.join(folder, "run"), [
-                    "--preset", preset, *layout, "--microbatches", str(microbatches)], args.steps)
                 plan = json.loads(run(
                     args.duet, "plan", "--model", preset, "--cluster", cluster, *layout, "--gpus",
                     str(dp * pp), "--batch", str(dp * microbatches * size), "--seq-len",

@@ -131,6 +131,7 @@ TEST_F(CommandLine, SmallLanguagesAreCheckedItemByItem) {
       {"diff a", {"A, B: found only A", "allowed: two dumps or two checkpoints"}},
       {"diff a b", {"a: "}},
       {"diff a b --tolerance -1", {"--tolerance: found '-1'", "0 to"}},
+      {"plan --format xml", {"--format: found 'xml'", "text, json"}},
       {"schedule --schedule nowhere.csv", {"nowhere.csv: cannot be opened"}},
       {"schedule --schedule .csv", {".csv: cannot be opened"}},
   };
@@ -151,6 +152,18 @@ TEST_F(CommandLine, WhatARehearsalMakesNothingOfIsRefused) {
     expect_refused(cat("train --rehearse p.json ", option),
         {std::string(option).substr(0, std::string(option).find(' ')) + ": found with --rehearse",
             "allowed: --rehearse, --steps"});
+}
+
+TEST_F(CommandLine, WhatPlanMakesNothingOfIsRefused) {
+  const std::vector<Wrong> table = {
+      {"plan --measure m.json --tp 2", {"--tp: found with --measure", "--measure, --format"}},
+      {"plan --measure m.json --gpus 8", {"--gpus: found with --measure"}},
+      {"plan --measure m.json --validate r.json", {"--measure: found with --validate"}},
+      {"plan --validate r.json --top 3", {"--top: found with --validate"}},
+      {"plan --validate r.json --write-profile p", {"--write-profile: found with --validate"}},
+      {"plan --layouts pp=2 --profile p.json", {"--profile: found with --layouts", "--seq-len"}},
+      {"plan --profile p.json --loads l.json", {"--loads: found with --profile", "--pp"}}};
+  for (const Wrong& wrong : table) expect_refused(wrong.arguments, wrong.words);
 }
 
 TEST_F(CommandLine, OptionsThatThereAreNotAreNamed) {

@@ -82,6 +82,14 @@ TEST_F(Limits, WithoutControlGroupsAllIsUsable) {
   EXPECT_GE(usable_threads(folder_), usable_threads());
 }
 
+TEST_F(Limits, TheLastCacheIsTheHighestLevel) {
+  EXPECT_EQ(last_cache(folder_), 1 << 20);
+  write("sys/devices/system/cpu/cpu0/cache/index2/size", "2048K\n");
+  EXPECT_EQ(last_cache(folder_), 2 << 20);
+  write("sys/devices/system/cpu/cpu0/cache/index3/size", "32768K\n");
+  EXPECT_EQ(last_cache(folder_), 32 << 20);
+}
+
 TEST_F(Limits, OfVersion2TheLeastOfTheGroupAndThoseAboveIt) {
   write("proc/self/cgroup", "0::/user/job\n");
   write("sys/fs/cgroup/user/job/cpu.max", "max 100000\n");

@@ -3,8 +3,8 @@
 #include <fstream>
 
 #include "model/config.h"
-#include "pipeline/insight/plan/list_schedule.h"
-#include "pipeline/insight/plan/measure.h"
+#include "pipeline/insight/plan/cluster.h"
+#include "pipeline/insight/plan/layout.h"
 #include "pipeline/insight/plan/report.h"
 #include "pipeline/schedule/checker.h"
 #include "pipeline/schedule/simulator.h"
@@ -133,8 +133,34 @@ TEST(PlanCosts, ACoreWorksAndFetchesInTurn) {
   EXPECT_LT(seconds(), 2 * together);
 }
 
+TEST(PlanCosts, ACoreFetchesWhatFitsFromItsCache) {
+  Cluster c = find_cluster("h100");
+  c.cache_bytes = 32e6, c.cache_bytes_s = 10 * c.hbm_bytes_s, c.gpus_per_node = 2;
+  EXPECT_EQ(c.fetching(1e6, 1).hbm(), c.hbm());  // a GPU's files say nothing of caches
+  c.core = true;
+  EXPECT_DOUBLE_EQ(c.fetching(1e6, 1).hbm(), 10 * c.hbm());
+  EXPECT_DOUBLE_EQ(c.fetching(32e6, 1).hbm(), 10 * c.hbm());
+  const double missed = 0.79681;  // = 1 - exp(-2 missed): shared by two, half of it fits
+  EXPECT_NEAR(c.hbm() / c.fetching(32e6, 2).hbm(), missed + (1 - missed) / 10, 1e-4);
+  EXPECT_NEAR(c.fetching(320e6, 1).hbm() / c.hbm(), 1, 1e-3);
+  // a small model's weights are fetched from there, a large one's are not
+  c.row_bytes_s = c.hbm_bytes_s, c.launch_s = 0;
+  const auto step = [&](int64_t hidden) {
+    PlanJob job = plan_job(gpt_model(2, hidden, 4), 1, 1, 64);
+    job.model.vocab = 2;
+    const auto with = [&](double cache) {
+      job.cluster = c, job.cluster.cache_bytes = cache;
+      return predict(job, plan_layout(job, "dp=1")).pipeline;
+    };
+    return with(1) / with(32e6);
+  };
+  EXPECT_GT(step(256), 1.2);
+  EXPECT_LT(step(4096), 1.05);
+}
+
 TEST(PlanCluster, MeasuresThisMachine) {
   const Cluster c = measure_cluster();
+  if (c.core) EXPECT_GT(c.cache_bytes_s, c.hbm_bytes_s);
   EXPECT_EQ(write_cluster(read_cluster(write_cluster(c), "here")), write_cluster(c));
   for (double rate : {c.wide_peak(), c.attention_f, c.attention_b, c.hbm(), c.nvlink_bytes_s})
     EXPECT_GT(rate, 0);
@@ -150,7 +176,7 @@ TEST(PlanNetwork, RingsOfTheClosedForm) {
   const double bytes = 1e9, nvlink = c.nvlink_bytes_s * c.nvlink_efficiency,
                network = c.network_bytes_s * c.network_efficiency;
   const auto reduce = [&](double size, double stride) {
-    return all_reduce_seconds(c, rank_group(c, size, stride), bytes);
+    return 2 * gather_seconds(c, rank_group(c, size, stride), bytes);
   };
   EXPECT_DOUBLE_EQ(reduce(8, 1), 2 * 7.0 / 8 * bytes / nvlink);
   EXPECT_DOUBLE_EQ(reduce(16, 8), 2 * 15.0 / 16 * bytes / network);  // one rank a node
@@ -199,6 +225,38 @@ TEST(PlanMemory, StatesAndPeaks) {
   const PlanLayout l = plan_layout(small, "dp=2,pp=4");
   EXPECT_NEAR(
       predict(small, l).memory.activations, 4 * 2 * layer_activation_bytes(job, l, false), 1);
+}
+
+TEST(PlanPredict, MultiTokenPredictionRelievesTheLastStage) {
+  PlanJob job = plan_job(gpt_model(61, 1024, 16), 64, 128, 1024);
+  const PlanLayout l = plan_layout(job, "pp=16"), v = plan_layout(job, "pp=16,schedule=dualpipev");
+  EXPECT_EQ(stage_layers(job.model, l).back(), 3);
+  job.model.mtp = 1;
+  std::vector<int> sixteen(16, 4), thirty_two(32, 2);
+  sixteen.back() = 1, thirty_two.back() = 0, thirty_two.front() = 1;
+  EXPECT_EQ(stage_layers(job.model, l), sixteen);
+  EXPECT_EQ(stage_layers(job.model, v), thirty_two);
+  EXPECT_EQ(broken_rule(job, v), "");
+}
+
+// What a step of DeepSeek-V3 was published to be made of (see the README): rank 0's, in seconds.
+TEST(PlanPredict, PartsOfThePublishedStep) {
+  PlanJob job{find_model("deepseek-v3"), find_cluster("h800"), 2048, 15360, 4096};
+  job.model.mtp = 1;
+  const Prediction p = predict(job,
+      plan_layout(job,
+          "pp=16,ep=64,dp=128,schedule=dualpipe,"
+          "recompute=selective,dtype=fp8,imbalance=1.1,"
+          "overlap-ep=1"));
+  const std::map<std::string, double> published = {{"1F", 1.13}, {"1B", 1.99}, {"1W", 0.48},
+      {"1F1B", 13.95}, {"bubble", 2.06}, {"optimizer", 0.29}};
+  double sum = 0;
+  for (const auto& [name, seconds] : by_action(p, p.of_first)) {
+    EXPECT_NEAR(seconds / published.at(name), 1, name == "optimizer" ? 0.15 : 0.08) << name;
+    sum += seconds;
+  }
+  EXPECT_NEAR(sum, p.step, 1e-9);
+  EXPECT_NEAR(p.step / 19.926, 1, 0.02);
 }
 
 TEST(PlanPredict, BubbleOf1F1B) {

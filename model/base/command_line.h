@@ -15,6 +15,7 @@
 // Read next: machine/tensor.h.
 #pragma once
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <initializer_list>
 #include <string>
 #include <type_traits>
@@ -42,6 +43,16 @@ class Command {
     for (const CLI::Option* option : app_->get_options())
       if (option->count() > 0) names.push_back(option->get_name());
     return names;
+  }
+
+  // Refuses what was given beside the option `mode`, which makes something of `used` alone.
+  void refuse_beside(const std::string& mode, const std::string& because,
+      const std::vector<std::string>& used) const {
+    std::string allowed = mode;
+    for (const std::string& name : used) allowed += ", " + name;
+    for (const std::string& name : given())
+      require(name == mode || std::find(used.begin(), used.end(), name) != used.end(), name,
+          ": found with ", mode, ", which ", because, ", allowed: ", allowed);
   }
 
   // "pp, ep, ...", without --help.

@@ -72,6 +72,13 @@ double usable_memory(const std::string& root) {
   }));
 }
 
+double last_cache(const std::string& root) {
+  double kilobytes = 1024;
+  for (const char* level : {"2", "3"})  // "32768K"
+    std::ifstream(root + "/sys/devices/system/cpu/cpu0/cache/index" + level + "/size") >> kilobytes;
+  return std::max(kilobytes, 1.0) * 1024;
+}
+
 double usable_threads(const std::string& root) {
   rlimit processes;
   const bool limited =

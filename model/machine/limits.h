@@ -9,6 +9,7 @@ namespace duet {
 // root: the folder in which /proc and /sys are; another one is for tests.
 int usable_cores(const std::string& root = "");       // at least 1
 double usable_memory(const std::string& root = "");   // bytes
+double last_cache(const std::string& root = "");      // bytes; 1 MiB where nobody says
 double usable_threads(const std::string& root = "");  // infinite where nothing limits them
 
 }  // namespace duet

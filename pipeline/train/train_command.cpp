@@ -210,27 +210,18 @@ class RankRun {
 
 }  // namespace
 
-// What a rehearsal makes nothing of. Returns whether --steps is among the options that were given.
-static bool refuse_what_is_not_rehearsed(const std::vector<std::string>& given) {
-  constexpr std::string_view kUsed[] = {"--rehearse", "--steps", "--dp", "--pp", "--microbatches",
-      "--schedule", "--virtual-stages", "--overlap", "--preset", "--model", "--seq-len",
-      "--micro-batch-size", "--transport", "--comm-timeout", "--trace", "--trace-steps",
-      "--format"};
-  std::string used;
-  for (std::string_view name : kUsed) used += cat(used.empty() ? "" : ", ", name);
-  for (const std::string& name : given)
-    require(std::find(std::begin(kUsed), std::end(kUsed), name) != std::end(kUsed), name,
-        ": found with --rehearse, which computes nothing, allowed: ", used);
-  return std::find(given.begin(), given.end(), "--steps") != given.end();
-}
-
 void add_train_command(CLI::App& duet, int& exit_status) {
   Command cli(duet, "train", "train a model; without options a demonstration of under a minute");
   const auto o = std::make_shared<TrainOptions>();
   add_train_options(cli, *o);
   cli.runs([o, cli, &exit_status] {
     if (o->rehearse.empty()) return void(exit_status = train_command(*o, std::cout));
-    if (!refuse_what_is_not_rehearsed(cli.given())) o->steps = kRehearsedSteps;
+    cli.refuse_beside("--rehearse", "computes nothing",
+        {"--steps", "--dp", "--pp", "--microbatches", "--schedule", "--virtual-stages", "--overlap",
+            "--preset", "--model", "--seq-len", "--micro-batch-size", "--transport",
+            "--comm-timeout", "--trace", "--trace-steps", "--format"});
+    const std::vector<std::string> given = cli.given();
+    if (std::find(given.begin(), given.end(), "--steps") == given.end()) o->steps = kRehearsedSteps;
     rehearse_command(*o, std::cout);
   });
 }

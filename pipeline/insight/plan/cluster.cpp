@@ -2,8 +2,8 @@
 #include "pipeline/insight/plan/cluster.h"
 
 #include <algorithm>
+#include <cmath>
 
-#include "pipeline/insight/plan/embedded.h"
 #include "pipeline/insight/plan/fields.h"
 
 #define OWN(name) DUET_FILE("pipeline/insight/plan/clusters/" name ".json")
@@ -19,6 +19,7 @@ struct ClusterField {
   const char* key;
   double Cluster::*member;
   double unit, lo, hi;
+  bool of_core = false;  // and of nothing else
 };
 constexpr ClusterField kFields[] = {{"gpus_per_node", &Cluster::gpus_per_node, 1, 1, 1024},
     {"nvlink_domain", &Cluster::nvlink_domain, 1, 1, 1024},
@@ -39,7 +40,9 @@ constexpr ClusterField kFields[] = {{"gpus_per_node", &Cluster::gpus_per_node, 1
     {"network_efficiency", &Cluster::network_efficiency, 1, 0.05, 1},
     {"network_latency_us", &Cluster::network_latency_s, 1e-6, 0.01, 10000},
     {"comm_sms", &Cluster::comm_sms, 1, 0, 100}, {"other", &Cluster::other, 1, 0, 1},
-    {"hidden", &Cluster::hidden, 1, 0, 1}};
+    {"hidden", &Cluster::hidden, 1, 0, 1}, {"cache_mb", &Cluster::cache_bytes, 1e6, 0, 1e5, true},
+    {"cache_gb_s", &Cluster::cache_bytes_s, 1e9, 5, 50000, true},
+    {"row_gb_s", &Cluster::row_bytes_s, 1e9, 5, 50000, true}};
 
 const Json& own_clusters() {
   static const Json all = Json::parse(clusters, "clusters/");
@@ -52,6 +55,7 @@ Cluster read(const Json& json, const std::string& where) {
   c.name = f.text("name"), c.source = f.text_or("source", ""), c.core = f.flag("core", false);
   std::vector<std::string> known = {"name", "source", "core"};
   for (const ClusterField& field : kFields) {
+    if (field.of_core && !c.core) continue;
     const double lo = c.core && field.unit == 1e9 ? field.lo / 100 : field.lo;  // a core is slower
     c.*field.member = f.number(field.key, lo, field.hi) * field.unit;
     known.push_back(field.key);
@@ -82,6 +86,16 @@ Precision parse_precision(const std::string& text, const std::string& where) {
   throw UsageError(cat(where, ": found ", text, ", allowed: fp32, bf16, fp8, mxfp8, nvfp4"));
 }
 
+Cluster Cluster::fetching(double working_set, double ranks) const {
+  Cluster c = *this;
+  if (!core) return c;
+  const double share = cache_bytes / std::clamp(ranks, 1.0, gpus_per_node);
+  double missed = working_set > share ? 1 : 0;  // = 1 - exp(-missed working_set / share)
+  for (int i = 0; i < 50; ++i) missed = 1 - std::exp(-missed * working_set / share);
+  c.hbm_bytes_s = 1 / ((1 - missed) / cache_bytes_s + missed / hbm_bytes_s);
+  return c;
+}
+
 double product_seconds(const Cluster& c, Precision precision, double m, double n, double k,
     double count, double out_bytes) {
   if (m <= 0 || n <= 0 || k <= 0 || count <= 0) return 0;
@@ -104,6 +118,55 @@ double weight_product_seconds(const Cluster& c, Precision precision, double m, d
   return seconds;
 }
 
+// --- links ---------------------------------------------------------------------------------------
+
+RankGroup rank_group(const Cluster& c, double size, double stride) {
+  return {size, std::clamp(std::floor(c.nvlink_domain / stride), 1.0, size)};
+}
+
+// A message between two GPUs uses few of the channels that a ring has, and posting it is worth this
+// many launches (times of stages' messages in "Zero Bubble Pipeline Parallelism", table 6).
+constexpr double kMessageChannels = 0.25, kMessageCalls = 5;
+
+static double nvlink(const Cluster& c) { return c.nvlink_bytes_s * c.nvlink_efficiency; }
+static double network(const Cluster& c) { return c.network_bytes_s * c.network_efficiency; }
+
+static double latency(const Cluster& c, const RankGroup& g) {
+  return (g.local > 1 ? c.nvlink_latency_s * (1 + std::log2(g.local)) : 0) +
+      (g.domains() > 1 ? c.network_latency_s * (1 + std::log2(g.domains())) : 0);
+}
+
+double gather_seconds(const Cluster& c, const RankGroup& g, double bytes) {
+  if (g.size <= 1 || bytes <= 0) return 0;
+  const double inside = g.local > 1 ? nvlink(c) : INFINITY;
+  const double between = g.domains() > 1 ? g.local * network(c) : INFINITY;
+  return (g.size - 1) / g.size * bytes / std::min(inside, between) + latency(c, g);
+}
+
+double message_seconds(const Cluster& c, double stride, double bytes) {
+  const double call = kMessageCalls * c.launch_s;
+  return stride < c.nvlink_domain
+      ? bytes / (nvlink(c) * kMessageChannels) + call + c.nvlink_latency_s
+      : bytes / network(c) + call + c.network_latency_s;
+}
+
+double all_to_all_seconds(const Cluster& c, const RankGroup& g, const TokenExchange& x) {
+  if (g.size <= 1 || x.tokens <= 0) return 0;
+  const double domains = g.domains();
+  const auto visited = [&](double places) {
+    return places * (1 - std::pow(1 - 1 / places, x.topk));
+  };
+  double reached = visited(domains);
+  if (x.max_domains > 0) reached = std::min(reached, x.max_domains);
+  const double sent = x.tokens * x.bytes;
+  const double between = sent * reached * (domains - 1) / domains / network(c);
+  const double inside =
+      g.local > 1 ? sent * visited(g.size) * (g.local - 1) / g.local / nvlink(c) : 0;
+  return std::max(between, inside) + latency(c, g);
+}
+
+// --- files ---------------------------------------------------------------------------------------
+
 std::vector<std::string> cluster_names() {
   std::vector<std::string> names;
   for (const Json& cluster : own_clusters().items()) names.push_back(cluster.at("name").string());
@@ -112,11 +175,8 @@ std::vector<std::string> cluster_names() {
 
 Cluster find_cluster(const std::string& name) {
   std::string names;
-  for (const Json& cluster : own_clusters().items()) {
-    const std::string own = cluster.at("name").string();
-    if (lower(name) == own) return read(cluster, "clusters/" + own + ".json");
-    names += cat(own, ", ");
-  }
+  if (const auto own = find_named(own_clusters(), name, names))
+    return read(*own, "clusters/" + lower(name) + ".json");
   require(name.find('.') != name.npos, "--cluster: found ", name, ", allowed: ", names,
       "or the path of a cluster file");
   return read(Json::load(name), name);
@@ -133,7 +193,8 @@ std::string write_cluster(const Cluster& c) {
       json.set(cat(kPrecisions[p], "_tflops"), c.peak[p] / 1e12);
       json.set(cat(kPrecisions[p], "_efficiency"), c.efficiency[p]);
     }
-  for (const ClusterField& field : kFields) json.set(field.key, c.*field.member / field.unit);
+  for (const ClusterField& field : kFields)
+    if (c.core || !field.of_core) json.set(field.key, c.*field.member / field.unit);
   return json.dump(2) + "\n";
 }
 

@@ -2,10 +2,9 @@
 // none for a run.
 //
 // A cluster file is one flat JSON object whose keys carry their units; duet's own are in clusters/
-// and compiled in. The formulas that use the constants are in product_seconds below, in network.h
-// and in costs.cpp.
+// and compiled in. The formulas that use the constants are below and in costs.cpp.
 //
-// Read next: network.h.
+// Read next: layout.h.
 #pragma once
 #include <array>
 #include <string>
@@ -39,13 +38,21 @@ struct Cluster {
   double other = 0;     // of a step: loading data, checking gradients, clocks that differ
   double hidden = 0;    // of communication that has something to hide under, what hides
   // A core of a processor, on which duet's own CPU code runs: it works and fetches in turn, and
-  // cuts gradients' sums at segments of 128 tokens (model/machine/grid.h).
+  // cuts gradients' sums at segments of 128 tokens (model/machine/grid.h). Row operations wait for
+  // its instructions, not for memory.
   bool core = false;
+  double cache_bytes = 0, cache_bytes_s = 0;  // its last cache, which all cores share
+  double row_bytes_s = 0;
 
   // of attention, and what MFU divides by: the 16-bit peak where there is one
   double wide_peak() const { return peak[peak[1] > 0 ? 1 : 0]; }
   double hbm() const { return hbm_bytes_s * hbm_efficiency; }
+  double rows() const { return core ? row_bytes_s : hbm(); }
   double products_per_s(Precision p) const { return peak[size_t(p)] * efficiency[size_t(p)]; }
+  // With the bandwidth at which a core passes over and over the same `working_set` bytes, on each
+  // of `ranks` ranks. What fits its share of the cache stays there; of more than that so much is
+  // lost until it is wanted again as other misses displace, each one a random byte.
+  Cluster fetching(double working_set, double ranks) const;
   // Computation is slower by this while it shares the GPU with communication.
   double lending() const { return sms / (sms - comm_sms); }
 };
@@ -64,11 +71,53 @@ double product_seconds(const Cluster& c, Precision precision, double m, double n
 double weight_product_seconds(const Cluster& c, Precision precision, double m, double n,
     double tokens, double count, double pieces);
 
+// --- links ---------------------------------------------------------------------------------------
+
+// A group of n ranks lies with `local` ranks in each NVLink domain. A ring goes through all ranks
+// of a domain before it leaves it, on the network cards of all of them, so that between domains it
+// has local x network_gb_s. With S bytes gathered in all,
+//
+//   all-gather = reduce-scatter = (n-1)/n S / min(nvlink, local x network) + latency
+//   all-reduce = twice that
+//   latency    = nvlink_latency (1 + log2 local) + network_latency log2(domains)
+//
+// An all-to-all of tokens sends each token once to every domain in which it has an expert
+// (DeepSeek-V3, section 3.2.2) and from there by NVLink to every GPU in which it has one; the two
+// overlap, the slower counts.
+struct RankGroup {
+  double size = 1, local = 1;
+  double domains() const { return size / local; }
+};
+// `size` ranks that are `stride` apart.
+RankGroup rank_group(const Cluster& cluster, double size, double stride);
+
+double gather_seconds(const Cluster& cluster, const RankGroup& group, double bytes);
+// bytes from one rank to one `stride` ranks further.
+double message_seconds(const Cluster& cluster, double stride, double bytes);
+
+struct TokenExchange {
+  double tokens = 0;  // of one rank
+  double bytes = 0;   // of a token
+  double topk = 1;
+  double max_domains = 0;  // that a token's experts may lie in; 0: any
+};
+double all_to_all_seconds(
+    const Cluster& cluster, const RankGroup& group, const TokenExchange& exchange);
+
+// --- files ---------------------------------------------------------------------------------------
+
 // A name ("h100") or the path of a file. Throws UsageError that names what is missing, or out of
 // the range that its unit allows.
 Cluster find_cluster(const std::string& name_or_path);
 Cluster read_cluster(const std::string& text, const std::string& where);
 std::string write_cluster(const Cluster& cluster);  // reads back
 std::vector<std::string> cluster_names();
+
+// `duet plan --measure FILE`: a cluster file of this machine, from duet's own operations at sizes
+// of its own: linear layers (F, I and W; peak, k_half and tail_waves are fitted to their times),
+// the optimizer (memory), causal attention. Of a machine without a GPU a "GPU" is one core, so that
+// a plan for as many ranks as it has cores is one for `duet train --threads 1`. Links are a guess
+// on a machine with one device: what a copy between two ranks of a process reaches.
+Cluster measure_cluster();  // seconds
 
 }  // namespace duet

@@ -52,9 +52,10 @@ class LayerCost {
     const double x = tokens * k * count, dy = tokens * n * count;
     rows(3 * x, 3 * dy);                          // from 16 bits
     cost_.W[kRows] += 2.5 * (x + dy) / c_.hbm();  // in tiles of the other direction
+    if (p == Precision::fp8 && l_.tiles && count == 1) cost_.W[part] += 8 * k * n / c_.hbm();
   }
   void rows(double bytes_f, double bytes_b) {
-    const double passes = l_.row_passes / c_.hbm();
+    const double passes = l_.row_passes / c_.rows();
     cost_.F[kRows] += bytes_f * passes;
     cost_.I[kRows] += bytes_b * passes;
   }
@@ -157,8 +158,9 @@ class LayerCost {
 
   void host(double more) {
     const double f = (kKernelsF + more) * c_.launch_s, b = (kKernelsB + more) * c_.launch_s;
-    cost_.F[kHost] += std::max(0.0, f - cost_.F.sum());
-    cost_.I[kHost] += std::max(0.0, b - cost_.I.sum() - cost_.W.sum());
+    const bool in_turn = c_.core;  // it is its own host
+    cost_.F[kHost] += in_turn ? f : std::max(0.0, f - cost_.F.sum());
+    cost_.I[kHost] += in_turn ? b : std::max(0.0, b - cost_.I.sum() - cost_.W.sum());
   }
 
   void recompute() {

@@ -14,13 +14,13 @@
 // Communication that hides still takes SMs: hiding t seconds costs t x comm_sms / sms.
 // Full recomputation adds F to I.
 //
-// Read next: memory.h.
+// Read next: predict.h.
 #pragma once
 #include <array>
 #include <numeric>
 
+#include "pipeline/insight/plan/cluster.h"
 #include "pipeline/insight/plan/layout.h"
-#include "pipeline/insight/plan/network.h"
 #include "pipeline/schedule/profile.h"
 
 namespace duet {
@@ -78,6 +78,9 @@ CostProfile cost_profile(
 // and those of its experts.
 struct Held {
   double shared = 0, experts = 0;
+  void add(const Held& other, double times = 1) {
+    shared += other.shared * times, experts += other.experts * times;
+  }
 };
 Held layer_held(const PlanModel& model, const PlanLayout& layout, bool moe);
 // Gathering, or scattering, `bytes` of each among the ranks that hold the same, `copies` times as

@@ -2,7 +2,6 @@
 // same sizes, their defaults, and what is refused. Records of published runs are read by it too.
 #include <optional>
 
-#include "pipeline/insight/plan/embedded.h"
 #include "pipeline/insight/plan/fields.h"
 #include "pipeline/insight/plan/model.h"
 

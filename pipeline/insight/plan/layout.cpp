@@ -6,7 +6,6 @@
 #include <sstream>
 
 #include "model/base/text.h"
-#include "pipeline/insight/plan/list_schedule.h"
 #include "pipeline/schedule/checker.h"
 
 namespace duet {
@@ -16,21 +15,23 @@ struct Key {
   const char *name, *help;
   int PlanLayout::*member = nullptr;  // of a number
   int lo = 1, hi = 4096, free = 0;
+  int plain = 1;  // goes without saying
 };
-constexpr Key kKeys[] = {{"dp", "data-parallel ranks", &PlanLayout::dp, 1, 1 << 20},
+constexpr Key kKeys[] = {{"dp", "data-parallel ranks", &PlanLayout::dp, 1, 1 << 20, 0, 0},
     {"tp", "tensor-parallel ranks", &PlanLayout::tp}, {"pp", "pipeline ranks", &PlanLayout::pp},
     {"ep", "ranks that share the experts", &PlanLayout::ep},
     {"etp", "tensor-parallel ranks of an expert", &PlanLayout::etp},
     {"cp", "context-parallel ranks", &PlanLayout::cp},
     {"virtual-stages", "stages a rank holds under interleaved", &PlanLayout::virtual_stages, 1,
         256},
-    {"micro-batch-size", "sequences of a microbatch", &PlanLayout::micro_batch, 1, 1 << 16},
-    {"zero", "ZeRO stage, 0 to 3", &PlanLayout::zero, 0, 3, -1},
+    {"micro-batch-size", "sequences of a microbatch", &PlanLayout::micro_batch, 1, 1 << 16, 0, 0},
+    {"zero", "ZeRO stage, 0 to 3", &PlanLayout::zero, 0, 3, -1, -1},
     {"sequence-parallel", "1: row operations are divided among tensor-parallel ranks",
-        &PlanLayout::sequence_parallel, 0, 1, -1},
-    {"overlap-ep", "1: all-to-alls hide under computation", &PlanLayout::overlap_ep, 0, 1, -1},
-    {"overlap-dp", "1: gradients and weights of replicas hide", &PlanLayout::overlap_dp, 0, 1, -1},
-    {"overlap-tp", "1: tensor-parallel communication hides", &PlanLayout::overlap_tp, 0, 1, -1},
+        &PlanLayout::sequence_parallel, 0, 1, -1, 0},
+    {"overlap-ep", "1: all-to-alls hide under computation", &PlanLayout::overlap_ep, 0, 1, -1, 0},
+    {"overlap-dp", "1: gradients and weights of replicas hide", &PlanLayout::overlap_dp, 0, 1, -1,
+        0},
+    {"overlap-tp", "1: tensor-parallel communication hides", &PlanLayout::overlap_tp, 0, 1, -1, 0},
     {"schedule",
         "gpipe, 1f1b, interleaved, zb1p, zb-h2, zb2p, zbv, v-half, v-min, dualpipe, dualpipev, or "
         "a CSV file"},
@@ -108,10 +109,7 @@ std::string PlanLayout::text() const {
   for (const Key& key : kKeys) {
     if (!key.member) continue;
     const int value = this->*key.member;
-    const bool plain = key.free == 0 && value == 1 && key.member != &PlanLayout::dp &&
-        key.member != &PlanLayout::micro_batch;
-    if (value != key.free && !plain && (key.free == 0 || key.member == &PlanLayout::zero || value))
-      add(key.name, "=", value);
+    if (value != key.free && value != key.plain) add(key.name, "=", value);
   }
   if (pp != 1 && !schedule.empty()) add("schedule=", schedule);
   if (!split.empty()) {
@@ -133,9 +131,14 @@ int model_stages(const PlanLayout& l) {
 std::vector<int> stage_layers(const PlanModel& model, const PlanLayout& l) {
   if (!l.split.empty()) return l.split;
   const int stages = model_stages(l);
-  std::vector<int> layers(size_t(stages), int(model.layers / stages));
-  const int more = int(model.layers % stages);
-  for (int i = 0; i < more; ++i) ++layers[size_t((i + 1) % stages)];
+  // Multi-token prediction, a layer and another pass of the head, weighs three layers.
+  const bool relieved = model.mtp > 0 && stages > 1;
+  const int others = stages - relieved,
+            last = relieved ? std::max(0, int((model.layers + stages - 1) / stages) - 3) : 0;
+  const int divided = int(model.layers) - last;
+  std::vector<int> layers(size_t(others), divided / others);
+  for (int i = 0; i < divided % others; ++i) ++layers[size_t((i + 1) % others)];
+  if (relieved) layers.push_back(last);
   return layers;
 }
 

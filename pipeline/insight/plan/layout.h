@@ -5,7 +5,7 @@
 // (Megatron's order): world = tp x cp x dp x pp. Experts have a folding of their own over the ranks
 // of a stage, expert tensor parallelism innermost: tp x cp x dp = etp x ep x their replicas.
 //
-// Read next: list_schedule.h.
+// Read next: costs.h.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -14,7 +14,7 @@
 
 #include "pipeline/insight/plan/cluster.h"
 #include "pipeline/insight/plan/model.h"
-#include "pipeline/schedule/profile.h"
+#include "pipeline/schedule/simulator.h"
 
 namespace duet {
 
@@ -26,7 +26,7 @@ struct PlanLayout {
   int virtual_stages = 0, micro_batch = 0;
   int zero = -1;
   Recompute recompute = Recompute::unset;
-  std::string schedule;    // as make_schedule's, or list_schedule.h's
+  std::string schedule;    // as make_schedule's, or is_list_schedule's
   std::vector<int> split;  // layers of each stage; empty: even
   int sequence_parallel = -1, overlap_ep = -1, overlap_dp = -1, overlap_tp = -1;  // 0, 1; -1 free
   bool fused_attention = true;
@@ -35,6 +35,9 @@ struct PlanLayout {
   // then passes 36 bytes an element instead of 4)
   double row_passes = 1;
   Precision precision = Precision::bf16;
+  // fp8 operands are scaled in tiles of 128 (DeepSeek-V3, section 3.3.2), not as a whole: products
+  // for weights then add to the gradients after their arithmetic (the trace's attn(W))
+  bool tiles = true;
   double gradient_bytes = 4;  // of a gradient on its way to the other ranks
   double imbalance = 1;       // the busiest GPU's tokens, of the mean
 
@@ -68,15 +71,43 @@ inline bool from_file(const PlanLayout& l) { return l.schedule.ends_with(".csv")
 // Stages that the model is cut into.
 int model_stages(const PlanLayout& layout);
 // Layers of each of them; uneven remainders go to the stages in the middle, since the ends also
-// have embedding and head.
+// have embedding and head, and with multi-token prediction the last has three layers fewer.
 std::vector<int> stage_layers(const PlanModel& model, const PlanLayout& layout);
+// What `add(stage's, layer)` makes of the layers of each.
+template <class T, class Add>
+std::vector<T> per_stage(const PlanModel& model, const PlanLayout& layout, Add add) {
+  std::vector<T> stages;
+  int64_t layer = 0;
+  for (int count : stage_layers(model, layout)) {
+    stages.emplace_back();
+    for (int i = 0; i < count; ++i) add(stages.back(), layer++);
+  }
+  return stages;
+}
 
 // The rule that a complete layout breaks, as "tp: found 3, allowed: ..."; "" where it is legal.
 std::string broken_rule(const PlanJob& job, const PlanLayout& layout);
 
 // The layout's schedule for a number of microbatches; `costs`, of a typical stage, order the
-// actions of those that are made by a rule (list_schedule.h).
+// actions of those that are made by a rule (below).
 Schedule layout_schedule(
     const PlanLayout& layout, int microbatches, const StageCosts& costs = {1, 1, 1, 3});
+
+// Schedules that are published as a rule rather than as a list:
+//   zb-h2   ("Zero Bubble Pipeline Parallelism") made by running the rule: a rank takes an I where
+//           one is ready, else an F while it keeps fewer than 2P activations, else a W; a W comes
+//           right after its I until the last microbatches, whose Is are wanted upstream. On actions
+//           of equal cost
+//   zb2p    the same on the actions' own costs, the best of a few such rules
+//   v-half  ("Pipeline Parallelism with Controllable Memory") two stages a rank in a V; the pattern
+//   v-min   of one microbatch is repeated every six actions, and a pattern that is longer keeps
+//           more: half, or a third, of 1F1B's activations
+// What holds of the published lists (activations, bubble) is tested; the lists themselves differ.
+bool is_list_schedule(const std::string& name);
+Schedule list_schedule(const std::string& name, int pp, int microbatches, const StageCosts& costs);
+
+// From a rank's first action to its last, of the rank that takes longest: the step, where ranks
+// start their next one while others finish this one.
+double longest_span(const Timing& timing);
 
 }  // namespace duet

@@ -1,5 +1,5 @@
-// See list_schedule.h.
-#include "pipeline/insight/plan/list_schedule.h"
+// See layout.h. The schedules that a rule makes.
+#include "pipeline/insight/plan/layout.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,5 @@
-// See memory.h.
-#include "pipeline/insight/plan/memory.h"
+// See predict.h. What a rank holds.
+#include "pipeline/insight/plan/predict.h"
 
 #include <algorithm>
 
@@ -80,13 +80,8 @@ std::vector<double> stage_activation_bytes(const PlanJob& job, const PlanLayout&
   const PlanModel& m = job.model;
   const double kinds[2] = {
       layer_activation_bytes(job, l, false), m.experts ? layer_activation_bytes(job, l, true) : 0};
-  std::vector<double> stages;
-  int64_t layer = 0;
-  for (int count : stage_layers(m, l)) {
-    stages.push_back(0);
-    for (int i = 0; i < count; ++i, ++layer) stages.back() += kinds[m.moe(layer)];
-  }
-  return stages;
+  return per_stage<double>(
+      m, l, [&](double& stage, int64_t layer) { stage += kinds[m.moe(layer)]; });
 }
 
 // Parameters and what goes with them.

@@ -5,7 +5,6 @@
 
 #include "model/base/read_file.h"
 #include "model/config.h"
-#include "pipeline/insight/plan/embedded.h"
 #include "pipeline/insight/plan/fields.h"
 
 // Sizes of public models, from their papers and published configurations.
@@ -60,33 +59,16 @@ double PlanModel::forward_flops(int64_t seq_len, bool causal, bool with_head) co
       (mtp ? double(mtp) * (2.0 * double(layer_parameters(experts > 0, topk)) + full) : 0);
 }
 
-namespace {
-
-PlanModel from_preset(const Preset& preset) {
-  const ModelConfig& c = preset.model;
-  PlanModel m{preset.name, "deepseek_v3", c.n_layers, c.d_model, c.vocab_size, c.n_heads, c.n_heads,
-      c.v_head_dim, c.d_ff};
-  m.q_lora = c.q_lora_rank, m.kv_lora = c.kv_lora_rank;
-  m.nope = c.qk_nope_head_dim, m.rope = c.qk_rope_head_dim, m.v_dim = c.v_head_dim;
-  m.experts = c.n_routed, m.topk = c.topk, m.expert_ffn = c.d_expert;
-  m.shared_ffn = c.n_shared * c.d_expert;
-  m.groups = c.n_group, m.topk_groups = c.topk_group, m.dense_layers = c.first_k_dense;
-  return m;
-}
-
-}  // namespace
-
 PlanModel find_model(const std::string& name) {
   std::string names;
   for (const Preset& preset : presets()) {
-    if (name == preset.name) return from_preset(preset);
+    if (name == preset.name)
+      return read_hf_config(preset.model.to_json(preset.seq_len, "float32").dump(), name);
     names += cat(preset.name, ", ");
   }
-  for (const Json& model : Json::parse(public_models, "models/public.json").items()) {
-    const std::string own = model.at("name").string();
-    if (lower(name) == own) return read_published_model(model, own);
-    names += cat(own, ", ");
-  }
+  const Json table = Json::parse(public_models, "models/public.json");
+  if (const auto model = find_named(table, name, names))
+    return read_published_model(*model, lower(name));
   require(name.find('.') != name.npos, "--model: found ", name, ", allowed: ", names,
       "or the path of a config.json");
   return read_hf_config(read_file(name), name);

@@ -6,7 +6,7 @@
 // windows with sinks, other routers) is refused by name, never planned as something else. Keys that
 // a config.json lacks take the defaults that its model type has in transformers; each is a note.
 //
-// Read next: embedded.h.
+// Read next: fields.h.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -59,7 +59,7 @@ struct PlanModel {
 PlanModel find_model(const std::string& name_or_path);
 // The text of a config.json; `where` names it.
 PlanModel read_hf_config(const std::string& text, const std::string& where);
-// The model of a published run (records.h), whose sizes have names of their own.
+// The model of a published run (validate.h), whose sizes have names of their own.
 PlanModel read_published_model(const Json& json, const std::string& where);
 
 }  // namespace duet

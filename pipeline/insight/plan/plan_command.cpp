@@ -5,7 +5,7 @@
 #include <iostream>
 
 #include "model/base/command_line.h"
-#include "pipeline/insight/plan/measure.h"
+#include "pipeline/insight/plan/cluster.h"
 #include "pipeline/insight/plan/report.h"
 #include "pipeline/insight/plan/validate.h"
 #include "pipeline/schedule/simulator.h"
@@ -92,7 +92,7 @@ void side_by_side(
     all.push_back(found.pick());
   }
   require(!all.empty(), "--layouts: found nothing, allowed: e.g. \"tp=8,pp=4; tp=4,pp=8\"");
-  if (o.format != "json") return print_table(job, all, out);
+  if (o.format != Format::json) return print_table(job, all, out);
   Json json = Json::array();
   for (const Prediction& p : all) json.push(answer_json({.job = job, .now = p}));
   out << json.dump(1) << "\n";
@@ -106,36 +106,45 @@ void with_profile(
   require(profile.fits(schedule), "--profile: ", o.profile, " has ", profile.stages.size(),
       " stages, allowed: 1 or the layout's ", model_stages(l));
   const Timing timing = simulate(schedule, profile);
-  out << format(
-      "%s: %.6g s, bubble %.1f%%\n", l.text().c_str(), timing.makespan, 100 * timing.bubble());
+  if (o.format == Format::json)
+    out << Json::object(
+               {{"layout", l.text()}, {"pipeline_s", timing.makespan}, {"bubble", timing.bubble()}})
+               .dump(1)
+        << "\n";
+  else
+    out << format(
+        "%s: %.6g s, bubble %.1f%%\n", l.text().c_str(), timing.makespan, 100 * timing.bubble());
 }
 
 }  // namespace
 
 void plan_command(const PlanOptions& o, std::ostream& out) {
-  require(o.format == "text" || o.format == "json", "--format: found ", o.format,
-      ", allowed: text, json");
-  if (!o.validate.empty()) return print_validation(validate(o.validate), o.format == "json", out);
+  if (!o.validate.empty())
+    return print_validation(validate(o.validate), o.format == Format::json, out);
   if (!o.measure.empty()) {
     write_file(o.measure, "");  // whether it can be written, before seconds are spent
     const std::string text = write_cluster(measure_cluster());
     write_file(o.measure, text);
-    out << (o.format == "json" ? text : cat(o.measure, ": this machine, measured\n"));
+    out << (o.format == Format::json ? text : cat(o.measure, ": this machine, measured\n"));
     return;
   }
-  const PlanJob job{find_model(o.model), find_cluster(o.cluster), o.gpus, o.batch, o.seq_len};
+  PlanJob job{find_model(o.model), find_cluster(o.cluster), o.gpus, o.batch, o.seq_len};
   PlanLayout fixed;
-  if (o.demonstration) fixed = parse_layout(kDeepSeekV3, fixed, "");
+  if (o.demonstration) {
+    fixed = parse_layout(kDeepSeekV3, fixed, "");
+    job.model.mtp = 1, job.model.notes = {"trained with one layer of multi-token prediction"};
+  }
   for (const auto& [key, value] : o.layout) set_layout(fixed, key, value);
   if (!o.layout.contains("dtype") && !job.cluster.peak[size_t(Precision::bf16)])
     fixed.precision = Precision::fp32;
+  if (job.cluster.core) fixed.gradient_bytes = 8;  // duet's own (model/machine/grid.h)
   if (!o.layouts.empty()) return side_by_side(o, job, fixed, out);
   const Answer answer = answer_of(o, job, fixed);
   const PlanLayout& l = answer.now.layout;
   if (!o.profile.empty()) return with_profile(o, job, l, out);
   if (!o.write_profile.empty())
     write_file(o.write_profile, write_profile(cost_profile(job, l, stage_costs(job, l))));
-  if (o.format == "json") {
+  if (o.format == Format::json) {
     out << answer_json(answer).dump(1) << "\n";
   } else {
     print_answer(answer, out);
@@ -168,11 +177,20 @@ void add_plan_command(CLI::App& duet, int&) {
   cli.number("--usd-per-gpu-hour", o->usd_per_gpu_hour, 0, 1e6, "price");
   cli.text("--validate", o->validate, "predict the published runs in this file");
   cli.text("--measure", o->measure, "write a cluster file of this machine");
-  cli.text("--format", o->format, "text, or json: one document");
-  cli.runs([plan, o] {
-    o->demonstration = o->layout.empty() && o->layouts.empty();
-    for (const char* option : {"--model", "--cluster", "--gpus", "--batch", "--seq-len"})
-      o->demonstration &= plan->count(option) == 0;
+  cli.choice("--format", o->format, {Format::text, Format::json}, format_name,
+      "text, or json: one document");
+  cli.runs([cli, o] {
+    std::vector<std::string> job = {"--model", "--cluster", "--gpus", "--batch", "--seq-len"};
+    for (const auto& [key, help] : layout_keys()) job.push_back("--" + key);
+    const std::vector<std::string> given = cli.given();
+    o->demonstration = o->layouts.empty() && std::ranges::find_first_of(given, job) == given.end();
+    // Each way of asking makes something of some of the options alone.
+    job.push_back("--format");
+    if (!o->validate.empty())
+      cli.refuse_beside("--validate", "says all of each run itself", {"--format"});
+    if (!o->measure.empty()) cli.refuse_beside("--measure", "plans nothing", {"--format"});
+    if (!o->layouts.empty()) cli.refuse_beside("--layouts", "only sets layouts side by side", job);
+    if (!o->profile.empty()) cli.refuse_beside("--profile", "is given the costs", job);
     plan_command(*o, std::cout);
   });
 }

@@ -14,6 +14,8 @@
 #include <map>
 #include <string>
 
+#include "model/base/text.h"
+
 namespace CLI {
 class App;
 }
@@ -28,7 +30,7 @@ struct PlanOptions {
   std::string profile, write_profile, validate, measure, loads;
   int64_t replicas = 0, top = 10;
   double usd_per_gpu_hour = 2;
-  std::string format = "text";
+  Format format = Format::text;
   // Whether the user chose the job; without any option the published layout is explained.
   bool demonstration = false;
 };

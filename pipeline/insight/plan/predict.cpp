@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "pipeline/insight/plan/list_schedule.h"
+#include "pipeline/insight/plan/layout.h"
 
 namespace duet {
 namespace {
@@ -14,7 +14,7 @@ bool ranks_part_ways(const std::string& schedule) {
 }
 
 struct Run {
-  double length = 0, busy = 0, mean_busy = 0;  // busy: the busiest rank
+  double length = 0, busy = 0;  // busy: the busiest rank
   size_t busiest = 0;
 };
 
@@ -23,25 +23,24 @@ Run run(const Schedule& s, const CostProfile& profile) {
   Run run;
   for (size_t r = 0; r < timing.spans.size(); ++r) {
     const double busy = timing.makespan * (1 - timing.bubble_fraction[r]);
-    run.mean_busy += busy;
     if (busy > run.busy) run.busy = busy, run.busiest = r;
   }
   run.length = ranks_part_ways(s.name) ? longest_span(timing) : timing.makespan;
-  run.mean_busy /= s.pp;
   return run;
 }
 
-// The parts of what a rank computes, and all ranks' time by kind of action.
+// The parts of what the busiest rank computes, and time by kind of action.
 void add_parts(const Schedule& s, const CostProfile& profile, const std::vector<Cost>& stages,
     size_t busiest, Prediction& p) {
   for (size_t rank = 0; rank < s.ranks.size(); ++rank)
     for (const Action& action : s.ranks[rank]) {
-      const double cost = profile.of(s, action) / s.pp;
-      ByAction& by = p.by_action;
-      (action.overlapped()             ? by.pairs
-              : action.kind == Kind::F ? by.F
-              : action.kind == Kind::W ? by.W
-                                       : by.B) += cost;
+      const double cost = profile.of(s, action);
+      const auto kind = action.overlapped() ? &ByAction::pairs
+          : action.kind == Kind::F          ? &ByAction::F
+          : action.kind == Kind::W          ? &ByAction::W
+                                            : &ByAction::B;
+      p.of_mean.*kind += cost / s.pp;
+      if (rank == 0) p.of_first.*kind += cost;
       if (rank != busiest) continue;
       for_parts(action, [&](const Action& a) {
         const Cost& stage = stages[size_t(s.model_stage(a.stage))];
@@ -67,7 +66,7 @@ void add_update(const PlanJob& job, const PlanLayout& l, const Schedule& s,
     for (int stage = 0; stage < s.stages(); ++stage) {
       if (s.rank_of[size_t(stage)] != rank) continue;
       const size_t model = size_t(s.model_stage(stage));
-      own.shared += held[model].shared, own.experts += held[model].experts;
+      own.add(held[model]);
       last_b += stages[model].I.sum() + stages[model].W.sum();
       first_f += stages[model].F.sum();
     }
@@ -104,18 +103,18 @@ Prediction predict(const PlanJob& job, const PlanLayout& l, double most_actions)
   const Run first = run(s, profile);
   add_parts(s, profile, stages, first.busiest, p);
   p.pipeline = first.length;
-  double busy = first.busy, busy_mean = first.mean_busy;
+  double busy = first.busy;
   if (p.extrapolated) {
     const Run second = run(layout_schedule(l, more, typical), profile);
     const double rounds = double(all - few) / (more - few), scale = double(all) / few;
     p.pipeline += rounds * (second.length - first.length);
-    busy *= scale, busy_mean *= scale;
+    busy *= scale;
     p.parts = Parts().add(p.parts, scale);
-    for (double* part : {&p.by_action.F, &p.by_action.B, &p.by_action.W, &p.by_action.pairs})
-      *part *= scale;
+    for (ByAction* by : {&p.of_first, &p.of_mean})
+      for (const auto kind : {&ByAction::F, &ByAction::B, &ByAction::W, &ByAction::pairs})
+        by->*kind *= scale;
   }
   p.bubble = p.pipeline - busy;
-  p.mean_bubble = p.pipeline - busy_mean;
   p.hidden_in_pairs = p.parts.sum() - busy;
   add_update(job, l, s, stages, p);
   p.other = (p.pipeline + p.exposed_data + p.optimizer) * job.cluster.other;

@@ -1,5 +1,5 @@
-// See records.h.
-#include "pipeline/insight/plan/records.h"
+// See validate.h. A record becomes a job and a layout.
+#include "pipeline/insight/plan/validate.h"
 
 #include <algorithm>
 
@@ -44,6 +44,7 @@ PlanLayout read_layout(const Fields& f, const PlanModel& m, const std::string& p
   l.zero = int(f.integer_or("zero", old ? 0 : 1));
   l.precision = old ? Precision::bf16 : parse_precision(precision, f.where() + ": precision");
   l.gradient_bytes = old ? 2 : 4;
+  l.tiles = false;
   l.fused_attention = f.flag("flash_attention", !old);
   l.sequence_parallel = l.tp != 1 && f.flag("sequence_parallel", !old);
   l.overlap_dp = f.flag("overlap_dp", !old);

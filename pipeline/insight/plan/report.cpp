@@ -8,21 +8,14 @@ namespace duet {
 namespace {
 
 struct Rates {
-  double tokens_per_s, full, causal, mfu_full, mfu_causal, hours, usd;
+  double tokens_per_s, full, causal, hours;  // FLOP/s a GPU; GPU hours of a trillion tokens
+  Rates(const PlanJob& job, const Prediction& p) {
+    tokens_per_s = double(job.batch * job.seq_len) / p.step;
+    full = step_flops(job, Flops::megatron, false) / p.step / double(job.gpus);
+    causal = step_flops(job, Flops::megatron, true) / p.step / double(job.gpus);
+    hours = 1e12 / tokens_per_s / 3600 * double(job.gpus);
+  }
 };
-Rates rates_of(const PlanJob& job, const Prediction& p, double usd_per_hour) {
-  Rates r{};
-  const auto flops = [&](bool causal) {
-    return step_flops(job, Flops::megatron, causal) / p.step / double(job.gpus);
-  };
-  const double peak = job.cluster.wide_peak();
-  r.tokens_per_s = double(job.batch * job.seq_len) / p.step;
-  r.full = flops(false), r.causal = flops(true);
-  r.mfu_full = r.full / peak, r.mfu_causal = r.causal / peak;
-  r.hours = 1e12 / r.tokens_per_s / 3600 * double(job.gpus);
-  r.usd = r.hours * usd_per_hour;
-  return r;
-}
 
 NamedValues memory_parts(const Memory& m) {
   return {{"parameters", m.parameters}, {"gradients", m.gradients}, {"optimizer", m.optimizer},
@@ -51,6 +44,13 @@ NamedValues step_parts(const Prediction& p) {
   return parts;
 }
 
+NamedValues by_action(const Prediction& p, const ByAction& by) {
+  NamedValues parts = {{"1F", by.F}, {"1B", by.B}, {"1W", by.W}, {"1F1B", by.pairs},
+      {"bubble", p.pipeline - by.busy()}, {"optimizer", p.exposed_data + p.optimizer}};
+  for (auto& [name, seconds] : parts) seconds *= p.step / (p.step - p.other);
+  return parts;
+}
+
 // From `duet plan --validate`; the README's table has the suites.
 std::string known_error(const PlanJob& job) {
   const std::string& gpu = job.cluster.name;
@@ -65,7 +65,8 @@ std::string known_error(const PlanJob& job) {
 void print_answer(const Answer& a, std::ostream& out) {
   const PlanJob& job = a.job;
   const Prediction& p = a.now;
-  const Rates r = rates_of(job, p, a.usd_per_gpu_hour);
+  const Rates r(job, p);
+  const double peak = job.cluster.wide_peak();
   out << format("%s, %.4g B parameters (%.4g B active), %d x %s, %d sequences of %d\n",
       job.model.name.c_str(), double(job.model.parameters()) / 1e9,
       double(job.model.active_parameters()) / 1e9, int(job.gpus), job.cluster.name.c_str(),
@@ -83,19 +84,23 @@ void print_answer(const Answer& a, std::ostream& out) {
   out << format(
       "  rate     %.3g TFLOP/s a GPU, MFU %.1f%%, of products, head and full attention; "
       "causal: %.3g, %.1f%%\n",
-      r.full / 1e12, 100 * r.mfu_full, r.causal / 1e12, 100 * r.mfu_causal);
-  out << format("  cost     %.4g GPU hours, %.4g $ a trillion tokens\n\n", r.hours, r.usd);
+      r.full / 1e12, 100 * r.full / peak, r.causal / 1e12, 100 * r.causal / peak);
+  out << format("  cost     %.4g GPU hours, %.4g $ a trillion tokens\n\n", r.hours,
+      r.hours * a.usd_per_gpu_hour);
   for (const auto& [name, seconds] : step_parts(p))
     out << format("  %-40s %10.4f s %6.1f%%\n", name.c_str(), seconds, 100 * seconds / p.step);
   out << format("  %-40s %10.4f s %6.1f%%\n\n", "step", p.step, 100.0);
   if (p.hidden_in_pairs > 1e-6 * p.step)
     out << format(
         "  hidden in pairs, besides: %.3f s of expert-parallel communication\n", p.hidden_in_pairs);
-  const ByAction& by = p.by_action;
   if (p.layout.pp > 1)
-    out << format(
-        "  mean over ranks: 1F %.3f s, 1B %.3f s, 1W %.3f s, 1F1B %.3f s, bubble %.3f s\n", by.F,
-        by.B, by.W, by.pairs, p.mean_bubble);
+    for (const auto& [whose, by] :
+        {std::pair("rank 0", p.of_first), {"mean over ranks", p.of_mean}}) {
+      out << "  " << whose << ":";
+      for (const auto& [name, seconds] : by_action(p, by))
+        out << format(" %s %.3f s", name.c_str(), seconds);
+      out << "\n";
+    }
   out << "  bottleneck: " << bottleneck(p) << "\n";
   for (const Change& c : a.changes)
     out << format("  with %-58s %+6.1f%%%s\n", c.what.c_str(), 100 * (p.step / c.step - 1),
@@ -119,7 +124,8 @@ void print_answer(const Answer& a, std::ostream& out) {
 Json answer_json(const Answer& a) {
   const PlanJob& job = a.job;
   const Prediction& p = a.now;
-  const Rates r = rates_of(job, p, a.usd_per_gpu_hour);
+  const Rates r(job, p);
+  const double peak = job.cluster.wide_peak();
   const auto object = [](const NamedValues& values) {
     return Json::object({values.begin(), values.end()});
   };
@@ -131,7 +137,6 @@ Json answer_json(const Answer& a) {
   for (const Prediction& other : a.others)
     next.push(Json::object({{"layout", other.layout.text()}, {"step_s", other.step},
         {"gain", p.step / other.step - 1}}));
-  const ByAction& by = p.by_action;
   return Json::object({{"model", job.model.name}, {"parameters", job.model.parameters()},
       {"active_parameters", job.model.active_parameters()}, {"notes", Json(job.model.notes)},
       {"cluster", job.cluster.name}, {"gpus", job.gpus}, {"batch", job.batch},
@@ -139,12 +144,11 @@ Json answer_json(const Answer& a) {
       {"fits", p.fits}, {"memory_bytes", memory}, {"step_s", p.step},
       {"tokens_per_s", r.tokens_per_s},
       {"tflops_per_gpu", object({{"full", r.full / 1e12}, {"causal", r.causal / 1e12}})},
-      {"mfu", object({{"full", r.mfu_full}, {"causal", r.mfu_causal}})},
-      {"gpu_hours_per_trillion_tokens", r.hours}, {"usd_per_trillion_tokens", r.usd},
-      {"parts_s", object(step_parts(p))},
-      {"by_action_s",
-          object({{"1F", by.F}, {"1B", by.B}, {"1W", by.W}, {"1F1B", by.pairs},
-              {"bubble", p.mean_bubble}, {"optimizer", p.exposed_data + p.optimizer}})},
+      {"mfu", object({{"full", r.full / peak}, {"causal", r.causal / peak}})},
+      {"gpu_hours_per_trillion_tokens", r.hours},
+      {"usd_per_trillion_tokens", r.hours * a.usd_per_gpu_hour}, {"parts_s", object(step_parts(p))},
+      {"by_action_s", object(by_action(p, p.of_first))},
+      {"mean_by_action_s", object(by_action(p, p.of_mean))},
       {"hidden_in_pairs_s", p.hidden_in_pairs}, {"bottleneck", bottleneck(p)}, {"what_if", changes},
       {"next", next}, {"for_thirty_percent", Json(for_thirty_percent(p))},
       {"nearest", a.nearest.empty() ? Json() : Json(a.nearest)}, {"error", known_error(job)},
@@ -158,10 +162,10 @@ void print_table(
   out << format("%9s %12s %9s %7s %7s %5s  %s\n", "step s", "tokens/s", "TFLOP/s", "bubble", "GB",
       "fits", "layout");
   for (const Prediction& p : predictions) {
-    const Rates r = rates_of(job, p, 0);
+    const Rates r(job, p);
     out << format("%9.4g %12.4g %9.3g %6.1f%% %7.1f %5s  %s\n", p.step, r.tokens_per_s,
-        r.full / 1e12, 100 * p.mean_bubble / p.step, p.memory.total() / 1e9, p.fits ? "yes" : "NO",
-        p.layout.text().c_str());
+        r.full / 1e12, 100 * p.mean_bubble() / p.step, p.memory.total() / 1e9,
+        p.fits ? "yes" : "NO", p.layout.text().c_str());
   }
   out << known_error(job) << "\n";
 }

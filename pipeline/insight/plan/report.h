@@ -1,12 +1,11 @@
 // The answer of `duet plan`, as text (one screen) and as JSON.
 //
-// Read next: records.h.
+// Read next: validate.h.
 #pragma once
 #include <iosfwd>
 
 #include "pipeline/insight/plan/fields.h"
 #include "pipeline/insight/plan/search.h"
-#include "pipeline/insight/plan/what_if.h"
 
 namespace duet {
 
@@ -23,6 +22,9 @@ struct Answer {
 // The parts of a step, which sum to it: name and seconds.
 using NamedValues = std::vector<std::pair<std::string, double>>;
 NamedValues step_parts(const Prediction& prediction);
+
+// A step as a clock on a rank sees it: all else is spread over its actions (of_first, of_mean).
+NamedValues by_action(const Prediction& prediction, const ByAction& actions);
 
 // Median error of published runs on such GPUs and models, as the README's table has it.
 std::string known_error(const PlanJob& job);

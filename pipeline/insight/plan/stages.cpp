@@ -20,46 +20,38 @@ double gather_held(
 }
 
 std::vector<Held> stage_parameters(const PlanModel& m, const PlanLayout& l) {
-  std::vector<Held> stages;
-  int64_t layer = 0;
-  const auto add = [&](const Held& held, double times = 1) {
-    stages.back().shared += held.shared * times, stages.back().experts += held.experts * times;
-  };
-  for (int count : stage_layers(m, l)) {
-    stages.push_back({});
-    for (int i = 0; i < count; ++i, ++layer) add(layer_held(m, l, m.moe(layer)));
-  }
+  auto stages = per_stage<Held>(
+      m, l, [&](Held& stage, int64_t layer) { stage.add(layer_held(m, l, m.moe(layer))); });
   const double table = double(m.vocab * m.hidden) / l.tp;
   stages.front().shared += table + double(m.positions * m.hidden);
   if (!m.tied || stages.size() > 1) stages.back().shared += table;
-  add(layer_held(m, l, m.experts > 0), double(m.mtp));
+  stages.back().add(layer_held(m, l, m.experts > 0), double(m.mtp));
   stages.back().shared += double(2 * m.mtp * m.hidden * m.hidden) / l.tp;
   return stages;
 }
 
-std::vector<Cost> stage_costs(const PlanJob& job, const PlanLayout& l) {
-  const PlanModel& m = job.model;
+std::vector<Cost> stage_costs(const PlanJob& all, const PlanLayout& l) {
+  const PlanModel& m = all.model;
+  const std::vector<Held> held = stage_parameters(m, l);
+  PlanJob job = all;
+  // a microbatch passes over a rank's weights of 4 bytes and gradients of 8
+  double parameters = 0;
+  for (const Held& stage : held) parameters += stage.shared + stage.experts;
+  job.cluster = all.cluster.fetching(12 * parameters / l.pp, double(job.gpus));
   const bool any_moe = m.moe_layers() > 0, any_dense = m.moe_layers() < m.layers;
   Cost kinds[2][2];  // [moe][windowed]
   for (int windowed = 0; windowed <= (m.window ? 1 : 0); ++windowed) {
     if (any_dense) kinds[0][windowed] = layer_cost(job, l, false, windowed);
     if (any_moe) kinds[1][windowed] = layer_cost(job, l, true, windowed);
   }
-  const Cost head = head_cost(job, l);
-  std::vector<Cost> stages;
-  int64_t layer = 0;
-  for (int count : stage_layers(m, l)) {
-    Cost stage;
-    for (int i = 0; i < count; ++i, ++layer)
-      stage.add(kinds[m.moe(layer)][m.window && layer % 2 == 0]);
-    stages.push_back(stage);
-  }
-  stages.back().add(head, double(1 + m.mtp));
+  auto stages = per_stage<Cost>(m, l, [&](Cost& stage, int64_t layer) {
+    stage.add(kinds[m.moe(layer)][m.window && layer % 2 == 0]);
+  });
+  stages.back().add(head_cost(job, l), double(1 + m.mtp));
   stages.back().add(kinds[any_moe][0], double(m.mtp));
   if (l.zero != 3) return stages;
   // Gathers a layer's weights before its F and again before its B, and scatters its gradients
   // after: all of it beside the computation of the layers around.
-  const std::vector<Held> held = stage_parameters(m, l);
   for (size_t s = 0; s < stages.size(); ++s) {
     Cost& stage = stages[s];
     const double gather = gather_held(job, l, held[s], 2);

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <ostream>
 
-#include "pipeline/insight/plan/list_schedule.h"
+#include "pipeline/insight/plan/layout.h"
 #include "pipeline/insight/plan/search.h"
 
 namespace duet {
@@ -38,110 +38,115 @@ double in_unit(const Record& r, double step) {
   return std::abs(full - r.measured) < std::abs(causal - r.measured) ? full : causal;
 }
 
-RecordResult predict_record(const Record& r) {
-  RecordResult out{r};
+void predict_record(Record& r) {
   if (r.is_bubble()) {
     require(r.profile.has_value(), "bubble_rate without stage_times_ms");
-    out.predicted = bubble_rate(r);
-    return out;
+    r.predicted = bubble_rate(r);
+    return;
   }
   const SearchResult found = search(r.job, r.layout, 1);
   require(found.legal > 0, found.first_rule);
   const Prediction& p = found.pick();
-  out.step = p.step, out.fits = p.fits, out.memory_gib = p.memory.total() / double(1 << 30);
-  out.predicted = r.ran() ? in_unit(r, p.step) : p.step;
-  return out;
+  r.fits = p.fits, r.predicted_step = p.step;
+  r.predicted_gib = p.memory.total() / double(1 << 30);
+  r.predicted = r.ran() ? in_unit(r, p.step) : p.step;
 }
 
 double mean(const std::vector<double>& v) {
   return v.empty() ? NAN : std::accumulate(v.begin(), v.end(), 0.0) / double(v.size());
 }
 
-using Results = std::vector<const RecordResult*>;
+using Records = std::vector<const Record*>;
 
-double balanced_accuracy(const Results& results) {
+double balanced_accuracy(const Records& records) {
   std::vector<double> right[2], classes;
-  for (const RecordResult* r : results)
-    if (!r->record.is_bubble()) right[r->record.ran()].push_back(r->fits == r->record.ran());
+  for (const Record* r : records)
+    if (!r->is_bubble()) right[r->ran()].push_back(r->fits == r->ran());
   for (const auto& c : right)
     if (!c.empty()) classes.push_back(mean(c));
   return mean(classes);
 }
 
-double pick_regret(const Results& results) {
-  std::map<std::string, Results> scans;
-  for (const RecordResult* r : results)
-    if (!r->record.is_bubble()) scans[r->record.scan].push_back(r);
+double pick_regret(const Records& records) {
+  std::map<std::string, Records> scans;
+  for (const Record* r : records)
+    if (!r->is_bubble()) scans[r->scan].push_back(r);
   std::vector<double> regrets;
   for (const auto& [_, scan] : scans) {
     double best = INFINITY;
-    for (const RecordResult* r : scan)
-      if (r->record.ran()) best = std::min(best, r->record.measured_step());
+    for (const Record* r : scan)
+      if (r->ran()) best = std::min(best, r->measured_step());
     if (scan.size() < 2 || best == INFINITY) continue;
-    const RecordResult* pick = *std::min_element(scan.begin(), scan.end(),
-        [](auto* a, auto* b) { return a->fits != b->fits ? a->fits : a->step < b->step; });
-    regrets.push_back(pick->record.ran() ? pick->record.measured_step() / best - 1 : 1);
+    const Record* pick = *std::min_element(scan.begin(), scan.end(), [](auto* a, auto* b) {
+      return a->fits != b->fits ? a->fits : a->predicted_step < b->predicted_step;
+    });
+    regrets.push_back(pick->ran() ? pick->measured_step() / best - 1 : 1);
   }
   return mean(regrets);
 }
 
-SuiteErrors errors_of(const Results& results) {
-  SuiteErrors e{.n = int64_t(results.size())};
-  std::vector<double> bias, memory, bubble;
-  for (const RecordResult* result : results) {
-    const Record& r = result->record;
-    if (r.memory_gib > 0) memory.push_back(std::abs(result->memory_gib / r.memory_gib - 1));
-    if (r.is_bubble()) bubble.push_back(std::abs(result->predicted - r.measured));
-    if (r.is_bubble() || !r.ran()) continue;
-    bias.push_back(result->predicted / r.measured - 1);
-    e.mape += std::abs(bias.back());
-    e.worst.push_back({std::abs(bias.back()), r.id});
-  }
-  std::sort(e.worst.rbegin(), e.worst.rend());
-  if (!bias.empty()) {
-    e.mape /= double(bias.size()), e.bias = mean(bias);
-    e.median = e.worst[e.worst.size() / 2].first;
-  }
-  if (e.worst.size() > 5) e.worst.resize(5);
-  e.fit_accuracy = balanced_accuracy(results), e.pick_regret = pick_regret(results);
-  e.memory_mape = mean(memory), e.bubble_error = mean(bubble);
-  return e;
+// Errors of records that ran, the largest first, with their ids.
+std::vector<std::pair<double, std::string>> worst_first(const Records& records) {
+  std::vector<std::pair<double, std::string>> errors;
+  for (const Record* r : records)
+    if (r->ran() && !r->is_bubble())
+      errors.push_back({std::abs(r->predicted / r->measured - 1), r->id});
+  std::sort(errors.rbegin(), errors.rend());
+  return errors;
 }
 
 // What is printed of a suite: its name in JSON and in the table.
 struct Column {
-  const char *key, *title;
-  double SuiteErrors::*member;
-  const char* percent = "%.1f%%";
+  const char *key, *title, *percent = "%.1f%%";
 };
-constexpr Column kColumns[] = {{"mape", "MAPE", &SuiteErrors::mape},
-    {"median_ape", "median", &SuiteErrors::median}, {"bias", "bias", &SuiteErrors::bias, "%+.1f%%"},
-    {"fit_accuracy", "fits", &SuiteErrors::fit_accuracy},
-    {"pick_regret", "regret", &SuiteErrors::pick_regret},
-    {"memory_mape", "memory", &SuiteErrors::memory_mape},
-    {"bubble_error", "bubble", &SuiteErrors::bubble_error}};
+constexpr Column kColumns[] = {{"mape", "MAPE"}, {"median_ape", "median"},
+    {"bias", "bias", "%+.1f%%"}, {"fit_accuracy", "fits"}, {"pick_regret", "regret"},
+    {"memory_mape", "memory"}, {"bubble_error", "bubble"}};
 
-Json to_json(const SuiteErrors& e) {
-  Json json = Json::object({{"n", e.n}});
-  for (const Column& c : kColumns) json.set(c.key, e.*c.member);  // NaN: null
-  return json;
+Json or_null(double x) { return std::isnan(x) ? Json() : Json(x); }
+
+Json errors_of(const Records& records) {
+  std::vector<double> off, bias, memory, bubble;
+  for (const Record* r : records) {
+    if (r->memory_gib > 0) memory.push_back(std::abs(r->predicted_gib / r->memory_gib - 1));
+    if (r->is_bubble()) bubble.push_back(std::abs(r->predicted - r->measured));
+    if (r->is_bubble() || !r->ran()) continue;
+    bias.push_back(r->predicted / r->measured - 1);
+    off.push_back(std::abs(bias.back()));
+  }
+  const auto worst = worst_first(records);
+  const bool none = off.empty();
+  return Json::object({{"n", records.size()}, {"mape", none ? 0 : mean(off)},
+      {"median_ape", none ? 0 : worst[worst.size() / 2].first}, {"bias", none ? 0 : mean(bias)},
+      {"fit_accuracy", or_null(balanced_accuracy(records))},
+      {"pick_regret", or_null(pick_regret(records))}, {"memory_mape", or_null(mean(memory))},
+      {"bubble_error", or_null(mean(bubble))}});
 }
 
-void print_json(const Validation& v, std::ostream& out) {
+std::map<std::string, Records> by_suite(const std::vector<Record>& records) {
+  std::map<std::string, Records> suites;
+  for (const Record& r : records) suites[r.suite].push_back(&r);
+  return suites;
+}
+
+Json document_of(const Validation& v) {
   Json suites = Json::object(), records = Json::array(), unpredicted = Json::array();
-  for (const auto& [name, errors] : v.suites) suites.set(name, to_json(errors));
-  for (const auto& result : v.records) {
-    const Record& r = result.record;
-    records.push(Json::object({{"id", r.id}, {"kind", r.kind}, {"predicted", result.predicted},
-        {"measured", r.ran() ? Json(r.measured) : Json()}, {"fits", result.fits}}));
+  Records all;
+  std::vector<double> mapes;
+  for (const auto& [name, of_suite] : by_suite(v.records)) {
+    suites.set(name, errors_of(of_suite));
+    if (!worst_first(of_suite).empty()) mapes.push_back(suites.at(name).at("mape").number());
+  }
+  for (const Record& r : v.records) {
+    all.push_back(&r);
+    records.push(Json::object({{"id", r.id}, {"kind", r.kind}, {"predicted", r.predicted},
+        {"measured", r.ran() ? Json(r.measured) : Json()}, {"fits", r.fits}}));
   }
   for (const auto& [id, reason] : v.unpredicted)
     unpredicted.push(Json::object({{"id", id}, {"reason", reason}}));
-  const Json all = to_json(v.all).set("macro_mape", v.macro_mape);
-  out << Json::object(
-             {{"suites", suites}, {"all", all}, {"records", records}, {"unpredicted", unpredicted}})
-             .dump(1)
-      << "\n";
+  return Json::object(
+      {{"suites", suites}, {"all", errors_of(all).set("macro_mape", or_null(mean(mapes)))},
+          {"records", records}, {"unpredicted", unpredicted}});
 }
 
 }  // namespace
@@ -152,43 +157,41 @@ Validation validate(const std::string& path) {
     std::string id = cat("records[", v.records.size() + v.unpredicted.size(), "]");
     try {
       id = record.at("id").string();
-      v.records.push_back(predict_record(read_record(record, id)));
+      Record r = read_record(record, id);
+      predict_record(r);
+      v.records.push_back(std::move(r));
     } catch (const UsageError& error) {
       v.unpredicted.push_back({id, error.what()});
     }
   }
-  std::map<std::string, Results> suites;
-  Results all;
-  for (const RecordResult& r : v.records) suites[r.record.suite].push_back(&r), all.push_back(&r);
-  std::vector<double> mapes;
-  for (const auto& [name, records] : suites) {
-    v.suites[name] = errors_of(records);
-    if (!v.suites[name].worst.empty()) mapes.push_back(v.suites[name].mape);
-  }
-  v.all = errors_of(all);
-  v.macro_mape = mean(mapes);
+  v.document = document_of(v);
   return v;
 }
 
 void print_validation(const Validation& v, bool json, std::ostream& out) {
-  if (json) return print_json(v, out);
-  const auto percent = [](double x, const char* as = "%.1f%%") {
-    return std::isnan(x) ? "-" : format(as, x * 100);
+  if (json) return void(out << v.document.dump(1) << "\n");
+  const auto percent = [](const Json& x, const char* as = "%.1f%%") {
+    return x.is_null() ? "-" : format(as, x.number() * 100);
   };
-  const auto row = [&](const std::string& name, const SuiteErrors& e) {
-    out << format("%-16s %5d", name.c_str(), int(e.n));
-    for (const Column& c : kColumns) out << format(" %8s", percent(e.*c.member, c.percent).c_str());
+  const auto row = [&](const std::string& name, const Json& errors) {
+    out << format("%-16s %5d", name.c_str(), int(errors.at("n").integer()));
+    for (const Column& c : kColumns)
+      out << format(" %8s", percent(errors.at(c.key), c.percent).c_str());
     out << "\n";
   };
   out << format("%-16s %5s", "suite", "n");
   for (const Column& c : kColumns) out << format(" %8s", c.title);
   out << "\n";
-  for (const auto& [name, errors] : v.suites) row(name, errors);
-  row("all", v.all);
-  out << "mean over suites: " << percent(v.macro_mape) << "\n";
-  for (const auto& [name, errors] : v.suites)
-    for (const auto& [error, id] : errors.worst)
+  for (const auto& [name, errors] : v.document.at("suites").members()) row(name, errors);
+  const Json all = v.document.at("all");
+  row("all", all);
+  out << "mean over suites: " << percent(all.at("macro_mape")) << "\n";
+  for (const auto& [name, records] : by_suite(v.records)) {
+    auto worst = worst_first(records);
+    if (worst.size() > 5) worst.resize(5);
+    for (const auto& [error, id] : worst)
       out << format("  worst of %s: %.1f%% %s\n", name.c_str(), error * 100, id.c_str());
+  }
   for (const auto& [id, reason] : v.unpredicted)
     out << "not predicted: " << id << ": " << reason << "\n";
 }

@@ -1,5 +1,5 @@
-// See what_if.h.
-#include "pipeline/insight/plan/what_if.h"
+// See search.h. What would change.
+#include "pipeline/insight/plan/search.h"
 
 #include <algorithm>
 #include <cmath>
