@@ -176,11 +176,8 @@ class CudaStream final : public Stream {
   void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) override {
     constexpr const char* forms[] = {"NN", "NT", "TN"};
     device_.flops += gemm_flops(g, offsets);
-    const Scope scope = timed(forms[int(g.form)],
-        g.causal                 ? "attention"
-            : offsets.size() > 2 ? "experts"
-                                 : "products",  // one group, too
-        0);
+    const bool experts = offsets.size() > 2;  // one group is a plain product, too
+    const Scope scope = timed(forms[int(g.form)], experts ? "experts" : "products", 0);
     products().grouped_gemm(g, offsets);
   }
 
