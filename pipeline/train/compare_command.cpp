@@ -55,7 +55,7 @@ Difference differs(const Outcome& o, const Outcome& reference) {
 Outcome train(const Job& job, Comm& world) {
   const Schedule& s = job.compute;
   Outcome o;
-  o.bubble = simulate(s, Costs()).bubble();
+  o.bubble = simulate(s, {{StageCosts()}}).bubble();
   o.activations = job.usage.peak() * s.stage_share();
   o.copies = s.weight_copies();
   o.why_not_timed = why_not_timed(job);
