@@ -69,7 +69,7 @@ void run_loads(std::string_view input) {
   EplbCommandOptions o;
   o.loads = as_file(input.substr(1), "loads");
   o.format = input[0] % 3 == 0 ? Format::text : input[0] % 3 == 1 ? Format::json : Format::svg;
-  o.policy = input[0] & 64 ? EplbPolicy::balanced : EplbPolicy::deepseek;
+  o.planning.policy = input[0] & 64 ? EplbPolicy::balanced : EplbPolicy::deepseek;
   std::ostringstream out;
   eplb_command(o, out);
 }
