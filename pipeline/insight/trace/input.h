@@ -4,16 +4,14 @@
 // backslashes of halved surrogate pairs question marks; what is beyond 64 KiB of one string is
 // dropped; white space goes where a bracket, comma, colon or quote ends what is before it, and
 // shrinks to one space elsewhere. Everything else is left as it is. All that happens on a thread of
-// its own, a block or two ahead of the parser, whose time is what reading takes.
+// its own, a block ahead of the parser, whose time is what reading takes.
 // Read next: unpack.h.
 #pragma once
-#include <condition_variable>
 #include <cstdint>
 #include <exception>
-#include <mutex>
+#include <future>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <vector>
 
 #include "pipeline/insight/trace/unpack.h"
@@ -22,8 +20,10 @@ namespace duet {
 
 class Input {
  public:
-  Input(const std::string& file, ReadBytes read);
-  ~Input();
+  Input(const std::string& file, ReadBytes read) : unpack_(file, std::move(read)) {
+    now_ = read_block();
+    read_ahead();
+  }
   Input(const Input&) = delete;
 
   // The next characters are [at, end). False: the text is over. Throws what reading threw, once all
@@ -50,29 +50,23 @@ class Input {
     std::exception_ptr error;  // that reading ended with
     std::vector<std::string> warnings;
   };
-  struct Cleaned {
-    size_t taken, written;
-  };
-  // Writes until there are `limit` characters. What may be half a character is left for the next
-  // block, unless this is the last one.
-  static Cleaned clean(State& state, std::string_view raw, bool last, char* out, size_t limit);
-  void fill(Block& block);
-  void read_ahead();
+  // Writes until there are `limit` characters; returns how many of `raw` that took. What may be
+  // half a character is left for the next block, unless this is the last one.
+  static size_t clean(State& state, std::string_view raw, bool last, std::string& to, size_t limit);
+  Block read_block();
+  void read_ahead() {
+    if (!now_.last) next_ = std::async(std::launch::async, [this] { return read_block(); });
+  }
 
   Block now_;  // the parser's
-  bool begun_ = false, over_ = false;
+  bool over_ = false;
 
   // The reading thread's, if the text has more than one block.
   Unpack unpack_;
   std::string rest_;   // of the last block
   int64_t start_ = 0;  // of rest_ in the text
   State state_;
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  Block next_;  // handed over: reader's while not full_, else parser's
-  bool full_ = false, stopped_ = false;
-  std::thread reader_;
+  std::future<Block> next_;  // last, for destroying it waits for the thread
 };
 
 // What nlohmann's parser reads an Input through: a pair of iterators, the second one empty.
