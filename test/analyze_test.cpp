@@ -334,7 +334,8 @@ TEST_F(AnalyzeTest, DrawsATimelineAndWritesAProfile) {
       .kernel("b", 7, 5000, 9000, 41);
   const std::string trace = write("t.json", t.text());
   std::ostringstream svg;
-  analyze_command({.traces = {trace}, .format = "svg", .profile = folder_ + "/p.json"}, {}, svg);
+  analyze_command(
+      {.traces = {trace}, .format = Format::svg, .profile = folder_ + "/p.json"}, {}, svg);
   EXPECT_EQ(svg.str().rfind("<svg ", 0), 0u);
   for (const char* part : {"attn(F)", "</svg>", "exposed, "})
     EXPECT_NE(svg.str().find(part), std::string::npos) << part;
