@@ -19,8 +19,7 @@ std::vector<int32_t> annotations_of(const Recording& r) {
   std::ranges::stable_sort(in_time, {}, [&](size_t i) { return r.launches[i].at; });
   for (const bool whole_process : {false, true}) {
     std::map<Thread, std::vector<int32_t>> open;
-    const auto open_in = [&](int32_t thread) -> std::vector<int32_t>& {
-      const Thread& t = r.threads[size_t(thread)];
+    const auto open_in = [&](const Thread& t) -> std::vector<int32_t>& {
       return open[whole_process ? Thread{t.pid, 0} : t];
     };
     size_t next = 0;
@@ -45,17 +44,13 @@ std::span<const LaunchCall> launches_of(const Recording& r, int64_t correlation)
   return {begin, std::min<size_t>(32, size_t(end - begin))};
 }
 
-int64_t process_of(const Recording& r, const LaunchCall& launch) {
-  return r.threads[size_t(launch.thread)].pid;
-}
-
 // The process whose launches fit a device's kernels best. Where several fit as well (merged files
 // count correlation ids from 1 in each), devices and processes pair up in their order.
 std::map<int64_t, int64_t> process_of_devices(const Recording& r) {
   std::map<int64_t, std::map<int64_t, int64_t>> votes;  // device, process
   for (const GpuEvent& e : r.gpu)
     for (const LaunchCall& launch : launches_of(r, e.correlation))
-      if (launch.at <= e.begin) ++votes[r.streams[size_t(e.stream)].device][process_of(r, launch)];
+      if (launch.at <= e.begin) ++votes[r.streams[size_t(e.stream)].device][launch.thread.pid];
   std::map<int64_t, int64_t> process;
   std::set<int64_t> taken;
   for (const auto& [device, by_pid] : votes) {
@@ -95,8 +90,7 @@ void attribute(Recording& r, Names& names) {
   std::ranges::stable_sort(r.launches, {}, &LaunchCall::correlation);
   std::map<std::pair<int64_t, int32_t>, int32_t> count;  // by process and name
   std::vector<int32_t> layer;
-  for (const Annotation& a : r.annotations)
-    layer.push_back(count[{r.threads[size_t(a.thread)].pid, a.name}]++);
+  for (const Annotation& a : r.annotations) layer.push_back(count[{a.thread.pid, a.name}]++);
   const std::vector<int32_t> annotation = annotations_of(r);
   const std::map<int64_t, int64_t> process = process_of_devices(r);
   const int32_t unattributed = names.id("unattributed"), outside = names.id("outside annotations");
@@ -109,7 +103,7 @@ void attribute(Recording& r, Names& names) {
     if (e.correlation < 0 || found.empty()) continue;
     const auto owner = process.find(r.streams[size_t(e.stream)].device);
     const auto own = std::ranges::find_if(found, [&](const LaunchCall& launch) {
-      return owner != process.end() && process_of(r, launch) == owner->second;
+      return owner != process.end() && launch.thread.pid == owner->second;
     });
     const LaunchCall& launch = own == found.end() ? found.front() : *own;
     e.launched = launch.at;

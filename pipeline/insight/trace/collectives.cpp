@@ -14,20 +14,15 @@ struct Member {
 };
 using Match = std::vector<Member>;  // by rank, at most one of each
 
-const CommDetail* known(const RankTrace& rank, const GpuEvent& e) {
-  return e.collective < 0 ? nullptr : &rank.recording->collectives[size_t(e.collective)];
-}
-
 std::vector<Match> match(const std::vector<RankTrace>& ranks, const Names& names) {
   using Events = std::map<size_t, std::vector<const GpuEvent*>>;  // by rank, in time
   std::map<std::pair<bool, int32_t>, Events> found;               // by name? name or key
   for (size_t r = 0; r < ranks.size(); ++r)
     for (const GpuEvent& e : ranks[r].events) {
       if (e.work != Work::comm) continue;
-      const CommDetail* c = known(ranks[r], e);
-      const bool by_name = !c || c->key < 0;
+      const bool by_name = !e.detail || e.detail->key < 0;
       if (by_name && names[e.name].find("layout") != std::string::npos) continue;  // local
-      found[{by_name, by_name ? e.name : c->key}][r].push_back(&e);
+      found[{by_name, by_name ? e.name : e.detail->key}][r].push_back(&e);
     }
   std::vector<Match> out;
   for (const auto& [key, by_rank] : found) {
@@ -101,7 +96,7 @@ Matched match_collectives(std::vector<RankTrace>& ranks, const Names& names) {
       done = std::min(done, m.event->end + rank.to_common);
       if (begin > arrival) arrival = begin, last = m.rank;
       error = std::max(error, rank.clock_error);
-      if (const CommDetail* c = known(rank, *m.event)) bytes = std::max(bytes, c->bytes);
+      if (m.event->detail) bytes = std::max(bytes, m.event->detail->bytes);
     }
     if (done + error < arrival) {
       ++result.contradictions;

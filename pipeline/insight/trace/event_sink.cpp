@@ -94,7 +94,7 @@ int64_t RawEvent::whole(Field f, int64_t otherwise) const {
 // --- where it belongs ---
 
 // Text instead of a number counts below all that files number.
-Thread EventSink::thread_in_file(const RawEvent& e) {
+Thread EventSink::thread_of(const RawEvent& e) {
   const auto id = [&](Field f) {
     const bool text = !e[f].empty() && !e.number(f);
     return text ? int64_t(INT32_MIN) + names_.id(e[f]) : e.whole(f, 0);
@@ -107,7 +107,7 @@ void EventSink::add() {
   const std::string& phase = event["ph"];
   if (phase == "X") return add_complete(event);
   if (phase != "B" && phase != "E") return;
-  std::vector<std::unique_ptr<RawEvent>>& open = open_[thread_in_file(event)];
+  std::vector<std::unique_ptr<RawEvent>>& open = open_[thread_of(event)];
   if (phase == "B") {
     const bool wanted = class_of(event["cat"]).category != Category::none;
     open.push_back(wanted ? std::make_unique<RawEvent>(event) : nullptr);
@@ -168,44 +168,35 @@ void EventSink::add_gpu(const RawEvent& e, Source source, Work work, const Inter
       .correlation = e.whole("correlation", -1),
       .name = names_.id(name),
       .stream = stream_of(e),
-      .collective = collective_of(e, work),
       .component = lane ? names_.id((local ? "local " : "") + name) : -1,
       .layer = int32_t(e.whole("layer", -1)),
       .grid = e.grid,
       .source = source,
       .work = work,
-      .blocks = !e["blocks"].empty() && work == Work::comm});
+      .blocks = !e["blocks"].empty() && work == Work::comm,
+      .detail = detail_of(e, work)});
 }
 
-int32_t EventSink::collective_of(const RawEvent& e, Work work) {
+std::optional<CommDetail> EventSink::detail_of(const RawEvent& e, Work work) {
   const auto part = [&](Field f) { return cat("|", e.whole(f, -1)); };
-  const bool nccl = std::ranges::any_of(
-      &e["Collective name"], std::end(e.values), [](const auto& value) { return !value.empty(); });
   if (work == Work::comm)  // a lane's
-    recording_.collectives.push_back({names_.id(cat("duet|", e["name"], part("step"), part("stage"),
-                                          part("microbatch"), part("layer"), "|", e["group"])),
-        e.whole("bytes", 0)});
-  else if (nccl)
-    recording_.collectives.push_back(
-        {e.number("Seq") ? names_.id(cat("nccl|", e["Collective name"], "|",
-                               e["Process Group Name"], e["Process Group Description"],
-                               e["Process Group Ranks"], "|", e["Comms Id"], part("Seq")))
-                         : -1,
-            e.whole("In msg nelems", e.whole("Out msg nelems", 0)) * size_of(e["dtype"])});
-  else
-    return -1;
-  return int32_t(recording_.collectives.size()) - 1;
-}
-
-int32_t EventSink::thread_of(const RawEvent& e) {
-  const Thread thread = thread_in_file(e);
-  const auto [found, added] = threads_.emplace(thread, int32_t(threads_.size()));
-  if (added) recording_.threads.push_back(thread);
-  return found->second;
+    return CommDetail{names_.id(cat("duet|", e["name"], part("step"), part("stage"),
+                          part("microbatch"), part("layer"), "|", e["group"])),
+        e.whole("bytes", 0)};
+  if (std::all_of(&e["Collective name"], std::end(e.values),
+          [](const std::string& value) { return value.empty(); }))
+    return std::nullopt;
+  const int32_t key = e["Seq"].empty()
+      ? -1
+      : names_.id(cat("nccl|", e["Collective name"], "|", e["Process Group Name"],
+            e["Process Group Description"], e["Process Group Ranks"], "|", e["Comms Id"],
+            part("Seq")));
+  const int64_t elements = e.whole("In msg nelems", e.whole("Out msg nelems", 0));
+  return CommDetail{key, elements * size_of(e["dtype"])};
 }
 
 int32_t EventSink::stream_of(const RawEvent& e) {
-  const Thread row = thread_in_file(e);
+  const Thread row = thread_of(e);
   const int64_t device = e.whole("device", row.pid), number = e.whole("stream", row.tid);
   const auto [found, added] =
       streams_.emplace(Thread{device, number}, int32_t(recording_.streams.size()));

@@ -52,9 +52,8 @@ class EventSink {
  private:
   void add_complete(const RawEvent& e, const Number& end = {});  // of a B: its E
   void add_gpu(const RawEvent& e, Source source, Work work, const Interval& time);
-  int32_t collective_of(const RawEvent& e, Work work);
-  Thread thread_in_file(const RawEvent& e);
-  int32_t thread_of(const RawEvent& e);
+  std::optional<CommDetail> detail_of(const RawEvent& e, Work work);
+  Thread thread_of(const RawEvent& e);
   int32_t stream_of(const RawEvent& e);
   void drop_timestamps_of_zero();
   void drop_covering();
@@ -62,7 +61,6 @@ class EventSink {
   Names& names_;
   Recording recording_;
   Number base_;
-  std::map<Thread, int32_t> threads_;
   std::map<Thread, int32_t> streams_;  // by device and number
   // B without its E so far, innermost last; null where nobody wants it
   std::map<Thread, std::vector<std::unique_ptr<RawEvent>>> open_;

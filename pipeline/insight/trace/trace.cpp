@@ -35,6 +35,10 @@ std::string message_of(const Mark& m, int64_t step, int pipeline) {
   return cat(step, '.', pipeline, direction, sender, '.', m.microbatch);
 }
 
+Json metadata(int rank, const char* name, const Json& args) {
+  return Json::object({{"ph", "M"}, {"pid", rank}, {"name", name}, {"args", args}});
+}
+
 Json to_json(const Overlap& o) {
   return Json::object(
       {{"span_ms", ms(o.span)}, {"compute_ms", ms(o.compute)}, {"communication_ms", ms(o.comm)},
@@ -100,14 +104,6 @@ Measured Trace::add(int64_t step, const Recorder& recorder) {
 }
 
 // --- the file ------------------------------------------------------------------------------------
-
-namespace {
-
-Json metadata(int rank, const char* name, const Json& args) {
-  return Json::object({{"ph", "M"}, {"pid", rank}, {"name", name}, {"args", args}});
-}
-
-}  // namespace
 
 // This rank's part of the file, each event after a comma. Times are microseconds from `origin` on
 // this rank's clock.
