@@ -5,18 +5,48 @@
 // dropped; white space goes where a bracket, comma, colon or quote ends what is before it, and
 // shrinks to one space elsewhere. Everything else is left as it is. All that happens on a thread of
 // its own, a block ahead of the parser, whose time is what reading takes.
-// Read next: unpack.h.
+// Read next: reader.h.
 #pragma once
+#include <zlib.h>
+
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <future>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "pipeline/insight/trace/unpack.h"
-
 namespace duet {
+
+// Writes up to `most` bytes and returns how many; 0: the end.
+using ReadBytes = std::function<size_t(char* to, size_t most)>;
+ReadBytes read_trace_file(const std::string& path);  // throws UsageError if it cannot be opened
+ReadBytes read_memory(std::string_view bytes);       // which outlive the reading
+
+// Bytes as they are, or out of gzip. zlib does the work; unpack.cpp has its loop and what is said
+// of a damaged file.
+class Unpack {
+ public:
+  Unpack(std::string file, ReadBytes read);
+  ~Unpack();
+  Unpack(const Unpack&) = delete;
+
+  // Appends the next bytes; false at the end. Throws UsageError where gzip is cut off or damaged.
+  bool append(std::string& out);
+  std::vector<std::string> warnings;
+
+ private:
+  bool refill();
+  void inflate_some(std::string& out);
+  std::string file_;
+  ReadBytes read_;
+  std::string packed_;
+  size_t at_ = 0;  // in packed_
+  int64_t bytes_ = 0, unpacked_ = 0;
+  enum class State { start, plain, inside, between, over } state_ = State::start;
+  z_stream stream_{};
+};
 
 class Input {
  public:
