@@ -24,7 +24,7 @@ struct Place {
 
 class CsvReader {
  public:
-  CsvReader(const std::string& text, const std::string& name) {
+  Schedule read(const std::string& text, const std::string& name) {
     s_.name = name;
     std::istringstream in(text);
     std::vector<std::string> rows;
@@ -39,9 +39,6 @@ class CsvReader {
     // PyTorch 2.5 and before wrote B for the backward for inputs and BW for the full one.
     old_ = all.find('W') != all.npos && all.find('I') == all.npos;
     for (const std::string& row : rows) read_row(row);
-  }
-
-  Schedule read() {
     require(
         !microbatches_.empty(), s_.name, ": expected one row of actions for each rank, found none");
     expect_no_gap(stages_, "stage");
@@ -168,7 +165,7 @@ Schedule make_schedule(const std::string& name, const ScheduleSize& size) {
 bool is_schedule_file(const std::string& name) { return name == "-" || name.ends_with(".csv"); }
 
 Schedule read_csv(const std::string& text, const std::string& name) {
-  return CsvReader(text, name).read();
+  return CsvReader().read(text, name);
 }
 
 void write_csv(std::ostream& out, const Schedule& s) {
