@@ -90,8 +90,14 @@ size_t Input::clean(State& state, std::string_view raw, bool last, std::string& 
   return i;
 }
 
-Input::Block Input::read_block() {
-  Block block{.raw = std::exchange(rest_, ""), .start = start_, .before = state_};
+Input::Input(const std::string& file, ReadBytes read) : unpack_(file, std::move(read)) {
+  fill(now_);
+  if (!now_.last) reader_ = std::jthread([this](std::stop_token stop) { read_ahead(stop); });
+}
+
+void Input::fill(Block& block) {
+  block.raw = std::exchange(rest_, "");
+  block.start = start_, block.before = state_;
   try {
     while (!block.last && block.raw.size() < kBlock) block.last = !unpack_.append(block.raw);
   } catch (...) {
@@ -101,7 +107,19 @@ Input::Block Input::read_block() {
   const size_t taken = clean(state_, block.raw, block.last, block.clean, SIZE_MAX);
   rest_.assign(block.raw, taken);
   start_ += int64_t(taken);
-  return block;
+}
+
+void Input::read_ahead(const std::stop_token& stop) {
+  Block block;
+  for (bool last = false; !last;) {
+    fill(block);
+    last = block.last;
+    std::unique_lock lock(mutex_);
+    if (!changed_.wait(lock, stop, [&] { return !full_; })) return;
+    std::swap(next_, block);  // the parser's old one comes back
+    full_ = true;
+    changed_.notify_all();
+  }
 }
 
 std::string_view Input::head() const {
@@ -114,8 +132,11 @@ bool Input::more() {
     if (at) {  // not the first time
       if (now_.error) std::rethrow_exception(now_.error);
       if (over_ = now_.last; over_) return false;
-      now_ = next_.get();
-      read_ahead();
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return full_; });
+      std::swap(now_, next_);
+      full_ = false;
+      changed_.notify_all();
     }
     at = now_.clean.data(), end = at + now_.clean.size();
   } while (at == end);
