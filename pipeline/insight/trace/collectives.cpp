@@ -20,9 +20,9 @@ std::vector<Match> match(const std::vector<RankTrace>& ranks, const Names& names
   for (size_t r = 0; r < ranks.size(); ++r)
     for (const GpuEvent& e : ranks[r].events) {
       if (e.work != Work::comm) continue;
-      const bool by_name = !e.detail || e.detail->key < 0;
+      const bool by_name = e.message < 0;
       if (by_name && names[e.name].find("layout") != std::string::npos) continue;  // local
-      found[{by_name, by_name ? e.name : e.detail->key}][r].push_back(&e);
+      found[{by_name, by_name ? e.name : e.message}][r].push_back(&e);
     }
   std::vector<Match> out;
   for (const auto& [key, by_rank] : found) {
@@ -96,7 +96,7 @@ Matched match_collectives(std::vector<RankTrace>& ranks, const Names& names) {
       done = std::min(done, m.event->end + rank.to_common);
       if (begin > arrival) arrival = begin, last = m.rank;
       error = std::max(error, rank.clock_error);
-      if (m.event->detail) bytes = std::max(bytes, m.event->detail->bytes);
+      bytes = std::max(bytes, m.event->bytes);
     }
     if (done + error < arrival) {
       ++result.contradictions;

@@ -163,7 +163,7 @@ void EventSink::add_gpu(const RawEvent& e, Source source, Work work, const Inter
   // what a rank does by itself for a message is not the message
   const bool local = lane && work == Work::compute &&
       (name.starts_with("dispatch") || name.starts_with("combine"));
-  recording_.gpu.push_back({.begin = time.begin,
+  GpuEvent& gpu = recording_.gpu.emplace_back(GpuEvent{.begin = time.begin,
       .end = time.end,
       .correlation = e.whole("correlation", -1),
       .name = names_.id(name),
@@ -173,26 +173,25 @@ void EventSink::add_gpu(const RawEvent& e, Source source, Work work, const Inter
       .grid = e.grid,
       .source = source,
       .work = work,
-      .blocks = !e["blocks"].empty() && work == Work::comm,
-      .detail = detail_of(e, work)});
+      .blocks = !e["blocks"].empty() && work == Work::comm});
+  describe_message(e, gpu);
 }
 
-std::optional<CommDetail> EventSink::detail_of(const RawEvent& e, Work work) {
+void EventSink::describe_message(const RawEvent& e, GpuEvent& gpu) {
   const auto part = [&](Field f) { return cat("|", e.whole(f, -1)); };
-  if (work == Work::comm)  // a lane's
-    return CommDetail{names_.id(cat("duet|", e["name"], part("step"), part("stage"),
-                          part("microbatch"), part("layer"), "|", e["group"])),
-        e.whole("bytes", 0)};
-  if (std::all_of(&e["Collective name"], std::end(e.values),
-          [](const std::string& value) { return value.empty(); }))
-    return std::nullopt;
-  const int32_t key = e["Seq"].empty()
-      ? -1
-      : names_.id(cat("nccl|", e["Collective name"], "|", e["Process Group Name"],
-            e["Process Group Description"], e["Process Group Ranks"], "|", e["Comms Id"],
-            part("Seq")));
-  const int64_t elements = e.whole("In msg nelems", e.whole("Out msg nelems", 0));
-  return CommDetail{key, elements * size_of(e["dtype"])};
+  const bool nccl = std::any_of(&e["Collective name"], std::end(e.values),
+      [](const std::string& value) { return !value.empty(); });
+  if (gpu.work == Work::comm) {  // a lane's
+    gpu.message = names_.id(cat("duet|", e["name"], part("step"), part("stage"), part("microbatch"),
+        part("layer"), "|", e["group"]));
+    gpu.bytes = e.whole("bytes", 0);
+  } else if (nccl) {
+    if (!e["Seq"].empty())
+      gpu.message = names_.id(cat("nccl|", e["Collective name"], "|", e["Process Group Name"],
+          e["Process Group Description"], e["Process Group Ranks"], "|", e["Comms Id"],
+          part("Seq")));
+    gpu.bytes = e.whole("In msg nelems", e.whole("Out msg nelems", 0)) * size_of(e["dtype"]);
+  }
 }
 
 int32_t EventSink::stream_of(const RawEvent& e) {

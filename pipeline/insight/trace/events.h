@@ -51,12 +51,6 @@ class Names {
   std::unordered_map<std::string_view, int32_t> ids_;
 };
 
-// What NCCL's profiler metadata, or duet, say of a communication.
-struct CommDetail {
-  int32_t key = -1;   // a name, equal on all ranks that take part: group, sequence number, ...
-  int64_t bytes = 0;  // this rank puts in; 0: unknown
-};
-
 struct GpuEvent {
   int64_t begin = 0, end = 0;
   int64_t correlation = -1;
@@ -65,12 +59,14 @@ struct GpuEvent {
   int32_t component = -1;  // a name: the annotation around its launch, or the lane's own name
   int32_t layer = -1;      // as the file says, else the how manieth annotation of that name it is
   int32_t ordinal = 0;     // of its launch within the annotation
+  int32_t message = -1;    // a name, equal on all ranks that take part; -1: unknown
   uint32_t grid = 0;       // a hash of the launch's dimensions
   Source source = Source::kernel;
   Work work = Work::compute;
   bool blocks = false;           // communication on the compute stream itself
   int64_t launched = INT64_MIN;  // when the CPU launched it; INT64_MIN: unknown
-  std::optional<CommDetail> detail;
+  // that this rank puts in; 0: unknown; -1: neither NCCL's metadata nor duet say it is a message
+  int64_t bytes = -1;
 };
 
 struct Thread {
