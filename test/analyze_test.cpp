@@ -334,7 +334,8 @@ TEST_F(AnalyzeTest, DrawsATimelineAndWritesAProfile) {
       .kernel("b", 7, 5000, 9000, 41);
   const std::string trace = write("t.json", t.text());
   std::ostringstream svg;
-  analyze_command({.traces = {trace}, .format = "svg", .profile = folder_ + "/p.json"}, {}, svg);
+  analyze_command(
+      {.traces = {trace}, .format = Format::svg, .profile = folder_ + "/p.json"}, {}, svg);
   EXPECT_EQ(svg.str().rfind("<svg ", 0), 0u);
   for (const char* part : {"attn(F)", "</svg>", "exposed, "})
     EXPECT_NE(svg.str().find(part), std::string::npos) << part;
@@ -346,10 +347,11 @@ TEST_F(AnalyzeTest, DrawsATimelineAndWritesAProfile) {
   EXPECT_DOUBLE_EQ(profile.stages[0].FB, 6e-6);
   const Json components = Json::load(folder_ + "/p.json").at("components");
   EXPECT_DOUBLE_EQ(components.at("dispatch").at("F").number(), 4e-6);
-  // A single entry is every stage's, so that the simulator says of it what it says of Costs.
+  // A single entry is every stage's, so that the simulator says of it what it says of costs of 1.
   for (const char* name : {"1f1b", "dualpipe"}) {
     const Schedule s = make_schedule(name, {4, 12, 1});
-    EXPECT_NEAR(simulate(s, profile).makespan, 2e-6 * simulate(s, Costs()).makespan, 1e-15) << name;
+    EXPECT_NEAR(simulate(s, profile).makespan, 2e-6 * simulate(s, {{StageCosts()}}).makespan, 1e-15)
+        << name;
   }
 }
 

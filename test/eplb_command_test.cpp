@@ -32,8 +32,8 @@ class EplbCommand : public FolderTest {
 };
 
 TEST_F(EplbCommand, LinesAreWholeWhereBothBarsAreFull) {
-  const std::string text =
-      run({.loads = write("a.csv", "1,2,3\n"), .replicas = 3, .groups = 1, .nodes = 1, .gpus = 1});
+  const std::string text = run({.loads = write("a.csv", "1,2,3\n"),
+      .shape = {.replicas = 3, .groups = 1, .nodes = 1, .gpus = 1}});
   EXPECT_NE(text.find("█ 6         2 1 0\n"), std::string::npos) << text;
 }
 
@@ -50,7 +50,8 @@ TEST_F(EplbCommand, JsonOfThePublishedExample) {
 }
 
 TEST_F(EplbCommand, CsvAndJsonSayTheSame) {
-  EplbCommandOptions o{.replicas = 6, .groups = 1, .nodes = 1, .gpus = 2, .format = Format::json};
+  EplbCommandOptions o{
+      .shape = {.replicas = 6, .groups = 1, .nodes = 1, .gpus = 2}, .format = Format::json};
   o.loads = write("a.csv", "1, 2.5,3e1,4\r\n\n0,0,0,9\n");
   const std::string csv = run(o);
   o.loads = write("a.json", " {\"weight\": [[1, 2.5, 30, 4], [0, 0, 0, 9]]}");
@@ -59,7 +60,8 @@ TEST_F(EplbCommand, CsvAndJsonSayTheSame) {
 }
 
 TEST_F(EplbCommand, EveryFormSaysTheSame) {
-  EplbCommandOptions o{.replicas = 6, .groups = 1, .nodes = 1, .gpus = 2, .format = Format::json};
+  EplbCommandOptions o{
+      .shape = {.replicas = 6, .groups = 1, .nodes = 1, .gpus = 2}, .format = Format::json};
   o.loads = write("a.csv", "3,5,30,4\n0,0,2,9\n");
   const std::string csv = run(o);
   int n = 0;
@@ -101,20 +103,19 @@ TEST_F(EplbCommand, WrongDumpsAreNamed) {
 
 TEST_F(EplbCommand, WhatIsIgnoredOrWastedIsSaid) {
   const std::string loads = write("a.csv", "90,132,40,61,104,165,39,4");
-  EXPECT_EQ(error_of({.loads = loads, .groups = 8, .nodes = 3, .gpus = 16}),
+  EXPECT_EQ(
+      error_of({.loads = loads, .shape = {.replicas = 16, .groups = 8, .nodes = 3, .gpus = 16}}),
       "--gpus 16: expected a multiple of --nodes 3");
   const Json j = Json::parse(run({.loads = loads,
-                                 .replicas = 12,
-                                 .groups = 8,
-                                 .nodes = 3,
-                                 .gpus = 6,
+                                 .shape = {.replicas = 12, .groups = 8, .nodes = 3, .gpus = 6},
                                  .format = Format::json}),
       "t");
   EXPECT_EQ(j.at("remark").string(),
       "--nodes 3 does not divide --groups 8: planned without groups and nodes");
   // one expert, two slots
   const std::string twice = write("b.csv", "100,1\n");
-  const std::string text = run({.loads = twice, .replicas = 4, .groups = 1, .nodes = 1, .gpus = 1});
+  const std::string text =
+      run({.loads = twice, .shape = {.replicas = 4, .groups = 1, .nodes = 1, .gpus = 1}});
   EXPECT_NE(text.find("0* 0* 0* 1\n"), std::string::npos) << text;
   EXPECT_NE(text.find("several replicas of an expert on one GPU"), std::string::npos) << text;
   EXPECT_EQ(run({}).find("several replicas"), std::string::npos);
@@ -123,10 +124,11 @@ TEST_F(EplbCommand, WhatIsIgnoredOrWastedIsSaid) {
 TEST_F(EplbCommand, TextShowsBothPoliciesWork) {
   const std::string loads = write("a.csv", "90,132,40,61,104,165,39,4,73,56,183,86");
   EXPECT_NE(run({.loads = loads}).find("balancedness 0.540 -> 0.828"), std::string::npos);
-  EXPECT_NE(run({.loads = loads, .policy = EplbPolicy::balanced, .replicas_may_leave_node = true})
-                .find("replicas may leave"),
+  EXPECT_NE(
+      run({.loads = loads, .planning = {EplbPolicy::balanced, true}}).find("replicas may leave"),
       std::string::npos);
-  EXPECT_NE(run({.loads = loads, .groups = 3}).find("--nodes 2 does not divide --groups 3"),
+  EXPECT_NE(run({.loads = loads, .shape = {.replicas = 16, .groups = 3, .nodes = 2, .gpus = 8}})
+                .find("--nodes 2 does not divide --groups 3"),
       std::string::npos);
   EXPECT_NE(run({}).find("\nlayer 1: balancedness"), std::string::npos);  // the demonstration
 }
@@ -154,9 +156,10 @@ TEST_F(EplbCommand, WrongInputIsNamed) {
       "--format svg: expected --loads OUT/metrics.jsonl of a training run, found none");
   EXPECT_EQ(error_of({.loads = write("b.csv", "1,2\n"), .format = Format::svg}),
       "--format svg: expected --loads OUT/metrics.jsonl of a training run, found b.csv");
-  EXPECT_EQ(error_of({.replicas_may_leave_node = true}),
+  EXPECT_EQ(error_of({.planning = {.replicas_may_leave_node = true}}),
       "--replicas-may-leave-node: expected with --policy balanced, found deepseek");
-  EXPECT_EQ(error_of({.replicas = 20}), "--replicas 20: expected a multiple of --gpus 8");
+  EXPECT_EQ(error_of({.shape = {.replicas = 20, .groups = 4, .nodes = 2, .gpus = 8}}),
+      "--replicas 20: expected a multiple of --gpus 8");
 }
 
 }  // namespace

@@ -16,8 +16,10 @@ class LoadMap : public RunTest {
   }
   std::string eplb(const std::string& loads, Format format) const {
     std::ostringstream out;
-    eplb_command(
-        {.loads = loads, .replicas = 4, .groups = 1, .nodes = 1, .gpus = 2, .format = format}, out);
+    eplb_command({.loads = loads,
+                     .shape = {.replicas = 4, .groups = 1, .nodes = 1, .gpus = 2},
+                     .format = format},
+        out);
     return out.str();
   }
 };

@@ -320,7 +320,7 @@ TEST(PlanProfile, SimulatesStagesAndMessages) {
   const Schedule s = make_schedule("1f1b", {3, 5, 1});
   CostProfile profile;
   profile.stages.assign(3, {1, 1, 1, 3});
-  EXPECT_EQ(simulate(s, profile).makespan, simulate(s, Costs{1, 1, 1, 3}).makespan);
+  EXPECT_EQ(simulate(s, profile).makespan, simulate(s, {{StageCosts()}}).makespan);
   // The slowest stage sets the pace: 1 until it begins, 5 x 6 of work, 1 in which it waits for the
   // first gradient, 2 after it.
   profile.stages[1] = {2, 2, 2, 6};

@@ -123,7 +123,7 @@ std::string output_at(const std::string& cost, ScheduleOptions o) {
   o.pp = 2, o.microbatches = 4;
   std::string text;
   const std::string refused = error_of([&] {
-    o.cost = read_costs(cost, o.profile);
+    o.cost = read_costs(cost);
     text = output(o);
   });
   return text.empty() ? refused : text;

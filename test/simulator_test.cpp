@@ -18,8 +18,8 @@ namespace {
 double random_cost(std::mt19937& rng) { return int(1 + rng() % 24) / 8.0; }
 
 // Random F, I, W and an FB between max(F, B) and F + B, both ends included at times.
-Costs random_costs(std::mt19937& rng) {
-  Costs c{random_cost(rng), random_cost(rng), random_cost(rng), 0};
+StageCosts random_costs(std::mt19937& rng) {
+  StageCosts c{random_cost(rng), random_cost(rng), random_cost(rng), 0};
   const double least = std::max(c.F, c.B()), most = c.F + c.B();
   c.FB = least + (most - least) * int(rng() % 5) / 4.0;
   return c;
@@ -27,7 +27,7 @@ Costs random_costs(std::mt19937& rng) {
 
 // Starts all at 0 and moves each to the latest end it has to wait for, until nothing moves any
 // more.
-std::vector<std::vector<Span>> slow_simulation(const Schedule& s, const Costs& costs) {
+std::vector<std::vector<Span>> slow_simulation(const Schedule& s, const StageCosts& costs) {
   std::vector<std::vector<Span>> spans(s.pp);
   for (int rank = 0; rank < s.pp; ++rank) spans[rank].resize(s.ranks[rank].size(), {0, 0});
   for (bool moved = true; moved;) {
@@ -67,8 +67,8 @@ std::vector<std::vector<Span>> slow_simulation(const Schedule& s, const Costs& c
   return spans;
 }
 
-void expect_as_slow_one(const Schedule& s, const Costs& costs) {
-  const Timing timing = simulate(s, costs);
+void expect_as_slow_one(const Schedule& s, const StageCosts& costs) {
+  const Timing timing = simulate(s, {{costs}});
   const auto slow = slow_simulation(s, costs);
   double makespan = 0;
   for (int rank = 0; rank < s.pp; ++rank) {
@@ -100,10 +100,10 @@ TEST(Simulator, BubblesOfTheOlderSchedules) {
   std::mt19937 rng(8);
   for (int i = 0; i < 600; ++i) {
     const int P = 1 + rng() % 8, M = 1 + rng() % 30, v = 2 + rng() % 3;
-    const Costs c = random_costs(rng);
+    const StageCosts c = random_costs(rng);
     SCOPED_TRACE(cat("P ", P, " M ", M, " v ", v, " F ", c.F, " I ", c.I, " W ", c.W));
     const auto bubble = [&](const char* name, int microbatches, int stages) {
-      const Timing timing = simulate(make_schedule(name, {P, microbatches, v}), c);
+      const Timing timing = simulate(make_schedule(name, {P, microbatches, v}), {{c}});
       return timing.makespan - microbatches * stages * (c.F + c.B());
     };
     EXPECT_NEAR(bubble("gpipe", M, 1), (P - 1) * (c.F + c.B()), 1e-9);
@@ -116,12 +116,13 @@ TEST(Simulator, BubblesOfTheOlderSchedules) {
 
 // half, m: DualPipe's P/2 and M/2, DualPipeV's P and M. The innermost rank is where the two
 // directions (the two arms) meet.
-void expect_dualpipe_formula(const Schedule& s, int innermost, int half, int m, const Costs& c) {
+void expect_dualpipe_formula(
+    const Schedule& s, int innermost, int half, int m, const StageCosts& c) {
   const double H = half, FB = c.FB, B = c.B();
   const double bubble =
       (H - 1) * (FB - B + std::max(0.0, c.I - c.W)) + std::max((H - 1) * c.F, (H - 1) * c.I - c.F);
   const double makespan = bubble + (2 * m - 2 * H - 1) * FB + (2 * H + 1) * (c.F + B);
-  const Timing timing = simulate(s, c);
+  const Timing timing = simulate(s, {{c}});
   EXPECT_NEAR(timing.makespan, makespan, 1e-9);
   EXPECT_NEAR(timing.idle(innermost), bubble, 1e-9);
   if (c.F == c.I && c.W <= c.I) {  // where the published formula is exact
@@ -133,7 +134,7 @@ TEST(Simulator, BubblesOfDualPipeAndDualPipeV) {
   std::mt19937 rng(9);
   for (int i = 0; i < 800; ++i) {
     const int half = 1 + rng() % 6, m = 2 * half + rng() % 12;
-    Costs c = random_costs(rng);
+    StageCosts c = random_costs(rng);
     if (i % 4 == 0) {  // so that the last lines above have their cases
       c.I = c.F, c.W = std::min(c.W, c.I);
       c.FB = c.F + c.B();
@@ -149,7 +150,7 @@ TEST(Simulator, BubblesOfDualPipeAndDualPipeV) {
 TEST(Simulator, ZBVHasNoIdleTimeInsideWithEqualCosts) {
   for (const int P : {1, 2, 4, 7}) {
     for (const int M : {2 * P, 2 * P + 3, 5 * P}) {
-      const Timing timing = simulate(make_schedule("zbv", {P, M}), Costs{});
+      const Timing timing = simulate(make_schedule("zbv", {P, M}), {{StageCosts()}});
       EXPECT_DOUBLE_EQ(timing.makespan, 6 * M + P - 1);
       for (int r = 0; r < P; ++r)
         EXPECT_DOUBLE_EQ(timing.spans[r].back().end - timing.spans[r].front().start, 6 * M);
@@ -160,7 +161,7 @@ TEST(Simulator, ZBVHasNoIdleTimeInsideWithEqualCosts) {
 TEST(Simulator, AMillionActionsInAboutASecond) {
   const Schedule s = make_schedule("1f1b", {64, 8192});  // 2 * 64 * 8192 = 1,048,576
   const auto start = std::chrono::steady_clock::now();
-  const Timing timing = simulate(s, Costs{});
+  const Timing timing = simulate(s, {{StageCosts()}});
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   EXPECT_DOUBLE_EQ(timing.makespan, 3.0 * (8192 + 63));
@@ -169,7 +170,7 @@ TEST(Simulator, AMillionActionsInAboutASecond) {
 }
 
 TEST(Costs, Text) {
-  const Costs costs = parse_costs("W=0.5,FB=2.25,F=1.25");
+  const StageCosts costs = parse_costs("W=0.5,FB=2.25,F=1.25");
   EXPECT_EQ(costs.F, 1.25);
   EXPECT_EQ(costs.I, 1);
   EXPECT_EQ(costs.W, 0.5);

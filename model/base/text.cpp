@@ -85,9 +85,16 @@ std::string shortened(std::string_view text, size_t most) {
   return s;
 }
 
-// The bytes of the UTF-8 character that begins here, 0 where none does; more than there are where
-// it is not whole.
-static size_t character_length(std::string_view text) {
+std::string bar(double share, int width) {
+  constexpr const char* kEighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
+  const int eighths = int(std::clamp(share, 0.0, 1.0) * width * 8 + 0.5);
+  std::string text;
+  for (int i = 0; i < eighths / 8; ++i) text += "█";
+  const int used = eighths / 8 + (eighths % 8 > 0);
+  return text + kEighths[eighths % 8] + std::string(size_t(width - used), ' ');
+}
+
+size_t character_length(std::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
   if (byte(0) < 0x80) return 1;
   const size_t length = size_t(std::countl_one(byte(0)));

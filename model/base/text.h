@@ -56,6 +56,13 @@ void read_keys(
 // For one line of a message: the middle of a long text left out, no line ends or other controls.
 std::string shortened(std::string_view text, size_t most = 100);
 
+// A bar for a share of 1, drawn to an eighth of a column, and blanks up to `width` columns.
+std::string bar(double share, int width);
+
+// The bytes of the UTF-8 character that `text`, which is not empty, begins with: 0 where none does;
+// more than there are where it is not whole.
+size_t character_length(std::string_view text);
+
 // What a model says, token after token, as a terminal may have it: bytes that are not UTF-8 and
 // control characters, line ends and tabs apart, become \xNN. The bytes of a character that is not
 // whole yet wait for the next ones, or for the last.

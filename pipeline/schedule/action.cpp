@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 
 #include "model/base/text.h"
 
@@ -13,30 +12,16 @@ namespace {
 constexpr std::array kNames = {"F", "I", "W", "B", "SEND_F", "RECV_F", "SEND_B", "RECV_B"};
 constexpr std::string_view kOverlap = ")OVERLAP_F_B";
 
-// Takes a number off the front of `text`; -1 where there is none (or it does not fit an int).
-int take_number(std::string_view& text) {
-  int value = -1;
-  if (text.empty() || text.front() == '-') return -1;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{}) return -1;
-  text.remove_prefix(end - text.data());
-  return value;
-}
-
 std::optional<Action> parse_single(std::string_view text) {
-  Action action;
+  constexpr const char* kDigits = "0123456789";
   text = trimmed(text);
-  action.stage = take_number(text);
-  const size_t letters = text.find_first_of("0123456789");
-  if (action.stage < 0 || letters == text.npos) return std::nullopt;
-  const std::string_view name = text.substr(0, letters);
-  text.remove_prefix(letters);
-  action.microbatch = take_number(text);
-  if (action.microbatch < 0 || !text.empty()) return std::nullopt;
-  const auto found = std::find(kNames.begin(), kNames.end(), name);
-  if (found == kNames.end()) return std::nullopt;
-  action.kind = Kind(found - kNames.begin());
-  return action;
+  const size_t letters = std::min(text.find_first_not_of(kDigits), text.size()),
+               digits = std::min(text.find_first_of(kDigits, letters), text.size());
+  const std::optional<int> stage = parse_number<int>(text.substr(0, letters)),
+                           microbatch = parse_number<int>(text.substr(digits));
+  const auto kind = std::ranges::find(kNames, text.substr(letters, digits - letters));
+  if (!stage || !microbatch || kind == kNames.end()) return std::nullopt;
+  return Action{Kind(kind - kNames.begin()), *stage, *microbatch};
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 // receives.
 // Read next: schedule.h, the lists of actions.
 #pragma once
+#include <compare>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -29,7 +30,7 @@ struct Action {
 
   bool overlapped() const { return b_stage >= 0; }
   bool is_comm() const { return kind >= Kind::SEND_F; }
-  bool operator==(const Action&) const = default;
+  auto operator<=>(const Action&) const = default;
 };
 
 // Of sends and receives.

@@ -1,5 +1,7 @@
-// See add_comms.h. Inserting messages, and the rendezvous machine that runs them.
+// See add_comms.h. Inserting messages, and running them.
 #include "pipeline/schedule/add_comms.h"
+
+#include <algorithm>
 
 namespace duet {
 namespace {
@@ -29,48 +31,6 @@ size_t message_id(const Schedule& s, const Action& comm) {
   return product(s, is_forward(comm.kind) ? Kind::F : Kind::I, receiver, comm.microbatch);
 }
 
-// Queues of messages. A message is transferred when it is at the head of its sender's queue and of
-// its receiver's.
-class Rendezvous {
- public:
-  struct Half {
-    size_t message, other_queue;  // where the other half is posted
-    int index;                    // in the rank's list
-  };
-  Rendezvous(size_t messages, size_t queues) : transferred_(messages, false), queues_(queues) {}
-
-  bool transferred(size_t message) const { return transferred_[message]; }
-
-  void post(size_t queue, const Half& half) {
-    queues_[queue].posted.push_back(half);
-    for (std::vector<size_t> heads = {queue}; !heads.empty();) {  // queues that may have a new head
-      const size_t mine = heads.back();
-      heads.pop_back();
-      const Half* head = head_of(mine);
-      const Half* other = head ? head_of(head->other_queue) : nullptr;
-      if (!other || other->message != head->message) continue;
-      transferred_[head->message] = true;
-      for (const size_t moved : {head->other_queue, mine}) {
-        ++queues_[moved].done;
-        heads.push_back(moved);
-      }
-    }
-  }
-
-  const Half* head_of(size_t queue) const {  // null: nothing is left
-    const Queue& q = queues_[queue];
-    return q.done < q.posted.size() ? &q.posted[q.done] : nullptr;
-  }
-
- private:
-  struct Queue {
-    std::vector<Half> posted;
-    size_t done = 0;
-  };
-  std::vector<bool> transferred_;
-  std::vector<Queue> queues_;
-};
-
 }  // namespace
 
 int peer_rank(const Schedule& s, const Action& comm) { return s.rank_of[other_stage(comm)]; }
@@ -80,17 +40,13 @@ Schedule add_comms(const Schedule& s) {
   std::vector<std::vector<Action>> channel(size_t(s.pp) * s.pp);  // [from * pp + to], as RECVs
   // [messages]: place in its channel
   std::vector<int> place(size_t(2) * s.stages() * s.microbatches, 0);
-  for (int rank = 0; rank < s.pp; ++rank) {
-    for (const Action& action : s.ranks[rank]) {
-      for_parts(action, [&](const Action& part) {
-        const Action recv = message_of(s, part);
-        if (recv.stage < 0) return;
-        auto& carried = channel[size_t(rank) * s.pp + s.rank_of[recv.stage]];
-        place[message_id(s, recv)] = int(carried.size());
-        carried.push_back(recv);
-      });
-    }
-  }
+  for_all_parts(s, [&](int rank, int, const Action& part) {
+    const Action recv = message_of(s, part);
+    if (recv.stage < 0) return;
+    auto& carried = channel[size_t(rank) * s.pp + s.rank_of[recv.stage]];
+    place[message_id(s, recv)] = int(carried.size());
+    carried.push_back(recv);
+  });
 
   Schedule with = s;
   std::vector<int> received(channel.size(), 0);
@@ -114,46 +70,57 @@ Schedule add_comms(const Schedule& s) {
       receive_for(i + 1);
       list.push_back(actions[i]);
       for_parts(actions[i], [&](const Action& part) {
-        const Action recv = message_of(s, part);
-        if (recv.stage < 0) return;
-        list.push_back(
-            {part.kind == Kind::F ? Kind::SEND_F : Kind::SEND_B, part.stage, part.microbatch});
+        const Kind send = part.kind == Kind::F ? Kind::SEND_F : Kind::SEND_B;
+        if (message_of(s, part).stage >= 0) list.push_back({send, part.stage, part.microbatch});
       });
     }
   }
   return with;
 }
 
-std::vector<Stuck> run_comms(const Schedule& s, Queues queues) {
-  const size_t pp = s.pp;
-  // per_edge: queue (rank, peer, out or in); per_rank: all of these are one.
-  const auto queue_of = [&](size_t rank, size_t peer, bool out) {
-    return queues == Queues::per_rank ? rank * pp * 2 : (rank * pp + peer) * 2 + out;
+std::vector<Stuck> run_comms(const Schedule& s) {
+  struct Posted {
+    size_t message;
+    int index;  // in the rank's list
   };
-  Rendezvous rendezvous(size_t(2) * s.stages() * s.microbatches, pp * pp * 2);
+  struct Channel {
+    std::vector<Posted> ends[2];  // the receiver's, the sender's
+    size_t transferred = 0;
+  };
+  const size_t pp = s.pp;
+  std::vector<Channel> channels(pp * pp);  // [from * pp + to]
+  std::vector<bool> received(size_t(2) * s.stages() * s.microbatches, false);
+  const auto post = [&](size_t rank, const Action& comm, int index) {
+    const size_t peer = peer_rank(s, comm);
+    const bool out = is_send(comm.kind);
+    auto& [ends, n] = channels[out ? rank * pp + peer : peer * pp + rank];
+    ends[out].push_back({message_id(s, comm), index});
+    const auto& [in, sent] = ends;
+    for (; n < std::min(in.size(), sent.size()) && in[n].message == sent[n].message; ++n)
+      received[in[n].message] = true;
+  };
   std::vector<Stuck> stuck = sweep(s, [&](int rank, int index) {
     const Action& action = s.ranks[rank][index];
     std::optional<Action> missing;
     if (action.is_comm()) {
       DUET_CHECK(s.rank_of[action.stage] == rank, to_string(action), " stands on rank ", rank);
-      const int peer = peer_rank(s, action);
-      const bool out = is_send(action.kind);
-      rendezvous.post(
-          queue_of(rank, peer, out), {message_id(s, action), queue_of(peer, rank, !out), index});
+      post(rank, action, index);
       return missing;
     }
     for_parts(action, [&](const Action& part) {
       for_messages_needed(s, part, [&](const Action& recv) {
-        if (!missing && !rendezvous.transferred(message_id(s, recv))) missing = recv;
+        if (!missing && !received[message_id(s, recv)]) missing = recv;
       });
     });
     return missing;
   });
-  for (size_t queue = 0; stuck.empty() && queue < pp * pp * 2; ++queue) {
-    const int rank = int(queue / (2 * pp));
-    if (const auto* left = rendezvous.head_of(queue))
-      stuck.push_back({rank, left->index, s.ranks[rank][left->index]});
-  }
+  if (!stuck.empty()) return stuck;
+  for (size_t c = 0; c < channels.size(); ++c)
+    for (const bool out : {false, true})
+      if (const auto& [ends, n] = channels[c]; ends[out].size() > n) {
+        const int rank = int(out ? c / pp : c % pp), index = ends[out][n].index;
+        stuck.push_back({rank, index, s.ranks[rank][index]});
+      }
   return stuck;
 }
 

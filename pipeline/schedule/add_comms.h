@@ -25,13 +25,10 @@ Schedule add_comms(const Schedule& compute_only);
 int peer_rank(const Schedule& schedule, const Action& comm);
 
 // Runs a schedule with messages, without time, with rendezvous semantics: a message is transferred
-// when it is at the head of the queue of its sender and of the queue of its receiver.
-//   per_edge   a queue for each peer and direction, what duet's transports have
-//   per_rank   one queue for everything a rank sends and receives, a single comm stream; DualPipe
-//              deadlocks on it
-// Returns the ranks that are stuck: at the action whose message is `missing` (as its RECV), or at a
-// message that was posted and never met its other half.
-enum class Queues { per_edge, per_rank };
-std::vector<Stuck> run_comms(const Schedule& with_comms, Queues queues = Queues::per_edge);
+// when it is next at both ends of its channel. (One queue for everything a rank sends and receives,
+// a single comm stream, would deadlock on DualPipe.) Returns the ranks that are stuck: at the
+// action whose message is `missing` (as its RECV), or at a message that was posted and never met
+// its other half.
+std::vector<Stuck> run_comms(const Schedule& with_comms);
 
 }  // namespace duet

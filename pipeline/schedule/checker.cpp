@@ -2,7 +2,6 @@
 // counts.
 #include "pipeline/schedule/checker.h"
 
-#include <algorithm>
 #include <array>
 
 #include "pipeline/schedule/add_comms.h"
@@ -25,9 +24,8 @@ std::string grid(const Schedule& s, const std::vector<Cell>& marks) {
   std::string out;
   for (int rank = first; rank < std::min(s.pp, first + kRanks); ++rank) {
     int marked = -1, center = marks.front().index;
-    for (const Cell& mark : marks) {
+    for (const Cell& mark : marks)
       if (mark.rank == rank) marked = center = mark.index;
-    }
     const auto& row = s.ranks[rank];
     const int begin =
         std::clamp(center - kBefore, 0, std::max(0, int(row.size()) - kBefore - kAfter));
@@ -53,8 +51,7 @@ template <class... Parts>
 // in a stage.
 void check_count(const Schedule& s) {
   int64_t parts = 0;
-  for (const auto& row : s.ranks)
-    for (const Action& a : row) parts += 1 + a.overlapped();
+  for_all_parts(s, [&](int, int, const Action&) { ++parts; });
   const int64_t visits = int64_t(s.model_stages()) * s.microbatches;
   if (visits > kFew && parts < 2 * visits)
     refuse(s, {{0, 0}}, "found ", parts, " actions, expected at least ", 2 * visits, " for ",
@@ -66,39 +63,34 @@ void check_set(const Schedule& s) {
   const int stages = s.stages(), M = s.microbatches;
   using Seen = std::array<Cell, 4>;  // by kind F, I, W, B
   std::vector<Seen> seen(size_t(stages) * M);
-  for (int rank = 0; rank < s.pp; ++rank) {
-    for (int i = 0; i < int(s.ranks[rank].size()); ++i) {
-      for_parts(s.ranks[rank][i], [&](const Action& a) {
-        const std::string text = to_string(a);
-        const std::vector<Cell> here = {{rank, i}};
-        if (a.is_comm()) refuse(s, here, "expected compute actions only, found ", text);
-        if (a.stage < 0 || a.stage >= stages)
-          refuse(s, here, "expected stages 0 to ", stages - 1, ", found ", text);
-        if (a.microbatch < 0 || a.microbatch >= M)
-          refuse(s, here, "expected microbatches 0 to ", M - 1, ", found ", text);
-        if (!s.visits(a.stage, a.microbatch)) {
-          refuse(s, here, text, ": microbatch ", a.microbatch, " does not visit stage ", a.stage,
-              ", only stages ", s.first_stage(a.microbatch), " to ", s.last_stage(a.microbatch));
-        }
-        if (s.rank_of[a.stage] != rank)
-          refuse(s, here, text, " is on rank ", rank, ", but stage ", a.stage, " is on rank ",
-              s.rank_of[a.stage]);
-        Seen& all = seen[size_t(a.stage) * M + a.microbatch];
-        const auto exclude = [&](Kind other) {
-          const Cell there = all[size_t(other)];
-          if (there.rank < 0) return;
-          const std::string what =
-              a.kind == other ? " comes a second time" : cat(" beside a ", kind_name(other));
-          refuse(s, here, text, what, ", the first is cell ", there.index, " of rank ", there.rank);
-        };
-        exclude(a.kind);
-        if (a.kind == Kind::B) exclude(Kind::I), exclude(Kind::W);
-        if (a.kind == Kind::I || a.kind == Kind::W) exclude(Kind::B);
-        all[size_t(a.kind)] = {rank, i};
-      });
-    }
-  }
-  for (int stage = 0; stage < stages; ++stage) {
+  for_all_parts(s, [&](int rank, int i, const Action& a) {
+    const std::string text = to_string(a);
+    const std::vector<Cell> here = {{rank, i}};
+    if (a.is_comm()) refuse(s, here, "expected compute actions only, found ", text);
+    if (a.stage < 0 || a.stage >= stages)
+      refuse(s, here, "expected stages 0 to ", stages - 1, ", found ", text);
+    if (a.microbatch < 0 || a.microbatch >= M)
+      refuse(s, here, "expected microbatches 0 to ", M - 1, ", found ", text);
+    if (!s.visits(a.stage, a.microbatch))
+      refuse(s, here, text, ": microbatch ", a.microbatch, " does not visit stage ", a.stage,
+          ", only stages ", s.first_stage(a.microbatch), " to ", s.last_stage(a.microbatch));
+    if (s.rank_of[a.stage] != rank)
+      refuse(s, here, text, " is on rank ", rank, ", but stage ", a.stage, " is on rank ",
+          s.rank_of[a.stage]);
+    Seen& all = seen[size_t(a.stage) * M + a.microbatch];
+    const auto exclude = [&](Kind other) {
+      const Cell there = all[size_t(other)];
+      if (there.rank < 0) return;
+      const std::string what =
+          a.kind == other ? " comes a second time" : cat(" beside a ", kind_name(other));
+      refuse(s, here, text, what, ", the first is cell ", there.index, " of rank ", there.rank);
+    };
+    exclude(a.kind);
+    if (a.kind == Kind::B) exclude(Kind::I), exclude(Kind::W);
+    if (a.kind == Kind::I || a.kind == Kind::W) exclude(Kind::B);
+    all[size_t(a.kind)] = {rank, i};
+  });
+  for (int stage = 0; stage < stages; ++stage)
     for (int m = s.two_directions && stage >= stages / 2 ? M / 2 : 0; m < M && s.visits(stage, m);
          ++m) {
       const Seen& all = seen[size_t(stage) * M + m];
@@ -115,7 +107,6 @@ void check_set(const Schedule& s) {
       refuse(s, {near}, "microbatch ", m, " lacks ", lacks, " at stage ", stage, " on rank ",
           near.rank);
     }
-  }
 }
 
 void refuse_stuck(const Schedule& s, const std::vector<Stuck>& stuck, const char* what) {
@@ -134,15 +125,11 @@ void refuse_stuck(const Schedule& s, const std::vector<Stuck>& stuck, const char
 
 Usage count(const Schedule& s) {
   Usage usage{std::vector<int>(s.pp, 0)};
-  for (int rank = 0; rank < s.pp; ++rank) {
-    int live = 0;
-    for (const Action& action : s.ranks[rank])
-      for_parts(action, [&](const Action& a) {
-        if (a.kind == Kind::F)
-          usage.peak_activations[rank] = std::max(usage.peak_activations[rank], ++live);
-        if (a.kind == Kind::W || a.kind == Kind::B) --live;
-      });
-  }
+  std::vector<int> live(s.pp, 0);
+  for_all_parts(s, [&](int rank, int, const Action& a) {
+    live[rank] += (a.kind == Kind::F) - (a.kind == Kind::W || a.kind == Kind::B);
+    usage.peak_activations[rank] = std::max(usage.peak_activations[rank], live[rank]);
+  });
   return usage;
 }
 

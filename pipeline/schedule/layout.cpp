@@ -9,25 +9,6 @@
 
 namespace duet {
 
-template <class Rank> static std::vector<int> list(int n, Rank rank) {
-  std::vector<int> ranks;
-  for (int i = 0; i < n; ++i) ranks.push_back(rank(i));
-  return ranks;
-}
-
-std::vector<int> Layout::pipeline_of(int r) const {
-  return list(pp, [&](int p) { return rank(p, dp_rank(r)); });
-}
-std::vector<int> Layout::replicas_of(int r) const {
-  return list(dp, [&](int d) { return rank(pp_rank(r), d); });
-}
-std::vector<int> Layout::experts_of(int r) const {
-  return list(ep, [&](int e) { return rank(pp_rank(r), dp_rank(r) / ep * ep + e); });
-}
-std::vector<int> Layout::expert_replicas_of(int r) const {
-  return list(dp / ep, [&](int i) { return rank(pp_rank(r), dp_rank(r) % ep + i * ep); });
-}
-
 std::vector<int64_t> parse_split(const std::string& text) {
   std::vector<int64_t> parts;
   for (const std::string& item : split(text)) {

@@ -20,12 +20,23 @@ struct Layout {
   int dp_rank(int rank) const { return rank % dp; }
   int pp_rank(int rank) const { return rank / dp; }
   int rank(int pp_rank, int dp_rank) const { return pp_rank * dp + dp_rank; }
-  std::vector<int> pipeline_of(int rank) const;  // the ranks with the same dp_rank, by pp_rank
-  std::vector<int> replicas_of(int rank) const;  // the ranks with the same pp_rank, by dp_rank
+  // the ranks with the same dp_rank, by pp_rank
+  std::vector<int> pipeline_of(int r) const { return every(dp, dp_rank(r), pp); }
+  // the ranks with the same pp_rank, by dp_rank
+  std::vector<int> replicas_of(int r) const { return every(1, r - dp_rank(r), dp); }
   // of these, the ones that together have all experts
-  std::vector<int> experts_of(int rank) const;
+  std::vector<int> experts_of(int r) const { return every(1, r - dp_rank(r) % ep, ep); }
   // of these, the ones that have the same experts
-  std::vector<int> expert_replicas_of(int rank) const;
+  std::vector<int> expert_replicas_of(int r) const {
+    return every(ep, rank(pp_rank(r), dp_rank(r) % ep), dp / ep);
+  }
+
+ private:
+  static std::vector<int> every(int step, int first, int n) {
+    std::vector<int> ranks;
+    for (int i = 0; i < n; ++i) ranks.push_back(first + i * step);
+    return ranks;
+  }
 };
 
 // Cuts the layers into `stages` consecutive parts, at least one layer each: [stages + 1]

@@ -2,8 +2,9 @@
 #include "pipeline/schedule/profile.h"
 
 #include <algorithm>
+#include <map>
 
-#include "model/base/json.h"
+#include "model/base/text.h"
 
 namespace duet {
 
@@ -15,15 +16,16 @@ double CostProfile::of(const Schedule& s, const Action& a) const {
   const StageCosts& own = of_stage(s.model_stage(a.stage));
   if (a.overlapped()) {
     const StageCosts& other = of_stage(s.model_stage(a.b_stage));
-    const double B = other.I + other.W;
-    return std::max(std::max(own.F, B), own.F + B - (own.saved() + other.saved()) / 2);
+    if (&own == &other) return own.FB;
+    const double F = own.F, B = other.B();
+    return std::max({F, B, F + B - (own.saved() + other.saved()) / 2});
   }
   switch (a.kind) {
     case Kind::F: return own.F;
     case Kind::I: return own.I;
     case Kind::W: return own.W;
-    case Kind::B: return own.I + own.W;
-    default: return 0;
+    case Kind::B: return own.B();
+    default: return 0;  // messages take no time
   }
 }
 
@@ -48,13 +50,32 @@ CostProfile read_profile(const std::string& path) {
   return profile;
 }
 
+Json to_json(const StageCosts& c) {
+  return Json::object({{"F", c.F}, {"I", c.I}, {"W", c.W}, {"FB", c.FB}});
+}
+
 std::string write_profile(const CostProfile& profile) {
   Json stages = Json::array();
-  for (const StageCosts& s : profile.stages)
-    stages.push(Json::object({{"F", s.F}, {"I", s.I}, {"W", s.W}, {"FB", s.FB}}));
+  for (const StageCosts& s : profile.stages) stages.push(to_json(s));
   const Json message =
       Json::object({{"F", profile.forward_message}, {"B", profile.backward_message}});
   return Json::object({{"unit", "s"}, {"stages", stages}, {"message", message}}).dump(1) + "\n";
+}
+
+StageCosts parse_costs(const std::string& text) {
+  StageCosts c;
+  c.FB = 0;
+  const std::map<std::string, double*> costs = {
+      {"F", &c.F}, {"I", &c.I}, {"W", &c.W}, {"FB", &c.FB}};
+  read_keys("--cost", text, "positive costs such as F=1,I=1,W=1,FB=2.4",
+      [&](const std::string& key, const std::string& value) {
+        const std::optional<double> x = parse_number<double>(value);
+        if (!costs.contains(key) || !x || *x <= 0) return false;
+        *costs.at(key) = *x;
+        return true;
+      });
+  if (c.FB == 0) c.FB = c.F + c.B();
+  return c;
 }
 
 }  // namespace duet

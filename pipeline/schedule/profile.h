@@ -8,21 +8,30 @@
 //
 // Stages are the model's, in order: both copies of a stage under DualPipe share an entry. A single
 // entry is every stage's. "message" may be missing, and other members are of no concern here. FB is
-// the stage's F overlapped with its own B (I and W); a pair of stages s and t takes
+// what F overlapped with B (I and W) takes where both have the same entry; a pair of entries s and
+// t takes
 //   F(s) + B(t) - the mean of what the two save, but no less than the longer of F(s) and B(t).
 //
+// On the command line a single entry may stand as "F=1,I=1,W=1,FB=2.4", in any unit.
 // Read next: simulator.h.
 #pragma once
 #include <string>
 #include <vector>
 
+#include "model/base/json.h"
 #include "pipeline/schedule/schedule.h"
 
 namespace duet {
 
 struct StageCosts {
-  double F = 0, I = 0, W = 0, FB = 0;
+  double F = 1, I = 1, W = 1;
+  double FB = 3;  // an overlapped pair; F + B: nothing is hidden
+
+  double B() const { return I + W; }
   double saved() const { return F + I + W - FB; }
+  StageCosts scaled(double factor) const {
+    return {F * factor, I * factor, W * factor, FB * factor};
+  }
 };
 
 struct CostProfile {
@@ -38,6 +47,9 @@ struct CostProfile {
 
 // Throw UsageError naming the file and the field.
 CostProfile read_profile(const std::string& path);
+Json to_json(const StageCosts& costs);
 std::string write_profile(const CostProfile& profile);  // the text of the file
+// Keys in any order; those left out are 1, and FB is F + B. Throws UsageError.
+StageCosts parse_costs(const std::string& text);
 
 }  // namespace duet

@@ -1,8 +1,6 @@
 // See run_list.h. Sweeps over the ranks, each of which goes as far as it can.
 #include "pipeline/schedule/run_list.h"
 
-#include <optional>
-
 namespace duet {
 
 std::vector<Stuck> sweep(

@@ -5,7 +5,6 @@
 #include <map>
 #include <ostream>
 #include <sstream>
-#include <tuple>
 
 #include "model/base/read_file.h"
 #include "model/base/text.h"
@@ -19,71 +18,38 @@ constexpr int kLargest = 1 << 20;
 constexpr int64_t kMostActions = 1 << 24;  // of a schedule that fits into memory
 constexpr int64_t kActionBytes = 256;      // of one through checker, messages and simulator, about
 
-// Stages are where their actions stand. In a schedule of two directions every microbatch of the
-// second half visits the second half of the stages and none of the first; in one direction half of
-// all actions do. A few wrong cells must not change how the rest is read (the checker is to name
-// them), hence three quarters.
-void infer_placement(Schedule& s) {
-  for (int rank = 0; rank < s.pp; ++rank) {
-    for (const Action& action : s.ranks[rank]) {
-      for_parts(action, [&](const Action& part) {
-        if (part.stage >= s.stages()) s.rank_of.resize(part.stage + 1, -1);
-        if (s.rank_of[part.stage] < 0) s.rank_of[part.stage] = rank;
-      });
-    }
-  }
-  int total = 0, matching = 0;
-  for (const auto& row : s.ranks) {
-    for (const Action& action : row) {
-      for_parts(action, [&](const Action& part) {
-        ++total;
-        matching += s.second_half(part.microbatch) == (part.stage >= s.stages() / 2);
-      });
-    }
-  }
-  s.two_directions = s.stages() % 2 == 0 && s.microbatches > 1 && 4LL * matching > 3LL * total;
-}
-
 struct Place {
-  int line = 0, column = 0;
+  int rank = 0, column = 0;
 };
 
-// A file: its rows first, then its cells.
 class CsvReader {
  public:
-  CsvReader(const std::string& text, const std::string& name) : name_(name) {
+  Schedule read(const std::string& text, const std::string& name) {
+    s_.name = name;
     std::istringstream in(text);
+    std::vector<std::string> rows;
+    std::string all;
     int number = 0;
     for (std::string line; std::getline(in, line);) {
       ++number;
-      if (!line.starts_with("#") && !trimmed(line).empty()) lines_.push_back({number, line});
+      if (line.starts_with("#") || trimmed(line).empty()) continue;
+      s_.lines.push_back(number);
+      all += rows.emplace_back(line);
     }
     // PyTorch 2.5 and before wrote B for the backward for inputs and BW for the full one.
-    const auto has = [&](char kind) {
-      return std::any_of(lines_.begin(), lines_.end(),
-          [&](const auto& line) { return line.second.find(kind) != std::string::npos; });
-    };
-    old_ = has('W') && !has('I');
-  }
-
-  Schedule read() {
-    Schedule s;
-    s.name = name_;
-    s.pp = int(lines_.size());
-    for (const auto& [number, line] : lines_) {
-      s.lines.push_back(number);
-      s.ranks.push_back(read_row(line, number));
-    }
+    old_ = all.find('W') != all.npos && all.find('I') == all.npos;
+    for (const std::string& row : rows) read_row(row);
     require(
-        !microbatches_.empty(), name_, ": expected one row of actions for each rank, found none");
+        !microbatches_.empty(), s_.name, ": expected one row of actions for each rank, found none");
     expect_no_gap(stages_, "stage");
     expect_no_gap(microbatches_, "microbatch");
-    s.microbatches = int(microbatches_.size());
-    infer_placement(s);
+    s_.microbatches = int(microbatches_.size());
+    // stages are where their actions stand
+    for (const auto& [stage, place] : stages_) s_.rank_of.push_back(place.rank);
+    find_directions();
     for (const auto& [message, place] : messages_)
-      require(message.stage < s.stages() && s.lines[s.rank_of[message.stage]] == place.line,
-          where(place), ": found ", to_string(message), " in a row that does not run stage ",
-          message.stage);
+      require(message.stage < s_.stages() && s_.rank_of[message.stage] == place.rank, where(place),
+          ": found ", to_string(message), " in a row that does not run stage ", message.stage);
     for (const auto& [message, place] : messages_) {
       Action other = message;
       other.kind = Kind(int(message.kind) + (is_send(message.kind) ? 1 : -1));
@@ -91,23 +57,29 @@ class CsvReader {
       require(messages_.contains(other), where(place), ": found ", to_string(message),
           ", but no cell has ", to_string(other), ", the other end of the message");
     }
-    return s;
+    return s_;
   }
 
  private:
-  struct ByFields {
-    bool operator()(const Action& a, const Action& b) const {
-      return std::tie(a.kind, a.stage, a.microbatch) < std::tie(b.kind, b.stage, b.microbatch);
-    }
-  };
-
-  std::string where(const Place& at) const {
-    return cat(name_, ":", at.line, ", cell ", at.column);
+  // In a schedule of two directions every microbatch of the second half visits the second half of
+  // the stages and none of the first; in one direction half of all actions do. A few wrong cells
+  // must not change how the rest is read (the checker is to name them), hence three quarters.
+  void find_directions() {
+    int64_t total = 0, matching = 0;
+    for_all_parts(s_, [&](int, int, const Action& part) {
+      ++total;
+      matching += s_.second_half(part.microbatch) == (part.stage >= s_.stages() / 2);
+    });
+    s_.two_directions = s_.stages() % 2 == 0 && s_.microbatches > 1 && 4 * matching > 3 * total;
   }
 
-  std::vector<Action> read_row(const std::string& line, int number) {
-    std::vector<Action> row;
-    Place at{number, 0};
+  std::string where(const Place& at) const {
+    return cat(s_.name, ":", s_.lines[at.rank], ", cell ", at.column);
+  }
+
+  void read_row(const std::string& line) {
+    std::vector<Action>& row = s_.ranks.emplace_back();
+    Place at{s_.pp++, 0};
     for (std::string cell : split(line)) {
       ++at.column;
       if (cell.empty()) continue;
@@ -133,7 +105,6 @@ class CsvReader {
         microbatches_.try_emplace(part.microbatch, at);
       });
     }
-    return row;
   }
 
   // Names the first cell beyond a gap: what is missing is rarely wrong, a typing error is.
@@ -148,11 +119,10 @@ class CsvReader {
     }
   }
 
-  const std::string& name_;
-  std::vector<std::pair<int, std::string>> lines_;  // a row's number in the file, its text
+  Schedule s_;
   bool old_ = false;
   std::map<int, Place> stages_, microbatches_;  // where each comes first
-  std::map<Action, Place, ByFields> messages_;  // sends and receives; duet makes its own
+  std::map<Action, Place> messages_;            // sends and receives; duet makes its own
 };
 
 }  // namespace
@@ -195,7 +165,7 @@ Schedule make_schedule(const std::string& name, const ScheduleSize& size) {
 bool is_schedule_file(const std::string& name) { return name == "-" || name.ends_with(".csv"); }
 
 Schedule read_csv(const std::string& text, const std::string& name) {
-  return CsvReader(text, name).read();
+  return CsvReader().read(text, name);
 }
 
 void write_csv(std::ostream& out, const Schedule& s) {

@@ -56,6 +56,13 @@ struct Schedule {
   }
 };
 
+// Calls visit(rank, index, part) for the parts of all actions, rank after rank.
+template <class Visit> void for_all_parts(const Schedule& s, Visit visit) {
+  for (int rank = 0; rank < s.pp; ++rank)
+    for (int i = 0; i < int(s.ranks[rank].size()); ++i)
+      for_parts(s.ranks[rank][i], [&](const Action& part) { visit(rank, i, part); });
+}
+
 struct ScheduleSize {
   int pp = 8;
   int microbatches = 20;   // per step, of both directions together

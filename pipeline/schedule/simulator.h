@@ -1,33 +1,16 @@
 // The simulator: runs a schedule against costs and says when everything happens.
 //
-// A rank does one action at a time, in its list's order, as early as it can. Against Costs all
-// stages cost the same and messages take no time: the model in which papers state their bubbles, in
-// any unit (the text speaks of F = 1). Against a CostProfile each stage has its own costs, and what
-// another rank made arrives a message's time later.
+// A rank does one action at a time, in its list's order, as early as it can; what another rank made
+// arrives a message's time later. With one entry for all stages and messages that take no time it
+// is the model in which papers state their bubbles, in any unit (the text speaks of F = 1).
 // Read next: layout.h.
 #pragma once
 #include <numeric>
-#include <string>
 #include <vector>
 
 #include "pipeline/schedule/profile.h"
 
 namespace duet {
-
-struct Costs {
-  double F = 1;
-  double I = 1;
-  double W = 1;
-  double FB = 3;  // an overlapped pair; F + B: nothing is hidden
-
-  double B() const { return I + W; }
-  double of(const Action& action) const;
-  Costs scaled(double factor) const { return {F * factor, I * factor, W * factor, FB * factor}; }
-};
-
-// "F=1,I=1,W=1,FB=2.4", any of them in any order; the rest are 1, and FB is F + I + W. Throws
-// UsageError.
-Costs parse_costs(const std::string& text);
 
 struct Span {
   double start, end;
@@ -44,9 +27,8 @@ struct Timing {
   }
 };
 
-// Requires a schedule that passed the checker. About 100 ns an action.
-Timing simulate(const Schedule& schedule, const Costs& costs);
-// Requires besides that the profile has one stage, or as many as the schedule cuts the model into.
+// Requires a schedule that passed the checker, and a profile of one stage or of as many as the
+// schedule cuts the model into. About 100 ns an action.
 Timing simulate(const Schedule& schedule, const CostProfile& profile);
 
 }  // namespace duet

@@ -152,7 +152,7 @@ std::vector<Row> rows_of(const CompareOptions& options) {
 
 // --- printing ------------------------------------------------------------------------------------
 
-double bubble(const Job& job) { return simulate(job.compute, Costs()).bubble(); }
+double bubble(const Job& job) { return simulate(job.compute, {{StageCosts()}}).bubble(); }
 double activations(const Job& job) { return job.usage.peak() * job.compute.stage_share(); }
 
 // Why `measured` means nothing in some rows.

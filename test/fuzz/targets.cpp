@@ -24,7 +24,8 @@ namespace {
 void run_schedule(std::string_view input) {
   const Schedule s = read_csv(std::string(input), "s.csv");
   check(s);
-  if (!std::isfinite(simulate(s, Costs()).makespan)) fault("a makespan that is not finite", input);
+  if (!std::isfinite(simulate(s, {{StageCosts()}}).makespan))
+    fault("a makespan that is not finite", input);
   std::stringstream csv;
   write_csv(csv, s);
   const Schedule again = read_csv(csv.str(), "again.csv");
@@ -68,7 +69,7 @@ void run_loads(std::string_view input) {
   EplbCommandOptions o;
   o.loads = as_file(input.substr(1), "loads");
   o.format = input[0] % 3 == 0 ? Format::text : input[0] % 3 == 1 ? Format::json : Format::svg;
-  o.policy = input[0] & 64 ? EplbPolicy::balanced : EplbPolicy::deepseek;
+  o.planning.policy = input[0] & 64 ? EplbPolicy::balanced : EplbPolicy::deepseek;
   std::ostringstream out;
   eplb_command(o, out);
 }

@@ -10,7 +10,6 @@
 #include "model/base/command_line.h"
 #include "model/base/json.h"
 #include "model/base/read_file.h"
-#include "moe/eplb.h"
 #include "pipeline/insight/pictures/load_map.h"
 
 namespace duet {
@@ -18,6 +17,7 @@ namespace duet {
 namespace {
 
 using Loads = std::vector<std::vector<float>>;  // [layers][experts]
+using Sums = std::vector<std::vector<double>>;  // the same, over steps
 
 // The example of EPLB's README: two layers of twelve experts.
 const Loads kExample = {{90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86},
@@ -29,8 +29,8 @@ float checked_load(double x, const std::string& where) {
 }
 
 // [layers][experts], or [steps][layers][experts], summed.
-Loads parse_layers(const Json& json, const std::string& where) {
-  std::vector<std::vector<double>> sum;
+Sums parse_layers(const Json& json, const std::string& where) {
+  Sums sum;
   const auto add = [&](const Json& layers) {
     const Json::Array rows = layers.items();
     require(sum.empty() || rows.size() == sum.size(), where, ": found a step of ", rows.size(),
@@ -49,14 +49,11 @@ Loads parse_layers(const Json& json, const std::string& where) {
   const bool steps = !outer.empty() && outer[0].is_array() && !outer[0].items().empty() &&
       outer[0].items()[0].is_array();
   for (const Json& step : steps ? outer : Json::Array{json}) add(step);
-  Loads loads;
-  for (const std::vector<double>& layer : sum)
-    for (loads.emplace_back(); double x : layer) loads.back().push_back(checked_load(x, where));
-  return loads;
+  return sum;
 }
 
 // An array, or the object's member that other programs and EPLB's README call it.
-Loads parse_json(const std::string& text, const std::string& path) {
+Sums parse_json(const std::string& text, const std::string& path) {
   const Json json = Json::parse(text, path);
   if (json.is_array()) return parse_layers(json, path);
   if (const auto sglang = json.find("logical_count"))
@@ -77,7 +74,7 @@ struct Row {
 };
 
 // vLLM's: an expert a line, under these names; what comes again, another step's, is added.
-Loads parse_listed(const std::vector<Row>& rows) {
+Sums parse_listed(const std::vector<Row>& rows) {
   constexpr const char* kNames[] = {"layer_id", "expert_id", "count"};
   constexpr int kBelow[] = {4096, kMaxReplicas};
   size_t columns[3];
@@ -105,70 +102,57 @@ Loads parse_listed(const std::vector<Row>& rows) {
     layer.resize(std::max(layer.size(), experts));
     layer[size_t(id[1])] += row.number(columns[2]);
   }
-  Loads loads;
+  Sums sum;
   for (auto& [id, layer] : layers) {
     layer.resize(experts);
-    loads.emplace_back();
-    for (double x : layer) loads.back().push_back(checked_load(x, cat("layer ", id)));
+    sum.push_back(std::move(layer));
   }
-  return loads;
+  return sum;
 }
 
-Loads parse_csv(const std::string& text, const std::string& path) {
+Sums parse_csv(const std::string& text, const std::string& path) {
   std::vector<Row> rows;
   std::istringstream lines(text);
   std::string line;
   for (int number = 1; std::getline(lines, line); ++number)
     if (!trimmed(line).empty()) rows.push_back({cat(path, ": line ", number), split(line)});
   if (text.find("expert_id") < text.find('\n')) return parse_listed(rows);
-  Loads loads;
+  Sums loads;
   for (const Row& row : rows) {
     loads.emplace_back();
-    for (size_t i = 0; i < row.cells.size(); ++i) loads.back().push_back(float(row.number(i)));
+    for (size_t i = 0; i < row.cells.size(); ++i) loads.back().push_back(row.number(i));
   }
   return loads;
 }
 
 // A run's loads, summed over its steps.
-Loads summed(const RunLoads& run) {
-  Loads loads;
+Sums summed(const RunLoads& run) {
+  Sums sum;
   for (const LayerHistory& layer : run.layers) {
-    std::vector<double> sum(layer.experts[0].size(), 0);
+    sum.emplace_back(layer.experts[0].size(), 0);
     for (const std::vector<double>& step : layer.experts)
-      for (size_t e = 0; e < sum.size(); ++e) sum[e] += step[e];
-    loads.emplace_back(sum.begin(), sum.end());
+      std::ranges::transform(step, sum.back(), sum.back().begin(), std::plus{});
   }
-  return loads;
+  return sum;
 }
 
 Loads read_loads(const std::string& option) {
   const std::string text = read_file(option), path = file_name(option);
-  if (is_metrics(text)) return summed(read_metrics(text, path));
-  const size_t first = text.find_first_not_of(" \t\r\n");
-  const bool json = first != text.npos && (text[first] == '{' || text[first] == '[');
-  const Loads loads = json ? parse_json(text, path) : parse_csv(text, path);
-  require(!loads.empty() && !loads[0].empty(), path,
+  const size_t first = std::min(text.find_first_not_of(" \t\r\n"), text.size());
+  const bool json = text.substr(first, 1) == "{" || text.substr(first, 1) == "[";
+  const Sums sums = is_metrics(text) ? summed(read_metrics(text, path))
+      : json                         ? parse_json(text, path)
+                                     : parse_csv(text, path);
+  require(!sums.empty() && !sums[0].empty(), path,
       ": expected at least one layer of at least one expert, found none");
-  for (size_t i = 0; i < loads.size(); ++i)
-    require(loads[i].size() == loads[0].size(), path, ": layer ", i, ": expected ", loads[0].size(),
-        " experts like layer 0, ", "found ", loads[i].size());
+  Loads loads;
+  for (const std::vector<double>& layer : sums) {
+    require(layer.size() == sums[0].size(), path, ": layer ", loads.size(), ": expected ",
+        sums[0].size(), " experts like layer 0, ", "found ", layer.size());
+    for (loads.emplace_back(); const double x : layer)
+      loads.back().push_back(checked_load(x, path));
+  }
   return loads;
-}
-
-EplbOptions policy_of(const EplbCommandOptions& o) {
-  require(o.policy == EplbPolicy::balanced || !o.replicas_may_leave_node,
-      "--replicas-may-leave-node: expected with --policy balanced, found ", policy_name(o.policy));
-  return {o.policy, o.replicas_may_leave_node};
-}
-
-EplbShape shape_of(const EplbCommandOptions& o, size_t experts) {
-  EplbShape shape{.experts = int(std::min(experts, size_t(kMaxReplicas) + 1)),
-      .replicas = o.replicas,
-      .groups = o.groups,
-      .nodes = o.nodes,
-      .gpus = o.gpus};
-  shape.checked();
-  return shape;
 }
 
 // Why the nodes do not count; empty where they do.
@@ -206,16 +190,6 @@ Json to_json(
 
 // --- text ----------------------------------------------------------------------------------------
 
-// A bar of `width` columns for a fraction of 1, drawn to an eighth of a column.
-std::string bar(double fraction, int width) {
-  static const char* const eighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
-  const int length = int(std::min(1., fraction) * width * 8 + 0.5), full = length / 8,
-            part = length % 8;
-  std::string s;
-  for (int i = 0; i < full; ++i) s += "█";
-  return s + eighths[part] + std::string(size_t(width - full - (part > 0)), ' ');
-}
-
 void print_layer(const ExpertPlacement& plan, std::span<const float> load, std::ostream& out) {
   const std::vector<double> before =
       loads_in_order({std::vector<double>(load.begin(), load.end())}, size_t(plan.gpus))[0];
@@ -251,13 +225,14 @@ void add_eplb_command(CLI::App& duet, int&) {
   cli.text("--loads", o->loads,
       "a run's metrics.jsonl, CSV with a layer a row, JSON [layers][experts], SGLang's or vLLM's "
       "dump; - for stdin; default: loads made up");
-  cli.number("--replicas", o->replicas, 1, kMaxReplicas, "physical experts of a layer, in all");
-  cli.number("--groups", o->groups, 1, kMaxReplicas, "groups of experts");
-  cli.number("--nodes", o->nodes, 1, kMaxReplicas, "nodes");
-  cli.number("--gpus", o->gpus, 1, kMaxReplicas, "GPUs, in all");
-  cli.choice("--policy", o->policy, {EplbPolicy::deepseek, EplbPolicy::balanced}, policy_name,
-      "the published algorithm, or duet's own");
-  cli.flag("--replicas-may-leave-node", o->replicas_may_leave_node,
+  cli.number(
+      "--replicas", o->shape.replicas, 1, kMaxReplicas, "physical experts of a layer, in all");
+  cli.number("--groups", o->shape.groups, 1, kMaxReplicas, "groups of experts");
+  cli.number("--nodes", o->shape.nodes, 1, kMaxReplicas, "nodes");
+  cli.number("--gpus", o->shape.gpus, 1, kMaxReplicas, "GPUs, in all");
+  cli.choice("--policy", o->planning.policy, {EplbPolicy::deepseek, EplbPolicy::balanced},
+      policy_name, "the published algorithm, or duet's own");
+  cli.flag("--replicas-may-leave-node", o->planning.replicas_may_leave_node,
       "balanced: redundant replicas may live on another node");
   cli.choice("--format", o->format, {Format::text, Format::json, Format::svg}, format_name,
       "svg: a run's metrics.jsonl as a heat map of loads over steps");
@@ -265,7 +240,9 @@ void add_eplb_command(CLI::App& duet, int&) {
 }
 
 void eplb_command(const EplbCommandOptions& o, std::ostream& out) {
-  const EplbOptions policy = policy_of(o);
+  const auto [policy, may_leave] = o.planning;
+  require(policy == EplbPolicy::balanced || !may_leave,
+      "--replicas-may-leave-node: expected with --policy balanced, found ", policy_name(policy));
   if (o.format == Format::svg) {
     const std::string text = o.loads.empty() ? "" : read_file(o.loads);
     require(is_metrics(text),
@@ -274,9 +251,12 @@ void eplb_command(const EplbCommandOptions& o, std::ostream& out) {
     return paint_load_map(out, read_metrics(text, file_name(o.loads)));
   }
   const Loads loads = o.loads.empty() ? kExample : read_loads(o.loads);
-  const EplbShape shape = shape_of(o, loads[0].size());
+  EplbShape shape = o.shape;
+  shape.experts = int(std::min(loads[0].size(), size_t(kMaxReplicas) + 1));
+  shape.checked();
   std::vector<ExpertPlacement> plan;
-  for (const std::vector<float>& load : loads) plan.push_back(plan_experts(load, shape, policy));
+  for (const std::vector<float>& load : loads)
+    plan.push_back(plan_experts(load, shape, o.planning));
   if (o.format == Format::json) {
     out << to_json(plan, loads, ignored_nodes(shape)).dump() << '\n';
     return;
@@ -287,8 +267,7 @@ void eplb_command(const EplbCommandOptions& o, std::ostream& out) {
       << "\n"
       << loads.size() << " layers of " << shape.experts << " experts -> " << shape.replicas
       << " replicas on " << shape.gpus << " GPUs of " << shape.nodes << " nodes, policy "
-      << policy_name(o.policy)
-      << (o.replicas_may_leave_node ? ", replicas may leave their node" : "") << '\n';
+      << policy_name(policy) << (may_leave ? ", replicas may leave their node" : "") << '\n';
   if (const std::string remark = ignored_nodes(shape); !remark.empty()) out << remark << '\n';
   for (size_t layer = 0; layer < plan.size(); ++layer) {
     out << "\nlayer " << layer << ": ";

@@ -24,12 +24,9 @@ void add_eplb_command(CLI::App& duet, int& exit_status);
 
 struct EplbCommandOptions {
   std::string loads;  // file; "-": standard input; empty: the demonstration
-  int replicas = 16;  // physical experts of a layer
-  int groups = 4;     // of experts
-  int nodes = 2;
-  int gpus = 8;  // in all
-  EplbPolicy policy = EplbPolicy::deepseek;
-  bool replicas_may_leave_node = false;
+  // shape.experts is as the loads say
+  EplbShape shape = {.replicas = 16, .groups = 4, .nodes = 2, .gpus = 8};
+  EplbOptions planning;
   // text; json: {"phy2log","log2phy","logcnt","gpu_load","balancedness"}, lists over layers, and a
   // "remark" where nodes do not count; svg: a run's heat map, no plan
   Format format = Format::text;

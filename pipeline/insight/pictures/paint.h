@@ -29,8 +29,8 @@ void paint_text(
 struct Panel {
   const Schedule& schedule;
   const Timing& timing;
-  const Costs& costs;   // what an F and a B cost: where a pair is divided
-  std::string caption;  // beside the schedule's title
+  const StageCosts& costs;  // what an F and a B cost: where a pair is divided
+  std::string caption;      // beside the schedule's title
 };
 // The panels below each other to one scale in time, with one legend.
 void paint_svg(std::ostream& out, std::span<const Panel> panels);

@@ -30,12 +30,6 @@ std::string color_of(Kind kind, int chunk, int chunks) {
 
 struct Drawer : Svg {
   double scale = 1;  // pixels for one unit of time
-
-  void action(double x, double y, double width, const Action& a, const std::string& color) {
-    box(x, y, width, kRow, "class='a' fill='" + color + "'");
-    const std::string number = std::to_string(a.microbatch);
-    if (number.size() * kDigit <= width) text(x + width / 2, y + kRow / 2 + 3.3, "n", number);
-  }
 };
 
 int chunks_of(const Schedule& s) {
@@ -57,8 +51,12 @@ void draw_rank(Drawer& draw, const Panel& panel, int rank, double y) {
     for_parts(action, [&](const Action& part) {
       const bool is_B = action.overlapped() && part.kind == Kind::B;
       const double share = !action.overlapped() ? 1 : is_B ? B_of_pair : 1 - B_of_pair;
-      draw.action(is_B ? x + width * (1 - share) : x, y, width * share, part,
-          color_of(part.kind, chunk[part.stage], chunks));
+      const double left = is_B ? x + width * (1 - share) : x, wide = width * share;
+      draw.box(left, y, wide, kRow,
+          "class='a' fill='" + color_of(part.kind, chunk[part.stage], chunks) + "'");
+      const std::string number = std::to_string(part.microbatch);
+      if (number.size() * kDigit <= wide)
+        draw.text(left + wide / 2, y + kRow / 2 + 3.3, "n", number);
     });
     if (action.overlapped()) draw.box(x + 0.7, y + 0.7, width - 1.4, kRow - 1.4, "class='p'");
   }
@@ -70,13 +68,10 @@ void draw_legend(Drawer& draw, std::span<const Panel> panels, double y) {
   for (const Panel& panel : panels) {
     const int chunks = chunks_of(panel.schedule);
     if (chunks > 1) directions &= panel.schedule.two_directions;
-    for (const auto& row : panel.schedule.ranks)
-      for (const Action& action : row) {
-        pairs |= action.overlapped();
-        for_parts(action, [&](const Action& a) {
-          shades[size_t(a.kind)] = std::max(shades[size_t(a.kind)], chunks);
-        });
-      }
+    for_all_parts(panel.schedule, [&](int rank, int i, const Action& part) {
+      pairs |= panel.schedule.ranks[rank][i].overlapped();
+      shades[size_t(part.kind)] = std::max(shades[size_t(part.kind)], chunks);
+    });
   }
   double x = kLabel;
   const auto entry = [&](const std::string& words, auto swatch) {
@@ -109,9 +104,8 @@ double choose_scale(std::span<const Panel> panels) {
   for (const Panel& panel : panels) {
     makespan = std::max(makespan, panel.timing.makespan);
     digits = std::max(digits, std::to_string(panel.schedule.microbatches - 1).size());
-    for (const auto& row : panel.timing.spans) {
+    for (const auto& row : panel.timing.spans)
       for (const Span& span : row) narrowest = std::min(narrowest, span.end - span.start);
-    }
   }
   return std::max(std::min((digits * kDigit + 4) / narrowest, 2400 / makespan), 880 / makespan);
 }

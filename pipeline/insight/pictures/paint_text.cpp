@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstdlib>
 #include <ostream>
@@ -23,17 +24,12 @@ int color_of(Kind kind, bool darker) {
   return kColors[size_t(kind)][darker];
 }
 
-std::string label_of(const Action& part, int chunk) {
-  const char letter = kind_name(part.kind)[0];
-  return char(chunk > 0 ? letter - 'A' + 'a' : letter) + std::to_string(part.microbatch);
-}
-
 // Columns for one unit of time: so many that every action's label fits, unless that made the
 // average one much too wide.
 double columns_per_unit(const Schedule& s, const Timing& timing) {
   const double digits = std::to_string(s.microbatches - 1).size();
   double needed = 0, longest = 0;
-  for (int rank = 0; rank < s.pp; ++rank) {
+  for (int rank = 0; rank < s.pp; ++rank)
     for (size_t i = 0; i < s.ranks[rank].size(); ++i) {
       const double cost = timing.spans[rank][i].end - timing.spans[rank][i].start;
       const double width =
@@ -41,7 +37,6 @@ double columns_per_unit(const Schedule& s, const Timing& timing) {
       needed = std::max(needed, width / cost);
       longest = std::max(longest, cost);
     }
-  }
   return std::min(needed, 24 / longest);
 }
 
@@ -50,8 +45,11 @@ void paint_action(std::vector<Glyph>& row, const Action& action, const std::vect
   std::string text = action.overlapped() ? "[" : "";
   std::vector<int> colors(text.size(), color_of(Kind::F, chunks[action.stage] > 0));
   for_parts(action, [&](const Action& part) {
-    text += label_of(part, chunks[part.stage]);
-    colors.resize(text.size(), color_of(part.kind, chunks[part.stage] > 0));
+    const bool later = chunks[part.stage] > 0;
+    const char letter = kind_name(part.kind)[0];
+    text += later ? char(std::tolower(letter)) : letter;
+    text += std::to_string(part.microbatch);
+    colors.resize(text.size(), color_of(part.kind, later));
   });
   const int room = std::max(int(text.size()), end - begin - int(action.overlapped()));
   text.resize(room, ' ');
@@ -84,16 +82,14 @@ Terminal terminal_of_stdout() {
 
 std::vector<int> chunk_of_stage(const Schedule& s) {
   std::vector<int> chunk(s.stages(), 0), held(s.pp, 0);
-  for (int stage = 0; stage < s.stages(); ++stage) {
+  for (int stage = 0; stage < s.stages(); ++stage)
     chunk[stage] = s.two_directions ? stage / s.model_stages() : held[s.rank_of[stage]]++;
-  }
   return chunk;
 }
 
 std::string title_of(const Schedule& s) {
-  for (const ScheduleKind& kind : schedule_kinds()) {
+  for (const ScheduleKind& kind : schedule_kinds())
     if (s.name == kind.name) return kind.title;
-  }
   return s.name;
 }
 
@@ -104,12 +100,11 @@ void paint_text(
   const size_t columns = column(timing.makespan);
   const std::vector<int> chunks = chunk_of_stage(s);
   std::vector<std::vector<Glyph>> rows(s.pp, std::vector<Glyph>(columns));
-  for (int rank = 0; rank < s.pp; ++rank) {
+  for (int rank = 0; rank < s.pp; ++rank)
     for (size_t i = 0; i < s.ranks[rank].size(); ++i) {
       const Span span = timing.spans[rank][i];
       paint_action(rows[rank], s.ranks[rank][i], chunks, column(span.start), column(span.end));
     }
-  }
   const size_t label = 6 + std::to_string(s.pp - 1).size();  // "rank 0 "
   const size_t band =
       terminal.columns > int(label) + 20 ? terminal.columns - label : std::max<size_t>(columns, 1);

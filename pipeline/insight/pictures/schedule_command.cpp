@@ -17,34 +17,28 @@ namespace {
 // A schedule with all that is known about it.
 struct Entry {
   Schedule schedule;
-  Costs costs;  // of its stages
+  StageCosts costs;  // of its stages, on average
   Usage usage;
   Timing timing;
 };
 
-// What a stage of a profile costs on average.
-Costs mean_of(const CostProfile& profile) {
-  Costs sum{0, 0, 0, 0};
+StageCosts mean_of(const CostProfile& profile) {
+  StageCosts sum{0, 0, 0, 0};
   for (const StageCosts& s : profile.stages)
     sum.F += s.F, sum.I += s.I, sum.W += s.W, sum.FB += s.FB;
   return sum.scaled(1 / double(profile.stages.size()));
 }
 
-// A profile's file, in milliseconds.
-CostProfile profile_in_ms(const std::string& path) {
-  CostProfile profile = read_profile(path);
-  for (StageCosts& s : profile.stages) s = {s.F * 1e3, s.I * 1e3, s.W * 1e3, s.FB * 1e3};
-  profile.forward_message *= 1e3, profile.backward_message *= 1e3;
-  return profile;
-}
-
-Entry make_entry(
-    const std::string& name, const ScheduleSize& size, const Costs& costs, bool equal_work) {
-  Entry entry{make_schedule(name, size), costs, {}, {}};
-  entry.usage = check(entry.schedule);
-  if (equal_work) entry.costs = costs.scaled(entry.schedule.stage_share());
-  entry.timing = simulate(entry.schedule, entry.costs);
-  return entry;
+// With `equal_work` the costs are those of one pp-th of the model.
+Entry make_entry(const std::string& name, const ScheduleSize& size, const CostProfile& profile,
+    bool equal_work = false) {
+  Entry e{make_schedule(name, size), mean_of(profile), {}, {}};
+  e.usage = check(e.schedule);
+  require(profile.fits(e.schedule), "--cost: found a profile of ", profile.stages.size(),
+      " stages, allowed: 1 or the schedule's ", e.schedule.model_stages());
+  if (equal_work) e.costs = e.costs.scaled(e.schedule.stage_share());
+  e.timing = simulate(e.schedule, equal_work ? CostProfile{{e.costs}} : profile);
+  return e;
 }
 
 std::string percent(double fraction) { return format("%.1f%%", 100 * fraction); }
@@ -52,12 +46,12 @@ std::string percent(double fraction) { return format("%.1f%%", 100 * fraction); 
 // At most two decimals, none that are zero: "57.6".
 std::string rounded(double value) { return format("%.12g", std::round(value * 100) / 100); }
 
-std::string describe(const Costs& c) {
+std::string describe(const StageCosts& c) {
   return cat("F=", rounded(c.F), " I=", rounded(c.I), " W=", rounded(c.W), " B=", rounded(c.B()),
       " FB=", rounded(c.FB));
 }
 
-std::string describe_overlap(const Costs& c) {
+std::string describe_overlap(const StageCosts& c) {
   const double hidden = 1 - c.FB / (c.F + c.B());
   return std::abs(hidden) < 1e-9 ? "FB = F + B: a pair hides nothing"
                                  : cat("a pair saves ", percent(hidden), " of F + B");
@@ -83,10 +77,9 @@ void print_text(std::ostream& out, const Entry& e, const Terminal& terminal) {
       << (s.two_directions ? "direction" : "and later chunks") << ": "
       << (terminal.color ? "darker, and " : "")
       << "small letters.\n\n rank    bubble   peak activations\n";
-  for (int rank = 0; rank < s.pp; ++rank) {
+  for (int rank = 0; rank < s.pp; ++rank)
     out << format("%5d%10s%19d\n", rank, percent(e.timing.bubble_fraction[rank]).c_str(),
         e.usage.peak_activations[rank]);
-  }
   out << "\n makespan " << rounded(e.timing.makespan) << ", bubble " << percent(e.timing.bubble())
       << ", with " << describe(e.costs) << " (" << describe_overlap(e.costs) << ")\n";
 }
@@ -110,26 +103,28 @@ void print_json(std::ostream& out, const Entry& e) {
 // --- --compare -----------------------------------------------------------------------------------
 
 struct Comparison {
-  std::vector<Entry> entries;
-  std::vector<std::string> left_out;  // why
-  double baseline = 0;                // makespan of 1F1B
+  ScheduleSize size;
+  StageCosts costs;     // of one pp-th of the model
+  double baseline = 0;  // makespan of 1F1B
+  std::vector<Entry> entries = {};
+  std::vector<std::string> left_out = {};  // why
   double gain(const Entry& e) const { return baseline / e.timing.makespan - 1; }
 };
 
-Comparison compare(const ScheduleOptions& options, const ScheduleSize& size, const Costs& costs) {
-  Comparison result;
-  result.baseline = make_entry("1f1b", size, costs, true).timing.makespan;
+Comparison compare(const ScheduleOptions& options, const ScheduleSize& size) {
+  const auto entry = [&](const std::string& name) {
+    return make_entry(name, size, options.cost, true);
+  };
+  Comparison result{size, options.cost.stages[0], entry("1f1b").timing.makespan};
   std::vector<std::string> names = split(options.schedule);
   if (names.empty())
     for (const ScheduleKind& kind : schedule_kinds()) names.push_back(kind.name);
-  for (const std::string& name : names) {
-    try {
-      result.entries.push_back(make_entry(name, size, costs, true));
+  for (const std::string& name : names) try {
+      result.entries.push_back(entry(name));
     } catch (const UsageError& why) {
       if (!options.schedule.empty()) throw;
       result.left_out.push_back(why.what());
     }
-  }
   return result;
 }
 
@@ -138,9 +133,8 @@ Comparison compare(const ScheduleOptions& options, const ScheduleSize& size, con
 std::optional<double> saving_for(double gain, const Entry& e, double baseline) {
   const double none = e.costs.F + e.costs.B(), most = std::max(e.costs.F, e.costs.B());
   const auto reaches = [&](double FB) {
-    Costs costs = e.costs;
-    costs.FB = FB;
-    return baseline / simulate(e.schedule, costs).makespan >= 1 + gain;
+    const StageCosts costs{e.costs.F, e.costs.I, e.costs.W, FB};
+    return baseline / simulate(e.schedule, {{costs}}).makespan >= 1 + gain;
   };
   if (!reaches(most)) return std::nullopt;
   double slow = none, fast = most;
@@ -149,14 +143,8 @@ std::optional<double> saving_for(double gain, const Entry& e, double baseline) {
   return 1 - fast / none;
 }
 
-bool has_pairs(const Schedule& s) {
-  return std::any_of(
-      s.ranks[0].begin(), s.ranks[0].end(), [](const Action& a) { return a.overlapped(); });
-}
-
-void print_comparison(
-    std::ostream& out, const Comparison& c, const ScheduleSize& size, const Costs& costs) {
-  out << size.pp << " ranks, " << size.microbatches
+void print_comparison(std::ostream& out, const Comparison& c) {
+  out << c.size.pp << " ranks, " << c.size.microbatches
       << " microbatches, the same model under each\n\n"
       << " schedule          stages  makespan   bubble  activations  weight copies  speed over "
          "1F1B\n";
@@ -168,12 +156,12 @@ void print_comparison(
         s.weight_copies(), gain);
   }
   for (const std::string& why : c.left_out) out << " left out: " << why << "\n";
-  out << "\n Assumed: one " << size.pp << "-th of the model costs " << describe(costs) << ";\n "
-      << describe_overlap(costs) << ". Messages take no time, all stages cost the same.\n"
+  out << "\n Assumed: one " << c.size.pp << "-th of the model costs " << describe(c.costs) << ";\n "
+      << describe_overlap(c.costs) << ". Messages take no time, all stages cost the same.\n"
       << " bubble: mean over ranks. activations: the largest rank's, one = a microbatch in one "
-      << size.pp << "-th of the model.\n";
+      << c.size.pp << "-th of the model.\n";
   for (const Entry& e : c.entries) {
-    if (!has_pairs(e.schedule)) continue;
+    if (std::ranges::none_of(e.schedule.ranks[0], &Action::overlapped)) continue;
     const auto saving = saving_for(0.30, e, c.baseline);
     out << " For +30% over 1F1B a pair of " << title_of(e.schedule) << " must "
         << (saving ? "save " + percent(*saving) : "cost less than its longer part: out of reach")
@@ -181,8 +169,7 @@ void print_comparison(
   }
 }
 
-void print_comparison_json(
-    std::ostream& out, const Comparison& c, const ScheduleSize& size, const Costs& costs) {
+void print_comparison_json(std::ostream& out, const Comparison& c) {
   Json rows = Json::array();
   for (const Entry& e : c.entries) {
     const Schedule& s = e.schedule;
@@ -191,10 +178,9 @@ void print_comparison_json(
         {"peak_activations", e.usage.peak() * s.stage_share()},
         {"weight_copies", s.weight_copies()}, {"gain_over_1f1b", c.gain(e)}}));
   }
-  const Json cost =
-      Json::object({{"F", costs.F}, {"I", costs.I}, {"W", costs.W}, {"FB", costs.FB}});
-  out << Json::object({{"pp", size.pp}, {"microbatches", size.microbatches}, {"cost", cost},
-                          {"schedules", rows}, {"left_out", Json(c.left_out)}})
+  out << Json::object(
+             {{"pp", c.size.pp}, {"microbatches", c.size.microbatches}, {"cost", to_json(c.costs)},
+                 {"schedules", rows}, {"left_out", Json(c.left_out)}})
              .dump(2)
       << "\n";
 }
@@ -205,21 +191,14 @@ void paint_entries(std::ostream& out, std::span<const Entry> entries) {
   paint_svg(out, panels);
 }
 
-void run_compare(const ScheduleOptions& options, const ScheduleSize& size, const Costs& costs,
-    std::ostream& out) {
-  const Comparison result = compare(options, size, costs);
-  if (options.format == Format::svg) return paint_entries(out, result.entries);
-  (options.format == Format::json ? print_comparison_json : print_comparison)(
-      out, result, size, costs);
-}
-
 }  // namespace
 
-Costs read_costs(const std::string& text, std::optional<CostProfile>& profile) {
-  profile.reset();
-  if (!text.ends_with(".json")) return parse_costs(text);
-  profile = profile_in_ms(text);
-  return mean_of(*profile);
+CostProfile read_costs(const std::string& text) {
+  if (!text.ends_with(".json")) return {{parse_costs(text)}};
+  CostProfile profile = read_profile(text);
+  for (StageCosts& s : profile.stages) s = s.scaled(1e3);
+  profile.forward_message *= 1e3, profile.backward_message *= 1e3;
+  return profile;
 }
 
 void add_schedule_command(CLI::App& duet, int&) {
@@ -235,9 +214,7 @@ void add_schedule_command(CLI::App& duet, int&) {
       "--microbatches", o->microbatches, 0, 1 << 20, "per step; 0: 20 or 2 a rank, or the file's");
   cli.number(
       "--virtual-stages", o->virtual_stages, 1, 4096, "stages a rank holds under interleaved");
-  cli.parsed(
-      "--cost", o->cost,
-      [&profile = o->profile](const std::string& text) { return read_costs(text, profile); },
+  cli.parsed("--cost", o->cost, read_costs,
       "what actions take, in any unit; FB is an overlapped pair; or FILE.json, a profile that "
       "analyze or plan wrote: milliseconds; default: F=1,I=1,W=1,FB=3");
   cli.choice("--format", o->format, {Format::text, Format::csv, Format::json, Format::svg},
@@ -251,7 +228,6 @@ void schedule_command(const ScheduleOptions& options, std::ostream& out, const T
   const Format format = options.format;
   require(format != Format::csv || !options.compare,
       "--format: found 'csv' with --compare, allowed: text, json, svg");
-  const Costs& costs = options.cost;
   const std::string name = options.schedule.empty() ? "dualpipe" : options.schedule;
   ScheduleSize size{options.pp, options.microbatches, options.virtual_stages};
   if (options.compare || !is_schedule_file(name)) {
@@ -259,18 +235,15 @@ void schedule_command(const ScheduleOptions& options, std::ostream& out, const T
     if (size.microbatches == 0) size.microbatches = std::max(20, 2 * size.pp);
   }
   if (options.compare) {
-    require(!options.profile || options.profile->stages.size() == 1, "--cost: found a profile of ",
-        options.profile ? options.profile->stages.size() : 0, " stages, allowed with --compare: 1");
-    return run_compare(options, size, costs, out);
+    const size_t stages = options.cost.stages.size();
+    require(
+        stages == 1, "--cost: found a profile of ", stages, " stages, allowed with --compare: 1");
+    const Comparison all = compare(options, size);
+    if (format == Format::json) return print_comparison_json(out, all);
+    if (format == Format::svg) return paint_entries(out, all.entries);
+    return print_comparison(out, all);
   }
-
-  Entry entry = make_entry(name, size, costs, false);
-  if (options.profile) {
-    require(options.profile->fits(entry.schedule), "--cost: found a profile of ",
-        options.profile->stages.size(), " stages, allowed: 1 or the schedule's ",
-        entry.schedule.model_stages());
-    entry.timing = simulate(entry.schedule, *options.profile);
-  }
+  const Entry entry = make_entry(name, size, options.cost);
   if (format == Format::csv) write_csv(out, entry.schedule);
   if (format == Format::json) print_json(out, entry);
   if (format == Format::svg) paint_entries(out, {&entry, 1});

@@ -18,7 +18,6 @@
 // Read next: load_map.h.
 #pragma once
 #include <iosfwd>
-#include <optional>
 #include <string>
 
 #include "model/base/text.h"
@@ -38,15 +37,13 @@ struct ScheduleOptions {
   int pp = 0;              // 0: 8, or what the file says
   int microbatches = 0;    // 0: 20 or, from 11 ranks on, 2 a rank; or what the file says
   int virtual_stages = 2;  // interleaved: stages per rank
-  Costs cost;
-  std::optional<CostProfile> profile;  // instead of cost, in any unit
-  Format format = Format::text;        // with compare not csv
+  CostProfile cost = {{StageCosts()}};
+  Format format = Format::text;  // with compare not csv
   bool compare = false;
 };
 
-// The value of --cost: keys with values (simulator.h), or FILE.json, whose profile is read too, and
-// whose mean is returned, both in milliseconds.
-Costs read_costs(const std::string& text, std::optional<CostProfile>& profile);
+// The value of --cost: keys with values (profile.h), or FILE.json, a profile, in milliseconds.
+CostProfile read_costs(const std::string& text);
 
 // Throws UsageError for wrong options and for a schedule that the checker refuses; nothing is
 // written then.

@@ -18,26 +18,21 @@ constexpr const char* kShades[][4] = {  // by Work, light to dark, dealt to comp
 constexpr const char* kCauseColors[] = {
     "#8c959f", "#bf3989", "#cf222e", "#8250df", "#57606a", "#bc4c00"};  // by Cause
 
-// Events of one component that follow one another with less than a pixel between them.
-struct Run {
-  Interval time;
-  Work work;
-  int32_t component, layer;
-};
-
-std::map<int32_t, std::vector<Run>> runs_of(const RankTrace& rank, int64_t pixel) {
-  std::map<int32_t, std::vector<Run>> streams;
+// By stream; events of one component that follow one another with less than a pixel between them
+// are one.
+std::map<int32_t, std::vector<GpuEvent>> runs_of(const RankTrace& rank, int64_t pixel) {
+  std::map<int32_t, std::vector<GpuEvent>> streams;
   for (const GpuEvent& e : rank.events) {
     if (e.work >= Work::wait) continue;
-    std::vector<Run>& runs = streams[e.stream];
-    const bool near = !runs.empty() && e.begin <= runs.back().time.end + pixel;
+    std::vector<GpuEvent>& runs = streams[e.stream];
+    const bool near = !runs.empty() && e.begin <= runs.back().end + pixel;
     const bool same = near && runs.back().component == e.component && runs.back().work == e.work &&
         runs.back().layer == e.layer;
-    const bool both_tiny = near && e.end - runs.back().time.begin < pixel;
+    const bool both_tiny = near && e.end - runs.back().begin < pixel;
     if (same || both_tiny)
-      runs.back().time.end = std::max(runs.back().time.end, e.end);
+      runs.back().end = std::max(runs.back().end, e.end);
     else
-      runs.push_back({{e.begin, e.end}, e.work, e.component, e.layer});
+      runs.push_back(e);
   }
   return streams;
 }
@@ -50,7 +45,6 @@ class Timeline {
       for (const GpuEvent& e : rank.events) last = std::max(last, e.end + rank.to_common);
     span_ = std::max<int64_t>(1, last - a.origin);
     shown_ = std::min(kMostRanks, a.ranks.size());
-    for (size_t r = 0; r < shown_; ++r) streams_.push_back(runs_of(a.ranks[r], span_ / 2000));
   }
 
   void paint(std::ostream& out) {
@@ -79,7 +73,7 @@ class Timeline {
     return text;
   }
 
-  const char* color_of(const Run& run) {
+  const char* color_of(const GpuEvent& run) {
     std::map<int32_t, size_t>& dealt = dealt_[int(run.work)];
     const size_t shade = dealt.emplace(run.component, dealt.size()).first->second % 4;
     return kShades[int(run.work)][shade];
@@ -87,12 +81,12 @@ class Timeline {
 
   double paint_rank(size_t r, double y) {
     const RankTrace& rank = a_.ranks[r];
-    for (const auto& [stream, runs] : streams_[r]) {
+    for (const auto& [stream, runs] : runs_of(rank, span_ / 2000)) {
       const std::string& name = rank.recording->streams[size_t(stream)].label;
       draw_.text(kMargin, y + kRow / 2 + 4, "r", cat(rank.number, ": ", name.substr(0, 10)));
       draw_.box(kLabel, y, kWidth, kRow, "fill='#f3f4f6'");
-      for (const Run& run : runs) {
-        const double x = x_of(r, run.time.begin), width = x_of(r, run.time.end) - x;
+      for (const GpuEvent& run : runs) {
+        const double x = x_of(r, run.begin), width = x_of(r, run.end) - x;
         draw_.box(x, y, std::max(width, 0.4), kRow, cat("fill='", color_of(run), "'"));
         const std::string& words = a_.names[run.component];
         if (kLetter * double(words.size()) < width)
@@ -133,8 +127,7 @@ class Timeline {
   const Analysis& a_;
   int64_t span_ = 1;
   size_t shown_ = 0;
-  std::vector<std::map<int32_t, std::vector<Run>>> streams_;  // by rank
-  std::map<int32_t, size_t> dealt_[3];                        // shades, by Work
+  std::map<int32_t, size_t> dealt_[3];  // shades, by Work
 };
 
 }  // namespace

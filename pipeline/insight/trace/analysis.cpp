@@ -2,10 +2,11 @@
 #include "pipeline/insight/trace/analysis.h"
 
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
+#include <set>
 
 #include "model/base/check.h"
+#include "model/base/clock.h"
 #include "pipeline/insight/trace/attribute.h"
 #include "pipeline/insight/trace/classify.h"
 #include "pipeline/insight/trace/reader.h"
@@ -23,14 +24,13 @@ std::vector<std::string> files_of(const std::vector<std::string>& paths) {
       files.push_back(path);
       continue;
     }
-    const size_t before = files.size();
+    std::set<std::string> traces;
     for (const fs::directory_entry& entry : fs::directory_iterator(path))
       if (const std::string extension = entry.path().extension();
           entry.is_regular_file() && (extension == ".json" || extension == ".gz"))
-        files.push_back(entry.path());
-    require(files.size() > before, path,
-        ": expected traces, found a folder without .json and .gz files");
-    std::sort(files.begin() + int64_t(before), files.end());
+        traces.insert(entry.path());
+    require(!traces.empty(), path, ": expected traces, found a folder without .json and .gz files");
+    files.insert(files.end(), traces.begin(), traces.end());
   }
   return files;
 }
@@ -98,12 +98,12 @@ std::vector<std::tuple<int32_t, int64_t, int64_t>> Analysis::most_time(size_t n)
 
 Analysis analyze(const AnalyzeOptions& options) {
   const Classifier classifier(options.rules, options.class_by == "annotation");
-  const auto start = std::chrono::steady_clock::now();
+  const double start = seconds_now();
   Analysis a;
   for (const std::string& file : files_of(options.traces))
     add(a, read_trace(file, read_trace_file(file), a.names), classifier);
   finish(a);
-  a.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  a.seconds = seconds_now() - start;
   return a;
 }
 

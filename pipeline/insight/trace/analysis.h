@@ -5,13 +5,14 @@
 //
 // Read next: report.h.
 #pragma once
+#include "model/base/text.h"
 #include "pipeline/insight/trace/conflicts.h"
 
 namespace duet {
 
 struct AnalyzeOptions {
   std::vector<std::string> traces;  // files or folders; none: a demonstration
-  std::string format = "text";      // text, json, svg
+  Format format = Format::text;     // or json, svg
   std::string rules;                // --classify
   std::string class_by = "name";    // or annotation
   int top = 0;                      // conflict points listed; 0: ten in text, all in JSON

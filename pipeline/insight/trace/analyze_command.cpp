@@ -21,8 +21,8 @@ void analyze_command(const AnalyzeOptions& options, const RecordRun& record, std
   if (demonstration) {
     std::ostringstream lines;
     o.traces = {std::filesystem::temp_directory_path() / cat("duet-trace-", getpid(), ".json")};
-    record(o.traces[0], o.format == "text" ? out : lines);
-    if (o.format == "text") out << "\n";
+    record(o.traces[0], o.format == Format::text ? out : lines);
+    if (o.format == Format::text) out << "\n";
   }
   const Analysis analysis = analyze(o);
   if (demonstration) std::filesystem::remove(o.traces[0]);
@@ -31,8 +31,8 @@ void analyze_command(const AnalyzeOptions& options, const RecordRun& record, std
     file.write(profile_json(analysis));
     file.close();
   }
-  if (o.format == "json") return report_json(out, analysis, o.top);
-  if (o.format == "svg") return paint_timeline(out, analysis);
+  if (o.format == Format::json) return report_json(out, analysis, o.top);
+  if (o.format == Format::svg) return paint_timeline(out, analysis);
   report_text(out, analysis, o);
 }
 
@@ -40,14 +40,14 @@ void add_analyze_command(CLI::App& duet, int& exit_status, RecordRun record) {
   const auto o = std::make_shared<AnalyzeOptions>();
   Command cli(duet, "analyze",
       "where the time of a trace went; without a file, of a run recorded on the spot");
-  const auto itself = [](const std::string& name) { return name; };
   cli.text("traces", o->traces,
       "Chrome traces, plain or gzip, of one job: files or folders; a rank is a file and GPU");
-  cli.choice("--format", o->format, {std::string("text"), std::string("json"), std::string("svg")},
-      itself, "svg: the timeline");
+  cli.choice("--format", o->format, {Format::text, Format::json, Format::svg}, format_name,
+      "svg: the timeline");
   cli.text("--classify", o->rules,
       "JSON file of rules that say what is communication, tried before the built-in ones");
-  cli.choice("--class-by", o->class_by, {std::string("name"), std::string("annotation")}, itself,
+  cli.choice("--class-by", o->class_by, {std::string("name"), std::string("annotation")},
+      std::identity(),
       "name: by kernels' names; annotation: also what dispatch and combine launch");
   cli.number("--top", o->top, 0, 1 << 20, "conflict points listed; 0: ten in text, all in JSON");
   cli.text("--profile", o->profile, "write the costs of components to this JSON file");

@@ -10,34 +10,29 @@
 namespace duet {
 namespace {
 
-// Gives each launch that has none the annotation that began last and still goes on, among those of
-// its thread or of its whole process. As time only moves on, an annotation that is over stays so.
-void annotate(const Recording& r, const std::vector<size_t>& launches_in_time, bool whole_process,
-    std::vector<int32_t>& annotation) {
-  std::map<Thread, std::vector<int32_t>> open;
-  const auto open_in = [&](int32_t thread) -> std::vector<int32_t>& {
-    const Thread& t = r.threads[size_t(thread)];
-    return open[whole_process ? Thread{t.pid, 0} : t];
-  };
-  size_t next = 0;
-  for (const size_t i : launches_in_time) {
-    const LaunchCall& launch = r.launches[i];
-    for (; next < r.annotations.size() && r.annotations[next].begin <= launch.at; ++next)
-      open_in(r.annotations[next].thread).push_back(int32_t(next));
-    if (annotation[i] >= 0) continue;
-    std::vector<int32_t>& stack = open_in(launch.thread);
-    while (!stack.empty() && r.annotations[size_t(stack.back())].end <= launch.at) stack.pop_back();
-    if (!stack.empty()) annotation[i] = stack.back();
-  }
-}
-
-// The annotation of each launch: of its thread, else of its process; -1: none.
+// The annotation of each launch: the one that began last and still goes on, of those of its thread,
+// else of its process; -1: none. As time only moves on, an annotation that is over stays so.
 std::vector<int32_t> annotations_of(const Recording& r) {
   std::vector<int32_t> annotation(r.launches.size(), -1);
   std::vector<size_t> in_time(r.launches.size());
   std::iota(in_time.begin(), in_time.end(), 0);
   std::ranges::stable_sort(in_time, {}, [&](size_t i) { return r.launches[i].at; });
-  for (const bool whole_process : {false, true}) annotate(r, in_time, whole_process, annotation);
+  for (const bool whole_process : {false, true}) {
+    std::map<Thread, std::vector<int32_t>> open;
+    const auto open_in = [&](const Thread& t) -> std::vector<int32_t>& {
+      return open[whole_process ? Thread{t.pid, 0} : t];
+    };
+    size_t next = 0;
+    for (const size_t i : in_time) {
+      const int64_t at = r.launches[i].at;
+      for (; next < r.annotations.size() && r.annotations[next].begin <= at; ++next)
+        open_in(r.annotations[next].thread).push_back(int32_t(next));
+      if (annotation[i] >= 0) continue;
+      std::vector<int32_t>& stack = open_in(r.launches[i].thread);
+      while (!stack.empty() && r.annotations[size_t(stack.back())].end <= at) stack.pop_back();
+      if (!stack.empty()) annotation[i] = stack.back();
+    }
+  }
   return annotation;
 }
 
@@ -49,27 +44,21 @@ std::span<const LaunchCall> launches_of(const Recording& r, int64_t correlation)
   return {begin, std::min<size_t>(32, size_t(end - begin))};
 }
 
-int64_t process_of(const Recording& r, const LaunchCall& launch) {
-  return r.threads[size_t(launch.thread)].pid;
-}
-
 // The process whose launches fit a device's kernels best. Where several fit as well (merged files
 // count correlation ids from 1 in each), devices and processes pair up in their order.
 std::map<int64_t, int64_t> process_of_devices(const Recording& r) {
   std::map<int64_t, std::map<int64_t, int64_t>> votes;  // device, process
   for (const GpuEvent& e : r.gpu)
     for (const LaunchCall& launch : launches_of(r, e.correlation))
-      if (launch.at <= e.begin) ++votes[r.streams[size_t(e.stream)].device][process_of(r, launch)];
+      if (launch.at <= e.begin) ++votes[r.streams[size_t(e.stream)].device][launch.thread.pid];
   std::map<int64_t, int64_t> process;
   std::set<int64_t> taken;
   for (const auto& [device, by_pid] : votes) {
-    std::pair<int64_t, bool> best{0, false};
-    for (const auto& [pid, n] : by_pid)
-      if (const std::pair<int64_t, bool> found{n, !taken.contains(pid)}; found > best) {
-        best = found;
-        process[device] = pid;
-      }
-    taken.insert(process[device]);
+    const auto best = std::ranges::max_element(by_pid, {}, [&](const auto& votes_of_pid) {
+      return std::pair(votes_of_pid.second, !taken.contains(votes_of_pid.first));
+    });
+    process[device] = best->first;
+    taken.insert(best->first);
   }
   return process;
 }
@@ -101,8 +90,7 @@ void attribute(Recording& r, Names& names) {
   std::ranges::stable_sort(r.launches, {}, &LaunchCall::correlation);
   std::map<std::pair<int64_t, int32_t>, int32_t> count;  // by process and name
   std::vector<int32_t> layer;
-  for (const Annotation& a : r.annotations)
-    layer.push_back(count[{r.threads[size_t(a.thread)].pid, a.name}]++);
+  for (const Annotation& a : r.annotations) layer.push_back(count[{a.thread.pid, a.name}]++);
   const std::vector<int32_t> annotation = annotations_of(r);
   const std::map<int64_t, int64_t> process = process_of_devices(r);
   const int32_t unattributed = names.id("unattributed"), outside = names.id("outside annotations");
@@ -115,7 +103,7 @@ void attribute(Recording& r, Names& names) {
     if (e.correlation < 0 || found.empty()) continue;
     const auto owner = process.find(r.streams[size_t(e.stream)].device);
     const auto own = std::ranges::find_if(found, [&](const LaunchCall& launch) {
-      return owner != process.end() && process_of(r, launch) == owner->second;
+      return owner != process.end() && launch.thread.pid == owner->second;
     });
     const LaunchCall& launch = own == found.end() ? found.front() : *own;
     e.launched = launch.at;

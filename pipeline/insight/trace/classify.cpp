@@ -100,7 +100,7 @@ void Classifier::classify(Recording& recording, Names& names) const {
       const auto [named, added] = by_name.emplace(e.name, Work::compute);
       if (added) named->second = work_of_name(names[e.name]);
       if (e.source == Source::kernel || named->second == Work::comm) e.work = named->second;
-      if (e.collective >= 0) e.work = Work::comm;
+      if (e.bytes >= 0) e.work = Work::comm;
       if (by_annotation_ && e.source == Source::kernel && e.work == Work::compute) {
         const std::string annotation = lower(names[e.component]);
         if (annotation.starts_with("dispatch") || annotation.starts_with("combine"))

@@ -16,7 +16,6 @@
 //
 // Read next: attribute.h.
 #pragma once
-#include <memory>
 
 #include "pipeline/insight/trace/events.h"
 

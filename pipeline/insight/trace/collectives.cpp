@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <tuple>
+#include <set>
 
 namespace duet {
 namespace {
@@ -14,35 +14,27 @@ struct Member {
 };
 using Match = std::vector<Member>;  // by rank, at most one of each
 
-const CommDetail* known(const RankTrace& rank, const GpuEvent& e) {
-  return e.collective < 0 ? nullptr : &rank.recording->collectives[size_t(e.collective)];
-}
-
 std::vector<Match> match(const std::vector<RankTrace>& ranks, const Names& names) {
-  using Key = std::tuple<bool, int32_t, int32_t>;  // by name? name or key, occurrence
-  std::map<Key, Match> matches;
-  std::map<int32_t, std::vector<int32_t>> counts;  // by name, of each rank that has it
-  for (size_t r = 0; r < ranks.size(); ++r) {
-    std::map<std::pair<bool, int32_t>, int32_t> seen;
+  using Events = std::map<size_t, std::vector<const GpuEvent*>>;  // by rank, in time
+  std::map<std::pair<bool, int32_t>, Events> found;               // by name? name or key
+  for (size_t r = 0; r < ranks.size(); ++r)
     for (const GpuEvent& e : ranks[r].events) {
       if (e.work != Work::comm) continue;
-      const CommDetail* c = known(ranks[r], e);
-      const bool by_name = !c || c->key < 0;
+      const bool by_name = e.message < 0;
       if (by_name && names[e.name].find("layout") != std::string::npos) continue;  // local
-      const int32_t name = by_name ? e.name : c->key;
-      matches[{by_name, name, seen[{by_name, name}]++}].push_back({r, &e});
+      found[{by_name, by_name ? e.name : e.message}][r].push_back(&e);
     }
-    for (const auto& [key, n] : seen)
-      if (key.first) counts[key.second].push_back(n);
-  }
   std::vector<Match> out;
-  for (auto& [key, members] : matches) {
-    if (members.size() < 2) continue;
-    const auto [by_name, name, occurrence] = key;
-    if (const std::vector<int32_t>& n = counts[name];
-        by_name && std::ranges::count(n, n[0]) != int64_t(n.size()))
-      continue;
-    out.push_back(std::move(members));
+  for (const auto& [key, by_rank] : found) {
+    std::set<size_t> counts;
+    for (const auto& [rank, events] : by_rank) counts.insert(events.size());
+    if (key.first && counts.size() > 1) continue;
+    for (size_t i = 0; i < *counts.rbegin(); ++i) {
+      Match match;
+      for (const auto& [rank, events] : by_rank)
+        if (i < events.size()) match.push_back({rank, events[i]});
+      if (match.size() > 1) out.push_back(std::move(match));
+    }
   }
   return out;
 }
@@ -92,43 +84,41 @@ void align(std::vector<RankTrace>& ranks, const std::vector<Match>& matches) {
 Matched match_collectives(std::vector<RankTrace>& ranks, const Names& names) {
   Matched result;
   std::vector<std::vector<Interval>> waiting(ranks.size());
-  if (ranks.size() > 1) {
-    const std::vector<Match> matches = match(ranks, names);
-    align(ranks, matches);
-    for (const Match& match : matches) {
-      int64_t first = INT64_MAX, arrival = INT64_MIN, done = INT64_MAX, error = 0, bytes = 0;
-      size_t last = 0;
-      for (const Member& m : match) {
-        const RankTrace& rank = ranks[m.rank];
-        const int64_t begin = m.event->begin + rank.to_common;
-        first = std::min(first, begin);
-        done = std::min(done, m.event->end + rank.to_common);
-        if (begin > arrival) arrival = begin, last = m.rank;
-        error = std::max(error, rank.clock_error);
-        if (const CommDetail* c = known(rank, *m.event)) bytes = std::max(bytes, c->bytes);
-      }
-      if (done + error < arrival) {
-        ++result.contradictions;
-        continue;
-      }
-      MatchedComm& c = result.by_name[match[0].event->name];
-      ++c.count;
-      ++c.last[ranks[last].number];
-      c.skew += arrival - first;
-      int64_t slowest = 0;
-      for (const Member& m : match) {
-        const int64_t own_arrival = arrival - ranks[m.rank].to_common;
-        const int64_t until = std::clamp(own_arrival, m.event->begin, m.event->end);
-        waiting[m.rank].push_back({m.event->begin, until});
-        c.waiting += until - m.event->begin;
-        c.transfer += m.event->end - until;
-        slowest = std::max(slowest, m.event->end - until);
-      }
-      if (bytes > 0 && slowest > 0) {
-        auto& [n, sum] = c.bandwidth[bytes];
-        ++n;
-        sum += double(bytes) / double(slowest);
-      }
+  const std::vector<Match> matches = match(ranks, names);
+  align(ranks, matches);
+  for (const Match& match : matches) {
+    int64_t first = INT64_MAX, arrival = INT64_MIN, done = INT64_MAX, error = 0, bytes = 0;
+    size_t last = 0;
+    for (const Member& m : match) {
+      const RankTrace& rank = ranks[m.rank];
+      const int64_t begin = m.event->begin + rank.to_common;
+      first = std::min(first, begin);
+      done = std::min(done, m.event->end + rank.to_common);
+      if (begin > arrival) arrival = begin, last = m.rank;
+      error = std::max(error, rank.clock_error);
+      bytes = std::max(bytes, m.event->bytes);
+    }
+    if (done + error < arrival) {
+      ++result.contradictions;
+      continue;
+    }
+    MatchedComm& c = result.by_name[match[0].event->name];
+    ++c.count;
+    ++c.last[ranks[last].number];
+    c.skew += arrival - first;
+    int64_t slowest = 0;
+    for (const Member& m : match) {
+      const int64_t own_arrival = arrival - ranks[m.rank].to_common;
+      const int64_t until = std::clamp(own_arrival, m.event->begin, m.event->end);
+      waiting[m.rank].push_back({m.event->begin, until});
+      c.waiting += until - m.event->begin;
+      c.transfer += m.event->end - until;
+      slowest = std::max(slowest, m.event->end - until);
+    }
+    if (bytes > 0 && slowest > 0) {
+      auto& [n, sum] = c.bandwidth[bytes];
+      ++n;
+      sum += double(bytes) / double(slowest);
     }
   }
   for (std::vector<Interval>& times : waiting) result.waiting.push_back(merged(std::move(times)));

@@ -1,10 +1,8 @@
 // See event_sink.h.
 #include "pipeline/insight/trace/event_sink.h"
 
-#include <algorithm>
-#include <span>
-
 #include "model/base/check.h"
+#include "model/base/text.h"
 
 namespace duet {
 namespace {
@@ -12,28 +10,24 @@ namespace {
 constexpr WideInt kFarthest = WideInt(1) << 53;  // ns from the first event: 104 days
 constexpr int64_t kCovered = 100;                // kernels under one of their own stream
 
-Category category_of(std::string_view cat) {
-  constexpr std::pair<std::string_view, Category> kCategories[] = {{"kernel", Category::kernel},
-      {"concurrent_kernel", Category::kernel}, {"gpu_memcpy", Category::copy},
-      {"gpu_memset", Category::copy}, {"memcpy", Category::copy}, {"memset", Category::copy},
-      {"compute", Category::lane}, {"comm", Category::lane}, {"wait", Category::lane},
-      {"step", Category::lane}, {"actions", Category::lane},
-      {"user_annotation", Category::annotation}};
-  const std::string name = lower(cat);
-  for (const auto& [known, category] : kCategories)
-    if (name == known) return category;
-  // cuda_runtime, hip_driver, xpu_runtime, and Runtime, as it was
-  const bool launch = name.ends_with("runtime") || name.ends_with("driver");
-  return launch ? Category::launch : Category::none;
-}
+struct Class {
+  Category category;
+  Work work = Work::compute;  // of GPU work: what it is until classify.h knows better
+};
 
-std::optional<Work> work_of_lane(const RawEvent& e) {
-  switch (e.cat[0]) {
-    case 's': return Work::step;
-    case 'w': return Work::wait;
-    case 'a': return e.name == "pair" ? std::optional(Work::pair) : std::nullopt;
-    default: return e.cat == "comm" ? Work::comm : Work::compute;
-  }
+Class class_of(std::string_view cat) {
+  using enum Category;
+  constexpr std::pair<std::string_view, Class> kClasses[] = {{"kernel", {kernel}},
+      {"concurrent_kernel", {kernel}}, {"gpu_memcpy", {copy, Work::memory}},
+      {"gpu_memset", {copy, Work::memory}}, {"memcpy", {copy, Work::memory}},
+      {"memset", {copy, Work::memory}}, {"compute", {lane}}, {"comm", {lane, Work::comm}},
+      {"wait", {lane, Work::wait}}, {"step", {lane, Work::step}}, {"actions", {lane, Work::pair}},
+      {"user_annotation", {annotation}}};
+  const std::string name = lower(cat);
+  for (const auto& [known, found] : kClasses)
+    if (name == known) return found;
+  // cuda_runtime, hip_driver, xpu_runtime, and Runtime, as it was
+  return {name.ends_with("runtime") || name.ends_with("driver") ? launch : none};
 }
 
 int64_t size_of(std::string_view dtype) {
@@ -50,130 +44,87 @@ int64_t size_of(std::string_view dtype) {
 std::optional<WideInt> thousandths(std::string_view text) {
   constexpr WideInt kMost = WideInt(1'000'000'000'000'000) * 1'000'000'000'000'000'000;  // 1e33
   const bool negative = text.starts_with('-');
-  text.remove_prefix(negative);
-  WideInt digits = 0;
+  const size_t e = std::min(text.find_first_of("eE"), text.size());
   int exponent = 3;
-  size_t i = 0, seen = 0;
-  for (bool point = false; i < text.size(); ++i) {
-    if (text[i] == '.' && !point) {
+  if (e < text.size()) {
+    const std::string_view power = text.substr(e + (text.substr(e + 1).starts_with('+') ? 2 : 1));
+    const std::optional<int> x = parse_number<int>(power);
+    if (!x || std::abs(*x) > 99) return std::nullopt;
+    exponent += *x;
+  }
+  WideInt value = 0;
+  bool point = false, digits = false;
+  for (const char c : text.substr(negative, e - negative)) {
+    const bool digit = std::isdigit(uint8_t(c));
+    if (!digit && (c != '.' || point)) return std::nullopt;
+    if (!digit) {
       point = true;
-    } else if (std::isdigit(uint8_t(text[i]))) {
-      ++seen;
-      if (digits > kMost && !point) return std::nullopt;
-      if (digits > kMost) continue;  // decimals without weight
-      digits = digits * 10 + (text[i] - '0');
+    } else if (value <= kMost) {
+      value = value * 10 + (c - '0');
       exponent -= point;
-    } else {
-      break;
-    }
+    } else if (!point) {
+      return std::nullopt;
+    }  // else a decimal without weight
+    digits |= digit;
   }
-  if (seen == 0) return std::nullopt;
-  if (i < text.size()) {
-    if (text[i] != 'e' && text[i] != 'E') return std::nullopt;
-    const std::string rest(text.substr(i + 1));
-    char* end = nullptr;
-    const long power = std::strtol(rest.c_str(), &end, 10);
-    if (rest.empty() || *end || power > 99 || power < -99) return std::nullopt;
-    exponent += int(power);
+  if (!digits) return std::nullopt;
+  for (; exponent > 0 && value != 0; --exponent) {
+    if (value > kMost) return std::nullopt;
+    value *= 10;
   }
-  for (; exponent > 0 && digits != 0; --exponent) {
-    if (digits > kMost) return std::nullopt;
-    digits *= 10;
-  }
-  for (; exponent < -1 && digits != 0; ++exponent) digits /= 10;
-  if (exponent < 0) digits = (digits + 5) / 10;
-  return negative ? -digits : digits;
+  for (; exponent < -1 && value != 0; ++exponent) value /= 10;
+  if (exponent < 0) value = (value + 5) / 10;
+  return negative ? -value : value;
 }
 
 // --- one event ---
 
-const Field* field_of(std::string_view key, bool in_args) {
-  using E = RawEvent;
-  static constexpr Field kOfEvent[] = {{"ph", nullptr, &E::ph}, {"cat", nullptr, &E::cat},
-      {"name", nullptr, &E::name}, {"pid", &E::pid}, {"tid", &E::tid}, {"ts", &E::ts},
-      {"dur", &E::dur}, {"args"}};
-  static constexpr Field kOfArgs[] = {{"device", &E::device}, {"stream", &E::stream},
-      {"correlation", &E::correlation}, {"grid", &E::dimension}, {"bytes", &E::bytes},
-      {"layer", &E::layer}, {"step", &E::step}, {"stage", &E::stage},
-      {"microbatch", &E::microbatch}, {"blocks"}, {"group", nullptr, &E::ranks},
-      {"Collective name", nullptr, &E::collective, true},
-      {"Process Group Name", nullptr, &E::group, true},
-      {"Process Group Description", nullptr, &E::group, true},
-      {"Process Group Ranks", nullptr, &E::group, true},
-      {"Comms Id", &E::comms_number, &E::comms_id, true}, {"Seq", &E::seq, nullptr, true},
-      {"dtype", nullptr, &E::dtype}, {"In msg nelems", &E::elements_in, nullptr, true},
-      {"Out msg nelems", &E::elements_in, nullptr, true}};
-  const auto fields = in_args ? std::span<const Field>(kOfArgs) : kOfEvent;
-  const auto found = std::ranges::find(fields, key, &Field::key);
-  return found == fields.end() ? nullptr : &*found;
+void RawEvent::clear() {
+  for (std::string& value : values) value.clear();
+  grid = 0;
 }
 
-void RawEvent::set(const Field& field, Number number) {
-  if (!field.number) return;
-  if (field.number == &RawEvent::dimension)
-    grid = grid * 1000003u + uint32_t(number.value_or(0) / 1000) + 1;
-  if (!number && (field.number == &RawEvent::ts || field.number == &RawEvent::dur))
-    bad_number = true;
-  if (field.number != &RawEvent::elements_in || !elements_in)  // In before Out
-    this->*field.number = number;
-  nccl |= field.nccl;
+Number RawEvent::number(Field f) const { return thousandths(values[f.at]); }
+
+int64_t RawEvent::whole(Field f, int64_t otherwise) const {
+  const Number value = number(f);
+  return value ? int64_t(*value / 1000) : otherwise;
 }
-
-void RawEvent::set(const Field& field, const std::string& text) {
-  if (field.text) {
-    std::string& to = this->*field.text;
-    to = field.text == &RawEvent::group ? to + text : text;
-    nccl |= field.nccl;
-  } else if (field.number && field.number != &RawEvent::dimension) {
-    const Number number = thousandths(text);
-    if (!number && field.number == &RawEvent::pid) process = text;
-    if (!number && field.number == &RawEvent::tid) thread = text;
-    set(field, number);
-  }
-}
-
-namespace {
-
-int64_t whole(const Number& number, int64_t otherwise) {
-  return number ? int64_t(*number / 1000) : otherwise;
-}
-
-}  // namespace
 
 // --- where it belongs ---
 
 // Text instead of a number counts below all that files number.
-Thread EventSink::thread_in_file(const RawEvent& e) {
-  const auto id = [&](const Number& number, const std::string& text) {
-    return whole(number, text.empty() ? 0 : int64_t(INT32_MIN) + names_.id(text));
+Thread EventSink::thread_of(const RawEvent& e) {
+  const auto id = [&](Field f) {
+    const bool text = !e[f].empty() && !e.number(f);
+    return text ? int64_t(INT32_MIN) + names_.id(e[f]) : e.whole(f, 0);
   };
-  return {id(e.pid, e.process), id(e.tid, e.thread)};
+  return {id("pid"), id("tid")};
 }
 
 void EventSink::add() {
   ++recording_.events;
-  if (event.ph == "X") return add_complete(event);
-  if (event.ph != "B" && event.ph != "E") return;
-  std::vector<std::unique_ptr<RawEvent>>& open = open_[thread_in_file(event)];
-  if (event.ph == "B") {
-    const bool wanted = category_of(event.cat) != Category::none;
+  const std::string& phase = event["ph"];
+  if (phase == "X") return add_complete(event);
+  if (phase != "B" && phase != "E") return;
+  std::vector<std::unique_ptr<RawEvent>>& open = open_[thread_of(event)];
+  if (phase == "B") {
+    const bool wanted = class_of(event["cat"]).category != Category::none;
     open.push_back(wanted ? std::make_unique<RawEvent>(event) : nullptr);
   } else if (open.empty()) {
     ++recording_.left_out["an end without its beginning"];
   } else {
-    if (const std::unique_ptr<RawEvent> e = std::move(open.back())) {
-      if (e->ts && event.ts) e->dur = *event.ts - *e->ts;
-      add_complete(*e);
-    }
+    if (open.back()) add_complete(*open.back(), event.number("ts"));
     open.pop_back();
   }
 }
 
-void EventSink::add_complete(const RawEvent& e) {
-  const Category category = category_of(e.cat);
+void EventSink::add_complete(const RawEvent& e, const Number& end) {
+  const auto [category, work] = class_of(e["cat"]);
   if (category == Category::none) return;
-  const Number &ts = e.ts, &duration = e.dur;
-  const char* wrong = e.bad_number   ? "a time that is no number"
+  const Number ts = e.number("ts"), duration = end && ts ? Number(*end - *ts) : e.number("dur");
+  const bool no_number = (!ts && !e["ts"].empty()) || (!duration && !e["dur"].empty());
+  const char* wrong = no_number      ? "a time that is no number"
       : !ts                          ? "no timestamp"
       : category == Category::launch ? nullptr
       : !duration                    ? "no duration"
@@ -196,71 +147,65 @@ void EventSink::add_complete(const RawEvent& e) {
   }
   const int64_t begin = int64_t(*ts - *base_), length = int64_t(duration.value_or(0));
   if (category == Category::launch) {
-    if (e.correlation)
-      recording_.launches.push_back({whole(e.correlation, 0), begin, thread_of(e)});
+    if (e.number("correlation"))
+      recording_.launches.push_back({e.whole("correlation", 0), begin, thread_of(e)});
   } else if (category == Category::annotation) {
-    recording_.annotations.push_back({begin, begin + length, names_.id(e.name), thread_of(e)});
+    recording_.annotations.push_back({begin, begin + length, names_.id(e["name"]), thread_of(e)});
   } else {
-    add_gpu(e, category, begin, length);
+    add_gpu(e, Source(category), work, {begin, begin + length});
   }
 }
 
-void EventSink::add_gpu(const RawEvent& e, Category category, int64_t begin, int64_t length) {
-  const bool lane = category == Category::lane, copy = category == Category::copy;
-  const std::optional<Work> work = lane ? work_of_lane(e) : copy ? Work::memory : Work::compute;
-  if (!work) return;
+void EventSink::add_gpu(const RawEvent& e, Source source, Work work, const Interval& time) {
+  const std::string& name = e["name"];
+  if (work == Work::pair && name != "pair") return;
+  const bool lane = source == Source::lane;
   // what a rank does by itself for a message is not the message
-  const bool local = lane && *work == Work::compute &&
-      (e.name.starts_with("dispatch") || e.name.starts_with("combine"));
-  recording_.gpu.push_back({.begin = begin,
-      .end = begin + length,
-      .correlation = whole(e.correlation, -1),
-      .name = names_.id(e.name),
+  const bool local = lane && work == Work::compute &&
+      (name.starts_with("dispatch") || name.starts_with("combine"));
+  GpuEvent& gpu = recording_.gpu.emplace_back(GpuEvent{.begin = time.begin,
+      .end = time.end,
+      .correlation = e.whole("correlation", -1),
+      .name = names_.id(name),
       .stream = stream_of(e),
-      .collective = collective_of(e, *work),
-      .component = lane ? names_.id((local ? "local " : "") + e.name) : -1,
-      .layer = int32_t(whole(e.layer, -1)),
+      .component = lane ? names_.id((local ? "local " : "") + name) : -1,
+      .layer = int32_t(e.whole("layer", -1)),
       .grid = e.grid,
-      .source = Source(category),
-      .work = *work,
-      .blocks = e.blocks && *work == Work::comm});
+      .source = source,
+      .work = work,
+      .blocks = !e["blocks"].empty() && work == Work::comm});
+  describe_message(e, gpu);
 }
 
-int32_t EventSink::collective_of(const RawEvent& e, Work work) {
-  const auto part = [&](const Number& number) { return cat("|", whole(number, -1)); };
-  if (work == Work::comm)  // a lane's
-    recording_.collectives.push_back({names_.id(cat("duet|", e.name, part(e.step), part(e.stage),
-                                          part(e.microbatch), part(e.layer), "|", e.ranks)),
-        whole(e.bytes, 0)});
-  else if (e.nccl)
-    recording_.collectives.push_back(
-        {e.seq ? names_.id(cat("nccl|", e.collective, "|", e.group, "|", e.comms_id,
-                     part(e.comms_number), part(e.seq)))
-               : -1,
-            whole(e.elements_in, 0) * size_of(e.dtype)});
-  else
-    return -1;
-  return int32_t(recording_.collectives.size()) - 1;
-}
-
-int32_t EventSink::thread_of(const RawEvent& e) {
-  const Thread thread = thread_in_file(e);
-  const auto [found, added] = threads_.emplace(thread, int32_t(threads_.size()));
-  if (added) recording_.threads.push_back(thread);
-  return found->second;
+void EventSink::describe_message(const RawEvent& e, GpuEvent& gpu) {
+  const auto part = [&](Field f) { return cat("|", e.whole(f, -1)); };
+  const bool nccl = std::any_of(&e["Collective name"], std::end(e.values),
+      [](const std::string& value) { return !value.empty(); });
+  if (gpu.work == Work::comm) {  // a lane's
+    gpu.message = names_.id(cat("duet|", e["name"], part("step"), part("stage"), part("microbatch"),
+        part("layer"), "|", e["group"]));
+    gpu.bytes = e.whole("bytes", 0);
+  } else if (nccl) {
+    if (!e["Seq"].empty())
+      gpu.message = names_.id(cat("nccl|", e["Collective name"], "|", e["Process Group Name"],
+          e["Process Group Description"], e["Process Group Ranks"], "|", e["Comms Id"],
+          part("Seq")));
+    gpu.bytes = e.whole("In msg nelems", e.whole("Out msg nelems", 0)) * size_of(e["dtype"]);
+  }
 }
 
 int32_t EventSink::stream_of(const RawEvent& e) {
-  const Thread row = thread_in_file(e);
-  const int64_t device = whole(e.device, row.pid), number = whole(e.stream, row.tid);
+  const Thread row = thread_of(e);
+  const int64_t device = e.whole("device", row.pid), number = e.whole("stream", row.tid);
   const auto [found, added] =
       streams_.emplace(Thread{device, number}, int32_t(recording_.streams.size()));
   if (added) {
-    const bool lane = category_of(e.cat) == Category::lane;
+    const bool lane = class_of(e["cat"]).category == Category::lane;
+    const bool named = !e.number("stream") && !e.number("tid") && !e["tid"].empty();
     recording_.streams.push_back({device,
-        lane                               ? e.cat
-            : e.stream || e.thread.empty() ? std::to_string(number)
-                                           : e.thread});
+        lane        ? e["cat"]
+            : named ? e["tid"]
+                    : std::to_string(number)});
   }
   return found->second;
 }
@@ -305,7 +250,7 @@ void EventSink::drop_covering() {
 Recording EventSink::finish() {
   for (const auto& [thread, open] : open_)
     for (const auto& e : open)
-      if (e && category_of(e->cat) <= Category::lane)
+      if (e && class_of((*e)["cat"]).category <= Category::lane)
         ++recording_.left_out["a beginning without its end"];
   drop_timestamps_of_zero();
   drop_covering();

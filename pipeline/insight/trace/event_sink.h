@@ -2,36 +2,41 @@
 // launches, annotations. Used by reader.cpp alone.
 // Read next: classify.h.
 #pragma once
+#include <algorithm>
+#include <iterator>
 #include <memory>
 
 #include "pipeline/insight/trace/events.h"
+#include "pipeline/insight/trace/intervals.h"
 
 namespace duet {
 
 using Number = std::optional<WideInt>;  // thousandths, of a file's number
 
-// One event as it stands in the file.
+// What is read of an event and, from "device" on, of its "args"; the last ones NCCL's alone have.
+inline constexpr std::string_view kFields[] = {"ph", "cat", "name", "pid", "tid", "ts", "dur",
+    "args", "device", "stream", "correlation", "grid", "bytes", "layer", "step", "stage",
+    "microbatch", "blocks", "group", "dtype", "Collective name", "Process Group Name",
+    "Process Group Description", "Process Group Ranks", "Comms Id", "Seq", "In msg nelems",
+    "Out msg nelems"};
+
+struct Field {  // one of them; another key does not compile
+  consteval Field(const char* key) : at(std::ranges::find(kFields, key) - std::begin(kFields)) {
+    if (at == std::ssize(kFields)) throw key;
+  }
+  ptrdiff_t at;
+};
+
+// One event as it stands in the file, numbers too.
 struct RawEvent {
-  std::string ph, cat, name, ranks, collective, group, comms_id, dtype;
-  std::string process, thread;  // a pid or tid that is text
-  Number pid, tid, ts, dur, device, stream, correlation, bytes, layer, step, stage, microbatch;
-  Number comms_number, seq, elements_in;
-  Number dimension;   // of the grid, the last one
+  std::string values[std::size(kFields)];
   uint32_t grid = 0;  // a hash of its dimensions
-  bool blocks = false, bad_number = false, nccl = false;
 
-  void set(const struct Field& field, Number number);
-  void set(const struct Field& field, const std::string& text);
+  void clear();
+  const std::string& operator[](Field f) const { return values[f.at]; }
+  Number number(Field f) const;
+  int64_t whole(Field f, int64_t otherwise) const;
 };
-
-// What is read of an event and of its "args": a key, and where its value goes.
-struct Field {
-  std::string_view key;
-  Number RawEvent::*number = nullptr;
-  std::string RawEvent::*text = nullptr;
-  bool nccl = false;  // who has it is NCCL's
-};
-const Field* field_of(std::string_view key, bool in_args);  // null: nobody asks for it
 
 enum class Category { kernel, copy, lane, launch, annotation, none };  // first as Source
 
@@ -45,11 +50,10 @@ class EventSink {
   Recording finish();  // drops what is impossible only in the light of the whole
 
  private:
-  void add_complete(const RawEvent& e);
-  void add_gpu(const RawEvent& e, Category category, int64_t begin, int64_t length);
-  int32_t collective_of(const RawEvent& e, Work work);
-  Thread thread_in_file(const RawEvent& e);
-  int32_t thread_of(const RawEvent& e);
+  void add_complete(const RawEvent& e, const Number& end = {});  // of a B: its E
+  void add_gpu(const RawEvent& e, Source source, Work work, const Interval& time);
+  void describe_message(const RawEvent& e, GpuEvent& gpu);
+  Thread thread_of(const RawEvent& e);
   int32_t stream_of(const RawEvent& e);
   void drop_timestamps_of_zero();
   void drop_covering();
@@ -57,7 +61,6 @@ class EventSink {
   Names& names_;
   Recording recording_;
   Number base_;
-  std::map<Thread, int32_t> threads_;
   std::map<Thread, int32_t> streams_;  // by device and number
   // B without its E so far, innermost last; null where nobody wants it
   std::map<Thread, std::vector<std::unique_ptr<RawEvent>>> open_;

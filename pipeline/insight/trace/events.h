@@ -55,22 +55,18 @@ struct GpuEvent {
   int64_t begin = 0, end = 0;
   int64_t correlation = -1;
   int32_t name = 0;
-  int32_t stream = 0;       // in Recording::streams
-  int32_t collective = -1;  // in Recording::collectives, where the file says more of it
-  int32_t component = -1;   // a name: the annotation around its launch, or the lane's own name
-  int32_t layer = -1;       // as the file says, else the how manieth annotation of that name it is
-  int32_t ordinal = 0;      // of its launch within the annotation
-  uint32_t grid = 0;        // a hash of the launch's dimensions
+  int32_t stream = 0;      // in Recording::streams
+  int32_t component = -1;  // a name: the annotation around its launch, or the lane's own name
+  int32_t layer = -1;      // as the file says, else the how manieth annotation of that name it is
+  int32_t ordinal = 0;     // of its launch within the annotation
+  int32_t message = -1;    // a name, equal on all ranks that take part; -1: unknown
+  uint32_t grid = 0;       // a hash of the launch's dimensions
   Source source = Source::kernel;
   Work work = Work::compute;
   bool blocks = false;           // communication on the compute stream itself
   int64_t launched = INT64_MIN;  // when the CPU launched it; INT64_MIN: unknown
-};
-
-// What NCCL's profiler metadata, or duet, say of a communication.
-struct CommDetail {
-  int32_t key = -1;   // a name, equal on all ranks that take part: group, sequence number, ...
-  int64_t bytes = 0;  // this rank puts in; 0: unknown
+  // that this rank puts in; 0: unknown; -1: neither NCCL's metadata nor duet say it is a message
+  int64_t bytes = -1;
 };
 
 struct Thread {
@@ -79,11 +75,12 @@ struct Thread {
 };
 struct LaunchCall {
   int64_t correlation, at;
-  int32_t thread;  // in Recording::threads
+  Thread thread;
 };
 struct Annotation {
   int64_t begin, end;
-  int32_t name, thread;
+  int32_t name;
+  Thread thread;
 };
 struct StreamRow {
   int64_t device;
@@ -99,9 +96,7 @@ struct Recording {  // one file
   std::vector<GpuEvent> gpu;
   std::vector<LaunchCall> launches;
   std::vector<Annotation> annotations;
-  std::vector<Thread> threads;
   std::vector<StreamRow> streams;
-  std::vector<CommDetail> collectives;
   std::map<std::string, int64_t> left_out;  // impossible events, by what is wrong with them
   std::vector<std::string> warnings;
 };

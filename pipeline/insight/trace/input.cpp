@@ -6,6 +6,8 @@
 #include <charconv>
 #include <utility>
 
+#include "model/base/text.h"
+
 namespace duet {
 namespace {
 
@@ -31,43 +33,26 @@ constexpr Set kEnding = [] {
   return set;
 }();
 
-// The length of the UTF-8 character that begins here; 0: there is none; -1: it may go on after the
-// text. (Unicode 15, table 3-7.)
-int utf8_length(std::string_view s) {
-  const uint8_t first = uint8_t(s[0]);
-  const int n = first < 0xc2 ? 0 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : first < 0xf5 ? 4 : 0;
-  for (size_t i = 1; i < size_t(n); ++i) {
-    if (i >= s.size()) return -1;
-    const uint8_t byte = uint8_t(s[i]), second = i == 1 ? first : 0;
-    if (byte < (second == 0xe0 ? 0xa0 : second == 0xf0 ? 0x90 : 0x80)) return 0;
-    if (byte > (second == 0xed ? 0x9f : second == 0xf4 ? 0x8f : 0xbf)) return 0;
-  }
-  return n;
-}
-
-// The same of an escape: half of a surrogate pair is none.
-int escape_length(std::string_view s) {
+// As character_length() of an escape: half of a surrogate pair is none.
+size_t escape_length(std::string_view s) {
   const auto code = [&](size_t at) {
     unsigned value = 0;
     if (s.substr(at, 2) == "\\u") std::from_chars(&s[at + 2], &s[at] + 6, value, 16);
     return value;
   };
-  if (s.size() < 2) return -1;
-  if (s[1] != 'u') return 2;
-  if (s.size() < 6) return -1;
-  const unsigned half = code(0) >> 10;
+  if (s.size() < 2 || s[1] != 'u') return 2;
+  const unsigned half = s.size() < 6 ? 0 : code(0) >> 10;
   if (half != 0x36) return half == 0x37 ? 0 : 6;
-  if (s.size() < 12) return -1;
-  return code(6) >> 10 == 0x37 ? 12 : 0;
+  return s.size() < 12 || code(6) >> 10 == 0x37 ? 12 : 0;
 }
 
 }  // namespace
 
 // Writes no more than raw.size() characters.
-Input::Cleaned Input::clean(
-    State& state, std::string_view raw, bool last, char* out, size_t limit) {
+size_t Input::clean(State& state, std::string_view raw, bool last, std::string& to, size_t limit) {
+  to.resize(raw.size());
   size_t i = 0;
-  char* const begin = out;
+  char *out = to.data(), *const begin = out;
   const auto take = [&](size_t n) {
     if (!state.in_string || state.length < kLongestString)
       out = std::copy_n(raw.data() + i, n, out);
@@ -90,29 +75,24 @@ Input::Cleaned Input::clean(
       ++i;
     } else {
       const std::string_view rest = raw.substr(i);
-      const int n = c == '\\' ? escape_length(rest) : utf8_length(rest);
-      if (n < 0 && !last) break;
-      if (n > 0)
-        take(size_t(n));
+      const size_t n = c == '\\' ? escape_length(rest)
+          : uint8_t(c) < 0x20    ? 0
+                                 : character_length(rest);
+      const bool whole = n <= rest.size();
+      if (!whole && !last) break;
+      if (n > 0 && whole)
+        take(n);
       else if (++i, state.length++ < kLongestString)
         *out++ = uint8_t(c) < 0x20 ? ' ' : '?';
     }
   }
-  return {i, size_t(out - begin)};
+  to.resize(size_t(out - begin));
+  return i;
 }
 
 Input::Input(const std::string& file, ReadBytes read) : unpack_(file, std::move(read)) {
   fill(now_);
-  if (!now_.last) reader_ = std::thread([this] { read_ahead(); });
-}
-
-Input::~Input() {
-  {
-    const std::lock_guard lock(mutex_);
-    stopped_ = true;
-  }
-  changed_.notify_all();
-  if (reader_.joinable()) reader_.join();
+  if (!now_.last) reader_ = std::jthread([this](std::stop_token stop) { read_ahead(stop); });
 }
 
 void Input::fill(Block& block) {
@@ -124,21 +104,18 @@ void Input::fill(Block& block) {
     block.error = std::current_exception(), block.last = true;
   }
   block.warnings = unpack_.warnings;
-  block.clean.resize(block.raw.size());
-  const Cleaned done = clean(state_, block.raw, block.last, block.clean.data(), SIZE_MAX);
-  block.clean.resize(done.written);
-  rest_.assign(block.raw, done.taken);
-  start_ += int64_t(done.taken);
+  const size_t taken = clean(state_, block.raw, block.last, block.clean, SIZE_MAX);
+  rest_.assign(block.raw, taken);
+  start_ += int64_t(taken);
 }
 
-void Input::read_ahead() {
+void Input::read_ahead(const std::stop_token& stop) {
   Block block;
   for (bool last = false; !last;) {
     fill(block);
     last = block.last;
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return !full_ || stopped_; });
-    if (stopped_) return;
+    if (!changed_.wait(lock, stop, [&] { return !full_; })) return;
     std::swap(next_, block);  // the parser's old one comes back
     full_ = true;
     changed_.notify_all();
@@ -152,7 +129,7 @@ std::string_view Input::head() const {
 
 bool Input::more() {
   do {
-    if (begun_) {
+    if (at) {  // not the first time
       if (now_.error) std::rethrow_exception(now_.error);
       if (over_ = now_.last; over_) return false;
       std::unique_lock lock(mutex_);
@@ -161,7 +138,6 @@ bool Input::more() {
       full_ = false;
       changed_.notify_all();
     }
-    begun_ = true;
     at = now_.clean.data(), end = at + now_.clean.size();
   } while (at == end);
   return true;
@@ -170,9 +146,8 @@ bool Input::more() {
 int64_t Input::offset() const {
   if (over_) return size();
   State state = now_.before;
-  std::string again(now_.raw.size(), ' ');
-  const size_t limit = size_t(at - now_.clean.data());
-  const size_t taken = clean(state, now_.raw, now_.last, again.data(), limit).taken;
+  std::string again;
+  const size_t taken = clean(state, now_.raw, now_.last, again, size_t(at - now_.clean.data()));
   return now_.start + std::max<int64_t>(0, int64_t(taken) - 1);
 }
 

@@ -5,25 +5,54 @@
 // dropped; white space goes where a bracket, comma, colon or quote ends what is before it, and
 // shrinks to one space elsewhere. Everything else is left as it is. All that happens on a thread of
 // its own, a block or two ahead of the parser, whose time is what reading takes.
-// Read next: unpack.h.
+// Read next: reader.h.
 #pragma once
+#include <zlib.h>
+
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <string_view>
 #include <thread>
 #include <vector>
 
-#include "pipeline/insight/trace/unpack.h"
-
 namespace duet {
+
+// Writes up to `most` bytes and returns how many; 0: the end.
+using ReadBytes = std::function<size_t(char* to, size_t most)>;
+ReadBytes read_trace_file(const std::string& path);  // throws UsageError if it cannot be opened
+ReadBytes read_memory(std::string_view bytes);       // which outlive the reading
+
+// Bytes as they are, or out of gzip. zlib does the work; unpack.cpp has its loop and what is said
+// of a damaged file.
+class Unpack {
+ public:
+  Unpack(std::string file, ReadBytes read);
+  ~Unpack();
+  Unpack(const Unpack&) = delete;
+
+  // Appends the next bytes; false at the end. Throws UsageError where gzip is cut off or damaged.
+  bool append(std::string& out);
+  std::vector<std::string> warnings;
+
+ private:
+  bool refill();
+  void inflate_some(std::string& out);
+  std::string file_;
+  ReadBytes read_;
+  std::string packed_;
+  size_t at_ = 0;  // in packed_
+  int64_t bytes_ = 0, unpacked_ = 0;
+  enum class State { start, plain, inside, between, over } state_ = State::start;
+  z_stream stream_{};
+};
 
 class Input {
  public:
   Input(const std::string& file, ReadBytes read);
-  ~Input();
   Input(const Input&) = delete;
 
   // The next characters are [at, end). False: the text is over. Throws what reading threw, once all
@@ -50,17 +79,14 @@ class Input {
     std::exception_ptr error;  // that reading ended with
     std::vector<std::string> warnings;
   };
-  struct Cleaned {
-    size_t taken, written;
-  };
-  // Writes until there are `limit` characters. What may be half a character is left for the next
-  // block, unless this is the last one.
-  static Cleaned clean(State& state, std::string_view raw, bool last, char* out, size_t limit);
+  // Writes until there are `limit` characters; returns how many of `raw` that took. What may be
+  // half a character is left for the next block, unless this is the last one.
+  static size_t clean(State& state, std::string_view raw, bool last, std::string& to, size_t limit);
   void fill(Block& block);
-  void read_ahead();
+  void read_ahead(const std::stop_token& stop);
 
   Block now_;  // the parser's
-  bool begun_ = false, over_ = false;
+  bool over_ = false;
 
   // The reading thread's, if the text has more than one block.
   Unpack unpack_;
@@ -69,10 +95,10 @@ class Input {
   State state_;
 
   std::mutex mutex_;
-  std::condition_variable changed_;
-  Block next_;  // handed over: reader's while not full_, else parser's
-  bool full_ = false, stopped_ = false;
-  std::thread reader_;
+  std::condition_variable_any changed_;
+  Block next_;  // handed over: the reader's while not full_, else the parser's
+  bool full_ = false;
+  std::jthread reader_;  // last, for it uses the others until it is stopped
 };
 
 // What nlohmann's parser reads an Input through: a pair of iterators, the second one empty.

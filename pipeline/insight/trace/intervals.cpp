@@ -71,13 +71,10 @@ std::string overlap_line(const Overlap& sum, int ranks) {
       ms(sum.exposed()));
 }
 
-Overlap overlap_within(const Times& window, const Activity& activity) {
-  const Times compute = without(common(window, activity.compute), activity.wait),
-              comm = common(window, activity.comm);
-  return {.span = length(window),
-      .compute = length(compute),
-      .comm = length(comm),
-      .covered = length(common(compute, comm))};
+Overlap overlap_within(const Times& window, const Times& compute, const Times& comm) {
+  const Times computes = common(window, compute), communicates = common(window, comm);
+  return {length(window), length(computes), length(communicates),
+      length(common(computes, communicates))};
 }
 
 }  // namespace duet

@@ -45,9 +45,10 @@ struct Overlap {
 // The line a run ends with and the analysis of its trace says again: means of the ranks.
 std::string overlap_line(const Overlap& sum, int ranks);
 
-struct Activity {  // of one rank
-  Times compute, comm, wait;
-};
-Overlap overlap_within(const Times& window, const Activity& activity);
+// `compute` without waits.
+Overlap overlap_within(const Times& window, const Times& compute, const Times& comm);
+
+inline double us(int64_t ns) { return double(ns) / 1000; }
+inline double ms(int64_t ns) { return double(ns) / 1e6; }
 
 }  // namespace duet

@@ -1,20 +1,13 @@
 // See measure.h.
 #include "pipeline/insight/trace/measure.h"
 
-#include <algorithm>
+#include <array>
 #include <set>
 
 #include "pipeline/insight/trace/attribute.h"
 
 namespace duet {
 namespace {
-
-Times of_work(const std::vector<GpuEvent>& events, Work work) {
-  std::vector<Interval> times;
-  for (const GpuEvent& e : events)
-    if (e.work == work || (work == Work::wait && e.blocks)) times.push_back({e.begin, e.end});
-  return merged(std::move(times));
-}
 
 void measure_components(RankTrace& rank, const Names& names) {
   struct Parts {
@@ -25,14 +18,14 @@ void measure_components(RankTrace& rank, const Names& names) {
     bool lane = false;
   };
   std::map<int32_t, Parts> parts;
-  const auto computes = [](const GpuEvent& e) { return e.work == Work::compute; };
   for (const GpuEvent& e : rank.events) {
     if (e.work >= Work::wait) continue;
     Parts& p = parts[e.component];
-    p.times.push_back({e.begin, e.end});
-    p.durations.push_back(
-        e.end - e.begin - (computes(e) ? length(clipped(rank.wait, {e.begin, e.end})) : 0));
-    p.layers[e.layer].push_back({e.begin, e.end});
+    const Interval time{e.begin, e.end};
+    const int64_t waits = e.work == Work::compute ? length(clipped(rank.wait, time)) : 0;
+    p.times.push_back(time);
+    p.durations.push_back(e.end - e.begin - waits);
+    p.layers[e.layer].push_back(time);
     p.by_work[int(e.work)] += e.end - e.begin;
     p.lane |= e.source == Source::lane;
   }
@@ -49,42 +42,42 @@ void measure_components(RankTrace& rank, const Names& names) {
       occurrences.push_back(length(without(merged(std::move(times)), waiting)));
       if (c.phase) c.layers[layer] = occurrences.back();
     }
-    c.occurrences = p.lane ? c.count : int64_t(occurrences.size());
     c.median_occurrence = p.lane ? c.median : median(std::move(occurrences));
   }
 }
 
 void measure(RankTrace& rank, const Names& names) {
   std::ranges::sort(rank.events, {}, [](const GpuEvent& e) { return std::pair(e.begin, -e.end); });
-  const std::vector<GpuEvent>& events = rank.events;
-  int64_t last = INT64_MIN;
-  for (const GpuEvent& e : events) last = std::max(last, e.end);
-  rank.window = of_work(events, Work::step);
-  if (rank.window.empty()) rank.window = merged({{events[0].begin, last}});
-  rank.wait = of_work(events, Work::wait);
-  const Activity activity{of_work(events, Work::compute), of_work(events, Work::comm), rank.wait};
-  rank.compute = without(common(rank.window, activity.compute), rank.wait);
-  rank.comm = common(rank.window, activity.comm);
-  rank.memory = common(rank.window, of_work(events, Work::memory));
-
   Measure& m = rank.measure;
-  m.overlap = overlap_within(rank.window, activity);
-  rank.pairs = overlap_within(of_work(events, Work::pair), activity);
-  m.memory = length(rank.memory);
-  m.idle = length(without(without(without(rank.window, rank.compute), rank.comm), rank.memory));
-  std::map<int32_t, std::map<Work, std::vector<Interval>>> streams;
-  for (const GpuEvent& e : events) {
+  std::vector<Interval> all, of[6];                                 // by Work
+  std::map<int32_t, std::array<std::vector<Interval>, 3>> streams;  // by Work
+  for (const GpuEvent& e : rank.events) {
+    const Interval time{e.begin, e.end};
+    all.push_back(time);
+    of[int(e.work)].push_back(time);
+    if (e.blocks) of[int(Work::wait)].push_back(time);
     if (e.work >= Work::wait) continue;
     ++m.kernels[int(e.work)];
-    ++rank.streams[e.stream].kernels[int(e.work)];
-    streams[e.stream][e.work].push_back({e.begin, e.end});
+    ++rank.streams[e.stream].events;
+    streams[e.stream][size_t(e.work)].push_back(time);
   }
-  for (auto& [stream, works] : streams) {
-    Measure& s = rank.streams[stream];
-    s.overlap.compute = length(merged(std::move(works[Work::compute])));
-    s.overlap.comm = length(merged(std::move(works[Work::comm])));
-    s.memory = length(merged(std::move(works[Work::memory])));
-  }
+  const auto times = [&](Work work) { return merged(std::move(of[int(work)])); };
+  rank.window = times(Work::step);
+  if (rank.window.empty())
+    rank.window = merged({{all.front().begin, std::ranges::max(all, {}, &Interval::end).end}});
+  rank.wait = times(Work::wait);
+  const Times compute = without(times(Work::compute), rank.wait), comm = times(Work::comm);
+  rank.compute = common(rank.window, compute);
+  rank.comm = common(rank.window, comm);
+  rank.memory = common(rank.window, times(Work::memory));
+
+  m.overlap = overlap_within(rank.window, compute, comm);
+  rank.pairs = overlap_within(times(Work::pair), compute, comm);
+  m.memory = length(rank.memory);
+  m.idle = length(without(without(without(rank.window, rank.compute), rank.comm), rank.memory));
+  for (auto& [stream, works] : streams)
+    for (size_t w = 0; w < 3; ++w)
+      rank.streams[stream].busy[w] = length(merged(std::move(works[w])));
   measure_components(rank, names);
 }
 

@@ -17,9 +17,9 @@
 namespace duet {
 
 struct Component {
-  int64_t busy = 0, count = 0, median = 0;         // ns; of events
-  int64_t occurrences = 0, median_occurrence = 0;  // of annotations: their busy time
-  Work work = Work::compute;                       // of most of its time
+  int64_t busy = 0, count = 0, median = 0;  // ns; of events
+  int64_t median_occurrence = 0;            // of annotations: their busy time
+  Work work = Work::compute;                // of most of its time
   char phase = 0;
   std::map<int32_t, int64_t> layers;  // busy; of components with a phase
 };
@@ -43,6 +43,10 @@ struct Measure {
   }
 };
 
+struct StreamBusy {
+  int64_t events = 0, busy[3] = {};  // ns, by Work
+};
+
 // A GPU of a file.
 struct RankTrace {
   int64_t number = 0, device = 0;
@@ -55,14 +59,12 @@ struct RankTrace {
   Measure measure;
   Overlap pairs;  // of duet's overlapped pairs
   std::map<int32_t, Component> components;
-  std::map<int32_t, Measure> streams;  // busy times alone
+  std::map<int32_t, StreamBusy> streams;
 };
 
 // One rank for every GPU of the recordings, measured. Recordings outlive them.
 std::vector<RankTrace> make_ranks(std::vector<Recording>& recordings, const Names& names);
 
-inline double us(int64_t ns) { return double(ns) / 1000; }
-inline double ms(int64_t ns) { return double(ns) / 1e6; }
 int64_t median(std::vector<int64_t> values);  // of none: 0
 
 }  // namespace duet

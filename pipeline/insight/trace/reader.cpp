@@ -16,11 +16,9 @@ constexpr int kDeepest = 512;
 
 // What a file is that is no JSON, by the end of its name or the beginning of its bytes.
 constexpr std::string_view kPerfetto =
-                               "a Perfetto trace (protobuf); write it as JSON: "
-                               "traceconv json FILE",
-                           kNsight =
-                               "an Nsight Systems report; record with torch.profiler, whose "
-                               "export_chrome_trace fits";
+    "a Perfetto trace (protobuf); write it as JSON: traceconv json FILE";
+constexpr std::string_view kNsight =
+    "an Nsight Systems report; record with torch.profiler, whose export_chrome_trace fits";
 constexpr std::pair<std::string_view, std::string_view> kOthers[] = {{".pftrace", kPerfetto},
     {".perfetto-trace", kPerfetto}, {".nsys-rep", kNsight}, {".qdrep", kNsight},
     {"SQLite format 3",
@@ -33,6 +31,14 @@ constexpr std::pair<std::string_view, std::string_view> kOthers[] = {{".pftrace"
     {"\xff\xfe", "text in UTF-16; convert it to UTF-8"},
     {"\xfe\xff", "text in UTF-16; convert it to UTF-8"}};
 
+// A key's place in kFields; -1: nobody asks for it.
+ptrdiff_t field_of(std::string_view key, bool in_args) {
+  const auto* args = &kFields[Field("device").at];
+  const auto* end = in_args ? std::end(kFields) : args;
+  const auto* found = std::find(in_args ? args : kFields, end, key);
+  return found == end ? -1 : found - kFields;
+}
+
 // The parser's calls -> RawEvents. Depth counts open objects and arrays; an event is an object at
 // event_depth_, its "args" one deeper.
 class Handler {
@@ -41,26 +47,11 @@ class Handler {
 
   // --- what nlohmann calls ---
   bool null() { return true; }
-  bool boolean(bool value) {
-    if (in_args() && is("blocks")) sink_.event.blocks = value;
-    return true;
-  }
-  bool number_integer(int64_t value) {
-    return number([&] { return WideInt(value) * 1000; });
-  }
-  bool number_unsigned(uint64_t value) {
-    return number([&] { return WideInt(value) * 1000; });
-  }
-  bool number_float(double, const std::string& text) {
-    return number([&] { return thousandths(text); });
-  }
-  bool string(std::string& text) {
-    if (field_ && (in_event() || in_args()))
-      sink_.event.set(*field_, text);
-    else if (depth_ == 1 && top_ == "schema")
-      schema = text;
-    return true;
-  }
+  bool boolean(bool value) { return !is("blocks") || text(value ? "true" : ""); }
+  bool number_integer(int64_t value) { return text(std::to_string(value)); }
+  bool number_unsigned(uint64_t value) { return text(std::to_string(value)); }
+  bool number_float(double, const std::string& value) { return text(value); }
+  bool string(const std::string& value) { return text(value); }
   bool binary(json::binary_t&) { return true; }
   bool key(std::string& key) {
     if (in_event() || in_args())
@@ -74,13 +65,13 @@ class Handler {
   }
   bool start_object(size_t) {
     if (in_event() && is("args")) in_args_object_ = true;
-    if (in_events_ && depth_ == event_depth_ - 1) sink_.event = {};
+    if (in_events_ && depth_ == event_depth_ - 1) sink_.event.clear();
     return open();
   }
   bool end_object() {
     --depth_;
     if (!in_events_) return true;
-    if (in_event()) in_args_object_ = false, field_ = nullptr;
+    if (in_event()) in_args_object_ = false, field_ = -1;
     if (depth_ == event_depth_ - 1) sink_.add();
     return true;
   }
@@ -126,20 +117,24 @@ class Handler {
     reason = cat("objects and arrays nested deeper than ", kDeepest);
     return false;
   }
-  bool is(const char* key) const { return field_ && field_->key == key; }
-  template <class Value> bool number(Value value) {
-    if (in_event() || in_args() || (in_args_object_ && is("grid"))) {
-      if (field_) sink_.event.set(*field_, value());
-    } else if (is_rank_ && depth_ == 2) {
-      if (const Number rank = value()) sink_.rank = int64_t(*rank / 1000);
-    }
+  bool is(Field field) const { return field_ == field.at; }
+  bool text(const std::string& value) {
+    if (in_args_object_ && is("grid"))
+      sink_.event.grid =
+          sink_.event.grid * 1000003u + uint32_t(thousandths(value).value_or(0) / 1000) + 1;
+    else if (field_ >= 0 && (in_event() || in_args()))
+      sink_.event.values[field_] = value;
+    else if (depth_ == 1 && top_ == "schema")
+      schema = value;
+    else if (const Number rank = is_rank_ && depth_ == 2 ? thousandths(value) : Number())
+      sink_.rank = int64_t(*rank / 1000);
     return true;
   }
 
   EventSink& sink_;
   const Input& input_;
-  std::string top_;  // the key of the outermost object
-  const Field* field_ = nullptr;
+  std::string top_;       // the key of the outermost object
+  ptrdiff_t field_ = -1;  // in kFields; -1: nobody asks for it
   int depth_ = 0, event_depth_ = -9;
   bool in_events_ = false, in_args_object_ = false, is_rank_ = false;
 };

@@ -41,9 +41,8 @@ Json rank_json(const Analysis& a, size_t index) {
   Json causes = Json::object(), streams = Json::object();
   for (int i = 0; i < 5; ++i) causes[kCauses[i]] = us(by_cause[i]);
   for (const auto& [stream, s] : rank.streams)
-    streams[rank.recording->streams[size_t(stream)].label] = {{"compute_us", us(s.overlap.compute)},
-        {"comm_us", us(s.overlap.comm)}, {"memory_us", us(s.memory)},
-        {"events", s.kernels[0] + s.kernels[1] + s.kernels[2]}};
+    streams[rank.recording->streams[size_t(stream)].label] = {{"compute_us", us(s.busy[0])},
+        {"comm_us", us(s.busy[1])}, {"memory_us", us(s.busy[2])}, {"events", s.events}};
   return {{"rank", rank.number}, {"file", rank.recording->file}, {"gpu", rank.device},
       {"span_us", us(m.overlap.span)}, {"compute_busy_us", us(m.overlap.compute)},
       {"comm_busy_us", us(m.overlap.comm)}, {"memory_busy_us", us(m.memory)},
@@ -58,15 +57,15 @@ Json rank_json(const Analysis& a, size_t index) {
 }
 
 Json conflict_json(const Analysis& a, const Conflict& c) {
-  const auto name = [&](const GpuEvent* e) { return e ? Json(a.names[e->name]) : Json(); };
-  const auto component = [&](const GpuEvent* e) {
-    return e ? Json(a.names[e->component]) : Json();
+  const auto name = [&](const GpuEvent* e, int32_t GpuEvent::*of) {
+    return e ? Json(a.names[e->*of]) : Json();
   };
+  const auto kernel = &GpuEvent::name, component = &GpuEvent::component;
   Json j = {{"kind", c.slowed() ? "slowed" : "exposed"}, {"cause", kCauses[int(c.cause)]},
       {"rank", a.ranks[c.rank].number}, {"start_us", a.since_origin_us(c.rank, c.time.begin)},
       {"end_us", a.since_origin_us(c.rank, c.time.end)}, {"lost_us", us(c.lost)},
-      {"comm", name(c.comm)}, {"comm_component", component(c.comm)}, {"waiting", name(c.waiting)},
-      {"waiting_component", component(c.waiting)}};
+      {"comm", name(c.comm, kernel)}, {"comm_component", name(c.comm, component)},
+      {"waiting", name(c.waiting, kernel)}, {"waiting_component", name(c.waiting, component)}};
   if (c.slowed()) j["samples_beside"] = c.with, j["samples_alone"] = c.without;
   return j;
 }
@@ -108,33 +107,30 @@ void report_json(std::ostream& out, const Analysis& a, int top) {
 }
 
 std::string profile_json(const Analysis& a) {
-  struct Cost {
-    std::vector<int64_t> medians;  // of ranks
-    bool computes = false;         // on the first rank that has it
-  };
-  std::map<int32_t, Cost> components;
+  std::map<int32_t, std::vector<const Component*>> components;  // by name, of the ranks
   bool has_W = false;
   for (const RankTrace& rank : a.ranks)
     for (const auto& [name, c] : rank.components) {
-      Cost& cost = components[name];
-      if (cost.medians.empty()) cost.computes = c.work == Work::compute;
-      cost.medians.push_back(c.median_occurrence);
+      components[name].push_back(&c);
       has_W |= c.phase == 'W';
     }
   std::map<std::string, std::map<std::string, double>> parts;
   std::map<std::string, double> stage;
-  for (const auto& [name, cost] : components) {
+  for (const auto& [name, of_ranks] : components) {
+    std::vector<int64_t> medians;
+    for (const Component* c : of_ranks) medians.push_back(c->median_occurrence);
+    const bool computes = of_ranks[0]->work == Work::compute;
     const std::string& text = a.names[name];
     const std::string_view known = part_of(text);
-    const char phase = phase_of(text);
+    const char phase = of_ranks[0]->phase;
     const bool split = phase == 'B' && !has_W && known != "dispatch" && known != "combine";
     const size_t suffix = !phase ? 0 : text.back() == ')' ? 3 : 2;
     auto& part = parts[known.empty() ? text.substr(0, text.size() - suffix) : std::string(known)];
     const std::string key = !phase ? "s" : phase == 'B' ? "I" : std::string(1, phase);
     for (const std::string& each : split ? std::vector<std::string>{"I", "W"} : std::vector{key}) {
-      const double seconds = double(median(cost.medians)) * 1e-9 / (split ? 2 : 1);
+      const double seconds = double(median(medians)) * 1e-9 / (split ? 2 : 1);
       part[each] += seconds;
-      if (phase && cost.computes) stage[each] += seconds;
+      if (phase && computes) stage[each] += seconds;
     }
   }
   Json stages = Json::array(), files = Json::array();

@@ -4,12 +4,13 @@
 #include <ostream>
 
 #include "model/base/check.h"
+#include "model/base/text.h"
 #include "pipeline/insight/trace/report.h"
 
 namespace duet {
 namespace {
 
-std::string shortened(const std::string& text, size_t n) {
+std::string fitted(const std::string& text, size_t n) {
   return text.size() <= n ? text : text.substr(0, n - 2) + "..";
 }
 
@@ -24,25 +25,14 @@ std::string plain(std::string kernel) {
   return scope == kernel.npos ? kernel : kernel.substr(scope + 2);
 }
 
-// Bars of eighths of a character.
-std::string bar(double share, int width) {
-  constexpr const char* kEighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
-  const int eighths = int(std::clamp(share, 0.0, 1.0) * width * 8 + 0.5);
-  std::string text;
-  for (int i = 0; i < eighths / 8; ++i) text += "█";
-  text += kEighths[eighths % 8];
-  const int used = eighths / 8 + (eighths % 8 > 0);
-  return text + std::string(size_t(width - used), ' ');
-}
-
 // What a kernel is called where there is room for little: its component, else its name.
 std::string label(const Analysis& a, const GpuEvent* e, size_t n) {
   if (!e) return "nothing";
   const std::string& component = a.names[e->component];
   const bool known = component != "unattributed" && component != "outside annotations";
   return e->source == Source::lane
-      ? shortened(component, n)
-      : shortened((known ? component + " " : "") + plain(a.names[e->name]), n);
+      ? fitted(component, n)
+      : fitted((known ? component + " " : "") + plain(a.names[e->name]), n);
 }
 
 void say_files(std::ostream& out, const Analysis& a) {
@@ -113,7 +103,7 @@ void say_components(std::ostream& out, const Analysis& a) {
   out << "\ncomponents, by busy time            busy ms   events  median us  class\n";
   for (size_t i = 0; i < rows.size() && i < 12; ++i) {
     const auto& [name, row] = rows[i];
-    out << format("  %-20s%s %10.3f %8lld %10.1f  %s\n", shortened(a.names[name], 19).c_str(),
+    out << format("  %-20s%s %10.3f %8lld %10.1f  %s\n", fitted(a.names[name], 19).c_str(),
         bar(double(row.busy) / double(most), 10).c_str(), ms(row.busy), (long long)row.count,
         us(row.median), kWorks[int(row.work)]);
   }
@@ -170,8 +160,8 @@ void say_collectives(std::ostream& out, const Analysis& a) {
     const auto last = std::ranges::max_element(c.last, {}, [](const auto& x) { return x.second; });
     out << format(
         "  %-34s%5lld x  waiting %9.3f  transfer %9.3f  last most often: rank %lld (%lld)",
-        shortened(plain(a.names[name]), 33).c_str(), (long long)c.count, ms(c.waiting),
-        ms(c.transfer), (long long)last->first, (long long)last->second);
+        fitted(plain(a.names[name]), 33).c_str(), (long long)c.count, ms(c.waiting), ms(c.transfer),
+        (long long)last->first, (long long)last->second);
     if (!c.bandwidth.empty()) {
       double least = 1e300, most = 0;
       for (const auto& [bytes, found] : c.bandwidth) {
@@ -190,7 +180,7 @@ void say_nothing_is_comm(std::ostream& out, const Analysis& a) {
   out << "\nNOTHING WAS CLASSED AS COMMUNICATION, so overlap says nothing. Most time went to:\n";
   for (const auto& [name, busy, count] : a.most_time(10))
     out << format("%12.3f ms %7lld x  ", ms(busy), (long long)count)
-        << shortened(plain(a.names[name]), 70) << "\n";
+        << fitted(plain(a.names[name]), 70) << "\n";
   out << "If some of these communicate, say so: --classify rules.json with\n"
          "  {\"rules\": [{\"name\": \"REGULAR EXPRESSION\", \"class\": \"communication\"}]}\n";
 }

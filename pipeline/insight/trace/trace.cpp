@@ -3,35 +3,29 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <map>
 #include <set>
+#include <string_view>
 
 #include "model/base/clock.h"
 #include "pipeline/checkpoint/durable.h"
 
 namespace duet {
-
 namespace {
 
+using namespace std::string_view_literals;
+
 constexpr int kRounds = 32;  // of stamps
-constexpr const char* kLanes[] = {"step", "actions", "compute", "comm", "wait"};
+constexpr std::string_view kLanes[] = {"step", "actions", "compute", "comm", "wait"};
 
-double ms(int64_t ns) { return double(ns) * 1e-6; }
-
-int thread_of(const char* lane) {
-  for (int i = 0; i < int(std::size(kLanes)); ++i)
-    if (!std::strcmp(lane, kLanes[i])) return i;
-  throw Error(cat("trace: expected a known lane, found '", lane, "'"));
+int thread_of(std::string_view lane) {
+  const auto* found = std::ranges::find(kLanes, lane);
+  if (found == std::end(kLanes))
+    throw Error(cat("trace: expected a known lane, found '", lane, "'"));
+  return int(found - kLanes);
 }
 
-bool is_pair(const Mark& mark) {
-  return !std::strcmp(mark.lane, "actions") && !std::strcmp(mark.name, "pair");
-}
-
-bool receives(const Mark& mark) {
-  return !std::strcmp(mark.name, "RECV_F") || !std::strcmp(mark.name, "RECV_B");
-}
+bool receives(const Mark& mark) { return mark.name == "RECV_F"sv || mark.name == "RECV_B"sv; }
 
 // Which message a SEND or RECV is about, one name on both sides: step, pipeline, direction,
 // sender's stage, microbatch.
@@ -39,6 +33,10 @@ std::string message_of(const Mark& m, int64_t step, int pipeline) {
   const char direction = m.name[5];
   const int sender = receives(m) ? m.stage + (direction == 'F' ? -1 : 1) : m.stage;
   return cat(step, '.', pipeline, direction, sender, '.', m.microbatch);
+}
+
+Json metadata(int rank, const char* name, const Json& args) {
+  return Json::object({{"ph", "M"}, {"pid", rank}, {"name", name}, {"args", args}});
 }
 
 Json to_json(const Overlap& o) {
@@ -86,48 +84,26 @@ Measured Trace::add(int64_t step, const Recorder& recorder) {
     e.end->synchronize();
     const Interval time{
         std::llround(e.begin->seconds() * 1e9), std::llround(e.end->seconds() * 1e9)};
-    const bool blocks = e.on_compute && !std::strcmp(e.mark.lane, "comm");
+    const bool blocks = e.on_compute && e.mark.lane == "comm"sv;
     entries_.push_back({e.mark, step, blocks, time});
     lanes[e.mark.lane].push_back(time);
     if (blocks) lanes["wait"].push_back(time);
-    if (is_pair(e.mark)) pairs.push_back(time);
+    if (e.mark.lane == "actions"sv && e.mark.name == "pair"sv) pairs.push_back(time);
   }
-  const Activity activity{merged(lanes["compute"]), merged(lanes["comm"]), merged(lanes["wait"])};
-  const Measured mine{
-      overlap_within(merged(lanes["step"]), activity), overlap_within(merged(pairs), activity)};
-  measured_.steps += mine.steps;
-  measured_.pairs += mine.pairs;
+  const Times compute = without(merged(lanes["compute"]), merged(lanes["wait"])),
+              comm = merged(lanes["comm"]);
+  const Measured mine{overlap_within(merged(lanes["step"]), compute, comm),
+      overlap_within(merged(pairs), compute, comm)};
+  measured_ += mine;
   steps_.push_back(step);
 
   Measured sum;
-  for (const Measured& m : world_.gather_values(mine)) {
-    sum.steps += m.steps;
-    sum.pairs += m.pairs;
-  }
+  for (const Measured& m : world_.gather_values(mine)) sum += m;
   if (step == options_.last_step) write();
   return sum;
 }
 
 // --- the file ------------------------------------------------------------------------------------
-
-namespace {
-
-double us(int64_t ns) { return double(ns) * 1e-3; }
-
-Json metadata(int rank, const char* name, const Json& args) {
-  return Json::object({{"ph", "M"}, {"pid", rank}, {"name", name}, {"args", args}});
-}
-
-}  // namespace
-
-// The end of an arrow, at a time in the slice that it belongs to.
-Json Trace::arrow(const Entry& e, int thread, int64_t ns) const {
-  Json j = Json::object({{"ph", receives(e.mark) ? "f" : "s"}, {"pid", world_.rank()},
-      {"tid", thread}, {"ts", us(ns)}, {"name", "message"}, {"cat", "message"},
-      {"id", message_of(e.mark, e.step, layout_.dp_rank(world_.rank()))}});
-  if (receives(e.mark)) j.set("bp", "e");
-  return j;
-}
 
 // This rank's part of the file, each event after a comma. Times are microseconds from `origin` on
 // this rank's clock.
@@ -143,31 +119,38 @@ std::string Trace::events(int64_t origin) const {
     add(metadata(rank, "thread_name", Json::object({{"name", kLanes[i]}})).set("tid", i));
     add(metadata(rank, "thread_sort_index", Json::object({{"sort_index", i}})).set("tid", i));
   }
+  const auto message = [&](const Entry& e) {
+    return message_of(e.mark, e.step, layout_.dp_rank(rank));
+  };
+  // The end of an arrow, at a time in the slice that it belongs to.
+  const auto arrow = [&](const Entry& e, int64_t ns) {
+    Json j = Json::object(
+        {{"ph", receives(e.mark) ? "f" : "s"}, {"pid", rank}, {"tid", thread_of(e.mark.lane)},
+            {"ts", us(ns)}, {"name", "message"}, {"cat", "message"}, {"id", message(e)}});
+    add(receives(e.mark) ? j.set("bp", "e") : j);
+  };
   std::set<std::string> waited;  // messages
   for (const Entry& e : entries_)
-    if (receives(e.mark) && !std::strcmp(e.mark.lane, "wait"))
-      waited.insert(message_of(e.mark, e.step, layout_.dp_rank(rank)));
+    if (receives(e.mark) && e.mark.lane == "wait"sv) waited.insert(message(e));
 
   for (const Entry& e : entries_) {
     const Mark& m = e.mark;
-    const int thread = thread_of(m.lane);
     const int64_t begin = e.time.begin - origin, ns = e.time.end - e.time.begin;
     Json args = Json::object({{"step", e.step}});
     if (m.stage >= 0) args.set("stage", m.stage);
     if (m.microbatch >= 0) args.set("microbatch", m.microbatch);
     if (m.layer >= 0) args.set("layer", m.layer);
     if (m.bytes > 0) args.set("bytes", m.bytes);
-    if (m.layer >= 0 && !std::strcmp(m.lane, "comm"))  // an all-to-all: among whom
+    if (m.layer >= 0 && m.lane == "comm"sv)  // an all-to-all: among whom
       args.set("group",
           format("pp %d, ep group %d", layout_.pp_rank(rank), layout_.dp_rank(rank) / layout_.ep));
     if (e.blocks) args.set("blocks", true);
-    add(Json::object({{"ph", "X"}, {"pid", rank}, {"tid", thread}, {"ts", us(begin)},
+    add(Json::object({{"ph", "X"}, {"pid", rank}, {"tid", thread_of(m.lane)}, {"ts", us(begin)},
         {"dur", us(ns)}, {"name", m.name}, {"cat", m.lane}, {"args", args}}));
-    const bool action = !std::strcmp(m.lane, "actions");
-    if (action && !std::strncmp(m.name, "SEND_", 5)) add(arrow(e, thread, begin));
-    if (receives(m) && (!action || !waited.contains(message_of(m, e.step, layout_.dp_rank(rank)))))
-      // the last nanosecond that is still in it
-      add(arrow(e, thread, begin + std::max<int64_t>(0, ns - 1)));
+    const bool action = m.lane == "actions"sv;
+    if (action && std::string_view(m.name).starts_with("SEND_")) arrow(e, begin);
+    if (receives(m) && (!action || !waited.contains(message(e))))
+      arrow(e, begin + std::max<int64_t>(0, ns - 1));  // the last nanosecond still in it
   }
   return out;
 }
@@ -177,16 +160,26 @@ void Trace::write() {
       options_.one_clock ? ClockOffset() : clock_offset(world_, nanoseconds_now);
   int64_t begin = INT64_MAX;
   for (const Entry& e : entries_) begin = std::min(begin, e.time.begin);
-  heads_ =
+  const std::vector<Head> heads =
       world_.gather_values(Head{begin - clock.ahead, int64_t(entries_.size()), clock, measured_});
-  int64_t origin = INT64_MAX, error = 0;
+  Measured sum;
+  int64_t origin = INT64_MAX, count = 0, error = 0;
   Json ranks = Json::array();
-  for (const Head& h : heads_) {
+  for (const Head& h : heads) {
+    sum += h.measured;
     origin = std::min(origin, h.begin);
+    count += h.events;
     error = std::max(error, h.clock.error);
     ranks.push(
         Json::object({{"steps", to_json(h.measured.steps)}, {"pairs", to_json(h.measured.pairs)}}));
   }
+  const int n = world_.size();
+  lines_ = {cat("trace  ", options_.file, ": steps ", steps_.front(), " to ", steps_.back(), ", ",
+      count, " events of ", n, " ranks",
+      options_.one_clock ? "" : cat(", clocks within ", (error + 999) / 1000, " us"),
+      "; open it at ui.perfetto.dev")};
+  if (sum.pairs.span > 0) lines_.push_back("pairs  mean of ranks: " + overlap_line(sum.pairs, n));
+  lines_.push_back("steps  mean of ranks: " + overlap_line(sum.steps, n));
   const std::vector<std::string> texts = world_.gather(events(origin + clock.ahead));
   if (world_.rank() != 0) return;
   FileWriter file(options_.file);
@@ -204,26 +197,9 @@ void Trace::write() {
 
 std::vector<std::string> Trace::finish() {
   if (options_.file.empty()) return {};
-  if (heads_.empty() && !steps_.empty()) write();
-  if (heads_.empty())
-    return {cat("trace  nothing was recorded: the run did not reach step ", options_.first_step)};
-  Measured sum;
-  int64_t events = 0, error = 0;
-  for (const Head& h : heads_) {
-    sum.steps += h.measured.steps;
-    sum.pairs += h.measured.pairs;
-    events += h.events;
-    error = std::max(error, h.clock.error);
-  }
-  const int n = world_.size();
-  std::vector<std::string> lines;
-  lines.push_back(cat("trace  ", options_.file, ": steps ", steps_.front(), " to ", steps_.back(),
-      ", ", events, " events of ", n, " ranks",
-      options_.one_clock ? "" : cat(", clocks within ", (error + 999) / 1000, " us"),
-      "; open it at ui.perfetto.dev"));
-  if (sum.pairs.span > 0) lines.push_back("pairs  mean of ranks: " + overlap_line(sum.pairs, n));
-  lines.push_back("steps  mean of ranks: " + overlap_line(sum.steps, n));
-  return lines;
+  if (lines_.empty() && !steps_.empty()) write();
+  if (!lines_.empty()) return lines_;
+  return {cat("trace  nothing was recorded: the run did not reach step ", options_.first_step)};
 }
 
 }  // namespace duet

@@ -39,6 +39,10 @@ ClockOffset clock_offset(Comm& world, const std::function<int64_t()>& now);
 // Of the communication in the recorded steps, and in the overlapped pairs in them.
 struct Measured {
   Overlap steps, pairs;
+  Measured& operator+=(const Measured& other) {
+    steps += other.steps, pairs += other.pairs;
+    return *this;
+  }
 };
 
 // All methods but records() are collective.
@@ -73,15 +77,14 @@ class Trace {
   };
   void write();
   std::string events(int64_t origin) const;
-  Json arrow(const Entry& entry, int thread, int64_t ns) const;
 
   Comm& world_;
   const Layout& layout_;
   Options options_;
   std::vector<Entry> entries_;
-  std::vector<int64_t> steps_;  // recorded so far
-  Measured measured_;           // of this rank
-  std::vector<Head> heads_;     // of all ranks, once the file is written
+  std::vector<int64_t> steps_;      // recorded so far
+  Measured measured_;               // of this rank
+  std::vector<std::string> lines_;  // to say, once the file is written
 };
 
 }  // namespace duet

@@ -1,5 +1,5 @@
-// See unpack.h.
-#include "pipeline/insight/trace/unpack.h"
+// See input.h. Bytes, out of gzip where they are.
+#include "pipeline/insight/trace/input.h"
 
 #include <cerrno>
 #include <cstring>

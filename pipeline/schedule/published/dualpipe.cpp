@@ -14,7 +14,8 @@ namespace duet {
 // Let H = half. Chunk a is of the direction that enters at the rank's nearer end, b of the other:
 // a's data arrive first.
 std::vector<Action> dualpipe_steps(int H, int h, int m, Chunk a, Chunk b) {
-  RankList list;
+  std::vector<Action> actions;
+  RankList list(actions);
   const int outer = H - h - 1;  // ranks between this one and the middle
   const bool middle = outer == 0;
 
@@ -59,7 +60,7 @@ std::vector<Action> dualpipe_steps(int H, int h, int m, Chunk a, Chunk b) {
 
   // Step 8: nW.
   repeat(h + 1, [&] { list.W(); });
-  return list.take();
+  return actions;
 }
 
 Schedule dualpipe(const ScheduleSize& size) {

@@ -10,11 +10,10 @@ namespace duet {
 Schedule gpipe(const ScheduleSize& size) {
   Schedule s = looped("gpipe", size, 1);
   for (int rank = 0; rank < size.pp; ++rank) {
-    RankList list;
+    RankList list(s.ranks[rank]);
     Chunk chunk{rank, 0, size.microbatches};
     repeat(size.microbatches, [&] { list.F(chunk); });
     repeat(size.microbatches, [&] { list.B(chunk); });
-    s.ranks[rank] = list.take();
   }
   return s;
 }

@@ -28,12 +28,10 @@ Schedule interleaved(const ScheduleSize& size) {
   };
   std::vector<Turn> turns;  // [v M]
   const int groups = std::max(1, M / P);
-  for (int group = 0; group < groups; ++group) {
-    for (int chunk = 0; chunk < v; ++chunk) {
+  for (int group = 0; group < groups; ++group)
+    for (int chunk = 0; chunk < v; ++chunk)
       for (int m = first_of(group, groups, M); m < first_of(group + 1, groups, M); ++m)
         turns.push_back({chunk, m});
-    }
-  }
   const int largest = std::max(P, (M + groups - 1) / groups);  // group
 
   for (int rank = 0; rank < P; ++rank) {

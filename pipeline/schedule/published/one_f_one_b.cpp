@@ -14,7 +14,7 @@ Schedule one_f_one_b(const ScheduleSize& size) {
   const int P = size.pp, M = size.microbatches;
   Schedule s = looped("1f1b", size, 1);
   for (int rank = 0; rank < P; ++rank) {
-    RankList list;
+    RankList list(s.ranks[rank]);
     Chunk chunk{rank, 0, M};
     const int warmup = std::min(M, P - rank);
     // Warm-up: until the first microbatch can have come back.
@@ -23,7 +23,6 @@ Schedule one_f_one_b(const ScheduleSize& size) {
     repeat(M - warmup, [&] { list.B(chunk), list.F(chunk); });
     // Cool-down.
     repeat(warmup, [&] { list.B(chunk); });
-    s.ranks[rank] = list.take();
   }
   return s;
 }

@@ -9,7 +9,6 @@
 // know is dualpipe.cpp.
 // Read next: gpipe.cpp.
 #pragma once
-#include <utility>
 #include <vector>
 
 #include "pipeline/schedule/schedule.h"
@@ -33,6 +32,7 @@ struct Chunk {
 
 class RankList {
  public:
+  explicit RankList(std::vector<Action>& list) : list_(list) {}
   void F(Chunk& c) { emit(Kind::F, c, c.f++); }
   void B(Chunk& c) { emit(Kind::B, c, c.b++); }
   void W(Chunk& c) { emit(Kind::W, c, c.w++); }
@@ -46,13 +46,12 @@ class RankList {
   void overlap(Chunk& f, Chunk& b) {
     list_.push_back({Kind::F, f.stage, f.first + f.f++, b.stage, b.first + b.b++});
   }
-  std::vector<Action> take() { return std::move(list_); }
 
  private:
   void emit(Kind kind, const Chunk& c, int count) {
     if (c.first + count < c.end) list_.push_back({kind, c.stage, c.first + count});
   }
-  std::vector<Action> list_;
+  std::vector<Action>& list_;
   std::vector<Action> queue_;
   size_t queue_head_ = 0;
 };

@@ -15,7 +15,7 @@ Schedule zb1p(const ScheduleSize& size) {
   const int P = size.pp, M = size.microbatches;
   Schedule s = looped("zb1p", size, 1);
   for (int rank = 0; rank < P; ++rank) {
-    RankList list;
+    RankList list(s.ranks[rank]);
     Chunk chunk{rank, 0, M};
     // The W of rank r starts with its r-th I, counted from 0.
     const auto I_and_W = [&] {
@@ -27,7 +27,6 @@ Schedule zb1p(const ScheduleSize& size) {
     repeat(M - warmup, [&] { list.F(chunk), I_and_W(); });
     repeat(warmup, I_and_W);
     repeat(std::min(M, rank), [&] { list.W(); });
-    s.ranks[rank] = list.take();
   }
   return s;
 }

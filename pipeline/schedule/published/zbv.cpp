@@ -15,7 +15,7 @@ Schedule zbv(const ScheduleSize& size) {
   const int P = size.pp, M = size.microbatches;
   Schedule s = v_shaped("zbv", size);
   for (int r = 0; r < P; ++r) {
-    RankList list;
+    RankList list(s.ranks[r]);
     Chunk c0{r, 0, M}, c1{2 * P - 1 - r, 0, M};  // what is beyond M is counted but not emitted
     const int n = std::max(M, 2 * P - 1);
 
@@ -34,7 +34,6 @@ Schedule zbv(const ScheduleSize& size) {
     repeat(P - r, [&] { list.I(c0), list.W(c0); });
     while (c1.w < c1.b) list.W(c1);
     while (c0.w < c0.b) list.W(c0);
-    s.ranks[r] = list.take();
   }
   return s;
 }
