@@ -9,8 +9,6 @@
 //
 // Read next: report.h.
 #pragma once
-#include <functional>
-
 #include "pipeline/insight/plan/predict.h"
 
 namespace duet {
