@@ -70,10 +70,7 @@ Answer answer_of(const PlanOptions& o, const PlanJob& job, PlanLayout fixed) {
     fixed.imbalance = std::max(1.0, expert_imbalance(loads, fixed.ep, 0));
   Answer a{.job = job, .usd_per_gpu_hour = o.usd_per_gpu_hour};
   a.found = search(job, fixed, size_t(std::max<int64_t>(4, o.top)));
-  require(a.found.legal > 0,
-      a.found.first_rule.empty()
-          ? cat("--gpus: found ", job.gpus, ", allowed: a multiple of tp x pp x cp")
-          : a.found.first_rule);
+  require(a.found.legal > 0, a.found.first_rule);
   a.now = predict(job, a.found.pick().layout);
   PlanLayout free;
   free.precision = fixed.precision, free.imbalance = fixed.imbalance;
