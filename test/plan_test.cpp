@@ -93,7 +93,8 @@ TEST(PlanModel, ReadsNestedConfigsAndDenseLayers) {
 }
 
 TEST(PlanCluster, FilesReadBackAndAreChecked) {
-  for (const std::string& name : cluster_names()) {
+  for (const char* name : {"a100-40g", "a100-80g", "h100", "h100-96g", "h800", "h200", "b200",
+           "b300", "gb200", "gb300"}) {
     const Cluster c = find_cluster(name), again = read_cluster(write_cluster(c), "again");
     EXPECT_EQ(write_cluster(again), write_cluster(c)) << name;
   }

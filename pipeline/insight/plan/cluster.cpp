@@ -167,12 +167,6 @@ double all_to_all_seconds(const Cluster& c, const RankGroup& g, const TokenExcha
 
 // --- files ---------------------------------------------------------------------------------------
 
-std::vector<std::string> cluster_names() {
-  std::vector<std::string> names;
-  for (const Json& cluster : own_clusters().items()) names.push_back(cluster.at("name").string());
-  return names;
-}
-
 Cluster find_cluster(const std::string& name) {
   std::string names;
   if (const auto own = find_named(own_clusters(), name, names))

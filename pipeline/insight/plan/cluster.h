@@ -111,7 +111,6 @@ double all_to_all_seconds(
 Cluster find_cluster(const std::string& name_or_path);
 Cluster read_cluster(const std::string& text, const std::string& where);
 std::string write_cluster(const Cluster& cluster);  // reads back
-std::vector<std::string> cluster_names();
 
 // `duet plan --measure FILE`: a cluster file of this machine, from duet's own operations at sizes
 // of its own: linear layers (F, I and W; peak, k_half and tail_waves are fitted to their times),

@@ -49,11 +49,6 @@ double layer_activation_bytes(const PlanJob& job, const PlanLayout& l, bool moe)
   return made_bytes(job, l, moe, l.recompute == Recompute::selective);
 }
 
-double layer_working_bytes(const PlanJob& job, const PlanLayout& l, bool moe) {
-  const double gradients = tokens_of(job, l) * double(job.model.hidden) * 2 * 4;
-  return gradients + (l.recompute == Recompute::full ? made_bytes(job, l, moe, false) : 0);
-}
-
 ScheduleShape shape_of(const Schedule& s, const std::vector<double>& stage_bytes) {
   ScheduleShape shape;
   shape.stages.resize(size_t(s.pp));
@@ -107,6 +102,8 @@ Memory memory_of(const PlanJob& job, const PlanLayout& l, const ScheduleShape& s
   // gathered under ZeRO-3: the largest layer, and the next
   const double whole_layers = l.zero == 3 ? 2 * 2 * (layer.shared + layer.experts) : 0;
   const double tokens = tokens_of(job, l);
+  const double working = tokens * double(m.hidden) * 2 * 4 +  // gradients within a layer
+      (l.recompute == Recompute::full ? made_bytes(job, l, moe, false) : 0);
   Memory heaviest;
   for (size_t rank = 0; rank < shape.stages.size(); ++rank) {
     Memory memory;
@@ -117,7 +114,7 @@ Memory memory_of(const PlanJob& job, const PlanLayout& l, const ScheduleShape& s
     }
     for (const auto& [stage, count] : shape.peaks[rank])
       memory.activations += count * stage_bytes[size_t(stage)];
-    memory.buffers = layer_working_bytes(job, l, moe) + whole_layers;
+    memory.buffers = working + whole_layers;
     memory.fragmentation = memory.total() * job.cluster.fragmentation;
     memory.reserved = job.cluster.reserved_bytes;
     if (memory.total() > heaviest.total()) heaviest = memory;

@@ -24,6 +24,8 @@ void write_file(const std::string& path, const std::string& text) {
   require(file.good(), path, ": cannot be written");
 }
 
+void print(std::ostream& out, const Json& json) { out << json.dump(1) << "\n"; }
+
 std::vector<float> read_loads(const std::string& path, int64_t experts) {
   if (path.empty()) return {};
   const Json json = Json::load(path);
@@ -68,10 +70,7 @@ Answer answer_of(const PlanOptions& o, const PlanJob& job, PlanLayout fixed) {
     fixed.imbalance = std::max(1.0, expert_imbalance(loads, fixed.ep, 0));
   Answer a{.job = job, .usd_per_gpu_hour = o.usd_per_gpu_hour};
   a.found = search(job, fixed, size_t(std::max<int64_t>(4, o.top)));
-  require(a.found.legal > 0,
-      a.found.first_rule.empty()
-          ? cat("--gpus: found ", job.gpus, ", allowed: a multiple of tp x pp x cp")
-          : a.found.first_rule);
+  require(a.found.legal > 0, a.found.first_rule);
   a.now = predict(job, a.found.pick().layout);
   PlanLayout free;
   free.precision = fixed.precision, free.imbalance = fixed.imbalance;
@@ -95,7 +94,7 @@ void side_by_side(
   if (o.format != Format::json) return print_table(job, all, out);
   Json json = Json::array();
   for (const Prediction& p : all) json.push(answer_json({.job = job, .now = p}));
-  out << json.dump(1) << "\n";
+  print(out, json);
 }
 
 // The layout's schedule against given costs instead of the model's.
@@ -107,13 +106,11 @@ void with_profile(
       " stages, allowed: 1 or the layout's ", model_stages(l));
   const Timing timing = simulate(schedule, profile);
   if (o.format == Format::json)
-    out << Json::object(
-               {{"layout", l.text()}, {"pipeline_s", timing.makespan}, {"bubble", timing.bubble()}})
-               .dump(1)
-        << "\n";
-  else
-    out << format(
-        "%s: %.6g s, bubble %.1f%%\n", l.text().c_str(), timing.makespan, 100 * timing.bubble());
+    return print(out,
+        Json::object(
+            {{"layout", l.text()}, {"pipeline_s", timing.makespan}, {"bubble", timing.bubble()}}));
+  out << format(
+      "%s: %.6g s, bubble %.1f%%\n", l.text().c_str(), timing.makespan, 100 * timing.bubble());
 }
 
 }  // namespace
@@ -144,11 +141,8 @@ void plan_command(const PlanOptions& o, std::ostream& out) {
   if (!o.profile.empty()) return with_profile(o, job, l, out);
   if (!o.write_profile.empty())
     write_file(o.write_profile, write_profile(cost_profile(job, l, stage_costs(job, l))));
-  if (o.format == Format::json) {
-    out << answer_json(answer).dump(1) << "\n";
-  } else {
-    print_answer(answer, out);
-  }
+  if (o.format == Format::json) return print(out, answer_json(answer));
+  print_answer(answer, out);
 }
 
 void add_plan_command(CLI::App& duet, int&) {
@@ -165,7 +159,7 @@ void add_plan_command(CLI::App& duet, int&) {
   CLI::App* plan = duet.get_subcommand("plan");
   for (const auto& [key, help] : layout_keys())
     plan->add_option_function<std::string>(
-        "--" + key, [o, key](const std::string& value) { o->layout[key] = value; },
+        "--" + key, [o, name = key](const std::string& value) { o->layout[name] = value; },
         help + "; default: searched for");
   cli.text("--layouts", o->layouts, "layouts side by side, e.g. \"tp=8,pp=4; tp=4,pp=8\"");
   cli.text("--loads", o->loads, "JSON: tokens of each routed expert, for EPLB");

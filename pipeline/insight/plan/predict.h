@@ -7,8 +7,6 @@
 //
 // Read next: search.h.
 #pragma once
-#include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,9 +35,8 @@ struct Memory {
   }
 };
 
-// Bytes that one microbatch keeps of a layer, and what one layer needs while it works.
+// Bytes that one microbatch keeps of a layer.
 double layer_activation_bytes(const PlanJob& job, const PlanLayout& layout, bool moe);
-double layer_working_bytes(const PlanJob& job, const PlanLayout& layout, bool moe);
 
 // What of a schedule decides the memory of its ranks.
 struct ScheduleShape {

@@ -49,6 +49,9 @@ class Search {
       });
       if (best.size() > keep) best.pop_back();
     }
+    if (!result_.tried)  // nothing divides the GPUs
+      result_.first_rule =
+          cat("--gpus: found ", job_.gpus, ", allowed: a multiple of tp x pp x cp");
     if (result_.best.empty() && smallest_.layout.dp)
       result_.smallest = predict(job_, smallest_.layout, 2e4);
     return std::move(result_);

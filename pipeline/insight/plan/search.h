@@ -9,8 +9,6 @@
 //
 // Read next: report.h.
 #pragma once
-#include <functional>
-
 #include "pipeline/insight/plan/predict.h"
 
 namespace duet {
@@ -20,7 +18,7 @@ struct SearchResult {
   // of those that do not fit the one with the least memory
   Prediction smallest;
   int64_t tried = 0, legal = 0, fitting = 0, predicted = 0;
-  std::string first_rule;  // that the first illegal one breaks
+  std::string first_rule;  // that the first illegal one breaks, or why there is none to try
 
   const Prediction& pick() const { return best.empty() ? smallest : best.front(); }
 };
