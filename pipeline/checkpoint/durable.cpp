@@ -89,6 +89,7 @@ void FileWriter::fail(const char* verb) const {
 
 void FileWriter::write(const void* data, size_t bytes) {
   DUET_CHECK(file_, path_, ": written after close()");
+  if (bytes == 0) return;  // of nothing, data may be null
   if (std::fwrite(data, 1, bytes, file_) != bytes) fail("written");
   bytes_ += int64_t(bytes);
 }
