@@ -111,14 +111,12 @@ bool LoadMonitor::restore(const Json& state) {
   return true;
 }
 
-static std::string hex(uint64_t x) { return format("%016llx", static_cast<unsigned long long>(x)); }
-
 void check_same_plans(Comm& world, int64_t step, uint64_t hash) {
   const std::vector<uint64_t> all = world.gather_values(hash);
   for (size_t r = 1; r < all.size(); ++r)
     DUET_CHECK(all[r] == all[0], "step ", step,
-        ": expected the same expert placement on all ranks, found plan ", hex(all[0]),
-        " on rank 0 and plan ", hex(all[r]), " on rank ", r);
+        ": expected the same expert placement on all ranks, found plan ", hash_text(all[0]),
+        " on rank 0 and plan ", hash_text(all[r]), " on rank ", r);
 }
 
 }  // namespace duet

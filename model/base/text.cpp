@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <set>
@@ -83,6 +84,12 @@ std::string shortened(std::string_view text, size_t most) {
   std::replace_if(
       s.begin(), s.end(), [](unsigned char c) { return c < ' ' || c == 127; }, '?');
   return s;
+}
+
+std::string lower(std::string_view text) {
+  std::string out(text);
+  for (char& c : out) c = char(std::tolower(static_cast<unsigned char>(c)));
+  return out;
 }
 
 std::string bar(double share, int width) {

@@ -56,6 +56,9 @@ void read_keys(
 // For one line of a message: the middle of a long text left out, no line ends or other controls.
 std::string shortened(std::string_view text, size_t most = 100);
 
+// The same with its ASCII letters in lower case.
+std::string lower(std::string_view text);
+
 // A bar for a share of 1, drawn to an eighth of a column, and blanks up to `width` columns.
 std::string bar(double share, int width);
 

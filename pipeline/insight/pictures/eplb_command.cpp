@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "model/base/command_line.h"
+#include "model/base/hash.h"
 #include "model/base/json.h"
 #include "model/base/read_file.h"
 #include "pipeline/insight/pictures/load_map.h"
@@ -195,9 +196,8 @@ void print_layer(const ExpertPlacement& plan, std::span<const float> load, std::
       loads_in_order({std::vector<double>(load.begin(), load.end())}, size_t(plan.gpus))[0];
   const std::vector<double> after = gpu_load(plan, load);
   const double scale = std::max({max_of(before), max_of(after), 1e-30});
-  out << format("balancedness %.3f -> %.3f, max load %.6g -> %.6g, plan %016llx\n",
-             balancedness(before), balancedness(after), max_of(before), max_of(after),
-             static_cast<unsigned long long>(plan.hash()))
+  out << format("balancedness %.3f -> %.3f, max load %.6g -> %.6g, plan %s\n", balancedness(before),
+             balancedness(after), max_of(before), max_of(after), hash_text(plan.hash()).c_str())
       << "  GPU  experts in order                   planned                            experts\n";
   const int n = plan.slots_per_gpu();
   bool pairs = false;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "model/base/json.h"
+#include "model/base/text.h"
 
 // Files that are part of the program: the assembler includes them, a string_view is what they hold.
 //
@@ -82,11 +83,6 @@ class Fields {
   Json json_;
   std::string where_;
 };
-
-inline std::string lower(std::string text) {
-  for (char& c : text) c = char(std::tolower(static_cast<unsigned char>(c)));
-  return text;
-}
 
 // The one of a table that has this "name", in any case; else their names are added to `names`.
 inline std::optional<Json> find_named(

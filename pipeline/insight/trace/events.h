@@ -10,7 +10,6 @@
 // event belongs to a rank, which is a GPU of a file.
 // Read next: input.h.
 #pragma once
-#include <cctype>
 #include <cstdint>
 #include <deque>
 #include <map>
@@ -20,6 +19,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "model/base/text.h"
+
 namespace duet {
 
 using WideInt = __int128;  // absolute nanoseconds
@@ -28,12 +29,6 @@ using WideInt = __int128;  // absolute nanoseconds
 enum class Work : uint8_t { compute, comm, memory, wait, step, pair };
 constexpr const char* kWorks[] = {"compute", "communication", "memory", "wait", "step", "pair"};
 enum class Source : uint8_t { kernel, copy, lane };  // lane: the file says what it is
-
-inline std::string lower(std::string_view text) {
-  std::string out(text);
-  for (char& c : out) c = char(std::tolower(uint8_t(c)));
-  return out;
-}
 
 // Strings as small numbers, in the order in which they came. One table serves all files of a job.
 class Names {
