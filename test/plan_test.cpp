@@ -253,7 +253,7 @@ TEST(PlanPredict, PartsOfThePublishedStep) {
       {"1F1B", 13.95}, {"bubble", 2.06}, {"optimizer", 0.29}};
   double sum = 0;
   for (const auto& [name, seconds] : by_action(p, p.of_first)) {
-    EXPECT_NEAR(seconds / published.at(name), 1, name == "optimizer" ? 0.15 : 0.08) << name;
+    EXPECT_NEAR(seconds / published.at(name), 1, 0.08) << name;
     sum += seconds;
   }
   EXPECT_NEAR(sum, p.step, 1e-9);

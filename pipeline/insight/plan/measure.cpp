@@ -98,7 +98,9 @@ double rows_seconds(const Bench& bench, int64_t tokens, int64_t width) {
 // Their bytes for an element, as costs.cpp counts them, and their kernels.
 constexpr double kRowBytes = 2 * (2 + 3 + 3 + 5), kRowKernels = 6;
 
-// The optimizer and what belongs to it, seconds a parameter.
+// The optimizer and what belongs to it, seconds a parameter; and the bytes that it moves, with fp64
+// gradients and a working copy in bf16.
+constexpr double kOptimizerBytes = kHeldGradients * 8 + kOwnUpdatedBytes + 2;
 double optimizer_seconds(const Bench& bench, int64_t parameters) {
   Params params;
   params.matrix("w", parameters >> 10, 1 << 10);

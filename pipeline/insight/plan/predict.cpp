@@ -80,7 +80,11 @@ void add_update(const PlanJob& job, const PlanLayout& l, const Schedule& s,
     const double updated = l.zero == 0
         ? own.shared + own.experts
         : own.shared / replicas + own.experts / std::max(1.0, folded);
-    const double optimizer = updated * kOptimizerBytes / c.hbm();
+    const double passes =
+        kHeldGradients * l.gradient_bytes + (l.precision > Precision::bf16 ? kCastBytes : 0);
+    const double optimizer = ((own.shared + own.experts) * passes +
+                                 updated * (c.core ? kOwnUpdatedBytes : kUpdatedBytes)) /
+        c.hbm();
     if (exposed + optimizer > p.exposed_data + p.optimizer)
       p.exposed_data = exposed, p.optimizer = optimizer;
   }

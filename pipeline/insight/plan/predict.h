@@ -3,7 +3,7 @@
 //   step = the schedule, simulated with each stage's costs and its messages
 //        + gradients and weights between replicas, as far as they do not hide under the last
 //          backward and the first forward
-//        + the optimizer: kOptimizerBytes a parameter that the rank updates
+//        + the optimizer: passes over the gradients that the rank holds and what it updates
 //
 // Read next: search.h.
 #pragma once
@@ -54,9 +54,17 @@ Memory memory_of(const PlanJob& job, const PlanLayout& layout, const ScheduleSha
 
 // --- time ----------------------------------------------------------------------------------------
 
-// What a parameter moves through memory in the optimizer: gradient, master copy and two moments
-// read, three of them and the working copy written, the gradient read for its norm and cleared.
-inline constexpr double kOptimizerBytes = 40;
+// Bytes that a step's end moves through memory, as Megatron-Core does it. Of a parameter that the
+// rank updates: its gradient read for the norm (4) and clipped (8), gradient, master copy and two
+// moments read (16), these three and the working copy written (14).
+inline constexpr double kUpdatedBytes = 42;
+// duet itself reads and writes master copy and two moments.
+inline constexpr double kOwnUpdatedBytes = 24;
+// Passes over a gradient that it holds: cleared, and read and written to be divided by the
+// replicas before they are summed (duet: cleared, read for the norm and by the optimizer).
+inline constexpr double kHeldGradients = 3;
+// Of a weight that it holds, in 8 bits: read, and cast for both directions.
+inline constexpr double kCastBytes = 4;
 
 // Time of a rank's actions of a kind, as DeepSeek's reports state a step.
 struct ByAction {
