@@ -79,7 +79,8 @@ void multiply_rows(const Product<T>& p, const Panel<T>& panel, int64_t i0, int64
       t.ahead =
           tn ? Ahead<T>::down(next_a + kTileRows - 1, p.a_k) : Ahead<T>::across(next_a, p.a_row);
     }
-    kTiles<T>[!p.pieces.empty()][rows - 1][panel.vecs - 1](t);
+    kTiles<T>[std::min<size_t>(t.pieces.empty() ? 0 : t.pieces.size() - 1, 2)][rows - 1]
+             [panel.vecs - 1](t);
   }
 }
 

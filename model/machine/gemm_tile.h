@@ -85,6 +85,17 @@ template <class T, int R, int NV> struct Walk {
       UNROLL for (int i = 0; i < kPointers; i++) a[i] += a_k;
     }
   }
+  __attribute__((always_inline)) void store(T (&part)[R][NV * V::N]) const {
+    UNROLL for (int i = 0; i < R; i++) {
+      UNROLL for (int v = 0; v < NV; v++) V::store(part[i] + v * V::N, acc[i][v]);
+    }
+  }
+  void prefetch_exact() const {
+    UNROLL for (int i = 0; i < R; i++) {
+      UNROLL for (int j = 0; j < NV * V::N; j += 64 / int(sizeof(double)))
+          __builtin_prefetch(t.exact + i * t.ldc + j, 1);
+    }
+  }
 };
 
 template <class T, int R, int NV> void tile(const Tile<T>& t) {
@@ -103,15 +114,40 @@ template <class T, int R, int NV> void tile(const Tile<T>& t) {
   }
 }
 
-// The first Vec<double>::N of p, in fp64.
-template <class T> typename Vec<double>::V widened(const T* p) {
-  typedef T Part __attribute__((vector_size(Vec<double>::N * sizeof(T))));
-  Part x;
-  memcpy(&x, p, sizeof x);
-  return __builtin_convertvector(x, typename Vec<double>::V);
+// C += what(i, j), in fp64, D::N elements each.
+template <class T, int R, int kWidth, class What>
+inline __attribute__((always_inline)) void add_to_exact(const Tile<T>& t, const What& what) {
+  using D = Vec<double>;
+  for (int i = 0; i < R; i++) {
+    double* c = t.exact + i * t.ldc;
+    if (t.cols == kWidth) {
+      UNROLL for (int j = 0; j < kWidth; j += D::N) D::store(c + j, D::load(c + j) + what(i, j));
+      continue;
+    }
+    for (int j = 0; j < t.cols; j += D::N) {
+      const auto mask = D::mask(std::min(t.cols - j, D::N));
+      D::store(c + j, D::load(c + j, mask) + what(i, j), mask);
+    }
+  }
 }
 
-// The exact sum (grid.h) of the pieces of a block of k: C += each piece's products, on the grid.
+// The exact sum (grid.h) of a block of k that is one piece: C += its products, on the grid.
+template <class T, int R, int NV> void exact_tile_of_one(const Tile<T>& t) {
+  using V = Vec<T>;
+  using D = Vec<double>;
+  const auto bias = D::fill(kGridBias), factor = D::fill(kGridFactor);
+  alignas(64) T part[R][NV * V::N];
+  Walk<T, R, NV> walk(t);
+  walk.prefetch_exact();
+  walk.sum(t.pieces[1] - t.pieces[0]);
+  walk.store(part);
+  add_to_exact<T, R, NV * V::N>(
+      t, [&](int i, int j) __attribute__((always_inline)) {
+        return D::madd(D::load_as(part[i] + j), factor, bias) - bias;
+      });
+}
+
+// Of more pieces: C += each one's products, on the grid.
 template <class T, int R, int NV> void exact_tile(const Tile<T>& t) {
   using V = Vec<T>;
   using D = Vec<double>;
@@ -119,38 +155,29 @@ template <class T, int R, int NV> void exact_tile(const Tile<T>& t) {
   const auto bias = D::fill(kGridBias), factor = D::fill(kGridFactor);
   alignas(64) double sum[R][kWidth];
   alignas(64) T part[R][kWidth];
+  for (int i = 0; i < R; i++) {
+    UNROLL for (int j = 0; j < kWidth; j += D::N) D::store(sum[i] + j, bias);
+  }
   Walk<T, R, NV> walk(t);
   for (size_t p = 1; p < t.pieces.size(); p++) {
-    const bool first = p == 1, last = p + 1 == t.pieces.size();
-    if (last) {
-      UNROLL for (int i = 0; i < R; i++) {
-        UNROLL for (int v = 0; v < kWidth / D::N; v++)
-            __builtin_prefetch(t.exact + i * t.ldc + v * D::N, 1);
-      }
-    }
+    if (p + 1 == t.pieces.size()) walk.prefetch_exact();
+    asm volatile("" ::: "memory");  // else g++ carries `sum` in registers, and spills all
     walk.sum(t.pieces[p] - t.pieces[p - 1]);
-    UNROLL for (int i = 0; i < R; i++) {
-      UNROLL for (int v = 0; v < NV; v++) V::store(part[i] + v * V::N, walk.acc[i][v]);
+    walk.store(part);
+    for (int i = 0; i < R; i++) {
+      UNROLL for (int j = 0; j < kWidth; j += D::N)
+          D::store(sum[i] + j, D::madd(D::load_as(part[i] + j), factor, D::load(sum[i] + j)));
     }
-    for (int i = 0; i < R; i++)
-      for (int j = 0; j < t.cols; j += D::N) {
-        const auto before = first ? bias : D::load(sum[i] + j);
-        const auto after = D::madd(widened(part[i] + j), factor, before);
-        if (!last) {
-          D::store(sum[i] + j, after);
-          continue;
-        }
-        double* c = t.exact + i * t.ldc + j;
-        const auto mask = D::mask(std::min(t.cols - j, D::N));
-        D::store(c, D::load(c, mask) + (after - bias), mask);
-      }
   }
+  add_to_exact<T, R, kWidth>(
+      t, [&](int i, int j) __attribute__((always_inline)) { return D::load(sum[i] + j) - bias; });
 }
 
-// kTiles<T>[exact][R - 1][NV - 1]
+// kTiles<T>[pieces: 0, 1, 2 or more][R - 1][NV - 1]
 template <class T, int... R> constexpr auto make_tiles(std::integer_sequence<int, R...>) {
   using Row = std::array<void (*)(const Tile<T>&), kTileVecs>;
-  return std::array<std::array<Row, kTileRows>, 2>{{{{{tile<T, R + 1, 1>, tile<T, R + 1, 2>}...}},
+  return std::array<std::array<Row, kTileRows>, 3>{{{{{tile<T, R + 1, 1>, tile<T, R + 1, 2>}...}},
+      {{{exact_tile_of_one<T, R + 1, 1>, exact_tile_of_one<T, R + 1, 2>}...}},
       {{{exact_tile<T, R + 1, 1>, exact_tile<T, R + 1, 2>}...}}}};
 }
 template <class T>

@@ -1,4 +1,4 @@
-// Vec<T>: the machine's vector of floats or doubles, the six verbs that the GEMM needs, and the
+// Vec<T>: the machine's vector of floats or doubles, the seven verbs that the GEMM needs, and the
 // shape of its register tile.
 //
 // The only file that knows instruction sets. With AVX-512, AVX2 and NEON madd is one fused
@@ -37,6 +37,7 @@ inline void store_masked(double* p, __m512d x, __mmask16 m) {
 }
 inline __m512 fused(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 inline __m512d fused(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
+inline __m512d load_wide(const float* p) { return _mm512_maskz_cvtps_pd(255, _mm256_loadu_ps(p)); }
 
 #elif defined(__AVX2__) && defined(__FMA__)
 inline constexpr const char* kInstructionSet = "AVX2";
@@ -53,6 +54,7 @@ inline void store_masked(float* p, __m256 x, __m256i m) { _mm256_maskstore_ps(p,
 inline void store_masked(double* p, __m256d x, __m256i m) { _mm256_maskstore_pd(p, m, x); }
 inline __m256 fused(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 inline __m256d fused(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
+inline __m256d load_wide(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 
 #else
 inline constexpr int kVecBytes = 16;
@@ -69,6 +71,10 @@ template <class T> auto load_masked(const T* p, int n) {
 }
 template <class T, class V> void store_masked(T* p, V x, int n) {
   for (int i = 0; i < n; i++) p[i] = x[i];
+}
+inline auto load_wide(const float* p) {
+  typedef double V __attribute__((vector_size(kVecBytes)));
+  return V{p[0], p[1]};
 }
 #if defined(__ARM_NEON) && defined(__aarch64__)
 inline constexpr const char* kInstructionSet = "NEON";
@@ -93,6 +99,13 @@ template <class T> struct Vec {
     return x;
   }
   static V load(const T* p, Mask m) { return load_masked(p, m); }
+  // N of another type, as T
+  template <class U> static V load_as(const U* p) {
+    if constexpr (sizeof(U) == sizeof(T))
+      return load(p);
+    else
+      return V(load_wide(p));
+  }
   static void store(T* p, V x) { memcpy(p, &x, sizeof x); }
   static void store(T* p, V x, Mask m) { store_masked(p, x, m); }
   static V fill(T x) { return x - V{}; }
