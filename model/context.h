@@ -2,6 +2,7 @@
 // of RMSNorm.
 // Read next: attention.h.
 #pragma once
+#include <algorithm>
 #include <span>
 #include <vector>
 
@@ -26,7 +27,7 @@ struct Context {
   int64_t segment_tokens = 128;  // of a sequence, whose gradients are summed as one (grid.h)
   Recorder* recorder = nullptr;  // of what happens when; null: nothing is recorded
 
-  Pieces pieces() const { return {sequences, seq_len, segment_tokens}; }
+  Pieces pieces() const { return {sequences, seq_len, std::min(segment_tokens, seq_len)}; }
   int64_t tokens() const { return seq_len * sequences; }  // of a microbatch
   Stream& stream() const { return device.compute(); }
   // [tokens, cols] or [rows, cols]

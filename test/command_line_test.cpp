@@ -127,6 +127,11 @@ TEST_F(CommandLine, SmallLanguagesAreCheckedItemByItem) {
           {"--microbatches: found 1048576 through 4096 ranks", "GiB", "up to 16777216"}},
       {"schedule --schedule 2f2b", {"--schedule", "2f2b", "dualpipe"}},
       {"compare --schedules 1f1b,2f2b", {"--schedule", "2f2b", "dualpipe"}},
+      // what a run leaves is nothing to compare
+      {"compare --rehearse profile.json", {"--rehearse", "duet compare --help"}},
+      {"compare --out run", {"--out", "duet compare --help"}},
+      {"compare --resume", {"--resume", "duet compare --help"}},
+      {"compare --dump-step 1", {"--dump-step", "duet compare --help"}},
       {"compare --layouts 'dp=2 depth=4'", {"--layouts", "'depth=4'", "eplb-interval"}},
       {"diff a", {"A, B: found only A", "allowed: two dumps or two checkpoints"}},
       {"diff a b", {"a: "}},

@@ -61,11 +61,27 @@ TEST_F(Compare, AnotherSumIsToldWithItsStepAndTensor) {
   const int64_t step = all[2].at("first_step_that_differs").integer(1, 3);
   const std::string tensor = all[2].at("first_tensor_that_differs").string();
   EXPECT_EQ(tensor.find("model.layers.1.mlp.experts."), 0u) << tensor;
+  // its weights are still the same, so all that it computes forward is
+  EXPECT_EQ(all[2].at("first_activation_that_differs").string(), "none");
   o.train.format = Format::text;
   std::ostringstream text;
   EXPECT_FALSE(compare_command(o, text));
   EXPECT_NE(text.str().find(cat("differ from step ", step, ": ", tensor)), std::string::npos)
       << text.str();
+}
+
+// An order that matters is no fault of the layout, and the table says so.
+TEST_F(Compare, SumsBeyondTheirLimitAreTold) {
+  CompareOptions o = layouts("dp=2", 1);
+  EXPECT_TRUE(rows(o).second[1].at("near_the_limit_of_exact_sums").is_null());
+  o.train.balance_loss = 1000;
+  o.train.seq_len = 32;
+  const std::string said = rows(o).second[1].at("near_the_limit_of_exact_sums").string();
+  EXPECT_EQ(said.find("step 1: a sum of gradients came to "), 0u) << said;
+  o.train.format = Format::text;
+  std::ostringstream text;
+  compare_command(o, text);
+  EXPECT_NE(text.str().find("dp=2: step 1: a sum of gradients"), std::string::npos) << text.str();
 }
 
 TEST_F(Compare, WrongLayoutsAreRefused) {

@@ -33,7 +33,8 @@ std::string bytes_of(const Written& t) {
   if (t.dtype == "F64") return as<double>(t.values);
   if (t.dtype == "I64") return as<int64_t>(t.values);
   if (t.dtype == "I32") return as<int32_t>(t.values);
-  return t.dtype == "F32" ? as<float>(t.values) : as<bf16>(t.values);
+  if (t.dtype == "F32") return as<float>(t.values);
+  return t.dtype == "BF16" ? as<bf16>(t.values) : as<uint8_t>(t.values);  // of F8 their bits
 }
 
 class Diff : public RunTest {
@@ -197,6 +198,22 @@ TEST_F(Diff, WholeNumbersBeyondADoublesMantissaAreToldApart) {
       cat("the first beyond 0: t [0], element 0: A ", big, ", B ", big - 1));
 }
 
+// The published weights of DeepSeek-V3 are E4M3.
+TEST_F(Diff, FloatsOfEightBits) {
+  const std::vector<double> bits = {0, 1, 8, 0x38, 0x7e, 0x7f, 0x80 + 0x38};
+  const std::vector<double> e4m3 = {0, std::ldexp(1, -9), std::ldexp(1, -6), 1, 448, kNan, -1},
+                            e5m2 = {
+                                0, std::ldexp(1, -16), std::ldexp(1, -13), 0.5, kNan, kNan, -0.5};
+  const Tensors eight = {{"a", {"F8_E4M3", {7}, bits}}, {"b", {"F8_E5M2", {7}, bits}}};
+  const Tensors wide = {{"a", {"F32", {7}, e4m3}}, {"b", {"F32", {7}, e5m2}}};
+  EXPECT_TRUE(diff(save("a", eight), save("b", wide)).first) << diff(path("a"), path("b")).second;
+  Tensors other = eight;
+  other.at("a").values[4] = 0x7d;
+  const Json j = of_tensor(json(path("a"), save("c", other)), "a");
+  EXPECT_EQ(j.at("largest_absolute").number(), 32);
+  EXPECT_FALSE(diff(path("a"), path("c")).first);
+}
+
 TEST_F(Diff, ModelsInSeveralFilesAndTheirIndex) {
   save("whole/model.safetensors", two_);
   auto half = two_.begin();
@@ -209,6 +226,9 @@ TEST_F(Diff, ModelsInSeveralFilesAndTheirIndex) {
   EXPECT_TRUE(diff(index, path("whole/model.safetensors")).first);
   save("parts/2.safetensors", two_);
   expect_refused([&] { diff(index, path("whole")); }, {"in two files"});
+  save("parts/2.safetensors", {{"other", {"F32", {1}, {1}}}});
+  expect_refused(
+      [&] { diff(index, path("whole")); }, {index, std::next(half)->first, "2.safetensors"});
 }
 
 TEST_F(Diff, WrongInputIsRefused) {
@@ -264,6 +284,8 @@ TEST_F(Diff, RunsUnderTwoLayouts) {
   const auto dump = [&](const char* run) { return path(cat(run, "/dump-step-2.safetensors")); };
   const auto [agree, text] = diff(dump("one"), dump("other"));
   EXPECT_TRUE(agree) << text;
+  EXPECT_EQ(first_difference(dump("one"), dump("other")), "");
+  EXPECT_EQ(first_difference(dump("one"), dump("seed")).find("input_ids ["), 0u);
   const SafetensorsReader reader(dump("other"));
   const ModelConfig config = checkpoint_config(newest_checkpoint(path("one")));
   for (int64_t layer = 0; layer < 4; ++layer) {

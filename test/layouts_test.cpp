@@ -118,6 +118,10 @@ TEST_F(Layouts, OtherSegmentsAndSplitsAreOtherNumbers) {
   run(batch("one", 3));
   run(batch("other", 3, 7));
   EXPECT_NE(numbers("other"), numbers("one"));
+  // a segment is at most the sequence
+  run(batch("sequence", 3, 16));
+  run(batch("longer", 3, INT32_MAX));
+  EXPECT_EQ(numbers("longer"), numbers("sequence"));
   TrainOptions o = batch("token", 3);
   spread(o, "1f1b", 2, 2, 1, 2);
   o.redundant_experts = 2;

@@ -119,6 +119,7 @@ TEST_F(MpiRun, ARankThatWasToldSomethingElseIsNamed) {
   refused(command_line(o) + " --eplb-policy balanced",
       {"--eplb-policy: rank 0 has '\"deepseek\"', rank 3 has '\"balanced\"'"});
   refused(command_line(o) + " --seed 5", {"--seed: rank 0 has '0', rank 3 has '5'"});
+  refused(command_line(o) + " --segment-tokens 7", {"--segment-tokens: rank 0 has", "'7'"});
   refused(command_line(o) + " --lr 0.5", {"--lr: rank 0 has '0.002', rank 3 has '0.5'"});
   TrainOptions other = o;
   other.data = write("other.txt", contents(o.data) + "x");

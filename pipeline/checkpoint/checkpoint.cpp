@@ -77,13 +77,17 @@ TensorFiles open_tensors(const std::string& path) {
     return open_tensors(!fs::exists(file) && fs::exists(index) ? index : file);
   }
   if (!path.ends_with(".json")) return {SafetensorsReader(path)};
-  std::set<std::string> names;
+  std::map<std::string, std::set<std::string>> tensors;  // of each file
   for (const auto& [tensor, file] : Json::load(path).at("weight_map").members())
-    names.insert(file.string());
-  require(!names.empty(), path, ": weight_map: found no tensor, allowed: at least one");
+    tensors[file.string()].insert(tensor);
+  require(!tensors.empty(), path, ": weight_map: found no tensor, allowed: at least one");
   TensorFiles files;
-  for (const std::string& name : names)
+  for (const auto& [name, names] : tensors) {
     files.emplace_back((fs::path(path).parent_path() / name).string());
+    for (const std::string& tensor : names)
+      require(files.back().find(tensor), path, ": weight_map: found ", shortened(tensor), " in ",
+          name, ", which has no such tensor");
+  }
   return files;
 }
 

@@ -152,6 +152,12 @@ TensorDiff compare(const std::string& name, const Side& a, const Side& b, double
   d.same_shape = !d.a.empty() && !d.b.empty() && x->second.entry->shape == y->second.entry->shape;
   if (!d.same_shape) return d;
   if (same_bytes(x->second, y->second)) return d;
+  if (!x->second.entry->readable() || !y->second.entry->readable()) {
+    d.absolute = d.relative = INFINITY;
+    d.first = 0, d.index = "[]";
+    d.a_value = d.b_value = "a dtype that is not read, only compared byte by byte";
+    return d;
+  }
 
   long double largest = 0, magnitude = 0;
   for_each_element(x->second, y->second, [&](int64_t, long double u, long double v) {
@@ -260,14 +266,28 @@ void add_diff_command(CLI::App& duet, int& exit_status, MakeDumps make_dumps) {
   });
 }
 
+static std::set<ForwardPlace> places_of(const Side& a, const Side& b) {
+  std::set<ForwardPlace> places;
+  for (const Side* side : {&a, &b})
+    for (const auto& [name, tensor] : side->tensors) places.insert(forward_place(name));
+  return places;
+}
+
+std::string first_difference(const std::string& path_a, const std::string& path_b) {
+  const Side a = open_side(path_a, false), b = open_side(path_b, false);
+  for (const ForwardPlace& place : places_of(a, b)) {
+    const TensorDiff d = compare(std::get<std::string>(place), a, b, 0);
+    if (!d.agrees()) return cat(d.name, " ", d.index);
+  }
+  return "";
+}
+
 bool diff_command(const DiffOptions& o, std::ostream& out) {
   require(!o.a.empty() && !o.b.empty(), "A, B: found ", o.a.empty() ? "none" : "only A",
       ", allowed: two dumps or two checkpoints");
   const bool moments = fs::exists(moments_of(o.a)) && fs::exists(moments_of(o.b));
   const Side a = open_side(o.a, moments), b = open_side(o.b, moments);
-  std::set<ForwardPlace> places;  // of all tensors
-  for (const Side* side : {&a, &b})
-    for (const auto& [name, tensor] : side->tensors) places.insert(forward_place(name));
+  const std::set<ForwardPlace> places = places_of(a, b);
   require(places.size() < a.tensors.size() + b.tensors.size(),
       "A, B: found no tensor in common in ", shortened(o.a), " and ", shortened(o.b),
       ", allowed: two dumps or two checkpoints");

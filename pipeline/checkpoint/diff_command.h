@@ -46,6 +46,10 @@ struct DiffOptions {
 // where a file is not to be read, or the two have no tensor in common.
 bool diff_command(const DiffOptions& options, std::ostream& out);
 
+// The first tensor that differs, and its first element that does: "layer.1.output [0, 5, 3]"; empty
+// if none differs.
+std::string first_difference(const std::string& a, const std::string& b);
+
 // A tensor's place in the forward pass, by its Hugging Face name or its name in a dump: values and
 // weights, then gradients, then moments; in each of them the embedding, the layers, the head; what
 // is not known last. Compares with <.

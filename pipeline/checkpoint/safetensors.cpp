@@ -20,20 +20,26 @@ constexpr int64_t kMaxHeader = 100'000'000;  // the format's own limit
 
 // Bytes of an element; 0 for a dtype that duet does not read.
 int64_t element_size(const std::string& dtype) {
-  if (dtype == "F64" || dtype == "I64") return 8;
-  if (dtype == "F32" || dtype == "I32") return 4;
-  return dtype == "BF16" || dtype == "F16" ? 2 : 0;
+  static const std::map<std::string, int64_t> sizes = {{"F64", 8}, {"I64", 8}, {"U64", 8},
+      {"F32", 4}, {"I32", 4}, {"U32", 4}, {"BF16", 2}, {"F16", 2}, {"I16", 2}, {"U16", 2},
+      {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"I8", 1}, {"U8", 1}, {"BOOL", 1}};
+  const auto found = sizes.find(dtype);
+  return found == sizes.end() ? 0 : found->second;
 }
 
-// IEEE half precision, as it lies in a file.
-struct Half {
-  uint16_t bits;
+// A small float, as it lies in a file: IEEE's half precision, and the two of 8 bits ("FP8 Formats
+// for Deep Learning", 2022), of which E4M3 has no infinity and one NaN.
+template <class Bits, int kExponent, int kFraction> struct Small {
+  Bits bits;
   operator float() const {
-    const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-    const float size = exponent == 31 ? (fraction ? NAN : INFINITY)
-        : exponent == 0               ? std::ldexp(float(fraction), -24)
-                                      : std::ldexp(float(1024 + fraction), exponent - 25);
-    return bits >> 15 ? -size : size;
+    constexpr int kLast = (1 << kExponent) - 1, kOne = 1 << kFraction,
+                  kShift = kLast / 2 + kFraction;
+    const int exponent = bits >> kFraction & kLast, fraction = bits & (kOne - 1);
+    const bool finite = kExponent == 4 ? fraction < kOne - 1 : false;
+    const float size = exponent == kLast && !finite
+        ? (fraction ? NAN : INFINITY)
+        : std::ldexp(float(fraction + (exponent ? kOne : 0)), std::max(exponent, 1) - kShift);
+    return bits >> (8 * sizeof(Bits) - 1) ? -size : size;
   }
 };
 
@@ -50,6 +56,8 @@ int64_t TensorSpec::elements() const {
   for (int64_t d : shape) n *= d;
   return n;
 }
+
+bool TensorSpec::readable() const { return element_size(dtype) > 0; }
 
 int64_t TensorSpec::bytes() const { return elements() * element_size(dtype); }
 
@@ -169,6 +177,20 @@ const SafetensorsReader::Entry& SafetensorsReader::at(
   return *t;
 }
 
+// What `duet diff` reads besides. Returns whether there is such a dtype.
+template <class Convert>
+static bool convert_others(const std::string& dtype, const Convert& convert) {
+  const auto is = [&](const char* name, auto value) {
+    if (dtype != name) return false;
+    convert(value);
+    return true;
+  };
+  return is("F8_E4M3", Small<uint8_t, 4, 3>()) || is("F8_E5M2", Small<uint8_t, 5, 2>()) ||
+      is("BOOL", uint8_t()) || is("U8", uint8_t()) || is("I8", int8_t()) || is("U16", uint16_t()) ||
+      is("I16", int16_t()) || is("U32", uint32_t()) || is("I32", int32_t()) ||
+      is("U64", uint64_t()) || is("I64", int64_t());
+}
+
 template <class T>
 std::vector<T> SafetensorsReader::values(const Entry& t, int64_t begin, int64_t count) const {
   constexpr int64_t kPiece = 1 << 16;
@@ -189,16 +211,13 @@ std::vector<T> SafetensorsReader::values(const Entry& t, int64_t begin, int64_t 
   else if (t.dtype == "BF16")
     convert(bf16());
   else if (t.dtype == "F16")
-    convert(Half());
+    convert(Small<uint16_t, 5, 10>());
   else if (t.dtype == "F64")
     convert(double());
-  else if (whole && t.dtype == "I32")
-    convert(int32_t());
-  else if (whole && t.dtype == "I64")
-    convert(int64_t());
   else
-    throw UsageError(cat(
-        path_, ": ", t.name, ": expected dtype F32, BF16, F16 or F64, found ", shortened(t.dtype)));
+    require(whole && convert_others(t.dtype, convert), path_, ": ", t.name,
+        ": expected dtype F32, BF16, F16 or F64", whole ? ", F8_E4M3, F8_E5M2 or an integer" : "",
+        ", found ", shortened(t.dtype));
   return out;
 }
 template std::vector<float> SafetensorsReader::values(const Entry&, int64_t, int64_t) const;

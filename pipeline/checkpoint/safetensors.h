@@ -28,6 +28,7 @@ struct TensorSpec {
   std::vector<int64_t> shape;  // empty: a scalar
   int64_t elements() const;
   int64_t bytes() const;
+  bool readable() const;     // of a dtype that duet reads, if only to compare
   std::string text() const;  // "F32 [2, 3]"
 };
 

@@ -1,7 +1,10 @@
 // See compare_command.h.
 #include "pipeline/train/compare_command.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <filesystem>
 #include <iostream>
 #include <ostream>
 #include <set>
@@ -10,6 +13,7 @@
 #include "model/base/hash.h"
 #include "pipeline/checkpoint/diff_command.h"
 #include "pipeline/schedule/simulator.h"
+#include "pipeline/train/same_run.h"
 #include "pipeline/train/trainer.h"
 
 namespace duet {
@@ -29,6 +33,7 @@ struct Outcome {
   std::vector<TensorHashes> tensors;  // [steps + 1]: each step's gradient, then the final state
   double measured = 0;
   int64_t activation_bytes = 0;  // of the rank with the most
+  std::string near;              // the first step that came near the limit of exact sums, if any
 };
 
 // A schedule or a layout.
@@ -40,6 +45,8 @@ struct Row {
   // only the final state does; and its first tensor, in the order of the forward pass.
   int64_t step = 0;
   std::string tensor = {};
+  // and the first activation of that step, found by a second run: "layer.1.output [0, 5, 3]"
+  std::string activation = {};
 };
 
 void find_difference(Row& row, const Outcome& reference) {
@@ -56,16 +63,20 @@ void find_difference(Row& row, const Outcome& reference) {
   }
 }
 
-// One rank's part in running a job; what rank 0 returns counts.
-Outcome train(const Job& job, Comm& world) {
+// One rank's part in running a job, up to step `last`, of which `dump` is kept unless it is empty;
+// what rank 0 returns counts.
+Outcome train(const Job& job, Comm& world, int64_t last, const std::string& dump = "") {
+  if (job.run.transport != Wire::local) require_same_job(world, job);
   Outcome o;
   const std::unique_ptr<Device> device = make_device(job, world);
   Trainer trainer(job, world, *device);
   if (!job.options.init.empty()) load_checkpoint(trainer, job.options.init, Restore::weights);
   StepHooks hooks;
   hooks.on_gradients = [&] { o.tensors.push_back(tensor_hashes(trainer, Hashed::gradient)); };
-  for (int64_t step = 1; step <= job.options.steps; ++step) {
+  for (int64_t step = 1; step <= last; ++step) {
+    if (step == last) hooks.dump = dump;
     const StepResult r = train_step(trainer, step, hooks);
+    if (o.near.empty()) o.near = near_the_limit(step, r.largest_gradient);
     o.loss.push_back(r.loss);
     o.norm.push_back(r.grad_norm);
     o.measured += r.idle / double(job.options.steps);
@@ -76,6 +87,28 @@ Outcome train(const Job& job, Comm& world) {
   for (int64_t bytes : world.gather_values(device->memory(Use::activations).peak))
     o.activation_bytes = std::max(o.activation_bytes, bytes);
   return o;
+}
+
+// Runs two jobs again up to the step at which the second one's bits differ, and looks for the first
+// activation that does.
+std::string first_activation(const Row& reference, const Row& row) {
+  const Job& job = row.job;
+  const double floats = double(job.global_sequences()) * double(job.options.seq_len) *
+      double(job.config.vocab_size + job.config.n_layers * job.config.d_model);
+  if (floats > 1 << 28) return "not looked for: a dump would be over 1 GiB";
+  const auto folder = std::filesystem::temp_directory_path() / cat("duet-compare-", getpid());
+  std::filesystem::create_directories(folder);
+  const std::shared_ptr<void> removed(nullptr, [&](void*) {
+    std::error_code ignored;
+    std::filesystem::remove_all(folder, ignored);
+  });
+  std::vector<std::string> dumps;
+  for (const Row* run : {&reference, &row}) {
+    dumps.push_back((folder / cat(dumps.size(), ".safetensors")).string());
+    run_ranks(run->job.run, [&](Comm& world) { train(run->job, world, row.step, dumps.back()); });
+  }
+  const std::string first = first_difference(dumps[0], dumps[1]);
+  return first.starts_with("grad.") || first.empty() ? "none" : first;
 }
 
 // --- what is compared ----------------------------------------------------------------------------
@@ -120,10 +153,6 @@ TrainOptions apply_layout(const std::string& layout, TrainOptions o, int64_t seq
 std::vector<Row> rows_of(const CompareOptions& options) {
   TrainOptions o = options.train;
   require(o.steps >= 1, "--steps: found ", o.steps, ", allowed: at least 1");
-  o.out.clear();
-  o.dump_step = 0;
-  o.trace.clear();
-  o.trace_steps.reset();
   o.resolve();
   const int64_t sequences = data_parallel_ranks(o) * o.microbatches * o.micro_batch_size;
   std::vector<std::string> schedules = options.schedules, layouts = options.layouts;
@@ -182,12 +211,18 @@ void print_text(const std::vector<Row>& rows, std::ostream& out) {
   };
   line("", "final loss", "bits", "bubble  measured  activations      MiB  copies");
   for (size_t i = 0; i < rows.size(); ++i) {
-    const auto& [name, job, o, step, tensor] = rows[i];
+    const auto& [name, job, o, step, tensor, activation] = rows[i];
     const std::string measured =
         why_not_timed(job).empty() ? format("%.1f%%", 100 * o.measured) : "-";
     line(name, format("%.8f", o.loss.back()), bits[i],
         format("%5.1f%% %9s %12.1f %8.1f %7d", 100 * bubble(job), measured.c_str(),
             activations(job), double(o.activation_bytes) / (1 << 20), job.compute.weight_copies()));
+  }
+  for (const Row& row : rows) {
+    if (!row.activation.empty())
+      out << row.name << ": activations of step " << row.step << " that differ: " << row.activation
+          << "\n";
+    if (!row.outcome.near.empty()) out << row.name << ": " << row.outcome.near << "\n";
   }
   if (const std::string why = reason(rows); !why.empty())
     out << "measured: - because " << why << "\n";
@@ -195,12 +230,15 @@ void print_text(const std::vector<Row>& rows, std::ostream& out) {
 
 void print_json(const std::vector<Row>& rows, std::ostream& out) {
   Json list = Json::array();
-  for (const auto& [name, job, o, step, tensor] : rows)
+  for (const auto& [name, job, o, step, tensor, activation] : rows)
     list.push(Json::object({{"schedule", name}, {"final_loss", o.loss.back()},
         {"final_loss_hex", format("%a", o.loss.back())},
         {"fingerprint", hash_text(fingerprint(o.tensors.back()))}, {"identical", step == 0},
         {"first_step_that_differs", step ? Json(step) : Json()},
-        {"first_tensor_that_differs", step ? Json(tensor) : Json()}, {"ideal_bubble", bubble(job)},
+        {"first_tensor_that_differs", step ? Json(tensor) : Json()},
+        {"first_activation_that_differs", activation.empty() ? Json() : Json(activation)},
+        {"near_the_limit_of_exact_sums", o.near.empty() ? Json() : Json(o.near)},
+        {"ideal_bubble", bubble(job)},
         {"measured_bubble", why_not_timed(job).empty() ? Json(o.measured) : Json()},
         {"peak_activations", activations(job)}, {"peak_activation_bytes", o.activation_bytes},
         {"parameter_copies", job.compute.weight_copies()}}));
@@ -213,7 +251,7 @@ void add_compare_command(CLI::App& duet, int& exit_status) {
   Command cli(duet, "compare",
       "train under each schedule and layout and compare every bit; exit status 1 if one differs");
   const auto o = std::make_shared<CompareOptions>();
-  add_train_options(cli, o->train);
+  add_compare_options(cli, o->train);
   cli.parsed(
       "--schedules", o->schedules, [](const std::string& text) { return split(text); },
       "names or CSV files, with commas between; default: all published, and some layouts");
@@ -237,14 +275,18 @@ bool compare_command(const CompareOptions& options, std::ostream& out) {
         [&](const Row& row) { return row.job.run.ranks != first->job.run.ranks; });
     run_ranks(first->job.run, [&](Comm& world) {
       for (Row& row : std::span(first, end)) {
-        Outcome outcome = train(row.job, world);
+        Outcome outcome = train(row.job, world, row.job.options.steps);
         if (world.rank() == 0) row.outcome = std::move(outcome);
       }
     });
   }
   const Outcome& reference = rows[0].outcome;
   if (reference.loss.empty()) return true;  // of another MPI process than rank 0, which decides
-  for (Row& row : rows) find_difference(row, reference);
+  for (Row& row : rows) {
+    find_difference(row, reference);
+    if (row.step && row.step <= row.job.options.steps && find_launch().ranks == 1)
+      row.activation = first_activation(rows[0], row);
+  }
   (options.train.format == Format::json ? print_json : print_text)(rows, out);
   return std::all_of(rows.begin(), rows.end(), [](const Row& row) { return row.step == 0; });
 }

@@ -5,7 +5,9 @@
 //
 // bits          identical to the first row's in loss, gradient norm, every gradient and, at the
 //               end, every weight and moment; or the first step at which they differ, and of its
-//               gradients, or the final state, the first that does in the order of the forward pass
+//               gradients, or the final state, the first that does in the order of the forward
+//               pass. On threads both are then run again, to say which of that step's activations
+//               is the first that differs, where: layer.N.output [sequence, token, column]
 // bubble        of the checker's list with F = I = W = 1 and nothing gained by overlap, mean over
 //               ranks
 // measured      time that ranks stood still for messages; `-` where ranks share cores or a GPU,
@@ -32,7 +34,6 @@ struct CompareOptions {
   std::vector<std::string> schedules;  // names or CSV files
   std::vector<std::string> layouts;    // "dp=2 ep=2 schedule=dualpipe": options over `train`
   int64_t layouts_pp = 1;              // of those that do not state it
-  // schedule, out and the like are not used
   TrainOptions train{.preset = "tiny", .steps = 5, .pp = 4};
 };
 

@@ -55,7 +55,7 @@ void add_model_and_rate(Command& cli, TrainOptions& o) {
   cli.number("--seed", o.seed, 0, INT64_MAX, "of initial values, batches and sampling");
 }
 
-void add_machine_and_output(Command& cli, TrainOptions& o) {
+void add_machine(Command& cli, TrainOptions& o) {
   cli.flag("--force-balanced-routing", o.force_balanced_routing,
       "experts in turn instead of the router's choice: for measuring time, not for learning");
   cli.flag("--replicas-may-leave-node", o.replicas_may_leave_node,
@@ -73,6 +73,11 @@ void add_machine_and_output(Command& cli, TrainOptions& o) {
   cli.choice("--dtype", o.dtype, {Dtype::f32, Dtype::bf16}, dtype_name,
       "bf16: on cuda, with fp32 master weights and moments; default: bf16 where all GPUs have it, "
       "else fp32");
+  cli.choice("--format", o.format, {Format::text, Format::json}, format_name,
+      "json: one document at the end instead of lines");
+}
+
+void add_output(Command& cli, TrainOptions& o) {
   cli.text("--rehearse", o.rehearse,
       "compute nothing: actions take the times in this cost profile, which duet plan "
       "--write-profile and analyze --profile write; 3 steps unless --steps says more or less");
@@ -88,8 +93,6 @@ void add_machine_and_output(Command& cli, TrainOptions& o) {
   cli.number("--val-every", o.val_every, 0, kSteps, "steps between them; 0: only at the end");
   cli.number("--val-sequences", o.val_sequences, 1, kSteps, "sequences of a validation");
   cli.number("--log-every", o.log_every, 1, kSteps, "steps between lines; metrics.jsonl has all");
-  cli.choice("--format", o.format, {Format::text, Format::json}, format_name,
-      "json: one document at the end instead of lines");
   cli.number("--sample", o.sample, 0, kSteps, "tokens of text generated at the end; 0: none");
   cli.text("--trace", o.trace, "file for what ranks and streams did, JSON for ui.perfetto.dev");
   cli.parsed("--trace-steps", o.trace_steps, parse_trace_steps,
@@ -127,10 +130,15 @@ void add_layout_options(Command& cli, TrainOptions& o) {
   cli.number("--threads", o.threads, 0, kRanks, "cores a rank uses; 0: its part of the node's");
 }
 
-void add_train_options(Command& cli, TrainOptions& o) {
+void add_compare_options(Command& cli, TrainOptions& o) {
   add_model_and_rate(cli, o);
   add_layout_options(cli, o);
-  add_machine_and_output(cli, o);
+  add_machine(cli, o);
+}
+
+void add_train_options(Command& cli, TrainOptions& o) {
+  add_compare_options(cli, o);
+  add_output(cli, o);
 }
 
 // --- what must be true of several together -------------------------------------------------------

@@ -103,6 +103,8 @@ struct TrainOptions {
 };
 
 void add_train_options(Command& cli, TrainOptions& options);
+// But for what a run leaves and says.
+void add_compare_options(Command& cli, TrainOptions& options);
 // Those among them that say how a step is spread over ranks and cores, and that change no bit.
 void add_layout_options(Command& cli, TrainOptions& options);
 

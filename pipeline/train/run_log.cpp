@@ -69,10 +69,10 @@ RunLog::~RunLog() { clear_progress(); }
 static Json metrics_of(
     const ModelConfig& config, const StepResult& r, std::optional<double> val_loss) {
   Json j = Json::object({{"step", r.step}, {"loss", r.loss}, {"loss_hex", format("%a", r.loss)},
-      {"grad_norm", r.grad_norm}, {"grad_norm_hex", format("%a", r.grad_norm)}, {"lr", r.lr},
-      {"step_ms", r.seconds * 1e3}, {"tokens_per_s", double(r.tokens) / r.seconds},
-      {"balance_loss", r.balance_loss}, {"bytes_intra", r.traffic.intra},
-      {"bytes_inter", r.traffic.inter}});
+      {"grad_norm", r.grad_norm}, {"grad_norm_hex", format("%a", r.grad_norm)},
+      {"largest_gradient_sum", r.largest_gradient}, {"lr", r.lr}, {"step_ms", r.seconds * 1e3},
+      {"tokens_per_s", double(r.tokens) / r.seconds}, {"balance_loss", r.balance_loss},
+      {"bytes_intra", r.traffic.intra}, {"bytes_inter", r.traffic.inter}});
   if (val_loss) j.set("val_loss", *val_loss);
   if (r.overlap) j.set("overlap", *r.overlap);
   Json layers = Json::array();
@@ -102,11 +102,8 @@ void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
     DUET_CHECK(metrics_.good(), options_.out,
         "/metrics.jsonl: expected to write a line, found the disk full or the file gone");
   }
-  if (r.largest_gradient >= kGridLimit / 16)
-    say(
-        format("step %lld: a sum of gradients came to %.3g, of at most %.0f up to which its order "
-               "cannot matter (model/machine/grid.h)",
-            (long long)r.step, r.largest_gradient, kGridLimit));
+  if (const std::string near = near_the_limit(r.step, r.largest_gradient); !near.empty())
+    warn(near);
   if (r.step % options_.log_every == 0 || r.step == first_step_ || r.step == options_.steps ||
       val_loss) {
     const int width = int(std::to_string(options_.steps).size()) + 1;

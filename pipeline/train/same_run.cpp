@@ -63,6 +63,7 @@ void require_same_job(Comm& world, const Job& job) {
           {"--preset, --model",
               cat(model, " of hash ", hash_text(checksum(job.config.to_json(1, "").dump())))},
           {"--seed", int64_t(o.seed)}, {"--seq-len", o.seq_len},
+          {"--segment-tokens", std::min(o.segment_tokens, o.seq_len)},
           {"--micro-batch-size", o.micro_batch_size}, {"--microbatches", o.microbatches},
           {"--steps", o.steps}, {"--pp", o.pp}, {"--dp", job.layout.dp}, {"--ep", o.ep},
           {"--redundant-experts", shape.replicas - shape.experts},

@@ -94,6 +94,10 @@ struct StepResult {  // the same on every rank, but for seconds
   double balancedness = 1;  // of all layers together
 };
 
+// Whether a sum of gradients came so near to its limit, within a factor of 16, that soon its order
+// could matter (model/machine/grid.h); what to say of it, else empty.
+std::string near_the_limit(int64_t step, double largest_gradient);
+
 struct StepHooks {
   // file that takes the step's batch, logits, loss and gradients; empty: none
   std::string dump;
