@@ -1,4 +1,4 @@
-// See json.h. The only file that includes nlohmann/json.hpp.
+// See json.h.
 #include "model/base/json.h"
 
 #include <nlohmann/json.hpp>

@@ -17,8 +17,9 @@
 //   out << Json::object({{"schedule", name}, {"pp", pp}, {"ranks", Json(rows)}}).dump();
 //
 // Copies are cheap and independent: they share the value until one of them is changed. A part keeps
-// the whole alive, so parts of temporaries are safe. Only json.cpp includes nlohmann/json.hpp,
-// which costs a file three seconds to compile.
+// the whole alive, so parts of temporaries are safe. Only json.cpp and what reads or writes
+// events one by one (insight/trace) include nlohmann/json.hpp, which costs a file three seconds to
+// compile.
 // Read next: hash.h.
 #pragma once
 #include <cfloat>

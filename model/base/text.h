@@ -15,6 +15,10 @@
 #include <utility>
 #include <vector>
 
+namespace CLI {
+class App;  // that commands are added to
+}
+
 namespace duet {
 
 // What a command writes on stdout.

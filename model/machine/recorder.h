@@ -20,9 +20,9 @@
 namespace duet {
 
 struct Mark {
-  const char* name = "";  // "attention F", "dispatch F", "2F3", ...; lives as long as the program
+  const char* name = "";  // "attention F", "dispatch F", "F", ...; lives as long as the program
   // "compute" or "comm": which stream of the rank; "actions" for what a schedule's list says;
-  // "wait"; of a kernel, its kind
+  // "step"; "wait"; of a kernel, its kind
   const char* lane = "";
   int stage = -1, microbatch = -1;
   int64_t layer = -1;

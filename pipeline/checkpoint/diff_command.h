@@ -24,10 +24,6 @@
 
 #include "model/base/text.h"
 
-namespace CLI {
-class App;
-}
-
 namespace duet {
 
 // Without A and B it compares two dumps that this makes in `folder`, telling on `out` how. Returns

@@ -2,13 +2,13 @@
 // tensors' raw bytes without gaps.
 //
 // The header maps each name to {"dtype", "shape", "data_offsets": [begin, end]} and "__metadata__"
-// to strings. Dtypes here: F64, I64, F32, I32, BF16, F16; tensors of others may be in a file and
-// are refused where they are read. The writer puts larger dtypes first and sorts
-// by name within one, so that every tensor lies at a multiple of its element size; it needs the
-// shapes in advance and then takes tensor after tensor, so no copy of the model is made. The reader
-// keeps the file open, reads what is asked for and trusts nothing: whatever does not fit is a
-// UsageError naming the file and the tensor. Little-endian machines only.
-// Read next: checkpoint.h.
+// to strings. Dtypes here: F64, F32, BF16, F16; only to be compared also integers and F8; tensors
+// of others may be in a file and are refused where they are read. The writer puts larger dtypes
+// first and sorts by name within one, so that every tensor lies at a multiple of its element size;
+// it needs the shapes in advance and then takes tensor after tensor, so no copy of the model is
+// made. The reader keeps the file open, reads what is asked for and trusts nothing: whatever does
+// not fit is a UsageError naming the file and the tensor. Little-endian machines only. Read next:
+// checkpoint.h.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -64,7 +64,7 @@ class SafetensorsReader {
     return file_->read(tensor.begin + begin, count);
   }
   // Its elements begin .. begin+count-1, of an F32, BF16, F16 or F64 tensor as T float or long
-  // double, which holds those of I32 and I64 as well.
+  // double, which holds those of integers and F8 as well.
   template <class T> std::vector<T> values(const Entry& tensor, int64_t begin, int64_t count) const;
   std::vector<float> floats(const Entry& t) const { return values<float>(t, 0, t.elements()); }
   std::vector<float> finite(const Entry& tensor) const;  // where NaN and infinity are refused

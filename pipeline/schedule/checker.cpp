@@ -1,5 +1,5 @@
-// See checker.h. The three rules, in their order (each relies on the ones before), and the two
-// counts.
+// See checker.h. The three rules, in their order (each relies on the ones before), and the
+// count of activations.
 #include "pipeline/schedule/checker.h"
 
 #include <array>

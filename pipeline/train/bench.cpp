@@ -14,7 +14,7 @@ namespace duet {
 
 void add_bench_command(CLI::App& duet, int&) {
   Command cli(duet, "bench", "tokens/s and GFLOP/s of training steps on this machine");
-  const auto o = std::make_shared<BenchOptions>();
+  const auto o = std::make_shared<TrainOptions>(kBenchOptions);
   cli.text("--preset", o->preset, "model to time, by the names of duet train");
   cli.parsed("--model", o->model, parse_sizes, "sizes instead of the preset's, as in duet train");
   cli.number("--threads", o->threads, 1, 4096, "cores used");
@@ -59,17 +59,8 @@ static Json time_kernels(Trainer& trainer, int64_t step) {
   return all;
 }
 
-void bench_command(const BenchOptions& b, std::ostream& out) {
-  TrainOptions o;
-  o.preset = b.preset;
-  o.model = b.model;
-  o.threads = b.threads;
-  o.microbatches = b.microbatches;
-  o.steps = b.steps + 2;
-  o.micro_batch_size = b.micro_batch_size;
-  o.device = b.device;
-  o.dtype = b.dtype;
-  o.dp = 1;
+void bench_command(TrainOptions o, std::ostream& out) {
+  o.steps += 2;
   const Job job = make_job(o);
   std::vector<StepResult> steps;
   std::string device_name;
@@ -90,8 +81,8 @@ void bench_command(const BenchOptions& b, std::ostream& out) {
   });
   const StepResult& median = steps[steps.size() / 2];
   out << Json::object(
-             {{"trainer", "duet"}, {"preset", b.preset}, {"device", device_name},
-                 {"threads", b.threads}, {"parameters", job.config.parameters()},
+             {{"trainer", "duet"}, {"preset", o.preset}, {"device", device_name},
+                 {"threads", o.threads}, {"parameters", job.config.parameters()},
                  {"dtype", dtype_name(*job.options.dtype)}, {"tokens", median.tokens},
                  {"step_ms", median.seconds * 1e3},
                  {"tokens_per_s", double(median.tokens) / median.seconds},

@@ -13,24 +13,14 @@
 
 #include "pipeline/train/options.h"
 
-namespace CLI {
-class App;
-}
-
 namespace duet {
 
 void add_bench_command(CLI::App& duet, int& exit_status);
 
-struct BenchOptions {
-  std::string preset = "bench";
-  Sizes model;  // as in train
-  int64_t threads = 1;
-  int64_t steps = 5;                 // timed, after one that is not; the median counts
-  int64_t microbatches = 1;          // per step
-  int64_t micro_batch_size = 0;      // 0: the preset's
-  std::optional<DeviceKind> device;  // as in train, like dtype
-  std::optional<Dtype> dtype;
-};
-void bench_command(const BenchOptions& options, std::ostream& out);
+// Of `train`'s options those that --help lists count; `steps` are timed, after one that is not, and
+// the median counts.
+inline const TrainOptions kBenchOptions = {
+    .preset = "bench", .microbatches = 1, .steps = 5, .dp = 1, .threads = 1};
+void bench_command(TrainOptions options, std::ostream& out);
 
 }  // namespace duet

@@ -14,10 +14,6 @@
 #include "model/param.h"
 #include "moe/eplb_quota.h"
 
-namespace CLI {
-class App;
-}
-
 namespace duet {
 
 class Command;

@@ -152,7 +152,7 @@ TEST_F(GpuJob, ComputesInBf16UnlessToldOtherwise) {
 
 // The products that were made are more than the model's own: attention's scores are made again.
 TEST_F(GpuJob, BenchSaysWhatPartOfThePeakTheModelMakesUseOf) {
-  BenchOptions b;
+  TrainOptions b = kBenchOptions;
   b.preset = "tiny";
   b.steps = 1;
   b.micro_batch_size = 1;

@@ -1,5 +1,5 @@
 // Stands in for libFuzzer where the compiler has none: mutates inputs of the corpus at random, with
-// the options that test/fuzz/run.sh gives it. It sees no coverage, so it finds less; what it finds
+// the options that scripts/fuzz.sh gives it. It sees no coverage, so it finds less; what it finds
 // it writes to ./crash-input.
 #include <signal.h>
 

@@ -14,10 +14,6 @@
 #include "model/base/text.h"
 #include "moe/eplb.h"
 
-namespace CLI {
-class App;
-}
-
 namespace duet {
 
 void add_eplb_command(CLI::App& duet, int& exit_status);

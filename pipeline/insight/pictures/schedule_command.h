@@ -23,10 +23,6 @@
 #include "model/base/text.h"
 #include "pipeline/insight/pictures/paint.h"
 
-namespace CLI {
-class App;
-}
-
 namespace duet {
 
 void add_schedule_command(CLI::App& duet, int& exit_status);

@@ -152,7 +152,8 @@ void add_plan_command(CLI::App& duet, int&) {
   cli.text("--model", o->model,
       "a preset, a public model's name, or the path of a Hugging Face config.json");
   cli.text("--cluster", o->cluster,
-      "a100-40g, a100-80g, h100, h800, h200, b200, b300, gb200, gb300, or a cluster file");
+      "a100-40g, a100-80g, h100, h100-96g, h800, h200, b200, b300, gb200, gb300, or a cluster "
+      "file");
   cli.number("--gpus", o->gpus, 1, 1 << 20, "GPUs of the whole job");
   cli.number("--batch", o->batch, 1, 1 << 30, "sequences of a step");
   cli.number("--seq-len", o->seq_len, 1, 1 << 30, "tokens of a sequence");

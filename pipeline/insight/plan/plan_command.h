@@ -16,10 +16,6 @@
 
 #include "model/base/text.h"
 
-namespace CLI {
-class App;
-}
-
 namespace duet {
 
 struct PlanOptions {

@@ -36,7 +36,7 @@ void analyze_command(const AnalyzeOptions& options, const RecordRun& record, std
   report_text(out, analysis, o);
 }
 
-void add_analyze_command(CLI::App& duet, int& exit_status, RecordRun record) {
+void add_analyze_command(CLI::App& duet, int&, RecordRun record) {
   const auto o = std::make_shared<AnalyzeOptions>();
   Command cli(duet, "analyze",
       "where the time of a trace went; without a file, of a run recorded on the spot");
@@ -51,10 +51,7 @@ void add_analyze_command(CLI::App& duet, int& exit_status, RecordRun record) {
       "name: by kernels' names; annotation: also what dispatch and combine launch");
   cli.number("--top", o->top, 0, 1 << 20, "conflict points listed; 0: ten in text, all in JSON");
   cli.text("--profile", o->profile, "write the costs of components to this JSON file");
-  cli.runs([o, record = std::move(record), &exit_status] {
-    analyze_command(*o, record, std::cout);
-    exit_status = 0;
-  });
+  cli.runs([o, record = std::move(record)] { analyze_command(*o, record, std::cout); });
 }
 
 }  // namespace duet

@@ -11,10 +11,6 @@
 
 #include "pipeline/insight/trace/analysis.h"
 
-namespace CLI {
-class App;
-}
-
 namespace duet {
 
 // Runs something worth seeing, writing its lines to `out`, with its trace in `file`.
