@@ -5,6 +5,7 @@
 #pragma once
 #include "model/machine/group.h"
 #include "model/machine/launch.h"
+#include "model/rows/tile.h"
 
 namespace duet {
 
@@ -12,19 +13,21 @@ namespace duet {
 // runs over adjacent elements.
 struct OrderedSum {
   static constexpr bool acc_only = true;
-  static constexpr int64_t kBlock = 1024;
+  static constexpr int kBlock = 1024;
   struct Args {
     Tensor x;  // [ranks, elements]
     Tensor y;  // [1, elements] out; not part of x
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const int64_t begin = r * kBlock, end = begin + kBlock < a.x.cols ? begin + kBlock : a.x.cols;
-    const T* first = a.x.row<T>(0);
-    T* __restrict y = a.y.row<T>(0);
-    for (int64_t i = begin + g.lane(); i < end; i += Group::size) y[i] = first[i];
+    const int64_t begin = r * kBlock;
+    const int n = columns_of_tile(a.x.cols, begin, kBlock);
+    T* y = a.y.row<T>(0) + begin;
+    each(
+        g, n, [](int, const T& xi, T& yi) { yi = xi; }, a.x.row<const T>(0) + begin, y);
     for (int64_t rank = 1; rank < a.x.rows; ++rank) {
-      const T* __restrict x = a.x.row<T>(rank);
-      for (int64_t i = begin + g.lane(); i < end; i += Group::size) y[i] += x[i];
+      g.sync();
+      each(
+          g, n, [](int, const T& xi, T& yi) { yi += xi; }, a.x.row<const T>(rank) + begin, y);
     }
   }
 };
@@ -38,14 +41,16 @@ struct Rounded {
     bool widen;  // from x to y, else from y to x
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    constexpr int64_t kBlock = OrderedSum::kBlock;
-    const int64_t begin = r * kBlock, end = begin + kBlock < a.x.cols ? begin + kBlock : a.x.cols;
-    float* __restrict x = a.x.row<float>(0);
-    double* __restrict y = a.y.row<double>(0);
+    const int64_t begin = r * OrderedSum::kBlock;
+    const int n = columns_of_tile(a.x.cols, begin, OrderedSum::kBlock);
     if (a.widen)
-      for (int64_t i = begin + g.lane(); i < end; i += Group::size) y[i] = double(x[i]);
+      each(
+          g, n, [](int, const float& xi, double& yi) { yi = double(xi); },
+          a.x.row<const float>(0) + begin, a.y.row<double>(0) + begin);
     else
-      for (int64_t i = begin + g.lane(); i < end; i += Group::size) x[i] = float(y[i]);
+      each(
+          g, n, [](int, float& xi, const double& yi) { xi = float(yi); }, a.x.row<float>(0) + begin,
+          a.y.row<const double>(0) + begin);
   }
 };
 

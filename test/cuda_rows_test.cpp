@@ -1,4 +1,7 @@
 // CUDA against the CPU: every row operation. See cuda_testing.h.
+#include <array>
+
+#include "comm/sum.h"
 #include "model/rows/grid_sums.h"
 #include "model/rows/list.h"
 #include "moe/rows/list.h"
@@ -13,14 +16,19 @@ struct RowCase {
   void (*run)(Rig&);
 };
 
-HeadShape heads(Rig& r) {
-  return {.heads = 3,
-      .nope = 20,
-      .rope = 12,
+// In bf16 rows and heads begin at 16 bytes, or heads do not.
+std::array<HeadShape, 2> heads(Rig& r) {
+  const Tensor angles = r.acc(2 * 9, 8);
+  const HeadShape even{.heads = 3,
+      .nope = 24,
+      .rope = 16,
       .v = 24,
       .seq_len = 9,
-      .cos = r.acc(9, 6),
-      .sin = r.acc(9, 6)};
+      .cos = angles.row_slice(0, 9),
+      .sin = angles.row_slice(9, 9)};
+  HeadShape odd = even;
+  odd.nope = 21, odd.rope = 12;
+  return {even, odd};
 }
 Blocks blocks(Rig& r) {
   return {.begin = r.ints({0, 3}), .count = r.ints({300, 4096}), .decay = r.ints({1, 0})};
@@ -74,24 +82,27 @@ const RowCase kRowCases[] = {
         [](Rig& r) { launch<GridSum>(r.stream(), 4, {.x = r.acc(7, 200), .y = r.f64(1, 200)}); }},
     {"RopeQuery", false,
         [](Rig& r) {
-          launch<RopeQuery>(
-              r.stream(), 36, {.x = r.real(36, 3 * 32), .shape = heads(r), .sign = -1});
+          for (const HeadShape& s : heads(r))
+            launch<RopeQuery>(
+                r.stream(), 36, {.x = r.real(36, 3 * (s.nope + s.rope)), .shape = s, .sign = -1});
         }},
     {"KeyF", false,
         [](Rig& r) {
-          launch<KeyF>(r.stream(), 36,
-              {.x = r.real(36, 3 * 44),
-                  .rotary = r.real(36, 12),
-                  .k = r.real(36, 3 * 32),
-                  .shape = heads(r)});
+          for (const HeadShape& s : heads(r))
+            launch<KeyF>(r.stream(), 36,
+                {.x = r.real(36, 3 * (s.nope + s.v)),
+                    .rotary = r.real(36, s.rope),
+                    .k = r.real(36, 3 * (s.nope + s.rope)),
+                    .shape = s});
         }},
     {"KeyB", false,
         [](Rig& r) {
-          launch<KeyB>(r.stream(), 36,
-              {.x = r.real(36, 3 * 32),
-                  .dkv = r.real(36, 3 * 44),
-                  .drotary = r.real(36, 12),
-                  .shape = heads(r)});
+          for (const HeadShape& s : heads(r))
+            launch<KeyB>(r.stream(), 36,
+                {.x = r.real(36, 3 * (s.nope + s.rope)),
+                    .dkv = r.real(36, 3 * (s.nope + s.v)),
+                    .drotary = r.real(36, s.rope),
+                    .shape = s});
         }},
     {"SwigluF", false,
         [](Rig& r) {
@@ -208,28 +219,31 @@ const RowCase kRowCases[] = {
         }},
     {"CombineF", false,
         [](Rig& r) {
-          for (const Tensor& shared : {Tensor(), r.real(37, 200)})
-            launch<CombineF>(r.stream(), 37,
-                {.x = r.real(111, 200),
-                    .pos = r.ints(37, 3, 0),
-                    .w = r.acc(37, 3),
-                    .shared = shared,
-                    .residual = r.real(37, 200),
-                    .y = r.real(37, 200)});
+          for (const Tensor& shared : {Tensor(), r.real(37, 203)})
+            for (int64_t d : {200, 203})
+              launch<CombineF>(r.stream(), 37,
+                  {.x = r.real(111, d),
+                      .pos = r.ints(37, 3, 0),
+                      .w = r.acc(37, 3),
+                      .shared = shared,
+                      .residual = r.real(37, d),
+                      .y = r.real(37, d)});
         }},
     {"CombineB", false,
         [](Rig& r) {
-          launch<CombineB>(r.stream(), 37,
-              {.x = r.real(111, 200),
-                  .dy = r.real(37, 200),
-                  .pos = r.ints(37, 3, 0),
-                  .w = r.acc(37, 3),
-                  .dw = r.acc(37, 3)});
+          for (int64_t d : {200, 203})
+            launch<CombineB>(r.stream(), 37,
+                {.x = r.real(111, d),
+                    .dy = r.real(37, d),
+                    .pos = r.ints(37, 3, 0),
+                    .w = r.acc(37, 3),
+                    .dw = r.acc(37, 3)});
         }},
     {"DispatchB", false,
         [](Rig& r) {
-          launch<DispatchB>(r.stream(), 37,
-              {.x = r.real(111, 200), .pos = r.ints(37, 3, 0), .dx = r.real(37, 200)});
+          for (int64_t d : {200, 203})
+            launch<DispatchB>(r.stream(), 37,
+                {.x = r.real(111, d), .pos = r.ints(37, 3, 0), .dx = r.real(37, d)});
         }},
 };
 
@@ -250,6 +264,18 @@ TEST_F(Cuda, RowOperations) {
       SCOPED_TRACE(c.name);
       if (dtype != Dtype::bf16 || !c.acc_only) expect_same(dtype, c.run);
     }
+}
+
+TEST_F(Cuda, SumsBetweenRanks) {
+  for (int64_t n : {2100, 2101}) {  // of odd rows the second does not begin at 16 bytes
+    for (Dtype dtype : {Dtype::f32, Dtype::f64})
+      expect_same(dtype,
+          [&](Rig& r) { launch<OrderedSum>(r.stream(), 3, {.x = r.acc(3, n), .y = r.acc(1, n)}); });
+    for (bool widen : {false, true})
+      expect_same(Dtype::f32, [&](Rig& r) {
+        launch<Rounded>(r.stream(), 3, {r.acc(2, n).row_slice(1, 1), r.f64(1, n), widen});
+      });
+  }
 }
 
 TEST_F(Cuda, ARowOperationThatIsNotBuiltIsNamed) {

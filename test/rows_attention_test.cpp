@@ -17,7 +17,8 @@ constexpr int64_t kSeqLen = 4, kTokens = 11;  // the third sequence is cut off: 
 struct Shape {
   int heads, nope, rope, v;
 };
-constexpr Shape kShapes[] = {{1, 1, 2, 1}, {3, 31, 6, 5}, {2, 33, 64, 32}, {2, 5, 70, 100}};
+constexpr Shape kShapes[] = {
+    {1, 1, 2, 1}, {3, 31, 6, 5}, {2, 33, 64, 32}, {2, 5, 70, 100}, {3, 64, 32, 64}};
 
 double angle(int64_t token, int64_t pair) {
   return 0.7 * double(token % kSeqLen + 1) / double(pair + 1);

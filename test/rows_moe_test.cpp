@@ -283,7 +283,7 @@ Mat<int32_t> random_places(std::mt19937_64& rng) {
   for (int64_t i = 0; i < kTokens * kTopk; ++i) pos(i / kTopk, i % kTopk) = order[size_t(i)];
   return pos;
 }
-constexpr int64_t kWidths[] = {1, 31, 33, 127, 128, 129, 300};  // CombineF sums tiles of 128
+constexpr int64_t kWidths[] = {1, 31, 33, 255, 256, 257, 600};  // CombineF sums tiles of 256
 
 TYPED_TEST(PermuteRows, CombineForward) {
   using T = typename TestFixture::T;

@@ -71,9 +71,29 @@ template <int n, class T> HD auto read_pack(const T* from) {
   return *reinterpret_cast<const Pack<T, n>*>(from);
 }
 template <class T, int n> HD void write_pack(T* to, const Pack<T, n>& from) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof from % 16 == 0) {  // of a plain store nvcc makes short ones where it likes
+    uint4 words[sizeof from / 16];
+    memcpy(words, &from, sizeof from);
+    for (const uint4& word : words) __stwb(reinterpret_cast<uint4*>(to) + (&word - words), word);
+    return;
+  }
+#endif
   *reinterpret_cast<Pack<T, n>*>(to) = from;
 }
 template <class T, int n> HD void write_pack(const T*, const Pack<T, n>&) {}
+template <int n, class... T> HD bool begin_packs(const T*... x) {
+  return ((reinterpret_cast<uintptr_t>(x) % alignof(Pack<T, n>) == 0) && ...);
+}
+// visit(j, x[j], ...) for j of 0 .. n-1, where begin_packs(x...).
+template <int n, class Visit, class... T> HD void visit_packs(Visit visit, T*... x) {
+  const auto with = [&](auto... packs) {
+    ROW_UNROLL(n)
+    for (int j = 0; j < n; ++j) visit(j, packs.values[j]...);
+    (write_pack(x, packs), ...);
+  };
+  with(read_pack<n>(x)...);
+}
 
 // visit(i, x[i], ...) for this lane's i of 0 .. count-1. Where all arrays begin at 16 bytes, a lane
 // of several has neighbours, which it reads and writes at once: 16 bytes of the shortest type. So
@@ -83,16 +103,11 @@ HD void each(Group g, int count, Visit visit, T* __restrict... x) {
   int done = 0;
   if constexpr (Group::size > 1) {
     constexpr int n = 16 / std::min({sizeof(T)...});
-    if (((reinterpret_cast<uintptr_t>(x) | ...) & 15) == 0) {
-      const auto visit_packs = [&](int i, auto... packs) {
-        ROW_UNROLL(n)
-        for (int j = 0; j < n; ++j) visit(i + j, packs.values[j]...);
-        (write_pack(x + i, packs), ...);
-      };
+    if (begin_packs<n>(x...)) {
       done = count / n * n;
       ROW_UNROLL(1)
       for (int i = g.lane() * n; i < done; i += Group::size * n)
-        visit_packs(i, read_pack<n>(x + i)...);
+        visit_packs<n>([&](int j, auto&... xi) { visit(i + j, xi...); }, (x + i)...);
     }
   }
   for (int i = done + g.lane(); i < count; i += Group::size) visit(i, x[i]...);

@@ -7,6 +7,7 @@
 #pragma once
 #include "model/machine/group.h"
 #include "model/rows/math.h"
+#include "model/rows/tile.h"
 
 namespace duet {
 
@@ -16,18 +17,49 @@ struct HeadShape {
   int heads, nope, rope, v;
   int64_t seq_len;  // row t of a [tokens, ...] tensor is position t % seq_len
   Tensor cos, sin;  // [seq_len, rope / 2], accumulation type
+
+  template <class A> HD const A* cos_of(int64_t t) const { return cos.row<A>(t % seq_len); }
+  template <class A> HD const A* sin_of(int64_t t) const { return sin.row<A>(t % seq_len); }
+  // Bytes of a head's queries or keys, and of the expanded latent.
+  template <class T> HD int64_t query() const { return int64_t(sizeof(T)) * (nope + rope); }
+  template <class T> HD int64_t key_value() const { return int64_t(sizeof(T)) * (nope + v); }
 };
 
-// Turns x[0..rope) by the angles of position t; sign -1 turns back.
-template <class T, class Group, class From, class To>
-HD void rotate(Group g, const HeadShape& s, int64_t t, int sign, From from, To to) {
-  using A = Acc<T>;
-  const A* cos = s.cos.row<A>(t % s.seq_len);
-  const A* sin = s.sin.row<A>(t % s.seq_len);
-  for (int j = g.lane(); j < s.rope / 2; j += Group::size) {
-    const A a = from(2 * j), b = from(2 * j + 1), c = cos[j], d = A(sign) * sin[j];
-    to(2 * j, a * c - b * d);
-    to(2 * j + 1, b * c + a * d);
+// Two dimensions that are turned together.
+template <class T> struct Pair { T x, y; };
+template <class T> HD Pair<T>* pairs(T* x) { return reinterpret_cast<Pair<T>*>(x); }
+template <class T> HD const Pair<T>* pairs(const T* x) {
+  return reinterpret_cast<const Pair<T>*>(x);
+}
+template <class T, class From> HD Pair<T> turned(const Pair<From>& p, Acc<T> cos, Acc<T> sin) {
+  const Acc<T> a = p.x, b = p.y;
+  return {T(a * cos - b * sin), T(b * cos + a * sin)};
+}
+
+// What each head has of an array.
+template <class V> struct OfHeads {
+  V* first;
+  int64_t next;  // bytes from a head's to the next one's
+  HD V* of(int64_t head) const { return (V*)((const char*)first + head * next); }
+};
+
+// visit(x[i], ...) for this lane's i of 0 .. count-1 of each head: each() (machine/group.h), whose
+// lanes share out the heads too.
+template <class Group, class Visit, class... V>
+HD void each_of_heads(Group g, int heads, int count, Visit visit, OfHeads<V>... x) {
+  const auto ignore_place = [&](int, auto&... xi) { visit(xi...); };
+  if constexpr (Group::size == 1) {
+    for (int h = 0; h < heads; ++h) each(g, count, ignore_place, x.of(h)...);
+  } else {
+    constexpr int n = 16 / std::min({sizeof(V)...});
+    if (count % n == 0 && begin_packs<n>(x.of(0)...) && begin_packs<n>(x.of(1)...)) {
+      ROW_UNROLL(1)
+      for (int i = g.lane() * n; i < heads * count; i += Group::size * n)
+        visit_packs<n>(ignore_place, (x.of(i / count) + i % count)...);
+    } else {
+      for (int i = g.lane(); i < heads * count; i += Group::size)
+        visit(x.of(i / count)[i % count]...);
+    }
   }
 }
 
@@ -39,13 +71,14 @@ struct RopeQuery {
     int sign;
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
+    using A = Acc<T>;
     const HeadShape& s = a.shape;
-    for (int h = 0; h < s.heads; ++h) {
-      T* q = a.x.row<T>(r) + h * (s.nope + s.rope) + s.nope;
-      rotate<T>(
-          g, s, r, a.sign, [=](int j) { return Acc<T>(q[j]); },
-          [=](int j, Acc<T> value) { q[j] = T(value); });
-    }
+    const A sign = A(a.sign);
+    each_of_heads(
+        g, s.heads, s.rope / 2,
+        [=](const A& cos, const A& sin, Pair<T>& q) { q = turned<T>(q, cos, sign * sin); },
+        OfHeads<const A>{s.cos_of<A>(r), 0}, OfHeads<const A>{s.sin_of<A>(r), 0},
+        OfHeads<Pair<T>>{pairs(a.x.row<T>(r) + s.nope), s.query<T>()});
   }
 };
 
@@ -59,16 +92,20 @@ struct KeyF {
     HeadShape shape;
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
+    using A = Acc<T>;
     const HeadShape& s = a.shape;
-    const T* __restrict rotary = a.rotary.row<T>(r);
-    for (int h = 0; h < s.heads; ++h) {
-      const T* __restrict x = a.x.row<T>(r) + h * (s.nope + s.v);
-      T* __restrict k = a.k.row<T>(r) + h * (s.nope + s.rope);
-      for (int i = g.lane(); i < s.nope; i += Group::size) k[i] = x[i];
-      rotate<T>(
-          g, s, r, 1, [=](int j) { return Acc<T>(rotary[j]); },
-          [=](int j, Acc<T> value) { k[s.nope + j] = T(value); });
-    }
+    T* k = a.k.row<T>(r);
+    each_of_heads(
+        g, s.heads, s.nope, [](const T& xi, T& ki) { ki = xi; },
+        OfHeads<const T>{a.x.row<const T>(r), s.key_value<T>()}, OfHeads<T>{k, s.query<T>()});
+    each_of_heads(
+        g, s.heads, s.rope / 2,
+        [](const A& cos, const A& sin, const Pair<T>& from, Pair<T>& to) {
+          to = turned<T>(from, cos, sin);
+        },
+        OfHeads<const A>{s.cos_of<A>(r), 0}, OfHeads<const A>{s.sin_of<A>(r), 0},
+        OfHeads<const Pair<T>>{pairs(a.rotary.row<const T>(r)), 0},
+        OfHeads<Pair<T>>{pairs(k + s.nope), s.query<T>()});
   }
 };
 
@@ -82,19 +119,42 @@ struct KeyB {
     HeadShape shape;
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
+    using A = Acc<T>;
+    constexpr int kPairs = kWideTile<Group> / 2;
     const HeadShape& s = a.shape;
-    const T* __restrict dk = a.x.row<T>(r);
-    T* __restrict drotary = a.drotary.row<T>(r);
-    for (int h = 0; h < s.heads; ++h) {
-      T* __restrict dkv = a.dkv.row<T>(r) + h * (s.nope + s.v);
-      for (int i = g.lane(); i < s.nope; i += Group::size) dkv[i] = dk[h * (s.nope + s.rope) + i];
+    const T* dk = a.x.row<T>(r);
+    each_of_heads(
+        g, s.heads, s.nope, [](const T& di, T& to) { to = di; }, OfHeads<const T>{dk, s.query<T>()},
+        OfHeads<T>{a.dkv.row<T>(r), s.key_value<T>()});
+    if constexpr (Group::size == 1) {  // whose sum g++ vectorizes in an order of its own
+      const T* __restrict from = dk + s.nope;
+      const auto sum = [=](int i) {
+        A of_heads = 0;
+        for (int h = 0; h < s.heads; ++h) of_heads += A(from[h * (s.nope + s.rope) + i]);
+        return of_heads;
+      };
+      each(
+          g, s.rope / 2,
+          [=](int j, const A& cos, const A& sin, Pair<T>& to) {
+            to = turned<T>(Pair<A>{sum(2 * j), sum(2 * j + 1)}, cos, -sin);
+          },
+          s.cos_of<A>(r), s.sin_of<A>(r), pairs(a.drotary.row<T>(r)));
+      return;
     }
-    const auto sum_heads = [=](int j) {
-      Acc<T> sum = 0;
-      for (int h = 0; h < s.heads; ++h) sum += Acc<T>(dk[h * (s.nope + s.rope) + s.nope + j]);
-      return sum;
-    };
-    rotate<T>(g, s, r, -1, sum_heads, [=](int j, Acc<T> value) { drotary[j] = T(value); });
+    for (int first = 0; first < s.rope / 2; first += kPairs) {
+      const int n = columns_of_tile(s.rope / 2, first, kPairs);
+      Pair<A> sum[kPairs / Group::size] = {};
+      for (int h = 0; h < s.heads; ++h)
+        each_column<kPairs>(
+            g, n, [&](int j, int, const Pair<T>& d) { sum[j].x += A(d.x), sum[j].y += A(d.y); },
+            pairs(dk + h * (s.nope + s.rope) + s.nope) + first);
+      each_column<kPairs>(
+          g, n,
+          [&](int j, int, const A& cos, const A& sin, Pair<T>& to) {
+            to = turned<T>(sum[j], cos, -sin);
+          },
+          s.cos_of<A>(r) + first, s.sin_of<A>(r) + first, pairs(a.drotary.row<T>(r)) + first);
+    }
   }
 };
 

@@ -32,9 +32,9 @@ struct PadRows {
   static int64_t launch_rows(const Tensor& x) { return x.rows * tiles_of(x.cols); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const int64_t tiles = tiles_of(a.x.cols), first = r % tiles * kTileColumns;
-    const T* __restrict x = a.x.row<T>(r / tiles) + first;
-    T* __restrict y = a.y.row<T>(r / tiles) + first;
-    each_column(g, columns_of_tile(a.x.cols, first), [&](int, int i) { y[i] = x[i]; });
+    each(
+        g, columns_of_tile(a.x.cols, first), [](int, const T& xi, T& yi) { yi = xi; },
+        a.x.row<const T>(r / tiles) + first, a.y.row<T>(r / tiles) + first);
   }
 };
 

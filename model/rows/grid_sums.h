@@ -22,11 +22,12 @@ struct GridSum {
     const int n = columns_of_tile(a.x.cols, first);
     double sum[kTileColumns / Group::size] = {};
     for (int64_t m = 0; m < a.x.rows; ++m) {
-      const T* __restrict x = a.x.row<T>(m) + first;
-      each_column(g, n, [&](int j, int i) { sum[j] += on_grid(double(x[i])); });
+      each_column(
+          g, n, [&](int j, int, const T& xi) { sum[j] += on_grid(double(xi)); },
+          a.x.row<const T>(m) + first);
     }
-    double* __restrict y = a.y.row<double>(0) + first;
-    each_column(g, n, [&](int j, int i) { y[i] += sum[j]; });
+    each_column(
+        g, n, [&](int j, int, double& yi) { yi += sum[j]; }, a.y.row<double>(0) + first);
   }
 };
 
@@ -48,11 +49,13 @@ struct EmbedW {
     const int begin = *a.begins.row<int32_t>(id), end = *a.begins.row<int32_t>(id + 1);
     double sum[kTileColumns / Group::size] = {};
     for (int k = begin; k < end; ++k) {
-      const T* __restrict x = a.x.row<T>(*a.tokens.row<int32_t>(k)) + first;
-      each_column(g, n, [&](int j, int i) { sum[j] += on_grid(double(Acc<T>(x[i]))); });
+      each_column(
+          g, n, [&](int j, int, const T& xi) { sum[j] += on_grid(double(Acc<T>(xi))); },
+          a.x.row<const T>(*a.tokens.row<int32_t>(k)) + first);
     }
-    double* __restrict grad = a.grad.row<double>(*a.ids.row<int32_t>(id)) + first;
-    each_column(g, n, [&](int j, int i) { grad[i] += sum[j]; });
+    each_column(
+        g, n, [&](int j, int, double& gi) { gi += sum[j]; },
+        a.grad.row<double>(*a.ids.row<int32_t>(id)) + first);
   }
 };
 

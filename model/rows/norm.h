@@ -117,13 +117,13 @@ struct RmsNormW {
     const int n = columns_of_tile(a.x.cols, first);
     A sum[kTileColumns / Group::size] = {};
     for (int64_t t = begin; t < end; ++t) {
-      const T* __restrict x = a.x.row<T>(t) + first;
-      const T* __restrict dy = a.dy.row<T>(t) + first;
       const A rstd = *a.rstd.row<A>(t);
-      each_column(g, n, [&](int j, int i) { sum[j] += A(dy[i]) * A(x[i]) * rstd; });
+      each_column(
+          g, n, [&](int j, int, const T& xi, const T& di) { sum[j] += A(di) * A(xi) * rstd; },
+          a.x.row<const T>(t) + first, a.dy.row<const T>(t) + first);
     }
-    A* __restrict partial = a.partial.row<A>(piece) + first;
-    each_column(g, n, [&](int j, int i) { partial[i] = sum[j]; });
+    each_column(
+        g, n, [&](int j, int, A& to) { to = sum[j]; }, a.partial.row<A>(piece) + first);
   }
 };
 

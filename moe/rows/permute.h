@@ -22,21 +22,23 @@ struct CombineF {
     const int topk = int(a.pos.cols);
     const int32_t* pos = a.pos.row<int32_t>(r);
     const A* w = a.w.row<A>(r);
-    const T* __restrict residual = a.residual.row<T>(r);
-    T* __restrict y = a.y.row<T>(r);
-    for (int64_t first = 0; first < a.x.cols; first += kTileColumns) {
-      const int n = columns_of_tile(a.x.cols, first);
-      A sum[kTileColumns / Group::size] = {};
+    constexpr int kTile = kWideTile<Group>;
+    for (int64_t first = 0; first < a.x.cols; first += kTile) {
+      const int n = columns_of_tile(a.x.cols, first, kTile);
+      A sum[kTile / Group::size] = {};
       for (int k = 0; k < topk; ++k) {
-        const T* __restrict x = a.x.row<T>(pos[k]) + first;
         const A weight = w[k];
-        each_column(g, n, [&](int j, int i) { sum[j] += weight * A(x[i]); });
+        each_column<kTile>(
+            g, n, [&](int j, int, const T& xi) { sum[j] += weight * A(xi); },
+            a.x.row<const T>(pos[k]) + first);
       }
-      if (a.shared) {
-        const T* __restrict shared = a.shared.row<T>(r) + first;
-        each_column(g, n, [&](int j, int i) { sum[j] += A(shared[i]); });
-      }
-      each_column(g, n, [&](int j, int i) { y[first + i] = T(sum[j] + A(residual[first + i])); });
+      if (a.shared)
+        each_column<kTile>(
+            g, n, [&](int j, int, const T& si) { sum[j] += A(si); },
+            a.shared.row<const T>(r) + first);
+      each_column<kTile>(
+          g, n, [&](int j, int, const T& ri, T& yi) { yi = T(sum[j] + A(ri)); },
+          a.residual.row<const T>(r) + first, a.y.row<T>(r) + first);
     }
   }
 };
@@ -52,15 +54,16 @@ struct CombineB {
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
-    const T* __restrict dy = a.dy.row<T>(r);
     for (int j = 0; j < a.pos.cols; ++j) {
-      T* __restrict x = a.x.row<T>(a.pos.row<int32_t>(r)[j]);
       const A weight = a.w.row<A>(r)[j];
       A dot = 0;
-      for (int i = g.lane(); i < a.x.cols; i += Group::size) {
-        dot += A(dy[i]) * A(x[i]);
-        x[i] = T(weight * A(dy[i]));
-      }
+      each(
+          g, int(a.x.cols),
+          [&](int, const T& di, T& xi) {
+            dot += A(di) * A(xi);
+            xi = T(weight * A(di));
+          },
+          a.dy.row<const T>(r), a.x.row<T>(a.pos.row<int32_t>(r)[j]));
       dot = g.sum(dot);
       if (g.lane() == 0) a.dw.row<A>(r)[j] = dot;
     }
@@ -76,17 +79,20 @@ struct DispatchB {
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     const int32_t* pos = a.pos.row<int32_t>(r);
-    for (int64_t first = 0; first < a.x.cols; first += kTileColumns) {
-      const int n = columns_of_tile(a.x.cols, first);
-      T* __restrict dx = a.dx.row<T>(r) + first;
-      Acc<T> sum[kTileColumns / Group::size] = {};
-      each_column(g, n, [&](int j, int i) { sum[j] = Acc<T>(dx[i]); });
-      for (int k = 0; k < a.pos.cols; ++k) {
-        if (pos[k] < 0) continue;
-        const T* __restrict x = a.x.row<T>(pos[k]) + first;
-        each_column(g, n, [&](int j, int i) { sum[j] += Acc<T>(x[i]); });
-      }
-      each_column(g, n, [&](int j, int i) { dx[i] = T(sum[j]); });
+    constexpr int kTile = kWideTile<Group>;
+    for (int64_t first = 0; first < a.x.cols; first += kTile) {
+      const int n = columns_of_tile(a.x.cols, first, kTile);
+      Acc<T> sum[kTile / Group::size] = {};
+      each_column<kTile>(
+          g, n, [&](int j, int, const T& di) { sum[j] = Acc<T>(di); },
+          a.dx.row<const T>(r) + first);
+      for (int k = 0; k < a.pos.cols; ++k)
+        if (pos[k] >= 0)
+          each_column<kTile>(
+              g, n, [&](int j, int, const T& xi) { sum[j] += Acc<T>(xi); },
+              a.x.row<const T>(pos[k]) + first);
+      each_column<kTile>(
+          g, n, [&](int j, int, T& di) { di = T(sum[j]); }, a.dx.row<T>(r) + first);
     }
   }
 };

@@ -30,12 +30,19 @@ inline constexpr float kNever = -1e29f;
 // 0..n-1: a diverged run ends at its loss, not in foreign memory.
 template <class A, class Group, class Visit>
 HD void select_top(Group g, A* values, int n, int k, Visit visit) {
+  g.sync();
   for (int j = 0; j < k; ++j) {
     Best<A> best{A(2) * A(kMasked), n};
-    for (int i = g.lane(); i < n; i += Group::size) best = better(best, Best<A>{values[i], i});
+    each(
+        g, n,
+        [&](int i, const A& value) {
+          best = better(best, Best<A>{value, i});
+        },
+        static_cast<const A*>(values));
     best = g.best(best);
     if (best.index == n) best.index = j;
-    if (best.index % Group::size == g.lane()) values[best.index] = A(kMasked);
+    if (g.lane() == 0) values[best.index] = A(kMasked);
+    g.sync();
     visit(j, best.index);
   }
 }
@@ -59,21 +66,23 @@ struct RouterF {
     const RouterShape& s = a.shape;
     T* score = a.x.row<T>(r);
     T* choice = a.scratch.row<T>(r);
-    const T* bias = a.bias.row<T>(0);
     int32_t* plain = a.plain_idx.row<int32_t>(r);
     int32_t* idx = a.topk_idx.row<int32_t>(r);
     T total = 0;
-    for (int i = g.lane(); i < s.experts; i += Group::size)
-      total += choice[i] = score[i] = sigmoid_(score[i]);
+    each(
+        g, s.experts, [&](int, T& si, T& ci) { total += ci = si = sigmoid_(si); }, score, choice);
     total = g.sum(total);
     if (g.lane() == 0) *a.total.row<T>(r) = total;
     select_top(g, choice, s.experts, s.topk, [&](int j, int i) {
       if (g.lane() == 0) plain[j] = i;
     });
-    for (int i = g.lane(); i < s.experts; i += Group::size) {
-      const T biased = score[i] + bias[i];
-      choice[i] = biased > T(kNever) ? biased : T(kNever);
-    }
+    each(
+        g, s.experts,
+        [](int, const T& si, const T& bi, T& ci) {
+          const T biased = si + bi;
+          ci = biased > T(kNever) ? biased : T(kNever);
+        },
+        a.x.row<const T>(r), a.bias.row<const T>(0), choice);
     if (s.topk_groups < s.groups) mask_groups(g, choice, s);
     select_top(g, choice, s.experts, s.topk, [&](int j, int i) {
       if (g.lane() == 0)
@@ -113,10 +122,13 @@ struct RouterF {
       group_score[q] = size > 1 ? first + second : first;
     }
     select_top(g, group_score, s.groups, s.topk_groups, [](int, int) {});
-    g.sync();  // the chosen groups are the masked ones now
-    for (int i = g.lane(); i < s.experts; i += Group::size)
-      if (group_score[i / size] != T(kMasked)) choice[i] = T(kMasked);
-    g.sync();
+    // the chosen groups are the masked ones now
+    each(
+        g, s.experts,
+        [&](int i, T& ci) {
+          if (group_score[i / size] != T(kMasked)) ci = T(kMasked);
+        },
+        choice);
   }
 
   HD static void insert_sorted(int32_t* list, int n, int value) {
@@ -147,16 +159,18 @@ struct BalanceSums {
     const int n = columns_of_tile(a.x.cols, first), topk = int(a.plain_idx.cols);
     T count[kTileColumns / Group::size] = {}, sum[kTileColumns / Group::size] = {};
     for (int64_t t = sequence * a.seq_len + begin; t < sequence * a.seq_len + end; ++t) {
-      const T* __restrict score = a.x.row<T>(t) + first;
       const T share = T(1) / *a.total.row<T>(t);
-      each_column(g, n, [&](int j, int i) { sum[j] += score[i] * share; });
+      each_column(
+          g, n, [&](int j, int, const T& si) { sum[j] += si * share; },
+          a.x.row<const T>(t) + first);
       for (int k = 0; k < topk; ++k) {
         const int chosen = int(a.plain_idx.row<int32_t>(t)[k] - first);
         each_column(g, n, [&](int j, int i) { count[j] += T(i == chosen); });
       }
     }
     T* out = a.sums.row<T>(nth) + first;
-    each_column(g, n, [&](int j, int i) { out[i] = count[j], out[a.x.cols + i] = sum[j]; });
+    each_column(
+        g, n, [&](int j, int, T& ci, T& si) { ci = count[j], si = sum[j]; }, out, out + a.x.cols);
   }
 };
 
@@ -218,17 +232,22 @@ struct RouterB {
     T sum = T(1e-20), dot = 0, mean_f = 0;
     for (int j = 0; j < s.topk; ++j) sum += score[idx[j]];
     for (int j = 0; j < s.topk; ++j) dot += dw[j] * score[idx[j]];
-    for (int i = g.lane(); i < s.experts; i += Group::size) mean_f += f[i] * score[i];
+    each(
+        g, s.experts, [&](int, const T& fi, const T& si) { mean_f += fi * si; }, f,
+        a.x.row<const T>(r));
     const T share = T(1) / *a.total.row<T>(r);
     mean_f = g.sum(mean_f) * share;
     const T balance = T(a.balance / double(a.seq_len)) * share;
     g.sync();  // every lane has read the affinities
-    for (int i = g.lane(); i < s.experts; i += Group::size) {
-      T d = balance * (f[i] - mean_f);
-      for (int j = 0; j < s.topk; ++j)
-        if (idx[j] == i) d += T(s.scaling) * (dw[j] - dot / sum) / sum;
-      score[i] = d * score[i] * (T(1) - score[i]);
-    }
+    each(
+        g, s.experts,
+        [&](int i, const T& fi, T& si) {
+          T d = balance * (fi - mean_f);
+          for (int j = 0; j < s.topk; ++j)
+            if (idx[j] == i) d += T(s.scaling) * (dw[j] - dot / sum) / sum;
+          si = d * si * (T(1) - si);
+        },
+        f, score);
   }
 };
 
