@@ -16,7 +16,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
+#include <iostream>
 #include <mutex>
 #include <utility>
 
@@ -352,12 +354,23 @@ class CudaDevice final : public Device {
   std::unique_ptr<CudaStream> compute_;
 };
 
+// People export what other programs need, LAZY or 1 connection; here runs would stand still.
+void set_environment(const char* name, const char* needed, const char* why) {
+  const char* found = getenv(name);
+  if (found && !strcmp(found, needed)) return;
+  if (found)
+    std::cerr << "duet: " << name << ": found '" << found << "', set to " << needed << ": " << why
+              << std::endl;
+  setenv(name, needed, 1);
+}
+
 // Any error means that there is no GPU to use: no driver, one too old, none visible.
 std::pair<int, cudaError_t> find_devices() {
-  // Before CUDA's first call, which reads them: kernels that are loaded at their first launch wait
-  // for the GPU, streams that share one of its queues for one another. What the user says stays.
-  setenv("CUDA_MODULE_LOADING", "EAGER", 0);
-  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+  // before CUDA's first call, which reads them
+  set_environment("CUDA_MODULE_LOADING", "EAGER",
+      "a kernel loaded at its first launch waits for the GPU, on which NCCL's wait for it");
+  set_environment("CUDA_DEVICE_MAX_CONNECTIONS", "32",
+      "streams that share one of the GPU's queues wait for one another");
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) cudaGetLastError();
