@@ -9,10 +9,26 @@
 #include "pipeline/train/run_log.h"
 #include "test/emulated/cuda_runtime.h"
 #include "test/emulated/testing.h"
+#include "test/processes.h"
 #include "test/run_testing.h"
 
 namespace duet {
 namespace {
+
+TEST(EmulatedGpu, ItsVariablesAreReadInFull) {
+  const auto expect_refused = [](const std::string& found, const std::string& words) {
+    const Ended e = run_command(found + " " + this_program("None"));
+    EXPECT_EQ(e.status, 2) << e.output;
+    EXPECT_EQ(e.output, words + "\n");
+  };
+  expect_refused("DUET_EMULATED_GPUS=2x", "DUET_EMULATED_GPUS: found '2x', allowed: 0 to 64");
+  expect_refused("DUET_EMULATED_GPUS=65", "DUET_EMULATED_GPUS: found '65', allowed: 0 to 64");
+  expect_refused("DUET_EMULATED_SEED=foo",
+      "DUET_EMULATED_SEED: found 'foo', allowed: 0 to 18446744073709551615");
+  expect_refused(
+      "DUET_EMULATED_ORDER=", "DUET_EMULATED_ORDER: found '', allowed: lazy, eager, random");
+  EXPECT_EQ(run_command("DUET_EMULATED_GPUS=2 " + this_program("None")).status, 0);
+}
 
 int priority_of(Stream& stream) {
   int priority = 0;
