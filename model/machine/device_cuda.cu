@@ -289,8 +289,12 @@ class CudaDevice final : public Device {
   }
   bool is_cuda() const override { return true; }
   std::string name() const override { return cat("cuda:", index_, " ", properties_.name); }
-  double peak_flops(Dtype dtype) const override { return cuda_peak_flops(properties_.name, dtype); }
-  double peak_bytes() const override { return cuda_peak_bytes(properties_.name, index_); }
+  double peak_flops(Dtype dtype) const override {
+    int kilohertz = 0;
+    CUDA_CHECK(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, index_));
+    return cuda_peak_flops(properties_, kilohertz, dtype);
+  }
+  double peak_bytes() const override { return cuda_peak_bytes(properties_, index_); }
 
   Stream& compute() override { return *compute_; }
   std::unique_ptr<Stream> make_stream() override {

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "comm/transport.h"
+#include "model/machine/cuda_peaks.h"
 #include "pipeline/train/bench.h"
 #include "pipeline/train/run_log.h"
 #include "test/emulated/cuda_runtime.h"
@@ -129,6 +130,38 @@ TEST(GpuDevice, TimesOnlyWhatIsAskedTo) {
   EXPECT_EQ(emulated::counts().timed_events, before);
   gpu->compute().record(*gpu->make_event(true));
   EXPECT_GT(emulated::counts().timed_events, before);
+}
+
+// As datasheets have them, in TFLOP/s.
+TEST(GpuPeaks, FollowFromWhatAGpuSaysOfItself) {
+  struct {
+    cudaDeviceProp gpu;
+    int megahertz;
+    double f32, bf16;  // 0: not told
+  } const all[] = {
+      {{"Tesla V100-SXM2-16GB", 0, 80, 7, 0}, 1530, 15.7, 0},
+      {{"NVIDIA A100-SXM4-80GB", 0, 108, 8, 0}, 1410, 19.5, 312},
+      {{"NVIDIA A10", 0, 72, 8, 6}, 1695, 31.2, 125},
+      {{"NVIDIA GeForce RTX 3090", 0, 82, 8, 6}, 1695, 35.6, 71},
+      {{"NVIDIA L4", 0, 58, 8, 9}, 2040, 30.3, 121},
+      {{"NVIDIA L40S", 0, 142, 8, 9}, 2520, 91.6, 362},
+      {{"NVIDIA GeForce RTX 4090", 0, 128, 8, 9}, 2520, 82.6, 165},
+      {{"NVIDIA H100 80GB HBM3", 0, 132, 9, 0}, 1980, 66.9, 989},
+      {{"NVIDIA H100 PCIe", 0, 114, 9, 0}, 1755, 51.2, 756},
+      {{"NVIDIA B200", 0, 148, 10, 0}, 1965, 75, 2250},
+      {{"NVIDIA GeForce RTX 5090", 0, 170, 12, 0}, 2407, 104.8, 210},
+      // words of another name
+      {{"NVIDIA RTX A1000", 0, 18, 8, 6}, 1462, 6.7, 0},
+      {{"NVIDIA GeForce RTX 4090 Laptop GPU", 0, 76, 8, 9}, 1590, 0, 0},
+      {{"NVIDIA A100-SXM4-40GB MIG 1g.5gb", 0, 14, 8, 0}, 1410, 0, 0},
+  };
+  for (const auto& [gpu, megahertz, f32, bf16] : all) {
+    EXPECT_EQ(cuda_peak_flops(gpu, megahertz * 1000, Dtype::bf16), bf16 * 1e12) << gpu.name;
+    if (f32 > 0) {
+      const double found = cuda_peak_flops(gpu, megahertz * 1000, Dtype::f32) * 1e-12;
+      EXPECT_NEAR(found, f32, 0.01 * f32) << gpu.name;
+    }
+  }
 }
 
 class GpuJob : public RunTest {
