@@ -81,10 +81,10 @@ def kernels_table(row):
 
     def of_kind(k):
         rate = f"{k['gflops'] / 1e3:.1f} TFLOP/s" if "gflops" in k else f"{k['gb_per_s']:.0f} GB/s"
-        return [k["kind"], k["launches"], f"{k['ms']:.3f}", percent(k["ms"] / all_ms), rate, percent(k["of_peak"])]
+        return [k["kind"], k["calls"], f"{k['ms']:.3f}", percent(k["ms"] / all_ms), rate, percent(k["of_peak"])]
 
     kinds = sorted(row["kernels"] or [], key=lambda k: (" " in k["kind"], -k["ms"]))
-    return table(["kind", "launches", "ms", "of all", "rate", "of the peak"], [of_kind(k) for k in kinds])
+    return table(["kind", "calls", "ms", "of all", "rate", "of the peak"], [of_kind(k) for k in kinds])
 
 
 def markdown(day):

@@ -179,7 +179,8 @@ class CudaStream final : public Stream {
     constexpr const char* forms[] = {"NN", "NT", "TN"};
     device_.flops += gemm_flops(g, offsets);
     const bool experts = offsets.size() > 2;  // one group is a plain product, too
-    const Scope scope = timed(forms[int(g.form)], experts ? "experts" : "products", 0);
+    const Scope scope = timed(
+        forms[int(g.form)], experts ? "experts" : "products", CudaGemm::sum_bytes(g, offsets));
     products().grouped_gemm(g, offsets);
   }
 
@@ -231,9 +232,9 @@ class CudaStream final : public Stream {
   Scope timed(const char* name, const char* kind, int64_t bytes) {
     if (counted_ > device_.flops) counted_ = 0;  // they are counted anew
     const int64_t flops = device_.flops - std::exchange(counted_, device_.flops);
-    if (!kind) kind = flops ? "attention" : "rows";
+    if (!kind && flops) kind = "attention", bytes = 0;
     return Scope(device_.kernels, *this,
-        {.name = name, .lane = kind, .bytes = flops ? 0 : bytes, .flops = flops});
+        {.name = name, .lane = kind ? kind : "rows", .bytes = bytes, .flops = flops});
   }
 
   // The source is ordinary memory, which its owner may let go at once, and which CUDA would copy in
