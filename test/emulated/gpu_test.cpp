@@ -2,6 +2,8 @@
 // events, a block's memory. Read next: runs_test.cpp.
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "comm/transport.h"
@@ -162,6 +164,49 @@ TEST(GpuPeaks, FollowFromWhatAGpuSaysOfItself) {
       EXPECT_NEAR(found, f32, 0.01 * f32) << gpu.name;
     }
   }
+}
+
+// scripts/gpu_day_table.py, on losses of two steps; routing is the same, or another in the second.
+class GpuDay : public RunTest {
+ protected:
+  void SetUp() override {
+    RunTest::SetUp();
+    if (run_command("python3 --version").status != 0) GTEST_SKIP() << "no python3 on this machine";
+  }
+  std::string judged(double cuda_loss, int cuda_tokens) {
+    const auto lines = [](double second, int tokens) {
+      const std::string moe = R"(, "moe": [{"tokens_per_expert": [3, )";
+      return cat(R"({"loss": 5.0)", moe, "5]}]}\n", R"({"loss": )", second, moe, tokens, "]}]}\n");
+    };
+    for (const auto& [device, text] :
+        {std::pair("cpu", lines(4.5, 5)), {"cuda", lines(cuda_loss, cuda_tokens)}}) {
+      std::filesystem::create_directories(cat(folder_, "/loss-", device));
+      std::ofstream(cat(folder_, "/loss-", device, "/metrics.jsonl")) << text;
+    }
+    std::ofstream(folder_ + "/tests.log") << "[  PASSED  ] 3 tests.\n";
+    std::ofstream(folder_ + "/compare.log") << R"({"rows": [{"identical": true}]
+})"
+                                            << "\n";
+    const Ended e = run_command("python3 scripts/gpu_day_table.py " + folder_);
+    const size_t row = e.output.find("| loss, fp32 | ");
+    EXPECT_EQ(e.status, e.output.find("not ok") != e.output.npos) << e.output;
+    return row == e.output.npos ? e.output : e.output.substr(row + 15, 6);
+  }
+};
+
+TEST_F(GpuDay, JudgesTheLoss) {
+  EXPECT_EQ(judged(4.5004, 5), "ok | a");
+  EXPECT_EQ(judged(4.5006, 5), "not ok");
+  EXPECT_EQ(judged(4.504, 6), "ok | a");
+  EXPECT_EQ(judged(4.506, 6), "not ok");
+}
+
+TEST_F(GpuDay, WithoutAGpuItEndsAtOnce) {
+  if (run_command("nvidia-smi -L").status == 0) GTEST_SKIP() << "there is a GPU";
+  const Ended e = run_command("scripts/gpu_day.sh " + folder_ + "/day");
+  EXPECT_EQ(e.status, 2);
+  EXPECT_EQ(e.output.find("gpu_day.sh: expected a GPU, found none"), 0u) << e.output;
+  EXPECT_FALSE(std::filesystem::exists(folder_ + "/day"));
 }
 
 class GpuJob : public RunTest {
