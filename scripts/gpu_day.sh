@@ -116,7 +116,8 @@ if command -v compute-sanitizer >/dev/null; then
     check=(compute-sanitizer --tool $tool --report-api-errors no --error-exitcode 1)
     part $tool 150 "${check[@]}" "$tests" \
       --gtest_filter="Cuda.*:CudaRows.*:CudaAttention.*:Cuda/CommConformance.*:CommOverlap.OnA*"
-    part $tool-links 60 env CUDA_VISIBLE_DEVICES=0 DUET_EMULATED_GPUS=1 "${check[@]}" $duet "${links[@]}"
+    part $tool-links 60 env CUDA_VISIBLE_DEVICES=0 DUET_EMULATED_GPUS=1 \
+      "${check[@]}" $duet "${links[@]}"
   done
 fi
 

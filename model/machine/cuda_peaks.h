@@ -29,7 +29,7 @@ inline constexpr CudaPeak kCudaPeaks[] = {{"MIG", 0}, {"Laptop", 0}, {"A100", 31
 
 inline bool has_words(std::string name, const char* words) {
   std::replace(name.begin(), name.end(), '-', ' ');
-  return (" " + name + " ").find(" " + std::string(words) + " ") != name.npos;
+  return cat(" ", name, " ").find(cat(" ", words, " ")) != name.npos;
 }
 
 // kilohertz: its highest clock

@@ -18,7 +18,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
-#include <iostream>
 #include <mutex>
 #include <utility>
 
@@ -358,16 +357,6 @@ class CudaDevice final : public Device {
   Clock clock_;
   std::unique_ptr<CudaStream> compute_;
 };
-
-// People export what other programs need, LAZY or 1 connection; here runs would stand still.
-void set_environment(const char* name, const char* needed, const char* why) {
-  const char* found = getenv(name);
-  if (found && !strcmp(found, needed)) return;
-  if (found)
-    std::cerr << "duet: " << name << ": found '" << found << "', set to " << needed << ": " << why
-              << std::endl;
-  setenv(name, needed, 1);
-}
 
 // Any error means that there is no GPU to use: no driver, one too old, none visible.
 std::pair<int, cudaError_t> find_devices() {
