@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Makes FOLDER/table.md and FOLDER/table.json of what scripts/gpu_day.sh left there:   scripts/gpu_day_table.py FOLDER"""
+"""Makes FOLDER/table.md and FOLDER/table.json of what scripts/gpu_day.sh left there:   scripts/gpu_day_table.py FOLDER
+
+Exit status 1 if anything is not ok.
+"""
 import json
 import pathlib
 import re
@@ -11,6 +14,10 @@ def read(folder, part):
     """What a part printed, or nothing."""
     path = folder / f"{part}.log"
     return path.read_text(errors="replace") if path.exists() else ""
+
+
+def json_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def result(folder, part):
@@ -30,21 +37,35 @@ def median_ms(folder, part):
     return statistics.median(ms) if ms else None
 
 
+def losses(folder):
+    """Whether the GPU's are near enough to the CPU's: 1e-4, or 1e-3 from the first step on in which experts had other tokens."""
+    cpu, cuda = (json_lines(folder / f"loss-{device}" / "metrics.jsonl") for device in ("cpu", "cuda"))
+    limit, ok, most = 1e-4, True, 0
+    if not cpu or len(cpu) != len(cuda):
+        return False, f"{len(cpu)} steps on the CPU, {len(cuda)} on the GPU"
+    for a, b in zip(cpu, cuda):
+        if [layer["tokens_per_expert"] for layer in a["moe"]] != [layer["tokens_per_expert"] for layer in b["moe"]]:
+            limit = 1e-3
+        difference = abs(b["loss"] / a["loss"] - 1)
+        ok, most = ok and difference <= limit, max(most, difference)
+    return ok, f"at most {most:.1e} from the CPU's, in {len(cpu)} steps; allowed {limit:.0e}"
+
+
 def rightness(folder):
-    found = {}
-    if counts := re.findall(r"\[  (PASSED|FAILED)  \] (\d+) tests?", read(folder, "tests")):
-        found["tests"] = {how.lower(): int(n) for how, n in counts}
-    cpu, cuda = (steps(folder, f"loss-{device}") for device in ("cpu", "cuda"))
-    if cpu and len(cpu) == len(cuda):
-        found["loss: largest relative difference from the CPU's"] = max(abs(a / b - 1) for (a, _), (b, _) in zip(cuda, cpu))
-    if compared := re.search(r"^\{.*^\}", read(folder, "compare"), re.M | re.S):
-        rows = json.loads(compared[0])["rows"]
-        found["schedules and layouts with the bits of one rank"] = f"{sum(r['identical'] for r in rows)} of {len(rows)}"
-        found |= {f"differs: {r['schedule']}": f"from step {r['first_step_that_differs']}, {r['first_tensor_that_differs']}"
-                  for r in rows if not r["identical"]}
-    for tool in ("memcheck", "racecheck"):
-        if summary := re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", read(folder, tool)):
-            found[tool] = summary[-1]
+    """{what: (ok, what was found)}"""
+    counts = {how.lower(): int(n) for how, n in re.findall(r"\[  (PASSED|FAILED)  \] (\d+) tests?", read(folder, "tests"))}
+    found = {"tests": (counts.get("passed", 0) > 0 and "failed" not in counts, json.dumps(counts)), "loss, fp32": losses(folder)}
+    compared = re.search(r"^\{.*^\}", read(folder, "compare"), re.M | re.S)
+    rows = json.loads(compared[0])["rows"] if compared else []
+    same = sum(r["identical"] for r in rows)
+    found["schedules and layouts with the bits of one rank"] = (0 < same == len(rows), f"{same} of {len(rows)}")
+    for r in rows:
+        if not r["identical"]:
+            found[r["schedule"]] = (False, f"differs from step {r['first_step_that_differs']}, {r['first_tensor_that_differs']}")
+    for part in json_lines(folder / "parts.jsonl"):
+        if re.match("memcheck|racecheck", part["part"]):
+            summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", read(folder, part["part"])) or ["no summary"]
+            found[part["part"]] = (part["status"] == 0, summary[-1])
     return found
 
 
@@ -73,7 +94,7 @@ def table(head, rows):
 
 
 def percent(x):
-    return "" if x is None else f"{100 * x:.1f}%"
+    return "peak unknown" if x is None else f"{100 * x:.1f}%"
 
 
 def kernels_table(row):
@@ -81,16 +102,16 @@ def kernels_table(row):
 
     def of_kind(k):
         rate = f"{k['gflops'] / 1e3:.1f} TFLOP/s" if "gflops" in k else f"{k['gb_per_s']:.0f} GB/s"
-        return [k["kind"], k["launches"], f"{k['ms']:.3f}", percent(k["ms"] / all_ms), rate, percent(k["of_peak"])]
+        sums = f"{k['exact_sums_gb']:.2f}" if "exact_sums_gb" in k else ""
+        return [k["kind"], k["calls"], f"{k['ms']:.3f}", percent(k["ms"] / all_ms), rate, percent(k["of_peak"]), sums]
 
     kinds = sorted(row["kernels"] or [], key=lambda k: (" " in k["kind"], -k["ms"]))
-    return table(["kind", "launches", "ms", "of all", "rate", "of the peak"], [of_kind(k) for k in kinds])
+    return table(["kind", "calls", "ms", "of all", "rate", "of the peak", "exact sums, GB"], [of_kind(k) for k in kinds])
 
 
 def markdown(day):
     text = f"# {day['device']}\n\n" + "".join(f"    {line}\n" for line in day["version"]) + "\n"
-    text += table(["right?", ""], [[what, found if isinstance(found, str) else json.dumps(found)]
-                                   for what, found in day["right"].items()])
+    text += table(["right?", "", ""], [[what, "ok" if ok else "not ok", found] for what, (ok, found) in day["right"].items()])
     text += table(["speed", "parameters", "tokens a step", "duet, tokens/s", "MFU", "PyTorch, tokens/s", "ratio", "PyTorch is"],
                   [[r["what"], f"{r['parameters'] / 1e6:.1f}M", r["tokens"], f"{r['tokens_per_s']:.0f}", percent(r["mfu"]),
                     f"{r['torch_tokens_per_s']:.0f}" if "ratio" in r else "", f"{r['ratio']:.2f}x" if "ratio" in r else "",
@@ -110,11 +131,12 @@ def main():
     day = {"device": device, "version": read(folder, "version").splitlines() + read(folder, "machine").splitlines()[1:],
            "right": rightness(folder), "speed": speeds(folder),
            "step_ms": {part: ms for part in trainings if (ms := median_ms(folder, part))},
-           "parts": [json.loads(line) for line in (folder / "parts.jsonl").read_text().splitlines()]}
+           "parts": json_lines(folder / "parts.jsonl")}
     (folder / "table.json").write_text(json.dumps(day, indent=1) + "\n")
     (folder / "table.md").write_text(markdown(day))
     print(f"{folder}/table.md\n\n{markdown(day)}")
+    return not all(ok for ok, _ in day["right"].values())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

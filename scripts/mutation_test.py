@@ -47,7 +47,7 @@ FAULTS = [
     ("memory is taken by a wait for the GPU", DEVICE, "cudaMallocAsync(&p, size_t(bytes), memory_)",
      "cudaMalloc(&p, size_t(bytes))"),
     ("a thread without a GPU asks about an event", DEVICE, "    use_gpu(gpu);\n", ""),
-    ("kernels are loaded late", DEVICE, '  setenv("CUDA_MODULE_LOADING", "EAGER", 0);', ""),
+    ("kernels are loaded late", DEVICE, '"CUDA_MODULE_LOADING", "EAGER"', '"CUDA_MODULE_LOADING", "LAZY"'),
     ("another GPU does not reach the memory", DEVICE, "if (reaches) CUDA_CHECK(cudaMemPoolSetAccess(pool_, &peers, 1));", ""),
     ("no memory is left an error for the next kernel", DEVICE,
      "    cudaGetLastError();  // or the next row kernel would find it", ""),

@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <mutex>
 #include <utility>
@@ -177,7 +178,8 @@ class CudaStream final : public Stream {
     constexpr const char* forms[] = {"NN", "NT", "TN"};
     device_.flops += gemm_flops(g, offsets);
     const bool experts = offsets.size() > 2;  // one group is a plain product, too
-    const Scope scope = timed(forms[int(g.form)], experts ? "experts" : "products", 0);
+    const Scope scope = timed(
+        forms[int(g.form)], experts ? "experts" : "products", CudaGemm::sum_bytes(g, offsets));
     products().grouped_gemm(g, offsets);
   }
 
@@ -229,9 +231,9 @@ class CudaStream final : public Stream {
   Scope timed(const char* name, const char* kind, int64_t bytes) {
     if (counted_ > device_.flops) counted_ = 0;  // they are counted anew
     const int64_t flops = device_.flops - std::exchange(counted_, device_.flops);
-    if (!kind) kind = flops ? "attention" : "rows";
+    if (!kind && flops) kind = "attention", bytes = 0;
     return Scope(device_.kernels, *this,
-        {.name = name, .lane = kind, .bytes = flops ? 0 : bytes, .flops = flops});
+        {.name = name, .lane = kind ? kind : "rows", .bytes = bytes, .flops = flops});
   }
 
   // The source is ordinary memory, which its owner may let go at once, and which CUDA would copy in
@@ -287,8 +289,12 @@ class CudaDevice final : public Device {
   }
   bool is_cuda() const override { return true; }
   std::string name() const override { return cat("cuda:", index_, " ", properties_.name); }
-  double peak_flops(Dtype dtype) const override { return cuda_peak_flops(properties_.name, dtype); }
-  double peak_bytes() const override { return cuda_peak_bytes(properties_.name, index_); }
+  double peak_flops(Dtype dtype) const override {
+    int kilohertz = 0;
+    CUDA_CHECK(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, index_));
+    return cuda_peak_flops(properties_, kilohertz, dtype);
+  }
+  double peak_bytes() const override { return cuda_peak_bytes(properties_, index_); }
 
   Stream& compute() override { return *compute_; }
   std::unique_ptr<Stream> make_stream() override {
@@ -354,10 +360,11 @@ class CudaDevice final : public Device {
 
 // Any error means that there is no GPU to use: no driver, one too old, none visible.
 std::pair<int, cudaError_t> find_devices() {
-  // Before CUDA's first call, which reads them: kernels that are loaded at their first launch wait
-  // for the GPU, streams that share one of its queues for one another. What the user says stays.
-  setenv("CUDA_MODULE_LOADING", "EAGER", 0);
-  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+  // before CUDA's first call, which reads them
+  set_environment("CUDA_MODULE_LOADING", "EAGER",
+      "a kernel loaded at its first launch waits for the GPU, on which NCCL's wait for it");
+  set_environment("CUDA_DEVICE_MAX_CONNECTIONS", "32",
+      "streams that share one of the GPU's queues wait for one another");
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) cudaGetLastError();

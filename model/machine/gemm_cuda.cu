@@ -27,6 +27,11 @@ __global__ void __launch_bounds__(256)
     y[i] += on_grid(double(x[i]));
 }
 
+// Of bf16, what is not in groups; a group alone is a plain product.
+bool by_cublas(const Gemm& g, std::span<const int64_t> offsets) {
+  return g.a.dtype == Dtype::bf16 && offsets.size() <= 2;
+}
+
 }  // namespace
 
 CudaGemm::CudaGemm(Device& device, cudaStream_t stream)
@@ -57,9 +62,9 @@ void CudaGemm::grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) {
   DUET_CHECK(in != Dtype::i32 && (exact || out == in || (in == Dtype::bf16 && out == Dtype::f32)),
       "GEMM on CUDA: expected C of the inputs' floating type, or fp32 from bf16; found inputs in ",
       dtype_name(in), " and C in ", dtype_name(out));
-  if (in != Dtype::bf16 || offsets.size() > 2) return gemm_kernel(stream_, g, offsets);
+  if (!by_cublas(g, offsets)) return gemm_kernel(stream_, g, offsets);
   Gemm one = g;
-  if (!offsets.empty()) {  // a group alone is a plain product
+  if (!offsets.empty()) {
     const int64_t rows = offsets[1] - offsets[0];
     one.a = g.a.row_slice(offsets[0], rows);
     (g.form == Form::TN ? one.b : one.c) =
@@ -69,6 +74,14 @@ void CudaGemm::grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) {
   const int64_t depth = g.form == Form::TN ? one.a.rows : one.a.cols;
   if (depth > 0) return exact ? exact_sum(one) : multiply(one);
   if (!g.accumulate) zero(one);  // an empty sum
+}
+
+int64_t CudaGemm::sum_bytes(const Gemm& g, std::span<const int64_t> offsets) {
+  if (g.pieces.empty()) return 0;
+  int64_t matrices = offsets.empty();
+  for (size_t e = 1; e < offsets.size(); ++e) matrices += offsets[e] > offsets[e - 1];
+  const int64_t of_row = 16 * g.c.cols + (by_cublas(g, offsets) ? 4 * g.b.cols + 4 * g.c.cols : 0);
+  return g.batch * matrices * g.c.rows * of_row;
 }
 
 void CudaGemm::exact_sum(const Gemm& g) {

@@ -31,6 +31,9 @@ class CudaGemm {
 
   void gemm(const Gemm& g) { grouped_gemm(g, {}); }
   void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets);
+  // Read and written in memory by adding an exact sum to C: by duet's kernel C alone, behind cuBLAS
+  // also the product in between. 0 of what is no exact sum.
+  static int64_t sum_bytes(const Gemm& g, std::span<const int64_t> offsets);
 
  private:
   void exact_sum(const Gemm& g);  // these three by cuBLAS: bf16, neither empty nor in groups

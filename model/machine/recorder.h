@@ -26,7 +26,8 @@ struct Mark {
   const char* lane = "";
   int stage = -1, microbatch = -1;
   int64_t layer = -1;
-  int64_t bytes = 0;  // sent, where it is a message; read and written by a kernel
+  // sent, where it is a message; read and written by a row operation, or by a product's exact sum
+  int64_t bytes = 0;
   int64_t flops = 0;  // of a kernel
 };
 

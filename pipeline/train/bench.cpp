@@ -36,25 +36,27 @@ static Json time_kernels(Trainer& trainer, int64_t step) {
   device.kernels = nullptr;
   device.compute().synchronize();
   struct Sum {
-    int64_t launches = 0, bytes = 0, flops = 0;
+    int64_t calls = 0, bytes = 0, flops = 0;
     double seconds = 0;
   };
   std::map<std::string, Sum> sums;
   for (const Recorder::Entry& e : recorder.entries())
     for (const std::string& kind : {std::string(e.mark.lane), cat(e.mark.lane, " ", e.mark.name)}) {
       Sum& s = sums[kind];
-      ++s.launches;
+      ++s.calls;
       s.bytes += e.mark.bytes;
       s.flops += e.mark.flops;
       s.seconds += e.end->seconds() - e.begin->seconds();
     }
   Json all = Json::array();
   for (const auto& [kind, s] : sums) {
-    const double rate = double(s.flops + s.bytes) / s.seconds,  // one of the two is 0
-        peak = s.flops ? device.peak_flops(trainer.context.dtype) : device.peak_bytes();
-    all.push(Json::object({{"kind", kind}, {"launches", s.launches}, {"ms", s.seconds * 1e3},
+    const double rate = double(s.flops ? s.flops : s.bytes) / s.seconds,
+                 peak = s.flops ? device.peak_flops(trainer.context.dtype) : device.peak_bytes();
+    Json one = Json::object({{"kind", kind}, {"calls", s.calls}, {"ms", s.seconds * 1e3},
         {s.flops ? "gflops" : "gb_per_s", rate * 1e-9},
-        {"of_peak", peak > 0 ? Json(rate / peak) : Json()}}));
+        {"of_peak", peak > 0 ? Json(rate / peak) : Json()}});
+    if (s.flops && s.bytes) one.set("exact_sums_gb", double(s.bytes) * 1e-9);
+    all.push(one);
   }
   return all;
 }

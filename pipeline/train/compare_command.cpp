@@ -184,6 +184,9 @@ std::vector<Row> rows_of(const CompareOptions& options) {
 double bubble(const Job& job) { return simulate(job.compute, {{StageCosts()}}).bubble(); }
 double activations(const Job& job) { return job.usage.peak() * job.compute.stage_share(); }
 
+std::string device_of(const Row& row) { return device_kind_name(*row.job.options.device); }
+std::string dtype_of(const Row& row) { return dtype_name(*row.job.options.dtype); }
+
 // Why `measured` means nothing in some rows.
 std::string reason(const std::vector<Row>& rows) {
   std::string why;
@@ -209,6 +212,7 @@ void print_text(const std::vector<Row>& rows, std::ostream& out) {
     out << format("%-*s  %-11s  %-*s  %s\n", int(name_width), name.c_str(), loss.c_str(),
         int(bits_width), bits.c_str(), rest.c_str());
   };
+  out << "device " << device_of(rows[0]) << ", dtype " << dtype_of(rows[0]) << "\n";
   line("", "final loss", "bits", "bubble  measured  activations      MiB  copies");
   for (size_t i = 0; i < rows.size(); ++i) {
     const auto& [name, job, o, step, tensor, activation] = rows[i];
@@ -242,7 +246,10 @@ void print_json(const std::vector<Row>& rows, std::ostream& out) {
         {"measured_bubble", why_not_timed(job).empty() ? Json(o.measured) : Json()},
         {"peak_activations", activations(job)}, {"peak_activation_bytes", o.activation_bytes},
         {"parameter_copies", job.compute.weight_copies()}}));
-  out << Json::object({{"rows", list}, {"why_not_measured", reason(rows)}}).dump(2) << "\n";
+  out << Json::object({{"device", device_of(rows[0])}, {"dtype", dtype_of(rows[0])}, {"rows", list},
+                          {"why_not_measured", reason(rows)}})
+             .dump(2)
+      << "\n";
 }
 
 }  // namespace
@@ -260,7 +267,8 @@ void add_compare_command(CLI::App& duet, int& exit_status) {
       cat("options instead of those of all rows, with semicolons between; --pp is 1 here unless it "
           "is stated; default: ",
           kLayouts));
-  const CLI::App* app = duet.get_subcommand("compare");
+  CLI::App* app = duet.get_subcommand("compare");
+  app->get_option("--dtype")->description("bf16: on cuda, whose bits hold where shapes are equal");
   cli.runs([o, app, &exit_status] {
     if (app->count("--pp")) o->layouts_pp = o->train.pp;
     exit_status = compare_command(*o, std::cout) ? 0 : 1;

@@ -16,7 +16,8 @@
 //               checker counts; measured in MiB
 // copies        of the parameters
 //
-// On threads the first row is one rank. All rows have the same global batch.
+// On threads the first row is one rank. All rows have the same global batch. They compute in fp32
+// unless --dtype is given: in bf16 a GPU's bits depend on the shapes of products.
 // Read next: generate.h.
 #pragma once
 #include <iosfwd>
@@ -34,7 +35,7 @@ struct CompareOptions {
   std::vector<std::string> schedules;  // names or CSV files
   std::vector<std::string> layouts;    // "dp=2 ep=2 schedule=dualpipe": options over `train`
   int64_t layouts_pp = 1;              // of those that do not state it
-  TrainOptions train{.preset = "tiny", .steps = 5, .pp = 4};
+  TrainOptions train{.preset = "tiny", .steps = 5, .pp = 4, .dtype = Dtype::f32};
 };
 
 // Returns whether all bits agree: the command's exit status is 1 otherwise.

@@ -77,7 +77,9 @@ void say_first_lines(const Job& job, Device& device, RunLog& log) {
       kMeans[int(job.run.transport)]);
   log.say(cat("ranks  ", job.run.ranks, job.run.ranks > 1 ? how : "", "; device ", device.name(),
       ", ", dtype_name(*o.dtype),
-      peak > 0 ? cat(", peak ", peak * 1e-12, " TFLOP/s by the datasheet") : ""));
+      peak > 0               ? cat(", peak ", peak * 1e-12, " TFLOP/s by the datasheet")
+          : device.is_cuda() ? ", peak unknown"
+                             : ""));
   if (job.run.link.emulated()) log.say("links  emulated: " + job.run.link.text());
   log.say("data   " + describe(job.dataset));
 }

@@ -2,17 +2,36 @@
 // events, a block's memory. Read next: runs_test.cpp.
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "comm/transport.h"
+#include "model/machine/cuda_peaks.h"
 #include "pipeline/train/bench.h"
 #include "pipeline/train/run_log.h"
 #include "test/emulated/cuda_runtime.h"
 #include "test/emulated/testing.h"
+#include "test/processes.h"
 #include "test/run_testing.h"
 
 namespace duet {
 namespace {
+
+TEST(EmulatedGpu, ItsVariablesAreReadInFull) {
+  const auto expect_refused = [](const std::string& found, const std::string& words) {
+    const Ended e = run_command(found + " " + this_program("None"));
+    EXPECT_EQ(e.status, 2) << e.output;
+    EXPECT_EQ(e.output, words + "\n");
+  };
+  expect_refused("DUET_EMULATED_GPUS=2x", "DUET_EMULATED_GPUS: found '2x', allowed: 0 to 64");
+  expect_refused("DUET_EMULATED_GPUS=65", "DUET_EMULATED_GPUS: found '65', allowed: 0 to 64");
+  expect_refused("DUET_EMULATED_SEED=foo",
+      "DUET_EMULATED_SEED: found 'foo', allowed: 0 to 18446744073709551615");
+  expect_refused(
+      "DUET_EMULATED_ORDER=", "DUET_EMULATED_ORDER: found '', allowed: lazy, eager, random");
+  EXPECT_EQ(run_command("DUET_EMULATED_GPUS=2 " + this_program("None")).status, 0);
+}
 
 int priority_of(Stream& stream) {
   int priority = 0;
@@ -115,6 +134,81 @@ TEST(GpuDevice, TimesOnlyWhatIsAskedTo) {
   EXPECT_GT(emulated::counts().timed_events, before);
 }
 
+// As datasheets have them, in TFLOP/s.
+TEST(GpuPeaks, FollowFromWhatAGpuSaysOfItself) {
+  struct {
+    cudaDeviceProp gpu;
+    int megahertz;
+    double f32, bf16;  // 0: not told
+  } const all[] = {
+      {{"Tesla V100-SXM2-16GB", 0, 80, 7, 0}, 1530, 15.7, 0},
+      {{"NVIDIA A100-SXM4-80GB", 0, 108, 8, 0}, 1410, 19.5, 312},
+      {{"NVIDIA A10", 0, 72, 8, 6}, 1695, 31.2, 125},
+      {{"NVIDIA GeForce RTX 3090", 0, 82, 8, 6}, 1695, 35.6, 71},
+      {{"NVIDIA L4", 0, 58, 8, 9}, 2040, 30.3, 121},
+      {{"NVIDIA L40S", 0, 142, 8, 9}, 2520, 91.6, 362},
+      {{"NVIDIA GeForce RTX 4090", 0, 128, 8, 9}, 2520, 82.6, 165},
+      {{"NVIDIA H100 80GB HBM3", 0, 132, 9, 0}, 1980, 66.9, 989},
+      {{"NVIDIA H100 PCIe", 0, 114, 9, 0}, 1755, 51.2, 756},
+      {{"NVIDIA B200", 0, 148, 10, 0}, 1965, 75, 2250},
+      {{"NVIDIA GeForce RTX 5090", 0, 170, 12, 0}, 2407, 104.8, 210},
+      // words of another name
+      {{"NVIDIA RTX A1000", 0, 18, 8, 6}, 1462, 6.7, 0},
+      {{"NVIDIA GeForce RTX 4090 Laptop GPU", 0, 76, 8, 9}, 1590, 0, 0},
+      {{"NVIDIA A100-SXM4-40GB MIG 1g.5gb", 0, 14, 8, 0}, 1410, 0, 0},
+  };
+  for (const auto& [gpu, megahertz, f32, bf16] : all) {
+    EXPECT_EQ(cuda_peak_flops(gpu, megahertz * 1000, Dtype::bf16), bf16 * 1e12) << gpu.name;
+    if (f32 > 0) {
+      const double found = cuda_peak_flops(gpu, megahertz * 1000, Dtype::f32) * 1e-12;
+      EXPECT_NEAR(found, f32, 0.01 * f32) << gpu.name;
+    }
+  }
+}
+
+// scripts/gpu_day_table.py, on losses of two steps; routing is the same, or another in the second.
+class GpuDay : public RunTest {
+ protected:
+  void SetUp() override {
+    RunTest::SetUp();
+    if (run_command("python3 --version").status != 0) GTEST_SKIP() << "no python3 on this machine";
+  }
+  std::string judged(double cuda_loss, int cuda_tokens) {
+    const auto lines = [](double second, int tokens) {
+      const std::string moe = R"(, "moe": [{"tokens_per_expert": [3, )";
+      return cat(R"({"loss": 5.0)", moe, "5]}]}\n", R"({"loss": )", second, moe, tokens, "]}]}\n");
+    };
+    for (const auto& [device, text] :
+        {std::pair("cpu", lines(4.5, 5)), {"cuda", lines(cuda_loss, cuda_tokens)}}) {
+      std::filesystem::create_directories(cat(folder_, "/loss-", device));
+      std::ofstream(cat(folder_, "/loss-", device, "/metrics.jsonl")) << text;
+    }
+    std::ofstream(folder_ + "/tests.log") << "[  PASSED  ] 3 tests.\n";
+    std::ofstream(folder_ + "/compare.log") << R"({"rows": [{"identical": true}]
+})"
+                                            << "\n";
+    const Ended e = run_command("python3 scripts/gpu_day_table.py " + folder_);
+    const size_t row = e.output.find("| loss, fp32 | ");
+    EXPECT_EQ(e.status, e.output.find("not ok") != e.output.npos) << e.output;
+    return row == e.output.npos ? e.output : e.output.substr(row + 15, 6);
+  }
+};
+
+TEST_F(GpuDay, JudgesTheLoss) {
+  EXPECT_EQ(judged(4.5004, 5), "ok | a");
+  EXPECT_EQ(judged(4.5006, 5), "not ok");
+  EXPECT_EQ(judged(4.504, 6), "ok | a");
+  EXPECT_EQ(judged(4.506, 6), "not ok");
+}
+
+TEST_F(GpuDay, WithoutAGpuItEndsAtOnce) {
+  if (run_command("nvidia-smi -L").status == 0) GTEST_SKIP() << "there is a GPU";
+  const Ended e = run_command("scripts/gpu_day.sh " + folder_ + "/day");
+  EXPECT_EQ(e.status, 2);
+  EXPECT_EQ(e.output.find("gpu_day.sh: expected a GPU, found none"), 0u) << e.output;
+  EXPECT_FALSE(std::filesystem::exists(folder_ + "/day"));
+}
+
 class GpuJob : public RunTest {
  protected:
   TrainOptions options() const {
@@ -167,7 +261,7 @@ TEST_F(GpuJob, BenchSaysWhatPartOfThePeakTheModelMakesUseOf) {
   std::set<std::string> kinds;
   for (const Json& kernel : line.at("kernels").items()) {
     kinds.insert(kernel.at("kind").string());
-    EXPECT_GT(kernel.at("launches").number(), 0);
+    EXPECT_GT(kernel.at("calls").number(), 0);
     EXPECT_GT(kernel.at("of_peak").number(), 0);
     EXPECT_LT(kernel.at("of_peak").number(), 1);
   }

@@ -9,27 +9,39 @@
 #include "test/emulated/machine.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
+#include <cstring>
 
 namespace emulated {
 namespace {
 
+[[noreturn]] void refuse(const char* name, const char* found, const char* allowed) {
+  fprintf(stderr, "%s: found '%s', allowed: %s\n", name, found, allowed);
+  exit(2);
+}
+
+uint64_t number(const char* name, uint64_t otherwise, uint64_t most) {
+  const char* text = getenv(name);
+  if (!text) return otherwise;
+  uint64_t value = 0;
+  const char* end = text + strlen(text);
+  const auto [rest, error] = std::from_chars(text, end, value);
+  if (error != std::errc() || rest != end || value > most)
+    refuse(name, text, ("0 to " + std::to_string(most)).c_str());
+  return value;
+}
+
 Options from_environment() {
-  Options o;
-  const auto number = [](const char* name, uint64_t otherwise) {
-    const char* value = getenv(name);
-    return value ? strtoull(value, nullptr, 10) : otherwise;
-  };
-  o.gpus = int(number("DUET_EMULATED_GPUS", 1));
-  o.seed = number("DUET_EMULATED_SEED", 1);
-  const char* order = getenv("DUET_EMULATED_ORDER");
-  const std::string name = order ? order : "random";
-  if (name != "lazy" && name != "eager" && name != "random") {
-    fprintf(stderr, "DUET_EMULATED_ORDER: found %s, allowed: lazy, eager, random\n", order);
-    exit(2);
-  }
-  o.order = name == "lazy" ? Order::lazy : name == "eager" ? Order::eager : Order::random;
-  return o;
+  const char* found = getenv("DUET_EMULATED_ORDER");
+  const std::string order = found ? found : "random";
+  if (order != "lazy" && order != "eager" && order != "random")
+    refuse("DUET_EMULATED_ORDER", found, "lazy, eager, random");
+  return {.gpus = int(number("DUET_EMULATED_GPUS", 1, 64)),
+      .seed = number("DUET_EMULATED_SEED", 1, UINT64_MAX),
+      .order = order == "lazy" ? Order::lazy
+          : order == "eager"   ? Order::eager
+                               : Order::random};
 }
 
 std::vector<Gpu> make_gpus(int n) {

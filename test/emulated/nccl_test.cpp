@@ -239,8 +239,14 @@ TEST_F(Nccl, MemoryGrowsAndIsGivenBackWhileMessagesAreUnderWay) {
 }
 
 TEST_F(Nccl, EveryKernelIsLoadedBeforeAMessageIsUnderWay) {
-  unsetenv("CUDA_MODULE_LOADING");
-  unsetenv("CUDA_DEVICE_MAX_CONNECTIONS");
+  setenv("CUDA_MODULE_LOADING", "LAZY", 1);  // as people export them for other programs
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1", 1);
+  testing::internal::CaptureStderr();
+  EXPECT_GT(cuda_device_count(), 0);
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_EQ(said.find("duet: CUDA_MODULE_LOADING: found 'LAZY', set to EAGER: "), 0u) << said;
+  EXPECT_NE(said.find("\nduet: CUDA_DEVICE_MAX_CONNECTIONS: found '1', set to 32: "), said.npos)
+      << said;
   const Behaviour anew({.gpus = 2, .order = emulated::Order::lazy});
   run_ranks(over_nccl(2), [](Comm& world) {
     Rank me(world);

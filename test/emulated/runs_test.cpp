@@ -3,6 +3,7 @@
 // saving, text, traces, experts that move. Read next: counts_test.cpp.
 #include <set>
 
+#include "pipeline/train/compare_command.h"
 #include "pipeline/train/generate.h"
 #include "pipeline/train/trainer.h"
 #include "test/emulated/testing.h"
@@ -128,6 +129,27 @@ TEST_F(EmulatedRuns, SoDoLayouts) {
   EXPECT_EQ(with(2, 1, 1, 1), one) << "replicas of the model";
   EXPECT_EQ(with(2, 2, 2, 2), one) << "experts on two ranks";
   EXPECT_EQ(with(4, 4, 1, 2), one) << "experts on four ranks";
+}
+
+// Of `compare` all that nothing is said of: schedules, layouts, and what it computes in.
+TEST_F(EmulatedRuns, CompareFindsTheBitsOfOneRankInAllItsRows) {
+  const TrainOptions small = options("", 1);
+  CompareOptions o;
+  o.train.device = DeviceKind::cuda;
+  o.train.data = small.data;
+  o.train.model = parse_sizes("first_k_dense=6,d_model=16,vocab_size=257");
+  o.train.seq_len = 4;
+  o.train.microbatches = 8;
+  o.train.steps = o.train.threads = 1;
+  const Behaviour behaviour(nth(1));
+  std::ostringstream out;
+  EXPECT_TRUE(compare_command(o, out)) << out.str();
+  EXPECT_EQ(out.str().find("device cuda, dtype fp32\n"), 0u) << out.str();
+  o.train.dtype = Dtype::bf16;
+  o.layouts = {"pp=4 schedule=zbv micro-batch-size=2"};
+  out.str("");
+  EXPECT_FALSE(compare_command(o, out)) << "what cuBLAS may do";
+  EXPECT_EQ(out.str().find("device cuda, dtype bf16\n"), 0u) << out.str();
 }
 
 // Tokens to experts, replicas, and experts that move after the first step.

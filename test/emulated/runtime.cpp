@@ -104,7 +104,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
-  *value = what == cudaDevAttrMemoryClockRate   ? 2'619'000
+  *value = what == cudaDevAttrClockRate         ? 1'980'000
+      : what == cudaDevAttrMemoryClockRate      ? 2'619'000
       : what == cudaDevAttrGlobalMemoryBusWidth ? 5120
                                                 : 9;  // cudaDevAttrComputeCapabilityMajor
   return cudaSuccess;
