@@ -14,7 +14,8 @@ namespace {
 // The bubble of a schedule from given times, of the longest of its ranks' spans.
 double bubble_rate(const Record& r) {
   const PlanLayout l = filled(r.job, r.layout);
-  const Schedule s = layout_schedule(l, microbatches(r.job, l), r.profile->stages.front());
+  const Schedule s = layout_schedule(
+      l, microbatches(r.job, l), r.profile->stages.front(), waiting_share(r.job, l));
   const Timing timing = simulate(s, *r.profile);
   double busy = 0;
   for (double idle : timing.bubble_fraction) busy += timing.makespan * (1 - idle) / s.pp;
@@ -186,6 +187,12 @@ void print_validation(const Validation& v, bool json, std::ostream& out) {
   const Json all = v.document.at("all");
   row("all", all);
   out << "mean over suites: " << percent(all.at("macro_mape")) << "\n";
+  std::map<std::string, Records> bubbles;  // by schedule
+  for (const Record& r : v.records)
+    if (r.is_bubble()) bubbles[r.layout.schedule].push_back(&r);
+  for (const auto& [name, records] : bubbles)
+    out << format("bubbles of %-12s %5d %s\n", name.c_str(), int(records.size()),
+        percent(errors_of(records).at("bubble_error"), "%.2f points").c_str());
   for (const auto& [name, records] : by_suite(v.records)) {
     auto worst = worst_first(records);
     if (worst.size() > 5) worst.resize(5);
