@@ -94,10 +94,11 @@ TEST(PlanCommand, ExplainsAndRefuses) {
 }
 
 TEST(PlanValidate, CountsErrorsAsItSays) {
-  const auto record = [](const char* id, const char* measured, int tp) {
+  const auto record = [](const char* id, const char* measured, int tp, const char* suite = "s") {
     const std::string layout = cat(R"("layout": {"tp": )", tp, R"(, "pp": 1, "dp": )", 8 / tp,
         R"(, "cp": 1, "zero": 1, "recompute": "none"})");
-    return cat(R"({"id": ")", id, R"(", "suite": "s", "measured": )", measured, ", ", layout, R"(,
+    return cat(R"({"id": ")", id, R"(", "suite": ")", suite, R"(", "measured": )", measured, ", ",
+        layout, R"(,
       "model": {"type": "gpt", "layers": 12, "hidden": 2048, "heads": 16, "vocab": 51200,
                 "ffn": 8192},
       "hardware": {"gpu": "A100-80G", "gpus": 8},
@@ -106,15 +107,19 @@ TEST(PlanValidate, CountsErrorsAsItSays) {
   const std::string path = ::testing::TempDir() + "/runs.json";
   std::ofstream(path) << R"({"records": [)" << record("a", R"({"step_s": 1})", 1) << ","
                       << record("b", R"({"step_s": 2})", 2) << ","
-                      << record("c", R"({"out_of_memory": true})", 4) << R"(, {"id": "d"}]})";
+                      << record("c", R"({"out_of_memory": true})", 4) << ","
+                      << record("e", R"({"out_of_memory": true})", 4, "t") << R"(, {"id": "d"}]})";
   const Validation v = validate(path);
-  ASSERT_EQ(v.records.size(), 3u);
+  ASSERT_EQ(v.records.size(), 4u);
   ASSERT_EQ(v.unpredicted.size(), 1u);
   EXPECT_EQ(v.unpredicted[0].first, "d");
   const Json e = v.document.at("suites").at("s");
   const double a = std::abs(v.records[0].predicted - 1),
                b = std::abs(v.records[1].predicted / 2 - 1);
   EXPECT_NEAR(e.at("mape").number(), (a + b) / 2, 1e-12);
+  EXPECT_EQ(e.at("median_ape").number(), e.at("mape").number());          // of two
+  for (const char* key : {"mape", "median_ape", "bias", "bubble_error"})  // nothing to compare
+    EXPECT_TRUE(v.document.at("suites").at("t").at(key).is_null()) << key;
   EXPECT_DOUBLE_EQ(
       e.at("fit_accuracy").number(), 0.5);     // both that ran, and not the one that did not
   EXPECT_EQ(e.at("pick_regret").number(), 0);  // tp 1 is picked and was the fastest

@@ -86,6 +86,11 @@ double pick_regret(const Records& records) {
   return mean(regrets);
 }
 
+double median(const std::vector<std::pair<double, std::string>>& sorted) {
+  if (sorted.empty()) return NAN;
+  return (sorted[sorted.size() / 2].first + sorted[(sorted.size() - 1) / 2].first) / 2;
+}
+
 // Errors of records that ran, the largest first, with their ids.
 std::vector<std::pair<double, std::string>> worst_first(const Records& records) {
   std::vector<std::pair<double, std::string>> errors;
@@ -115,10 +120,8 @@ Json errors_of(const Records& records) {
     bias.push_back(r->predicted / r->measured - 1);
     off.push_back(std::abs(bias.back()));
   }
-  const auto worst = worst_first(records);
-  const bool none = off.empty();
-  return Json::object({{"n", records.size()}, {"mape", none ? 0 : mean(off)},
-      {"median_ape", none ? 0 : worst[worst.size() / 2].first}, {"bias", none ? 0 : mean(bias)},
+  return Json::object({{"n", records.size()}, {"mape", or_null(mean(off))},
+      {"median_ape", or_null(median(worst_first(records)))}, {"bias", or_null(mean(bias))},
       {"fit_accuracy", or_null(balanced_accuracy(records))},
       {"pick_regret", or_null(pick_regret(records))}, {"memory_mape", or_null(mean(memory))},
       {"bubble_error", or_null(mean(bubble))}});
@@ -136,7 +139,8 @@ Json document_of(const Validation& v) {
   std::vector<double> mapes;
   for (const auto& [name, of_suite] : by_suite(v.records)) {
     suites.set(name, errors_of(of_suite));
-    if (!worst_first(of_suite).empty()) mapes.push_back(suites.at(name).at("mape").number());
+    if (const Json mape = suites.at(name).at("mape"); !mape.is_null())
+      mapes.push_back(mape.number());
   }
   for (const Record& r : v.records) {
     all.push_back(&r);
