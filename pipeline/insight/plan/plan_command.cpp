@@ -132,8 +132,10 @@ void plan_command(const PlanOptions& o, std::ostream& out) {
     job.model.mtp = 1, job.model.notes = {"trained with one layer of multi-token prediction"};
   }
   for (const auto& [key, value] : o.layout) set_layout(fixed, key, value);
-  if (!o.layout.contains("dtype") && !job.cluster.peak[size_t(Precision::bf16)])
+  if (!o.layout.contains("dtype") && !job.cluster.peak[size_t(Precision::bf16)]) {
     fixed.precision = Precision::fp32;
+    job.model.notes.push_back(cat(job.cluster.name, " has no bf16_tflops: planned in fp32"));
+  }
   if (job.cluster.core) fixed.gradient_bytes = 8;  // duet's own (model/machine/grid.h)
   if (!o.layouts.empty()) return side_by_side(o, job, fixed, out);
   const Answer answer = answer_of(o, job, fixed);
