@@ -1,5 +1,6 @@
 // The efficiency model against closed forms: parameters and FLOP of known models, memory of a layer
 // and of a parameter, ring collectives, bubbles; and what its readers refuse.
+#include <filesystem>
 #include <fstream>
 
 #include "model/config.h"
@@ -32,7 +33,7 @@ TEST(PlanModel, ParametersOfKnownModels) {
       1027, 3);
   EXPECT_NEAR(read(R"({"model_type": "deepseek_v2", "vocab_size": 102400, "hidden_size": 2048,
     "intermediate_size": 10944, "num_hidden_layers": 27, "num_attention_heads": 16,
-    "q_lora_rank": null, "moe_intermediate_size": 1408, "first_k_dense_replace": 1})"),
+    "q_lora_rank": null, "num_experts_per_tok": 6, "moe_intermediate_size": 1408, "first_k_dense_replace": 1})"),
       15.7, 0.1);
 }
 
@@ -77,11 +78,37 @@ TEST(PlanModel, RefusesWhatItDoesNotKnow) {
       read(R"({"model_type": "llama", "hidden_size": 100})"), {"hidden_size", "multiple", "100"});
   expect_plan_refused(read("{"), {"c.json"});
   expect_plan_refused(
+      read(R"({"model_type": "mistral"})"), {"sliding_window 4096", "not modelled"});
+  // by the file's own names
+  expect_plan_refused(read(R"({"model_type": "mixtral", "num_experts_per_tok": 9})"),
+      {"num_experts_per_tok", "8 experts", "9"});
+  expect_plan_refused(
+      read(R"({"model_type": "mixtral", "moe_layer_freq": 1.5})"), {"moe_layer_freq", "1.5"});
+  expect_plan_refused(read(R"({"model_type": "gpt2", "n_embd": 0})"), {"n_embd", "0"});
+  expect_plan_refused(read(R"({"model_type": "deepseek_v2"})"), {"num_experts_per_tok is missing"});
+  expect_plan_refused(read(R"({"model_type": "glm4_moe"})"), {"head_dim is missing", "96"});
+  expect_plan_refused(
       [] { find_model("gpt-9"); }, {"--model", "gpt-9", "llama-3-8b", "config.json"});
   const PlanModel m =
       read_hf_config(R"({"model_type": "llama", "quantization_config": {}})", "c.json");
   EXPECT_EQ(m.layers, 32);
-  EXPECT_EQ(m.notes.size(), 7u);  // six defaults and the quantization
+  EXPECT_EQ(m.notes.size(), 8u);  // six defaults, as many heads of keys, and the quantization
+}
+
+// As transformers 5.24's configuration classes have them.
+TEST(PlanModel, DefaultsAreTransformers) {
+  const auto read = [](const std::string& type, const std::string& more = "") {
+    return read_hf_config(cat(R"({"model_type": ")", type, "\"", more, "}"), "c.json");
+  };
+  const PlanModel v2 = read("deepseek_v2", R"(, "num_experts_per_tok": 6)");
+  EXPECT_EQ(v2.layers, 32);
+  EXPECT_EQ(v2.q_lora, 1536);
+  EXPECT_EQ(v2.topk_groups, 1);
+  EXPECT_EQ(read("deepseek_v3").mtp, 1);
+  EXPECT_EQ(read("mistral", R"(, "sliding_window": null)").kv_heads, 8);
+  const PlanModel qwen = read("qwen2", R"(, "sliding_window": 4096, "num_key_value_heads": null)");
+  EXPECT_EQ(qwen.kv_heads, 32);  // its sliding window is off, and null is as many as heads
+  EXPECT_NE(qwen.notes.back().find("num_key_value_heads"), std::string::npos);
 }
 
 TEST(PlanModel, ReadsNestedConfigsAndDenseLayers) {
@@ -90,6 +117,19 @@ TEST(PlanModel, ReadsNestedConfigsAndDenseLayers) {
       "c.json");
   EXPECT_EQ(m.moe_layers(), 3);  // 1, 5 and 7
   EXPECT_FALSE(m.moe(3));
+  const PlanModel outer = read_hf_config(R"({"model_type": "llama", "tie_word_embeddings": true,
+    "quantization_config": {"quant_method": "fp8"}, "text_config": {"num_hidden_layers": 2}})",
+      "c.json");
+  EXPECT_EQ(outer.layers, 2);
+  EXPECT_TRUE(outer.tied);
+  EXPECT_NE(outer.notes.back().find("fp8"), std::string::npos);
+}
+
+TEST(PlanModel, OpensAFolder) {
+  const std::string folder = ::testing::TempDir() + "/hf_model";
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder + "/config.json") << R"({"model_type": "gpt2", "n_layer": 3})";
+  EXPECT_EQ(find_model(folder).layers, 3);
 }
 
 TEST(PlanCluster, FilesReadBackAndAreChecked) {
