@@ -71,7 +71,7 @@ PlanModel find_model(const std::string& name) {
   if (const auto model = find_named(table, name, names))
     return read_published_model(*model, lower(name));
   const std::string inside = name + "/config.json";
-  if (std::filesystem::exists(inside)) return read_hf_config(read_file(inside), inside);
+  if (std::filesystem::is_directory(name)) return read_hf_config(read_file(inside), inside);
   require(name.find('.') != name.npos, "--model: found ", name, ", allowed: ", names,
       "or the path of a config.json or of its folder");
   return read_hf_config(read_file(name), name);
