@@ -1,6 +1,14 @@
 // The search against trying everything, what-if, the command's answers and refusals, and how errors
 // of published runs are counted.
 #include "pipeline/insight/plan/plan_command.h"
+
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <thread>
+
+#include "model/base/read_file.h"
 #include "pipeline/insight/plan/report.h"
 #include "pipeline/insight/plan/validate.h"
 #include "test/plan_testing.h"
@@ -92,6 +100,21 @@ TEST(PlanCommand, ExplainsAndRefuses) {
       with([](PlanOptions& o) { o.layouts = "pp=3"; }), {"pp=3", "16", "a multiple of"});
   expect_plan_refused(with([](PlanOptions& o) { o.model = "deepseek-v3", o.gpus = 2; }),
       {"does not fit on 2 GPUs", "GB needed", "smallest that fits"});
+}
+
+TEST(PlanCommand, AnInterruptedMeasurementLeavesTheOldFile) {
+  const std::string path = ::testing::TempDir() + "/here.json";
+  std::ofstream(path) << "old";
+  std::ostringstream out;
+  const pid_t child = fork();
+  if (child == 0) plan_command({.measure = path}, out), _exit(0);
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  kill(child, SIGKILL);
+  int status = 0;
+  waitpid(child, &status, 0);
+  ASSERT_TRUE(WIFSIGNALED(status)) << "it took less than 0.3 s";
+  EXPECT_EQ(read_file(path), "old");
+  expect_plan_refused([&] { plan_command({.measure = "/no/such/folder/f"}, out); }, {"/no/such"});
 }
 
 TEST(PlanValidate, CountsErrorsAsItSays) {

@@ -1,10 +1,14 @@
 // See plan_command.h. The options of `duet plan`, and what becomes of them.
 #include "pipeline/insight/plan/plan_command.h"
 
+#include <unistd.h>
+
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 
 #include "model/base/command_line.h"
+#include "pipeline/checkpoint/durable.h"
 #include "pipeline/insight/plan/cluster.h"
 #include "pipeline/insight/plan/report.h"
 #include "pipeline/insight/plan/validate.h"
@@ -17,7 +21,17 @@ const char* const kDeepSeekV3 =
     "pp=16,ep=64,dp=128,micro-batch-size=1,zero=1,schedule=dualpipe,recompute=selective,dtype=fp8,"
     "imbalance=1.1";
 
+void require_writable(const std::string& path) {
+  const std::string folder = std::filesystem::absolute(path).parent_path();
+  require(!std::filesystem::is_directory(path) && access(folder.c_str(), W_OK) == 0, path,
+      ": cannot be written");
+}
+
+// All at once: what was there stays until then. A pipe is written to.
 void write_file(const std::string& path, const std::string& text) {
+  require_writable(path);
+  if (!std::filesystem::exists(path) || std::filesystem::is_regular_file(path))
+    return replace_file(std::filesystem::weakly_canonical(path), text);
   std::ofstream file(path);
   file << text;
   file.close();
@@ -119,7 +133,7 @@ void plan_command(const PlanOptions& o, std::ostream& out) {
   if (!o.validate.empty())
     return print_validation(validate(o.validate), o.format == Format::json, out);
   if (!o.measure.empty()) {
-    write_file(o.measure, "");  // whether it can be written, before seconds are spent
+    require_writable(o.measure);  // before seconds are spent
     const std::string text = write_cluster(measure_cluster());
     write_file(o.measure, text);
     out << (o.format == Format::json ? text : cat(o.measure, ": this machine, measured\n"));
