@@ -57,6 +57,22 @@ TEST(PlanWhatIf, EplbLevelsTheBusiestGpu) {
   EXPECT_LT(after, 1.1);
 }
 
+TEST(PlanWhatIf, ReplicasTakeMemory) {
+  const PlanJob job = plan_job(find_model("mixtral-8x7b"), 16, 16, 1024, "h200");
+  const PlanLayout l = plan_layout(job, "ep=8,imbalance=1.5");
+  PlanLayout more = l;
+  more.replicas = 16;
+  const Memory one = predict(job, l).memory, two = predict(job, more).memory;
+  const double experts = 32.0 * 3 * 4096 * 14336;  // a rank's: of each layer one
+  EXPECT_NEAR((two.parameters - one.parameters) / (2 * experts), 1, 1e-9);
+  EXPECT_NEAR((two.gradients - one.gradients) / (4 * experts), 1, 1e-9);
+  EXPECT_NEAR(two.optimizer / one.optimizer, 1, 1e-9);  // which two ranks, now four, share
+  for (auto& [slots, fits] : {std::pair(16, true), {64, false}})
+    EXPECT_EQ(what_if(job, predict(job, l), slots, {}).back().fits, fits) << slots;
+  expect_plan_refused([&] { what_if(job, predict(job, l), 72, {}); },
+      {"--replicas", "72", "8 experts", "64", "each rank"});
+}
+
 TEST(PlanCommand, ExplainsAndRefuses) {
   const auto run = [](PlanOptions o) {
     std::ostringstream out;

@@ -40,6 +40,7 @@ struct PlanLayout {
   bool tiles = true;
   double gradient_bytes = 4;  // of a gradient on its way to the other ranks
   double imbalance = 1;       // the busiest GPU's tokens, of the mean
+  int64_t replicas = 0;       // physical experts of a layer under EPLB; 0: one of each
 
   std::string text() const;  // "tp=8,pp=4,..." which parse_layout reads
 };
@@ -66,6 +67,14 @@ inline double tokens_of(const PlanJob& job, const PlanLayout& l) {
 // Of them in row operations, between the regions of tensor parallelism.
 inline double row_tokens_of(const PlanJob& job, const PlanLayout& l) {
   return tokens_of(job, l) / (l.sequence_parallel == 1 ? l.tp : 1);
+}
+inline double physical_experts(const PlanModel& m, const PlanLayout& l) {
+  return double(l.replicas ? l.replicas : m.experts);
+}
+// Ranks that hold the same expert, on the mean.
+inline double expert_holders(const PlanModel& m, const PlanLayout& l) {
+  const double of_each = l.replicas ? double(l.replicas) / double(m.experts) : 1;
+  return double(l.dp) * l.cp * l.tp / (l.ep * l.etp) * of_each;
 }
 inline bool from_file(const PlanLayout& l) { return l.schedule.ends_with(".csv"); }
 // Stages that the model is cut into.

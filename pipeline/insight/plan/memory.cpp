@@ -90,8 +90,7 @@ std::vector<double> stage_activation_bytes(const PlanJob& job, const PlanLayout&
 
 // Parameters and what goes with them.
 static void add_states(const PlanJob& job, const PlanLayout& l, const Held& held, Memory& memory) {
-  const double replicas = double(l.dp) * l.cp;
-  const double copies[2] = {replicas, replicas * l.tp / (l.ep * l.etp)};
+  const double copies[2] = {double(l.dp) * l.cp, expert_holders(job.model, l)};
   const double counts[2] = {held.shared, held.experts};
   const double wide = l.precision == Precision::fp32 ? 4 : 2;
   for (int kind = 0; kind < 2; ++kind) {

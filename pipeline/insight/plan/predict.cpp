@@ -56,7 +56,7 @@ void add_update(const PlanJob& job, const PlanLayout& l, const Schedule& s,
     const std::vector<Cost>& stages, Prediction& p) {
   const Cluster& c = job.cluster;
   const std::vector<Held> held = stage_parameters(job.model, l);
-  const double replicas = double(l.dp) * l.cp, folded = replicas * l.tp / (l.ep * l.etp);
+  const double replicas = double(l.dp) * l.cp, holders = expert_holders(job.model, l);
   const double weights = l.precision == Precision::fp32 ? 4 : 2;
   // mirrored ranks sum their gradients too, after the last W of both
   const double copies = s.weight_copies();
@@ -79,7 +79,7 @@ void add_update(const PlanJob& job, const PlanLayout& l, const Schedule& s,
                 : gradients + gathers;
     const double updated = l.zero == 0
         ? own.shared + own.experts
-        : own.shared / replicas + own.experts / std::max(1.0, folded);
+        : own.shared / replicas + own.experts / std::max(1.0, holders);
     const double passes =
         kHeldGradients * l.gradient_bytes + (l.precision > Precision::bf16 ? kCastBytes : 0);
     const double optimizer = ((own.shared + own.experts) * passes +
