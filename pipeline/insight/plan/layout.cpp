@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <numeric>
-#include <set>
 #include <sstream>
 
 #include "model/base/text.h"
@@ -93,13 +92,10 @@ PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::s
   std::string items = text;
   std::replace(items.begin(), items.end(), ',', ' ');
   std::istringstream in(items);
-  std::set<std::string> given;
   for (std::string item; in >> item;) {
     const size_t equal = item.find('=');
     require(equal != item.npos, where, ": found ", item, ", allowed: e.g. tp=8,pp=4,schedule=1f1b");
-    const std::string key = item.substr(0, equal);
-    require(given.insert(key).second, where, ": found ", key, " twice, allowed: once");
-    set_layout(layout, key, item.substr(equal + 1));
+    set_layout(layout, item.substr(0, equal), item.substr(equal + 1));
   }
   return layout;
 }
