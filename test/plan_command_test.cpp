@@ -6,12 +6,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <thread>
 
 #include "model/base/read_file.h"
 #include "pipeline/insight/plan/report.h"
 #include "pipeline/insight/plan/validate.h"
 #include "test/plan_testing.h"
+#include "test/processes.h"
 
 namespace duet {
 namespace {
@@ -115,6 +117,31 @@ TEST(PlanCommand, ExplainsAndRefuses) {
       with([](PlanOptions& o) { o.layouts = "pp=3"; }), {"pp=3", "16", "a multiple of"});
   expect_plan_refused(with([](PlanOptions& o) { o.model = "deepseek-v3", o.gpus = 2; }),
       {"does not fit on 2 GPUs", "GB needed", "smallest that fits"});
+}
+
+TEST(PlanCommand, SaysWhatItsErrorIsKnownFrom) {
+  const auto error = [](const char* model, const char* cluster) {
+    return known_error(plan_job(find_model(model), 8, 8, 1024, cluster));
+  };
+  EXPECT_NE(error("llama-3-8b", "h100").find("suites like this: 13%"), std::string::npos);
+  for (const char* model : {"llama-3-8b", "mixtral-8x7b"})
+    for (const char* cluster : {"h200", "h800"})
+      EXPECT_EQ(error(model, cluster).find("no suite of this GPU"), 0u);
+  EXPECT_EQ(error("mixtral-8x7b", "a100-80g").find("no published run"), 0u);
+  const std::string path = ::testing::TempDir() + "/profile.json";
+  std::ofstream(path) << write_profile({{StageCosts()}});
+  std::ostringstream out;
+  plan_command({.layout = {{"pp", "2"}}, .profile = path}, out);
+  EXPECT_NE(out.str().find("points off"), std::string::npos) << out.str();
+}
+
+TEST(PlanCommand, TheScriptNamesADuetThatIsNotThere) {
+  const std::string script = "scripts/check_plan.py";
+  if (!std::filesystem::exists(script) || run_command("python3 --version").status)
+    GTEST_SKIP() << "no python3, or not in duet's folder";
+  const Ended ended = run_command("python3 " + script + " --duet ./nope");
+  EXPECT_EQ(ended.status, 2);
+  EXPECT_EQ(ended.output, "--duet: ./nope: No such file or directory\n");
 }
 
 TEST(PlanCommand, AnInterruptedMeasurementLeavesTheOldFile) {

@@ -133,6 +133,19 @@ std::map<std::string, Records> by_suite(const std::vector<Record>& records) {
   return suites;
 }
 
+// Of records that ran: bubbles by schedule, the others by GPU and whether there are experts.
+std::map<std::string, Records> by_kind(const std::vector<Record>& records) {
+  std::map<std::string, Records> kinds;
+  for (const Record& r : records) {
+    const std::string& gpu = r.job.cluster.name;
+    const char* with = r.job.model.experts ? ", with experts" : ", without experts";
+    const std::string kind = r.is_bubble() ? cat("bubbles of ", r.layout.schedule)
+                                           : cat(gpu.substr(0, gpu.find('-')), with);
+    if (r.ran()) kinds[kind].push_back(&r);
+  }
+  return kinds;
+}
+
 Json document_of(const Validation& v) {
   Json suites = Json::object(), records = Json::array(), unpredicted = Json::array();
   Records all;
@@ -191,12 +204,13 @@ void print_validation(const Validation& v, bool json, std::ostream& out) {
   const Json all = v.document.at("all");
   row("all", all);
   out << "mean over suites: " << percent(all.at("macro_mape")) << "\n";
-  std::map<std::string, Records> bubbles;  // by schedule
-  for (const Record& r : v.records)
-    if (r.is_bubble()) bubbles[r.layout.schedule].push_back(&r);
-  for (const auto& [name, records] : bubbles)
-    out << format("bubbles of %-12s %5d %s\n", name.c_str(), int(records.size()),
-        percent(errors_of(records).at("bubble_error"), "%.2f points").c_str());
+  for (const auto& [name, records] : by_kind(v.records)) {
+    const Json errors = errors_of(records), median = errors.at("median_ape");
+    const std::string error = median.is_null()
+        ? percent(errors.at("bubble_error"), "%.2f points on the mean")
+        : percent(median, "%.1f%% median error");
+    out << "like this, " << name << ": " << error << " (" << records.size() << " runs)\n";
+  }
   for (const auto& [name, records] : by_suite(v.records)) {
     auto worst = worst_first(records);
     if (worst.size() > 5) worst.resize(5);
