@@ -159,6 +159,21 @@ TEST(PlanCommand, AnInterruptedMeasurementLeavesTheOldFile) {
   expect_plan_refused([&] { plan_command({.measure = "/no/such/folder/f"}, out); }, {"/no/such"});
 }
 
+TEST(PlanValidate, AStagesTimeIsItsRanksChunksTogether) {
+  const Record r = read_record(Json::parse(R"({"id": "r", "suite": "s",
+    "model": {"type": "gpt", "layers": 12, "hidden": 2048, "heads": 16, "vocab": 51200},
+    "hardware": {"gpu": "A100-80G", "gpus": 2}, "batch": {"global_sequences": 8, "seq_len": 64},
+    "layout": {"pp": 2, "schedule": "interleaved", "virtual_stages": 3},
+    "measured": {"bubble_rate": 0.1},
+    "stage_times_ms": {"F": 30, "B": 15, "W": 6, "comm": 1}})",
+                                   "r"),
+      "r");
+  ASSERT_EQ(r.profile.value().stages.size(), 6u);
+  EXPECT_NEAR(r.profile->stages[1].F, 0.01, 1e-12);
+  EXPECT_NEAR(r.profile->stages[1].FB, 0.017, 1e-12);
+  EXPECT_NEAR(r.profile->forward_message, 0.001, 1e-12);
+}
+
 TEST(PlanValidate, CountsErrorsAsItSays) {
   const auto record = [](const char* id, const char* measured, int tp, const char* suite = "s") {
     const std::string layout = cat(R"("layout": {"tp": )", tp, R"(, "pp": 1, "dp": )", 8 / tp,
