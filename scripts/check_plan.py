@@ -17,7 +17,11 @@ BATCHES = {"tiny": (64, 1, 16), "small": (128, 1, 16), "bench": (256, 8, 4)}
 
 
 def run(*command):
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        print(f"--duet: {command[0]}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     if done.returncode:
         sys.exit(f"{' '.join(command)}: exit status {done.returncode}: {done.stderr.strip()}")
     return done.stdout

@@ -156,7 +156,7 @@ TEST_F(CommandLine, WhatARehearsalMakesNothingOfIsRefused) {
            "--link latency=1us", "--split 1,2"})
     expect_refused(cat("train --rehearse p.json ", option),
         {std::string(option).substr(0, std::string(option).find(' ')) + ": found with --rehearse",
-            "allowed: --rehearse, --steps"});
+            "its profile's time for a message", "allowed: --rehearse, --steps"});
 }
 
 TEST_F(CommandLine, WhatPlanMakesNothingOfIsRefused) {

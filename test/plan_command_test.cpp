@@ -1,9 +1,19 @@
 // The search against trying everything, what-if, the command's answers and refusals, and how errors
 // of published runs are counted.
 #include "pipeline/insight/plan/plan_command.h"
+
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <thread>
+
+#include "model/base/read_file.h"
 #include "pipeline/insight/plan/report.h"
 #include "pipeline/insight/plan/validate.h"
 #include "test/plan_testing.h"
+#include "test/processes.h"
 
 namespace duet {
 namespace {
@@ -47,6 +57,22 @@ TEST(PlanWhatIf, EplbLevelsTheBusiestGpu) {
   const double before = expert_imbalance(loads, 8, 64), after = expert_imbalance(loads, 8, 72);
   EXPECT_NEAR(before, 15.0 / (71.0 / 8), 1e-6);
   EXPECT_LT(after, 1.1);
+}
+
+TEST(PlanWhatIf, ReplicasTakeMemory) {
+  const PlanJob job = plan_job(find_model("mixtral-8x7b"), 16, 16, 1024, "h200");
+  const PlanLayout l = plan_layout(job, "ep=8,imbalance=1.5");
+  PlanLayout more = l;
+  more.replicas = 16;
+  const Memory one = predict(job, l).memory, two = predict(job, more).memory;
+  const double experts = 32.0 * 3 * 4096 * 14336;  // a rank's: of each layer one
+  EXPECT_NEAR((two.parameters - one.parameters) / (2 * experts), 1, 1e-9);
+  EXPECT_NEAR((two.gradients - one.gradients) / (4 * experts), 1, 1e-9);
+  EXPECT_NEAR(two.optimizer / one.optimizer, 1, 1e-9);  // which two ranks, now four, share
+  for (auto& [slots, fits] : {std::pair(16, true), {64, false}})
+    EXPECT_EQ(what_if(job, predict(job, l), slots, {}).back().fits, fits) << slots;
+  expect_plan_refused([&] { what_if(job, predict(job, l), 72, {}); },
+      {"--replicas", "72", "8 experts", "64", "each rank"});
 }
 
 TEST(PlanCommand, ExplainsAndRefuses) {
@@ -93,11 +119,67 @@ TEST(PlanCommand, ExplainsAndRefuses) {
       {"does not fit on 2 GPUs", "GB needed", "smallest that fits"});
 }
 
+TEST(PlanCommand, SaysWhatItsErrorIsKnownFrom) {
+  const auto error = [](const char* model, const char* cluster) {
+    return known_error(plan_job(find_model(model), 8, 8, 1024, cluster));
+  };
+  EXPECT_NE(error("llama-3-8b", "h100").find("suites like this: 13%"), std::string::npos);
+  for (const char* model : {"llama-3-8b", "mixtral-8x7b"})
+    for (const char* cluster : {"h200", "h800"})
+      EXPECT_EQ(error(model, cluster).find("no suite of this GPU"), 0u);
+  EXPECT_EQ(error("mixtral-8x7b", "a100-80g").find("no published run"), 0u);
+  const std::string path = ::testing::TempDir() + "/profile.json";
+  std::ofstream(path) << write_profile({{StageCosts()}});
+  std::ostringstream out;
+  plan_command({.layout = {{"pp", "2"}}, .profile = path}, out);
+  EXPECT_NE(out.str().find("points off"), std::string::npos) << out.str();
+}
+
+TEST(PlanCommand, TheScriptNamesADuetThatIsNotThere) {
+  const std::string script = "scripts/check_plan.py";
+  if (!std::filesystem::exists(script) || run_command("python3 --version").status)
+    GTEST_SKIP() << "no python3, or not in duet's folder";
+  const Ended ended = run_command("python3 " + script + " --duet ./nope");
+  EXPECT_EQ(ended.status, 2);
+  EXPECT_EQ(ended.output, "--duet: ./nope: No such file or directory\n");
+}
+
+TEST(PlanCommand, AnInterruptedMeasurementLeavesTheOldFile) {
+  const std::string path = ::testing::TempDir() + "/here.json";
+  std::ofstream(path) << "old";
+  std::ostringstream out;
+  const pid_t child = fork();
+  if (child == 0) plan_command({.measure = path}, out), _exit(0);
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  kill(child, SIGKILL);
+  int status = 0;
+  waitpid(child, &status, 0);
+  ASSERT_TRUE(WIFSIGNALED(status)) << "it took less than 0.3 s";
+  EXPECT_EQ(read_file(path), "old");
+  expect_plan_refused([&] { plan_command({.measure = "/no/such/folder/f"}, out); }, {"/no/such"});
+}
+
+TEST(PlanValidate, AStagesTimeIsItsRanksChunksTogether) {
+  const Record r = read_record(Json::parse(R"({"id": "r", "suite": "s",
+    "model": {"type": "gpt", "layers": 12, "hidden": 2048, "heads": 16, "vocab": 51200},
+    "hardware": {"gpu": "A100-80G", "gpus": 2}, "batch": {"global_sequences": 8, "seq_len": 64},
+    "layout": {"pp": 2, "schedule": "interleaved", "virtual_stages": 3},
+    "measured": {"bubble_rate": 0.1},
+    "stage_times_ms": {"F": 30, "B": 15, "W": 6, "comm": 1}})",
+                                   "r"),
+      "r");
+  ASSERT_EQ(r.profile.value().stages.size(), 6u);
+  EXPECT_NEAR(r.profile->stages[1].F, 0.01, 1e-12);
+  EXPECT_NEAR(r.profile->stages[1].FB, 0.017, 1e-12);
+  EXPECT_NEAR(r.profile->forward_message, 0.001, 1e-12);
+}
+
 TEST(PlanValidate, CountsErrorsAsItSays) {
-  const auto record = [](const char* id, const char* measured, int tp) {
+  const auto record = [](const char* id, const char* measured, int tp, const char* suite = "s") {
     const std::string layout = cat(R"("layout": {"tp": )", tp, R"(, "pp": 1, "dp": )", 8 / tp,
         R"(, "cp": 1, "zero": 1, "recompute": "none"})");
-    return cat(R"({"id": ")", id, R"(", "suite": "s", "measured": )", measured, ", ", layout, R"(,
+    return cat(R"({"id": ")", id, R"(", "suite": ")", suite, R"(", "measured": )", measured, ", ",
+        layout, R"(,
       "model": {"type": "gpt", "layers": 12, "hidden": 2048, "heads": 16, "vocab": 51200,
                 "ffn": 8192},
       "hardware": {"gpu": "A100-80G", "gpus": 8},
@@ -106,15 +188,19 @@ TEST(PlanValidate, CountsErrorsAsItSays) {
   const std::string path = ::testing::TempDir() + "/runs.json";
   std::ofstream(path) << R"({"records": [)" << record("a", R"({"step_s": 1})", 1) << ","
                       << record("b", R"({"step_s": 2})", 2) << ","
-                      << record("c", R"({"out_of_memory": true})", 4) << R"(, {"id": "d"}]})";
+                      << record("c", R"({"out_of_memory": true})", 4) << ","
+                      << record("e", R"({"out_of_memory": true})", 4, "t") << R"(, {"id": "d"}]})";
   const Validation v = validate(path);
-  ASSERT_EQ(v.records.size(), 3u);
+  ASSERT_EQ(v.records.size(), 4u);
   ASSERT_EQ(v.unpredicted.size(), 1u);
   EXPECT_EQ(v.unpredicted[0].first, "d");
   const Json e = v.document.at("suites").at("s");
   const double a = std::abs(v.records[0].predicted - 1),
                b = std::abs(v.records[1].predicted / 2 - 1);
   EXPECT_NEAR(e.at("mape").number(), (a + b) / 2, 1e-12);
+  EXPECT_EQ(e.at("median_ape").number(), e.at("mape").number());          // of two
+  for (const char* key : {"mape", "median_ape", "bias", "bubble_error"})  // nothing to compare
+    EXPECT_TRUE(v.document.at("suites").at("t").at(key).is_null()) << key;
   EXPECT_DOUBLE_EQ(
       e.at("fit_accuracy").number(), 0.5);     // both that ran, and not the one that did not
   EXPECT_EQ(e.at("pick_regret").number(), 0);  // tp 1 is picked and was the fastest

@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "model/base/json.h"
+#include "pipeline/insight/trace/report.h"
 #include "test/testing.h"
 
 namespace duet {
@@ -142,6 +143,25 @@ TEST_F(Rehearse, IsACommand) {
   EXPECT_EQ(json.at("schedule").string(), "dualpipe");
   EXPECT_GE(json.at("step_s").items()[1].number(), json.at("simulated_step_s").number());
   EXPECT_NE(contents(path("trace.json")).find("\"pair\""), std::string::npos);
+}
+
+TEST_F(Rehearse, ItsTraceIsAProfile) {
+  const StageCosts costs{0.01, 0.012, 0.006, 0.02};
+  for (const char* schedule : {"dualpipe", "1f1b"}) {
+    write("profile.json", write_profile({{costs}}));
+    TrainOptions o = options(schedule, 2, 4);
+    o.steps = 2;
+    o.trace = path("trace.json");
+    std::ostringstream out;
+    rehearse_command(o, out);
+    write("again.json", profile_json(analyze({.traces = {o.trace}})));
+    const CostProfile again = read_profile(path("again.json"));
+    ASSERT_EQ(again.stages.size(), 1u);
+    const StageCosts& a = again.stages[0];
+    EXPECT_NEAR(a.F / costs.F, 1, 0.3);
+    EXPECT_NEAR(a.B() / costs.B(), 1, 0.3);
+    EXPECT_NEAR(a.FB / (o.schedule == "1f1b" ? a.F + a.B() : costs.FB), 1, 0.3);
+  }
 }
 
 TEST_F(Rehearse, RefusesWhatItCannotDo) {

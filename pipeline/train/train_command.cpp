@@ -218,7 +218,7 @@ void add_train_command(CLI::App& duet, int& exit_status) {
   add_train_options(cli, *o);
   cli.runs([o, cli, &exit_status] {
     if (o->rehearse.empty()) return void(exit_status = train_command(*o, std::cout));
-    cli.refuse_beside("--rehearse", "computes nothing",
+    cli.refuse_beside("--rehearse", "computes nothing and takes its profile's time for a message",
         {"--steps", "--dp", "--pp", "--microbatches", "--schedule", "--virtual-stages", "--overlap",
             "--preset", "--model", "--seq-len", "--micro-batch-size", "--transport",
             "--comm-timeout", "--trace", "--trace-steps", "--format"});

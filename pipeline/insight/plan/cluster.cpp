@@ -15,34 +15,68 @@ DUET_EMBED(clusters,
 namespace duet {
 namespace {
 
+enum class Kept {
+  always,
+  whole,
+  of_core
+};  // whole: in whole numbers; of_core: and of nothing else
 struct ClusterField {
   const char* key;
   double Cluster::*member;
   double unit, lo, hi;
-  bool of_core = false;  // and of nothing else
+  Kept kept = Kept::always;
 };
-constexpr ClusterField kFields[] = {{"gpus_per_node", &Cluster::gpus_per_node, 1, 1, 1024},
-    {"nvlink_domain", &Cluster::nvlink_domain, 1, 1, 1024},
+constexpr ClusterField kFields[] = {
+    {"gpus_per_node", &Cluster::gpus_per_node, 1, 1, 1024, Kept::whole},
+    {"nvlink_domain", &Cluster::nvlink_domain, 1, 1, 1024, Kept::whole},
     {"memory_gb", &Cluster::memory_bytes, 1e9, 0.5, 4000},
     {"reserved_gb", &Cluster::reserved_bytes, 1e9, 0, 40},
-    {"fragmentation", &Cluster::fragmentation, 1, 0, 0.5}, {"sms", &Cluster::sms, 1, 1, 2000},
-    {"tail_waves", &Cluster::tail_waves, 1, 0, 2}, {"k_half", &Cluster::k_half, 1, 0, 4096},
+    {"fragmentation", &Cluster::fragmentation, 1, 0, 0.5},
+    {"sms", &Cluster::sms, 1, 1, 2000, Kept::whole}, {"tail_waves", &Cluster::tail_waves, 1, 0, 2},
+    {"k_half", &Cluster::k_half, 1, 0, 4096},
     {"attention_forward", &Cluster::attention_f, 1, 0.01, 1},
     {"attention_backward", &Cluster::attention_b, 1, 0.01, 1},
     {"attention_half_tokens", &Cluster::attention_half, 1, 0, 8192},
     {"hbm_gb_s", &Cluster::hbm_bytes_s, 1e9, 5, 50000},
     {"hbm_efficiency", &Cluster::hbm_efficiency, 1, 0.05, 1},
-    {"launch_us", &Cluster::launch_s, 1e-6, 0, 1000},
+    {"launch_us", &Cluster::launch_s, 1e-6, 0.1, 1000},
     {"nvlink_gb_s", &Cluster::nvlink_bytes_s, 1e9, 0.5, 5000},
     {"nvlink_efficiency", &Cluster::nvlink_efficiency, 1, 0.05, 1},
-    {"nvlink_latency_us", &Cluster::nvlink_latency_s, 1e-6, 0.01, 1000},
+    {"nvlink_latency_us", &Cluster::nvlink_latency_s, 1e-6, 0.1, 1000},
     {"network_gb_s", &Cluster::network_bytes_s, 1e9, 0.05, 1000},
     {"network_efficiency", &Cluster::network_efficiency, 1, 0.05, 1},
-    {"network_latency_us", &Cluster::network_latency_s, 1e-6, 0.01, 10000},
-    {"comm_sms", &Cluster::comm_sms, 1, 0, 100}, {"other", &Cluster::other, 1, 0, 1},
-    {"hidden", &Cluster::hidden, 1, 0, 1}, {"cache_mb", &Cluster::cache_bytes, 1e6, 0, 1e5, true},
-    {"cache_gb_s", &Cluster::cache_bytes_s, 1e9, 5, 50000, true},
-    {"row_gb_s", &Cluster::row_bytes_s, 1e9, 5, 50000, true}};
+    {"network_latency_us", &Cluster::network_latency_s, 1e-6, 0.1, 10000},
+    {"comm_sms", &Cluster::comm_sms, 1, 0, 100, Kept::whole}, {"other", &Cluster::other, 1, 0, 1},
+    {"hidden", &Cluster::hidden, 1, 0, 1},
+    {"cache_mb", &Cluster::cache_bytes, 1e6, 0, 1e5, Kept::of_core},
+    {"cache_gb_s", &Cluster::cache_bytes_s, 1e9, 5, 50000, Kept::of_core},
+    {"row_gb_s", &Cluster::row_bytes_s, 1e9, 5, 50000, Kept::of_core}};
+
+const char* unit_of(std::string_view key) {
+  return key.ends_with("_gb_s") ? "GB/s (8 Gbit/s are 1)"
+      : key.ends_with("_gb")    ? "GB"
+      : key.ends_with("_mb")    ? "MB"
+      : key.ends_with("_us")    ? "microseconds"
+                                : "a number";
+}
+
+// What is in its range and yet not in its unit stands out beside the others.
+void check_units(const Cluster& c, const std::string& where) {
+  for (size_t p = 0; p < c.peak.size(); ++p) {
+    const double per_byte = c.peak[p] / c.hbm_bytes_s;
+    require(!c.peak[p] || (per_byte >= (c.core ? 0.02 : 2) && per_byte <= 1e4), where, ": ",
+        kPrecisions[p], "_tflops: expected TFLOP/s, 2 to 10000 FLOP a byte of hbm_gb_s, found ",
+        c.peak[p] / 1e12, ", which is ", per_byte);
+  }
+  if (c.core) return;
+  const double nvlink = c.nvlink_bytes_s / 1e9, network = c.network_bytes_s / 1e9;
+  const double most = c.hbm_bytes_s / 4e9, pcie = 64;
+  require(nvlink <= std::max(most, pcie), where, ": nvlink_gb_s: expected ", unit_of("_gb_s"),
+      ", at most a quarter of hbm_gb_s, ", most, ", found ", nvlink);
+  require(network <= std::max(nvlink / 4, std::min(nvlink, pcie / 2)), where,
+      ": network_gb_s: expected ", unit_of("_gb_s"),
+      " of a GPU's own card, at most a quarter of nvlink_gb_s, ", nvlink / 4, ", found ", network);
+}
 
 const Json& own_clusters() {
   static const Json all = Json::parse(clusters, "clusters/");
@@ -55,9 +89,14 @@ Cluster read(const Json& json, const std::string& where) {
   c.name = f.text("name"), c.source = f.text_or("source", ""), c.core = f.flag("core", false);
   std::vector<std::string> known = {"name", "source", "core"};
   for (const ClusterField& field : kFields) {
-    if (field.of_core && !c.core) continue;
-    const double lo = c.core && field.unit == 1e9 ? field.lo / 100 : field.lo;  // a core is slower
-    c.*field.member = f.number(field.key, lo, field.hi) * field.unit;
+    if (field.kept == Kept::of_core && !c.core) continue;
+    const double scale = field.unit == 1 ? 1 : 0.01;  // a core is slower
+    const double lo = c.core ? field.lo * scale : field.lo, value = f.at(field.key).number();
+    require(value >= lo && value <= field.hi, where, ": ", field.key, ": expected ",
+        unit_of(field.key), ", ", lo, " to ", field.hi, ", found ", value);
+    require(field.kept != Kept::whole || value == std::floor(value), where, ": ", field.key,
+        ": expected a whole number, found ", value);
+    c.*field.member = value * field.unit;
     known.push_back(field.key);
   }
   for (size_t p = 0; p < c.peak.size(); ++p) {
@@ -65,13 +104,14 @@ Cluster read(const Json& json, const std::string& where) {
                       part = cat(kPrecisions[p], "_efficiency");
     known.insert(known.end(), {peak, part});
     if (!f.has(peak)) continue;
-    c.peak[p] = f.number(peak, 0.001, 100000) * 1e12;
+    c.peak[p] = f.number(peak, 1e-5, 1e5) * 1e12;
     c.efficiency[p] = f.number(part, 0.01, 1);
   }
   require(c.peak[size_t(Precision::bf16)] > 0 || c.peak[size_t(Precision::fp32)] > 0, where,
       ": bf16_tflops is missing");
   require(c.comm_sms < c.sms, where, ": comm_sms: expected fewer than sms = ", c.sms, ", found ",
       c.comm_sms);
+  check_units(c, where);
   for (const auto& [key, _] : json.members())
     require(std::find(known.begin(), known.end(), key) != known.end(), where, ": found ", key,
         ", which is no field; units are part of the names, e.g. memory_gb, hbm_gb_s, launch_us");
@@ -188,7 +228,7 @@ std::string write_cluster(const Cluster& c) {
       json.set(cat(kPrecisions[p], "_efficiency"), c.efficiency[p]);
     }
   for (const ClusterField& field : kFields)
-    if (c.core || !field.of_core) json.set(field.key, c.*field.member / field.unit);
+    if (c.core || field.kept != Kept::of_core) json.set(field.key, c.*field.member / field.unit);
   return json.dump(2) + "\n";
 }
 

@@ -121,7 +121,7 @@ class LayerCost {
     const double h = double(m_.hidden), width = double(m_.expert_ffn) / l_.etp;
     const double up = m_.gated ? 2 : 1;
     // Tokens are spread over the ranks of tensor parallelism before they are dispatched.
-    const double own = tokens_ / l_.tp, local = double(m_.experts) / l_.ep;
+    const double own = tokens_ / l_.tp, local = physical_experts(m_, l_) / l_.ep;
     const double copies = own * double(m_.topk) * l_.etp * l_.imbalance;  // that this rank computes
     product(kExperts, copies / local, up * width, h, local);
     product(kExperts, copies / local, h, width, local);

@@ -6,8 +6,8 @@
 #include "pipeline/insight/plan/model.h"
 
 // "synonyms": other names of the same size, those of published runs included. "defaults": those of
-// transformers' configuration classes, under the canonical names; a type that is another's with
-// other defaults says so in "like".
+// transformers' configuration classes; a type that is another's with other defaults says so in
+// "like" (transformers has no kimi_k2: it is published with deepseek_v3's).
 DUET_EMBED(families, DUET_FILE("pipeline/insight/plan/models/families.json"))
 
 namespace duet {
@@ -16,6 +16,15 @@ namespace {
 Json family_table(const char* name) {
   static const Json all = Json::parse(families, "models/families.json");
   return all.at(name);
+}
+
+// The name under which a file has a size: that, or a synonym.
+std::string own_key(const Fields& f, const std::string& size) {
+  static const Json::Object synonyms = family_table("synonyms").members();
+  if (f.has(size)) return size;
+  for (const auto& [other, canonical] : synonyms)
+    if (f.has(other) && canonical.string() == size) return other;
+  return size;
 }
 
 // A size, the least it may be, and what it is where it is missing; read only where the model has
@@ -39,13 +48,14 @@ constexpr Size kSizes[] = {{"num_hidden_layers", &PlanModel::layers, 1, kRequire
     {"qk_nope_head_dim", &PlanModel::nope, 1, kRequired, "kv_lora_rank"},
     {"qk_rope_head_dim", &PlanModel::rope, 1, kRequired, "kv_lora_rank"},
     {"v_head_dim", &PlanModel::v_dim, 1, kRequired, "kv_lora_rank"},
-    {"experts", &PlanModel::experts, 0, 0}, {"topk", &PlanModel::topk, 1, kRequired, "experts"},
-    {"moe_intermediate_size", &PlanModel::expert_ffn, 1, 0, "experts"},
-    {"shared_ffn", &PlanModel::shared_ffn, 0, 0, "experts"},
-    {"n_group", &PlanModel::groups, 1, 1, "experts"},
-    {"topk_group", &PlanModel::topk_groups, 1, 0, "experts"},
-    {"first_k_dense_replace", &PlanModel::dense_layers, 0, 0, "experts"},
-    {"decoder_sparse_step", &PlanModel::sparse_step, 1, 1, "experts"}};
+    {"num_experts", &PlanModel::experts, 0, 0},
+    {"num_experts_per_tok", &PlanModel::topk, 1, kRequired, "num_experts"},
+    {"moe_intermediate_size", &PlanModel::expert_ffn, 1, 0, "num_experts"},
+    {"shared_ffn", &PlanModel::shared_ffn, 0, 0, "num_experts"},
+    {"n_group", &PlanModel::groups, 1, 1, "num_experts"},
+    {"topk_group", &PlanModel::topk_groups, 1, 0, "num_experts"},
+    {"first_k_dense_replace", &PlanModel::dense_layers, 0, 0, "num_experts"},
+    {"decoder_sparse_step", &PlanModel::sparse_step, 1, 1, "num_experts"}};
 
 // What changes the work and is not modelled.
 std::optional<std::string> not_modelled(const Fields& f) {
@@ -61,7 +71,7 @@ std::optional<std::string> not_modelled(const Fields& f) {
             f.text("model_type") == "gpt_oss" ? ", with attention sinks" : "");
   if (f.text("model_type") == "gpt_oss") return "attention sinks";
   if (set("sliding_window") && f.flag("use_sliding_window", true))
-    return "sliding-window attention (sliding_window)";
+    return cat("sliding-window attention (sliding_window ", f.at("sliding_window").dump(), ")");
   for (const char* key : {"linear_num_value_heads", "linear_attn_config", "attn_type_list",
            "full_attention_interval", "mamba_d_state", "ssm_cfg"})
     if (set(key)) return cat("linear attention or state-space layers (", key, ")");
@@ -73,58 +83,44 @@ std::optional<std::string> not_modelled(const Fields& f) {
   return {};
 }
 
-// The type's defaults, those it is `like` included.
-Json defaults_of(const std::string& type, const std::string& where) {
-  const Json all = family_table("defaults");
-  std::string allowed;
-  for (const auto& [name, _] : all.members()) allowed += cat(' ', name);
-  const auto own = all.find(type);
-  require(bool(own), where, ": model_type: found ", type, ", allowed:", allowed);
+// The type's defaults, those it is `like` included; empty of an unknown one.
+Json defaults_of(const std::string& type) {
+  const auto own = family_table("defaults").find(type);
+  if (!own) return Json::object();
   const auto like = own->find("like");
-  Json defaults = like ? defaults_of(like->string(), where) : Json::object();
+  Json defaults = like ? defaults_of(like->string()) : Json::object();
   for (const auto& [key, value] : own->members())
     if (key != "like") defaults.set(key, value);
   return defaults;
 }
 
-// With canonical keys; errors name `where`.
-Json renamed(const Json& json, const std::string& where) {
-  static const Json synonyms = family_table("synonyms");
-  Json config = Json::parse("{}", where);
-  for (const auto& [key, value] : json.members()) {
-    const auto canonical = synonyms.find(key);
-    config.set(canonical ? canonical->string() : key, value);
-  }
-  return config;
-}
-
-// From canonical keys; what is missing follows from other sizes.
+// What is missing follows from other sizes.
 PlanModel sizes_of(const Fields& f) {
+  const auto own = [&](const char* key) { return own_key(f, key); };
   PlanModel m;
-  m.name = f.text_or("name", f.where()), m.type = f.text("model_type");
+  m.name = f.text_or("name", f.where()), m.type = f.text(own("model_type"));
   for (const Size& size : kSizes)
-    if (!size.of || f.integer_or(size.of, 0) > 0)
-      m.*size.member = size.otherwise == kRequired || f.has(size.key)
-          ? f.integer(size.key, size.least, kMost)
-          : size.otherwise;
-  require(m.layers <= 10000, f.where(), ": num_hidden_layers: expected at most 10000, found ",
-      m.layers);
+    if (const std::string key = own(size.key); !size.of || f.integer_or(own(size.of), 0) > 0)
+      m.*size.member = size.otherwise == kRequired || f.has(key) ? f.integer(key, size.least, kMost)
+                                                                 : size.otherwise;
+  require(m.layers <= 10000, f.where(), ": ", own("num_hidden_layers"),
+      ": expected at most 10000, found ", m.layers);
   m.gated = f.flag("gated", m.type != "gpt" && m.type != "gpt2" && m.type != "gpt_neox");
-  m.tied = f.flag("tie_word_embeddings", m.type == "gpt");
-  if (m.type == "gpt2") m.positions = f.integer("positions", 1, kMost);
+  m.tied = f.flag(own("tie_word_embeddings"), m.type == "gpt");
+  if (m.type == "gpt2") m.positions = f.integer(own("n_positions"), 1, kMost);
   if (!m.kv_heads) m.kv_heads = m.heads;
-  require(m.heads % m.kv_heads == 0, f.where(), ": num_key_value_heads: expected a divisor of ",
-      m.heads, ", found ", m.kv_heads);
-  require(m.kv_lora || m.head_dim || m.hidden % m.heads == 0, f.where(),
-      ": hidden_size: expected a multiple of num_attention_heads = ", m.heads, ", found ",
-      m.hidden);
+  require(m.heads % m.kv_heads == 0, f.where(), ": ", own("num_key_value_heads"),
+      ": expected a divisor of ", m.heads, ", found ", m.kv_heads);
+  require(m.kv_lora || m.head_dim || m.hidden % m.heads == 0, f.where(), ": head_dim is missing, ",
+      own("hidden_size"), ": expected a multiple of ", own("num_attention_heads"), " = ", m.heads,
+      ", found ", m.hidden);
   if (!m.head_dim) m.head_dim = m.kv_lora ? m.v_dim : m.hidden / m.heads;
   if (!m.ffn) m.ffn = 4 * m.hidden;
   if (!m.experts) return m;
-  require(m.topk <= m.experts, f.where(), ": topk: expected at most the ", m.experts,
-      " experts, found ", m.topk);
+  require(m.topk <= m.experts, f.where(), ": ", own("num_experts_per_tok"),
+      ": expected at most the ", m.experts, " experts, found ", m.topk);
   if (!m.expert_ffn) m.expert_ffn = m.ffn;
-  if (!m.shared_ffn) m.shared_ffn = f.integer_or("n_shared_experts", 0) * m.expert_ffn;
+  if (!m.shared_ffn) m.shared_ffn = f.integer_or(own("n_shared_experts"), 0) * m.expert_ffn;
   if (!m.topk_groups) m.topk_groups = m.groups;
   if (f.has("mlp_only_layers")) m.dense_list = f.integers("mlp_only_layers");
   if (m.moe_layers() == m.layers) m.ffn = 0;
@@ -134,7 +130,7 @@ PlanModel sizes_of(const Fields& f) {
 }  // namespace
 
 PlanModel read_published_model(const Json& json, const std::string& where) {
-  PlanModel m = sizes_of({renamed(json, where), where});
+  PlanModel m = sizes_of({json, where});
   const std::string types = " gpt llama mixtral qwen3 moe gpt_oss deepseek_v2 deepseek_v3 ";
   require(types.find(cat(' ', m.type, ' ')) != types.npos, where, ": type: found ", m.type,
       ", allowed:", types);
@@ -143,23 +139,32 @@ PlanModel read_published_model(const Json& json, const std::string& where) {
 }
 
 PlanModel read_hf_config(const std::string& text, const std::string& where) {
-  const Json raw = Json::parse(text, where);
-  Json config = renamed(raw.find("text_config").value_or(raw), where);
+  Json config = Json::parse(text, where);
+  if (Fields(config, where).has("text_config"))  // of a model of more than text, which counts first
+    for (const auto& [key, value] : config.at("text_config").members()) config.set(key, value);
   const std::string type = Fields(config, where).text("model_type");
-  const auto missing = not_modelled(Fields(config, where));
-  require(!missing, where, ": ", type, " has ", missing.value_or(""),
-      ", which is not modelled; allowed: models without it");
+  const Json::Object defaults = defaults_of(type).members();
   std::vector<std::string> notes;
-  for (const auto& [key, value] : defaults_of(type, where).members()) {
-    const auto given = config.find(key);
-    if (given && (!given->is_null() || key == "q_lora_rank")) continue;
+  for (const auto& [key, value] : defaults) {
+    const Fields f(config, where);
+    const bool may_be_null =
+        key == "q_lora_rank" || key == "num_key_value_heads" || key == "sliding_window";
+    if (f.has(own_key(f, key)) || (may_be_null && config.find(key))) continue;
     config.set(key, value);
     notes.push_back(cat(key, " is missing: ", value.dump(), ", the default of ", type));
   }
+  const auto missing = not_modelled(Fields(config, where));
+  require(!missing, where, ": ", type, " has ", missing.value_or(""),
+      ", which is not modelled; allowed: models without it");
+  std::string allowed;
+  for (const auto& [name, _] : family_table("defaults").members()) allowed += cat(' ', name);
+  require(!defaults.empty(), where, ": model_type: found ", type, ", allowed:", allowed);
   config.set("name", where);
   const Fields f(config, where);
   PlanModel m = sizes_of(f);
   m.notes = notes;
+  if (m.gated && !m.kv_lora && !f.has("num_key_value_heads"))
+    m.notes.push_back(cat("num_key_value_heads is missing: ", m.heads, ", as many as heads"));
   if (f.has("quantization_config"))
     m.notes.push_back(
         cat("quantization_config (", f.object("quantization_config").text_or("quant_method", "?"),

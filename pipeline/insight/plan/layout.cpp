@@ -184,8 +184,8 @@ std::string broken_rule(const PlanJob& job, const PlanLayout& l) {
   return "";
 }
 
-Schedule layout_schedule(const PlanLayout& l, int M, const StageCosts& costs) {
-  if (is_list_schedule(l.schedule)) return list_schedule(l.schedule, l.pp, M, costs);
+Schedule layout_schedule(const PlanLayout& l, int M, const StageCosts& costs, double waiting) {
+  if (is_list_schedule(l.schedule)) return list_schedule(l.schedule, l.pp, M, costs, waiting);
   if (!from_file(l))
     return make_schedule(l.pp == 1 ? "1f1b" : l.schedule, {l.pp, M, l.virtual_stages});
   const Schedule s = make_schedule(l.schedule, {l.pp, M, 0});

@@ -40,6 +40,7 @@ struct PlanLayout {
   bool tiles = true;
   double gradient_bytes = 4;  // of a gradient on its way to the other ranks
   double imbalance = 1;       // the busiest GPU's tokens, of the mean
+  int64_t replicas = 0;       // physical experts of a layer under EPLB; 0: one of each
 
   std::string text() const;  // "tp=8,pp=4,..." which parse_layout reads
 };
@@ -67,6 +68,14 @@ inline double tokens_of(const PlanJob& job, const PlanLayout& l) {
 inline double row_tokens_of(const PlanJob& job, const PlanLayout& l) {
   return tokens_of(job, l) / (l.sequence_parallel == 1 ? l.tp : 1);
 }
+inline double physical_experts(const PlanModel& m, const PlanLayout& l) {
+  return double(l.replicas ? l.replicas : m.experts);
+}
+// Ranks that hold the same expert, on the mean.
+inline double expert_holders(const PlanModel& m, const PlanLayout& l) {
+  const double of_each = l.replicas ? double(l.replicas) / double(m.experts) : 1;
+  return double(l.dp) * l.cp * l.tp / (l.ep * l.etp) * of_each;
+}
 inline bool from_file(const PlanLayout& l) { return l.schedule.ends_with(".csv"); }
 // Stages that the model is cut into.
 int model_stages(const PlanLayout& layout);
@@ -88,23 +97,24 @@ std::vector<T> per_stage(const PlanModel& model, const PlanLayout& layout, Add a
 // The rule that a complete layout breaks, as "tp: found 3, allowed: ..."; "" where it is legal.
 std::string broken_rule(const PlanJob& job, const PlanLayout& layout);
 
-// The layout's schedule for a number of microbatches; `costs`, of a typical stage, order the
-// actions of those that are made by a rule (below).
-Schedule layout_schedule(
-    const PlanLayout& layout, int microbatches, const StageCosts& costs = {1, 1, 1, 3});
+// The layout's schedule for a number of microbatches; of those that are made by a rule (below)
+// `costs`, of a typical stage, and `waiting` (predict.h) order the actions.
+Schedule layout_schedule(const PlanLayout& layout, int microbatches,
+    const StageCosts& costs = {1, 1, 1, 3}, double waiting = 1);
 
 // Schedules that are published as a rule rather than as a list:
-//   zb-h2   ("Zero Bubble Pipeline Parallelism") made by running the rule: a rank takes an I where
-//           one is ready, else an F while it keeps fewer than 2P activations, else a W; a W comes
-//           right after its I until the last microbatches, whose Is are wanted upstream. On actions
-//           of equal cost
-//   zb2p    the same on the actions' own costs, the best of a few such rules
+//   zb-h2   ("Zero Bubble Pipeline Parallelism") for actions of equal cost: 2 (P - rank) - 1 Fs,
+//           then I, W, F; Ws wait on the lower ranks, two more on each, so that the last ranks
+//           hurry at the end. No bubble where costs are equal, (P-1) (F + I - 2 W) where they are
+//           not
+//   zb2p    the same rule for the actions' own costs, within the memory of 2P activations (the
+//           paper searches for its lists; their bubbles come out to all digits that it prints)
 //   v-half  ("Pipeline Parallelism with Controllable Memory") two stages a rank in a V; the pattern
 //   v-min   of one microbatch is repeated every six actions, and a pattern that is longer keeps
 //           more: half, or a third, of 1F1B's activations
-// What holds of the published lists (activations, bubble) is tested; the lists themselves differ.
 bool is_list_schedule(const std::string& name);
-Schedule list_schedule(const std::string& name, int pp, int microbatches, const StageCosts& costs);
+Schedule list_schedule(
+    const std::string& name, int pp, int microbatches, const StageCosts& costs, double waiting = 1);
 
 // From a rank's first action to its last, of the rank that takes longest: the step, where ranks
 // start their next one while others finish this one.

@@ -3,58 +3,36 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 namespace duet {
 namespace {
 
-// Ws wait while at most `held` do, and once the Is left are no more than `eager` times those that
-// fit between a rank and the first.
-Schedule listed(
-    const std::string& name, int P, int M, const StageCosts& costs, double eager, int held) {
+// Warms up with as many Fs as a rank has time for until its first gradient comes, two fewer than
+// the rank before it at least; then I, W, F. Ws wait, the more the further down: by the time in
+// which a gradient goes up to the first rank and a microbatch comes down, so that the last ranks
+// hurry through their last Is, which is what the first wait for, and end with Ws. A rank keeps no
+// more than 2P activations, of each of which `waiting` is there until its W.
+Schedule zero_bubble(
+    const std::string& name, int P, int M, const StageCosts& costs, double waiting) {
   Schedule s;
   s.name = name, s.pp = P, s.microbatches = M;
-  s.ranks.resize(size_t(P)), s.rank_of.resize(size_t(P));
-  std::iota(s.rank_of.begin(), s.rank_of.end(), 0);
-  std::vector<int> next_f(size_t(P), 0), next_i = next_f, next_w = next_f;  // microbatches
-  // [stage][microbatch] when its F and I are done
-  std::vector<std::vector<double>> f_at(size_t(P), std::vector<double>(size_t(M), INFINITY));
-  std::vector<std::vector<double>> i_at = f_at;
-
-  // Returns the cost of what the rank did, 0 if there was nothing.
-  const auto act = [&](size_t rank, double now) {
-    int &f = next_f[rank], &i = next_i[rank], &w = next_w[rank];
-    const auto emit = [&](Kind kind, int& next, double cost) {
-      s.ranks[rank].push_back({kind, int(rank), next++});
-      return cost;
-    };
-    const bool first = rank == 0, last = rank + 1 == size_t(P);
-    const bool in_steady_state = M - i > eager * double(2 * rank + 1);
-    if (i - w > held && in_steady_state) return emit(Kind::W, w, costs.W);
-    if (i < M && f_at[rank][size_t(i)] <= now && (last || i_at[rank + 1][size_t(i)] <= now)) {
-      i_at[rank][size_t(i)] = now + costs.I;
-      return emit(Kind::I, i, costs.I);
+  for (int rank = 0; rank < P; ++rank) {
+    const int below = P - 1 - rank;
+    const double trip = costs.F + costs.I, least = 1e-6 * trip + 1e-300;
+    const int warm_up = int(std::min(
+        {double(M), 2.0 * (P - rank), std::ceil(1 + below * trip / std::max(costs.F, least))}));
+    const double held =
+        std::min(rank * std::ceil(trip / std::max(costs.W, least)), (2 * P - warm_up) / waiting);
+    s.rank_of.push_back(rank);
+    auto& list = s.ranks.emplace_back();
+    int f = 0, w = 0;
+    while (f < warm_up) list.push_back({Kind::F, rank, f++});
+    for (int i = 0; i < M; ++i) {
+      list.push_back({Kind::I, rank, i});
+      if (i + 1 - w > held) list.push_back({Kind::W, rank, w++});
+      if (f < M) list.push_back({Kind::F, rank, f++});
     }
-    if (f < M && f - w < 2 * P && (first ? f - i < 2 * P - 1 : f_at[rank - 1][size_t(f)] <= now)) {
-      f_at[rank][size_t(f)] = now + costs.F;
-      return emit(Kind::F, f, costs.F);
-    }
-    return w < i ? emit(Kind::W, w, costs.W) : 0;
-  };
-
-  // The ranks act in the order of time; one that can do nothing waits until another has acted.
-  std::vector<double> free_at(size_t(P), 0);
-  for (int64_t left = 3LL * P * M; left > 0;) {
-    const auto first = std::min_element(free_at.begin(), free_at.end());
-    const double now = *first, spent = act(size_t(first - free_at.begin()), now);
-    if (spent > 0) {
-      *first += spent, --left;
-      continue;
-    }
-    double next = INFINITY;
-    for (double t : free_at)
-      if (t > now) next = std::min(next, t);
-    *first = next < INFINITY ? next : now + std::min({costs.F, costs.I, costs.W});
+    while (w < M) list.push_back({Kind::W, rank, w++});
   }
   return s;
 }
@@ -111,21 +89,12 @@ bool is_list_schedule(const std::string& name) {
   return name == "zb-h2" || name == "zb2p" || name == "v-half" || name == "v-min";
 }
 
-Schedule list_schedule(const std::string& name, int pp, int M, const StageCosts& costs) {
+Schedule list_schedule(
+    const std::string& name, int pp, int M, const StageCosts& costs, double waiting) {
   if (name == "v-min") return v_pattern(name, pp, M, 1);
   if (name == "v-half") return v_pattern(name, pp, M, 2);
-  if (name == "zb-h2") return listed(name, pp, M, {1, 1, 1, 3}, 1, 0);
-  CostProfile profile;
-  profile.stages.assign(size_t(pp), costs);
-  Schedule best;
-  double shortest = INFINITY;
-  for (double eager : {0.0, 0.5, 1.0, 1.5, 2.0})
-    for (int held : {0, 1, pp / 4, pp / 2}) {
-      Schedule s = listed(name, pp, M, costs, eager, held);
-      const double longest = longest_span(simulate(s, profile));
-      if (longest < shortest) shortest = longest, best = std::move(s);
-    }
-  return best;
+  if (name == "zb-h2") return zero_bubble(name, pp, M, {1, 1, 1, 3}, 1);
+  return zero_bubble(name, pp, M, costs, waiting);
 }
 
 }  // namespace duet

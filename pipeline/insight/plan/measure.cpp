@@ -192,6 +192,9 @@ void measure_core(const Bench& bench, Cluster& c) {
 // What a GPU does beside products and attention.
 void measure_gpu(const Bench& bench, Cluster& c) {
   c.hbm_bytes_s = kOptimizerBytes / optimizer_seconds(bench, 64 << 20);
+  // an H100's, as far as this memory could feed them
+  c.nvlink_bytes_s = std::min(c.nvlink_bytes_s, c.hbm_bytes_s / 4);
+  c.network_bytes_s = std::min(c.network_bytes_s, c.nvlink_bytes_s / 4);
   const Buf to = bench.zeros(1, 64);
   c.launch_s = bench.seconds([&] {
     for (int i = 0; i < 100; ++i) bench.stream().zero(to->data, 64);

@@ -49,24 +49,33 @@ double layer_activation_bytes(const PlanJob& job, const PlanLayout& l, bool moe)
   return made_bytes(job, l, moe, l.recompute == Recompute::selective);
 }
 
-ScheduleShape shape_of(const Schedule& s, const std::vector<double>& stage_bytes) {
+double waiting_share(const PlanJob& job, const PlanLayout& l) {
+  if (l.fused_attention || l.recompute != Recompute::none) return 1;
+  const bool moe = job.model.moe_layers() > 0;
+  return made_bytes(job, l, moe, true) / made_bytes(job, l, moe, false);
+}
+
+ScheduleShape shape_of(const Schedule& s, const std::vector<double>& stage_bytes, double waiting) {
   ScheduleShape shape;
   shape.stages.resize(size_t(s.pp));
   for (int stage = 0; stage < s.stages(); ++stage)
     shape.stages[size_t(s.rank_of[size_t(stage)])].push_back(s.model_stage(stage));
   for (const auto& list : s.ranks) {
-    std::vector<int> live(stage_bytes.size(), 0), at_peak;
+    std::vector<double> live(stage_bytes.size(), 0), at_peak;
     double bytes = 0, peak = -1;
     for (const Action& action : list)
       for_parts(action, [&](const Action& a) {
         const size_t stage = size_t(s.model_stage(a.stage));
-        const int change = a.kind == Kind::F ? 1 : a.kind == Kind::I ? 0 : -1;
+        const double change = a.kind == Kind::F ? 1
+            : a.kind == Kind::I                 ? waiting - 1
+            : a.kind == Kind::W                 ? -waiting
+                                                : -1;
         live[stage] += change, bytes += change * stage_bytes[stage];
         if (bytes > peak) peak = bytes, at_peak = live;
       });
     shape.peaks.emplace_back();
     for (size_t stage = 0; stage < at_peak.size(); ++stage)
-      if (at_peak[stage]) shape.peaks.back().push_back({int(stage), at_peak[stage]});
+      if (at_peak[stage] > 0) shape.peaks.back().push_back({int(stage), at_peak[stage]});
   }
   return shape;
 }
@@ -81,8 +90,7 @@ std::vector<double> stage_activation_bytes(const PlanJob& job, const PlanLayout&
 
 // Parameters and what goes with them.
 static void add_states(const PlanJob& job, const PlanLayout& l, const Held& held, Memory& memory) {
-  const double replicas = double(l.dp) * l.cp;
-  const double copies[2] = {replicas, replicas * l.tp / (l.ep * l.etp)};
+  const double copies[2] = {double(l.dp) * l.cp, expert_holders(job.model, l)};
   const double counts[2] = {held.shared, held.experts};
   const double wide = l.precision == Precision::fp32 ? 4 : 2;
   for (int kind = 0; kind < 2; ++kind) {

@@ -2,6 +2,7 @@
 #include "pipeline/insight/plan/model.h"
 
 #include <algorithm>
+#include <filesystem>
 
 #include "model/base/read_file.h"
 #include "model/config.h"
@@ -69,8 +70,10 @@ PlanModel find_model(const std::string& name) {
   const Json table = Json::parse(public_models, "models/public.json");
   if (const auto model = find_named(table, name, names))
     return read_published_model(*model, lower(name));
+  const std::string inside = name + "/config.json";
+  if (std::filesystem::is_directory(name)) return read_hf_config(read_file(inside), inside);
   require(name.find('.') != name.npos, "--model: found ", name, ", allowed: ", names,
-      "or the path of a config.json");
+      "or the path of a config.json or of its folder");
   return read_hf_config(read_file(name), name);
 }
 

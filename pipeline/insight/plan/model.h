@@ -55,7 +55,8 @@ struct PlanModel {
   double forward_flops(int64_t seq_len, bool causal, bool with_head = true) const;
 };
 
-// A preset's name, a public model's name or the path of a config.json. Throws UsageError.
+// A preset's name, a public model's name, or the path of a config.json or of its folder. Throws
+// UsageError.
 PlanModel find_model(const std::string& name_or_path);
 // The text of a config.json; `where` names it.
 PlanModel read_hf_config(const std::string& text, const std::string& where);

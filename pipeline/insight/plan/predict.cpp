@@ -56,7 +56,7 @@ void add_update(const PlanJob& job, const PlanLayout& l, const Schedule& s,
     const std::vector<Cost>& stages, Prediction& p) {
   const Cluster& c = job.cluster;
   const std::vector<Held> held = stage_parameters(job.model, l);
-  const double replicas = double(l.dp) * l.cp, folded = replicas * l.tp / (l.ep * l.etp);
+  const double replicas = double(l.dp) * l.cp, holders = expert_holders(job.model, l);
   const double weights = l.precision == Precision::fp32 ? 4 : 2;
   // mirrored ranks sum their gradients too, after the last W of both
   const double copies = s.weight_copies();
@@ -79,7 +79,7 @@ void add_update(const PlanJob& job, const PlanLayout& l, const Schedule& s,
                 : gradients + gathers;
     const double updated = l.zero == 0
         ? own.shared + own.experts
-        : own.shared / replicas + own.experts / std::max(1.0, folded);
+        : own.shared / replicas + own.experts / std::max(1.0, holders);
     const double passes =
         kHeldGradients * l.gradient_bytes + (l.precision > Precision::bf16 ? kCastBytes : 0);
     const double optimizer = ((own.shared + own.experts) * passes +
@@ -103,13 +103,14 @@ Prediction predict(const PlanJob& job, const PlanLayout& l, double most_actions)
   if (double(stages.size()) * all * 2 > most_actions && all > 6 * round && !from_file(l))
     few = all % round + 3 * round, more = few + round, p.extrapolated = true;
   const StageCosts& typical = profile.stages[profile.stages.size() / 2];
-  const Schedule s = layout_schedule(l, few, typical);
+  const double waiting = waiting_share(job, l);
+  const Schedule s = layout_schedule(l, few, typical, waiting);
   const Run first = run(s, profile);
   add_parts(s, profile, stages, first.busiest, p);
   p.pipeline = first.length;
   double busy = first.busy;
   if (p.extrapolated) {
-    const Run second = run(layout_schedule(l, more, typical), profile);
+    const Run second = run(layout_schedule(l, more, typical, waiting), profile);
     const double rounds = double(all - few) / (more - few), scale = double(all) / few;
     p.pipeline += rounds * (second.length - first.length);
     busy *= scale;
@@ -123,7 +124,7 @@ Prediction predict(const PlanJob& job, const PlanLayout& l, double most_actions)
   add_update(job, l, s, stages, p);
   p.other = (p.pipeline + p.exposed_data + p.optimizer) * job.cluster.other;
   p.step = p.pipeline + p.exposed_data + p.optimizer + p.other;
-  p.memory = memory_of(job, l, shape_of(s, stage_activation_bytes(job, l)));
+  p.memory = memory_of(job, l, shape_of(s, stage_activation_bytes(job, l), waiting));
   p.fits = p.memory.total() <= job.cluster.memory_bytes;
   return p;
 }

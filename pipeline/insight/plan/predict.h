@@ -37,14 +37,18 @@ struct Memory {
 
 // Bytes that one microbatch keeps of a layer.
 double layer_activation_bytes(const PlanJob& job, const PlanLayout& layout, bool moe);
+// Of them the share that an I leaves to its W: without fused attention scores and their masks,
+// which no weights have a gradient from, are gone after the I.
+double waiting_share(const PlanJob& job, const PlanLayout& layout);
 
 // What of a schedule decides the memory of its ranks.
 struct ScheduleShape {
-  std::vector<std::vector<int>> stages;                 // [pp] model stages, one for each copy
-  std::vector<std::vector<std::pair<int, int>>> peaks;  // [pp] (model stage, microbatches alive)
+  std::vector<std::vector<int>> stages;                    // [pp] model stages, one for each copy
+  std::vector<std::vector<std::pair<int, double>>> peaks;  // [pp] (model stage, activations alive)
 };
 // stage_bytes [model stages]: how much an activation of each weighs when the peak is looked for.
-ScheduleShape shape_of(const Schedule& schedule, const std::vector<double>& stage_bytes);
+ScheduleShape shape_of(
+    const Schedule& schedule, const std::vector<double>& stage_bytes, double waiting = 1);
 
 // Bytes that a microbatch keeps of each stage. [model stages]
 std::vector<double> stage_activation_bytes(const PlanJob& job, const PlanLayout& layout);

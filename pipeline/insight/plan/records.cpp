@@ -103,7 +103,8 @@ Record read_record(const Json& json, const std::string& where) {
     CostProfile profile;
     StageCosts stage{seconds("F"), seconds("B"), seconds("W")};
     stage.FB = stage.F + stage.I + stage.W;
-    profile.stages.assign(size_t(model_stages(r.layout)), stage);
+    const int stages = model_stages(r.layout);  // of which a rank's take that together
+    profile.stages.assign(size_t(stages), stage.scaled(double(r.layout.pp) / stages));
     profile.forward_message = profile.backward_message = seconds("comm");
     r.profile = profile;
   }

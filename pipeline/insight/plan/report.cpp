@@ -51,15 +51,15 @@ NamedValues by_action(const Prediction& p, const ByAction& by) {
   return parts;
 }
 
-// From `duet plan --validate`; the README's table has the suites.
+// As `duet plan --validate` has it under "like this".
 std::string known_error(const PlanJob& job) {
   const std::string& gpu = job.cluster.name;
   const bool moe = job.model.experts > 0;
   if (gpu.starts_with("a100") && !moe) return "suites like this: 7% median error (632 runs)";
-  if (gpu.starts_with("h100") && moe)
-    return "suites like this: 5% median error (21 runs of one model)";
-  if (gpu.starts_with("h")) return "suites like this, of H100s: 14% median error (84 runs)";
-  return "no published run of this kind was checked";
+  if (!gpu.starts_with("h")) return "no published run of this kind was checked";
+  return cat(
+      gpu.starts_with("h100") ? "suites like this" : "no suite of this GPU was checked; H100s",
+      moe ? ": 5% median error (21 runs of one model)" : ": 13% median error (84 runs)");
 }
 
 void print_answer(const Answer& a, std::ostream& out) {

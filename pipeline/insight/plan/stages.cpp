@@ -6,7 +6,7 @@
 namespace duet {
 
 Held layer_held(const PlanModel& m, const PlanLayout& l, bool moe) {
-  const double experts = moe ? double(m.experts * m.mlp_parameters(m.expert_ffn)) : 0;
+  const double experts = moe ? physical_experts(m, l) * double(m.mlp_parameters(m.expert_ffn)) : 0;
   return {double(m.layer_parameters(moe, 0)) / l.tp, experts / (double(l.ep) * l.etp)};
 }
 

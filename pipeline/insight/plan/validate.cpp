@@ -14,7 +14,8 @@ namespace {
 // The bubble of a schedule from given times, of the longest of its ranks' spans.
 double bubble_rate(const Record& r) {
   const PlanLayout l = filled(r.job, r.layout);
-  const Schedule s = layout_schedule(l, microbatches(r.job, l), r.profile->stages.front());
+  const Schedule s = layout_schedule(
+      l, microbatches(r.job, l), r.profile->stages.front(), waiting_share(r.job, l));
   const Timing timing = simulate(s, *r.profile);
   double busy = 0;
   for (double idle : timing.bubble_fraction) busy += timing.makespan * (1 - idle) / s.pp;
@@ -85,6 +86,11 @@ double pick_regret(const Records& records) {
   return mean(regrets);
 }
 
+double median(const std::vector<std::pair<double, std::string>>& sorted) {
+  if (sorted.empty()) return NAN;
+  return (sorted[sorted.size() / 2].first + sorted[(sorted.size() - 1) / 2].first) / 2;
+}
+
 // Errors of records that ran, the largest first, with their ids.
 std::vector<std::pair<double, std::string>> worst_first(const Records& records) {
   std::vector<std::pair<double, std::string>> errors;
@@ -114,10 +120,8 @@ Json errors_of(const Records& records) {
     bias.push_back(r->predicted / r->measured - 1);
     off.push_back(std::abs(bias.back()));
   }
-  const auto worst = worst_first(records);
-  const bool none = off.empty();
-  return Json::object({{"n", records.size()}, {"mape", none ? 0 : mean(off)},
-      {"median_ape", none ? 0 : worst[worst.size() / 2].first}, {"bias", none ? 0 : mean(bias)},
+  return Json::object({{"n", records.size()}, {"mape", or_null(mean(off))},
+      {"median_ape", or_null(median(worst_first(records)))}, {"bias", or_null(mean(bias))},
       {"fit_accuracy", or_null(balanced_accuracy(records))},
       {"pick_regret", or_null(pick_regret(records))}, {"memory_mape", or_null(mean(memory))},
       {"bubble_error", or_null(mean(bubble))}});
@@ -129,13 +133,27 @@ std::map<std::string, Records> by_suite(const std::vector<Record>& records) {
   return suites;
 }
 
+// Of records that ran: bubbles by schedule, the others by GPU and whether there are experts.
+std::map<std::string, Records> by_kind(const std::vector<Record>& records) {
+  std::map<std::string, Records> kinds;
+  for (const Record& r : records) {
+    const std::string& gpu = r.job.cluster.name;
+    const char* with = r.job.model.experts ? ", with experts" : ", without experts";
+    const std::string kind = r.is_bubble() ? cat("bubbles of ", r.layout.schedule)
+                                           : cat(gpu.substr(0, gpu.find('-')), with);
+    if (r.ran()) kinds[kind].push_back(&r);
+  }
+  return kinds;
+}
+
 Json document_of(const Validation& v) {
   Json suites = Json::object(), records = Json::array(), unpredicted = Json::array();
   Records all;
   std::vector<double> mapes;
   for (const auto& [name, of_suite] : by_suite(v.records)) {
     suites.set(name, errors_of(of_suite));
-    if (!worst_first(of_suite).empty()) mapes.push_back(suites.at(name).at("mape").number());
+    if (const Json mape = suites.at(name).at("mape"); !mape.is_null())
+      mapes.push_back(mape.number());
   }
   for (const Record& r : v.records) {
     all.push_back(&r);
@@ -186,6 +204,13 @@ void print_validation(const Validation& v, bool json, std::ostream& out) {
   const Json all = v.document.at("all");
   row("all", all);
   out << "mean over suites: " << percent(all.at("macro_mape")) << "\n";
+  for (const auto& [name, records] : by_kind(v.records)) {
+    const Json errors = errors_of(records), median = errors.at("median_ape");
+    const std::string error = median.is_null()
+        ? percent(errors.at("bubble_error"), "%.2f points on the mean")
+        : percent(median, "%.1f%% median error");
+    out << "like this, " << name << ": " << error << " (" << records.size() << " runs)\n";
+  }
   for (const auto& [name, records] : by_suite(v.records)) {
     auto worst = worst_first(records);
     if (worst.size() > 5) worst.resize(5);

@@ -72,12 +72,15 @@ std::vector<Change> what_if(
   if (l.tp > 1) flip("tensor-parallel communication", &PlanLayout::overlap_tp);
   if (l.ep > 1 && (l.imbalance > 1 || !given.empty())) {
     const int64_t slots = replicas ? replicas : job.model.experts + l.ep;
-    require(slots >= job.model.experts && slots % l.ep == 0, "--replicas: found ", slots,
-        ", allowed: a multiple of ep = ", l.ep, ", at least the ", job.model.experts, " experts");
+    const int64_t most = std::min<int64_t>(job.model.experts * l.ep, kMaxReplicas);
+    require(slots >= job.model.experts && slots <= most && slots % l.ep == 0, "--replicas: found ",
+        slots, ", allowed: a multiple of ep = ", l.ep, ", from the ", job.model.experts,
+        " experts to ", most, most < kMaxReplicas ? ", each of them on each rank" : "");
     const std::vector<float> loads =
         given.empty() ? made_up_loads(job.model.experts, l.ep, l.imbalance) : given;
     PlanLayout changed = l;
     changed.imbalance = std::max(1.0, expert_imbalance(loads, l.ep, slots));
+    changed.replicas = slots;
     consider(format("EPLB, %d replicas: busiest GPU %.2f of the mean, not %.2f", int(slots),
                  changed.imbalance, l.imbalance),
         changed);

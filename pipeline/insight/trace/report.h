@@ -24,7 +24,8 @@
 // ranks. It says besides, in seconds too:
 //   "from": [file...], "components": {"attention" | "experts" | "dispatch" | "combine" | name:
 //      {"F", "I", "W"} or, without a phase, {"s"}}
-// Without a phase anywhere there is no stage, and the profile serves no schedule.
+// Of a rehearsal it has what its actions took. Without either there is no stage, and the profile
+// serves no schedule.
 // A backward that has a separate W is I; a B without one is split evenly.
 // Read next: analyze_command.h.
 #pragma once

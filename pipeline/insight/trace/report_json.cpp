@@ -106,6 +106,24 @@ void report_json(std::ostream& out, const Analysis& a, int top) {
   out << all.dump(2, ' ', false, Json::error_handler_t::replace) << "\n";
 }
 
+namespace {
+
+using Seconds = std::map<std::string, double>;  // by kind of action, or "s"
+
+// A rehearsal's actions are its components; a B without I and W beside it is split evenly.
+Seconds rehearsed_stage(const std::map<std::string, Seconds>& components) {
+  const auto action = [&](const char* name, double otherwise) {
+    const auto found = components.find(name);
+    return found == components.end() ? otherwise : found->second.at("s");
+  };
+  const double half_b = action("B", 0) / 2, F = action("F", 0), I = action("I", half_b),
+               W = action("W", half_b);
+  if (!F || !I) return {};
+  return {{"F", F}, {"I", I}, {"W", W}, {"FB", action("pair", F + I + W)}};
+}
+
+}  // namespace
+
 std::string profile_json(const Analysis& a) {
   std::map<int32_t, std::vector<const Component*>> components;  // by name, of the ranks
   bool has_W = false;
@@ -114,8 +132,8 @@ std::string profile_json(const Analysis& a) {
       components[name].push_back(&c);
       has_W |= c.phase == 'W';
     }
-  std::map<std::string, std::map<std::string, double>> parts;
-  std::map<std::string, double> stage;
+  std::map<std::string, Seconds> parts;
+  Seconds stage;
   for (const auto& [name, of_ranks] : components) {
     std::vector<int64_t> medians;
     for (const Component* c : of_ranks) medians.push_back(c->median_occurrence);
@@ -134,9 +152,13 @@ std::string profile_json(const Analysis& a) {
     }
   }
   Json stages = Json::array(), files = Json::array();
+  if (stage.empty())
+    stage = rehearsed_stage(parts);
+  else
+    stage["FB"] = stage["F"] + stage["I"] + stage["W"];
   if (!stage.empty())
-    stages.push_back({{"F", stage["F"]}, {"I", stage["I"]}, {"W", stage["W"]},
-        {"FB", stage["F"] + stage["I"] + stage["W"]}});
+    stages.push_back(
+        {{"F", stage["F"]}, {"I", stage["I"]}, {"W", stage["W"]}, {"FB", stage["FB"]}});
   for (const Recording& r : a.recordings) files.push_back(r.file);
   const Json all = {{"unit", "s"}, {"stages", stages}, {"from", files}, {"components", parts}};
   return all.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
