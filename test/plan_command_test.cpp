@@ -1,5 +1,4 @@
-// The search against trying everything, what-if, the command's answers and refusals, and how errors
-// of published runs are counted.
+// What-if, the command's answers and refusals, and how errors of published runs are counted.
 #include "pipeline/insight/plan/plan_command.h"
 
 #include <signal.h>
@@ -17,39 +16,6 @@
 
 namespace duet {
 namespace {
-
-TEST(PlanSearch, FindsTheBestOfAll) {
-  const PlanJob job = plan_job(gpt_model(12, 2048, 16), 16, 64, 1024);
-  const SearchResult found = search(job, {}, 3);
-  ASSERT_EQ(found.best.size(), 3u);
-  double best = 1e30;
-  for (int tp : {1, 2, 4, 8, 16})
-    for (int pp : {1, 2, 4, 8})
-      for (int mbs : {1, 2, 4, 8, 16, 32, 64})
-        for (const char* rest : {"zero=1", "zero=3", "recompute=full", "schedule=zb1p",
-                 "schedule=zbv", "schedule=dualpipe", "schedule=dualpipev",
-                 "schedule=interleaved,virtual-stages=3"}) {
-          if (16 % (tp * pp)) continue;
-          const PlanLayout l =
-              plan_layout(job, cat("tp=", tp, ",pp=", pp, ",micro-batch-size=", mbs, ",", rest));
-          if (pp == 1 && l.schedule != "1f1b") continue;
-          if (pp > 1 && l.zero == 3) continue;
-          if (!broken_rule(job, l).empty()) continue;
-          if (const Prediction p = predict(job, l); p.fits) best = std::min(best, p.step);
-        }
-  EXPECT_LE(found.best[0].step, best * 1.0001);
-  EXPECT_LE(found.best[0].step, found.best[1].step);
-  EXPECT_TRUE(found.best[0].fits);
-}
-
-TEST(PlanSearch, EveryLegalTextReadsBack) {
-  const PlanJob job = plan_job(find_model("mixtral-8x7b"), 64, 256, 4096, "h100");
-  for (const Prediction& p : search(job, {}, 5).best) {
-    const PlanLayout again = filled(job, parse_layout(p.layout.text(), {}, "text"));
-    EXPECT_EQ(again.text(), p.layout.text());
-    EXPECT_EQ(broken_rule(job, p.layout), "");
-  }
-}
 
 TEST(PlanWhatIf, EplbLevelsTheBusiestGpu) {
   std::vector<float> loads(64, 1);
@@ -70,17 +36,130 @@ TEST(PlanWhatIf, ReplicasTakeMemory) {
   EXPECT_NEAR((two.gradients - one.gradients) / (4 * experts), 1, 1e-9);
   EXPECT_NEAR(two.optimizer / one.optimizer, 1, 1e-9);  // which two ranks, now four, share
   for (auto& [slots, fits] : {std::pair(16, true), {64, false}})
-    EXPECT_EQ(what_if(job, predict(job, l), slots, {}).back().fits, fits) << slots;
-  expect_plan_refused([&] { what_if(job, predict(job, l), 72, {}); },
+    EXPECT_EQ(what_if(job, predict(job, l), slots).back().fits, fits) << slots;
+  expect_plan_refused([&] { what_if(job, predict(job, l), 72); },
       {"--replicas", "72", "8 experts", "64", "each rank"});
 }
 
-TEST(PlanCommand, ExplainsAndRefuses) {
-  const auto run = [](PlanOptions o) {
-    std::ostringstream out;
-    plan_command(o, out);
-    return out.str();
+std::string run(const PlanOptions& o) {
+  std::ostringstream out;
+  plan_command(o, out);
+  return out.str();
+}
+// A small job with layout options "pp=4,...".
+PlanOptions job_with(const std::string& options, const std::string& model = "llama-3-8b") {
+  PlanOptions o{.model = model, .cluster = "h100", .gpus = 16, .batch = 64, .seq_len = 4096};
+  for (const auto& [key, value] : read_layout_text(options, "test")) o.layout[key] = value;
+  return o;
+}
+Json answer_to(PlanOptions o) {
+  o.format = Format::json;
+  return Json::parse(run(o), "answer");
+}
+
+TEST(PlanCommand, NamesTheOptionThatLeavesNothing) {
+  const auto refused = [](const std::string& options, const std::vector<std::string>& words) {
+    expect_plan_refused([&] { run(job_with(options)); }, words);
   };
+  refused("pp=64", {"--pp: found 64", "16"});
+  refused("etp=2", {"--etp: found 2", "no experts"});
+  refused("split=1+2", {"--split: found 3 layers", "32"});
+  refused("split=8+8+8+8,schedule=1f1b,pp=2", {"--split: found 4 stages", "allowed: 2"});
+  refused("schedule=zbv,pp=1", {"--schedule: zbv needs pp 2"});
+  refused("schedule=1f1b,virtual-stages=2,pp=4", {"--virtual-stages: found 2", "1f1b"});
+  refused("virtual-stages=40", {"--virtual-stages: found 80 stages", "34"});
+  for (const char* zero : {"2", "3"})
+    refused(cat("schedule=dualpipe,zero=", zero), {"--zero: found", "dualpipe"});
+  const auto of_experts = [](const std::string& options, const std::vector<std::string>& words) {
+    expect_plan_refused([&] { run(job_with(options, "deepseek-v3")); }, words);
+  };
+  of_experts("ep=512", {"--ep: found 512", "256 experts"});
+  of_experts("ep=256,tp=1,dtype=nvfp4", {"--dtype", "nvfp4"});
+  of_experts("ep=64", {"--ep", "16 GPUs"});
+  expect_plan_refused(
+      [] { read_layout_text("pp=2,pp=4", "--layouts"); }, {"--layouts", "pp=2", "pp=4", "once"});
+}
+
+TEST(PlanCommand, KeepsWhatIsFixed) {
+  for (const char* schedule : {"dualpipe", "zbv", "interleaved", "gpipe"}) {
+    const std::string layout =
+        answer_to(job_with(cat("schedule=", schedule))).at("layout").string();
+    EXPECT_NE(layout.find(cat("schedule=", schedule)), layout.npos) << layout;
+  }
+  const std::string layout = answer_to(job_with("virtual-stages=4")).at("layout").string();
+  EXPECT_NE(layout.find("virtual-stages=4"), layout.npos) << layout;
+  EXPECT_NE(layout.find("schedule=interleaved"), layout.npos) << layout;
+}
+
+TEST(PlanCommand, PrintsAsManyLayoutsAsAsked) {
+  PlanOptions o = job_with("");
+  for (const int top : {1, 3, 7}) {
+    o.top = top;
+    const Json answer = answer_to(o);
+    EXPECT_EQ(int(answer.at("next").items().size()), top - 1);
+    const bool why = run(o).find("the second takes longer by: ") != std::string::npos;
+    EXPECT_EQ(why, top > 1);
+    if (top == 1) continue;
+    // the parts that differ most make up most of what differs
+    double sum = 0;
+    const Json parts = answer.at("search").at("second_takes_longer_by_s");
+    for (const auto& [_, seconds] : parts.members()) sum += seconds.number();
+    const double second = answer.at("next").items()[0].at("step_s").number();
+    EXPECT_GT(sum / (second - answer.at("step_s").number()), 0.5);
+  }
+}
+
+TEST(PlanCommand, NearestChangesLeast) {
+  const Json answer =
+      answer_to(job_with("tp=1,pp=1,dp=16,zero=1,recompute=none,micro-batch-size=4"));
+  EXPECT_FALSE(answer.at("fits").boolean());
+  const std::string nearest = answer.at("nearest").string();
+  EXPECT_NE(nearest.find("options changed: 1"), nearest.npos) << nearest;
+}
+
+TEST(PlanCommand, AListIsWhatItsFileHas) {
+  const auto answer = [](const std::string& options) {
+    PlanOptions o = job_with(options, "mixtral-8x7b");
+    o.gpus = 64, o.batch = 256;
+    return answer_to(o);
+  };
+  const std::string rest = "ep=8,micro-batch-size=1,zero=1,recompute=selective,imbalance=1.2";
+  const double step = answer("schedule=dualpipe,pp=4,dp=16," + rest).at("step_s").number();
+  for (const char* name : {"/mine.csv", "/dualpipe-x.csv"}) {
+    const std::string path = ::testing::TempDir() + name;
+    std::ofstream file(path);
+    write_csv(file, make_schedule("dualpipe", {4, 16, 1}));
+    file.close();
+    // its pp and its microbatches are the layout's
+    const Json of_file = answer("schedule=" + path + ",tp=1,cp=1," + rest);
+    EXPECT_DOUBLE_EQ(of_file.at("step_s").number(), step) << of_file.at("layout").string();
+    expect_plan_refused([&] { answer("pp=8,schedule=" + path); }, {"--pp: found 8", "4", name});
+    expect_plan_refused([&] { answer("zero=3,schedule=" + path); }, {"--zero: found 3", name});
+  }
+}
+
+TEST(PlanCommand, LoadsCountAtEveryEp) {
+  const std::string path = ::testing::TempDir() + "/loads.json";
+  const auto imbalance = [&](const std::string& loads, int ep) {
+    std::ofstream(path) << loads;
+    PlanOptions o = job_with(cat("micro-batch-size=1,ep=", ep), "mixtral-8x7b");
+    o.loads = path;
+    const std::string layout = answer_to(o).at("layout").string();
+    const size_t at = layout.find("imbalance=");
+    return at == layout.npos ? 1.0 : std::stod(layout.substr(at + 10));
+  };
+  const std::string one = "[9, 1, 1, 1, 1, 1, 1, 1]";
+  EXPECT_NEAR(imbalance(one, 8), 9 / 2.0, 1e-5);
+  EXPECT_NEAR(imbalance(one, 4), 10 / 4.0, 1e-5);
+  EXPECT_NEAR(imbalance(one, 1), 1, 1e-5);
+  const std::string even = "[1, 1, 1, 1, 1, 1, 1, 1]";
+  EXPECT_NEAR(imbalance("{\"weight\": [" + one + ", " + even + "]}", 8), (4.5 + 1) / 2, 1e-5);
+  PlanOptions both = job_with("imbalance=2", "mixtral-8x7b");
+  both.loads = path;
+  expect_plan_refused([&] { run(both); }, {"--imbalance", "--loads"});
+}
+
+TEST(PlanCommand, ExplainsAndRefuses) {
   PlanOptions v3;
   v3.demonstration = true;
   const std::string text = run(v3);
@@ -105,7 +184,7 @@ TEST(PlanCommand, ExplainsAndRefuses) {
   };
   EXPECT_EQ(plan_refusal(with([](PlanOptions&) {})), "nothing was refused");
   expect_plan_refused(
-      with([](PlanOptions& o) { o.layout["tp"] = "3", o.layout["pp"] = "1"; }), {"16"});
+      with([](PlanOptions& o) { o.layout["tp"] = "3", o.layout["pp"] = "1"; }), {"--tp", "16"});
   expect_plan_refused(with([](PlanOptions& o) { o.layout["tp"] = "x"; }), {"--tp", "x", "1 to"});
   expect_plan_refused(with([](PlanOptions& o) { o.layout["ep"] = "2"; }), {"--ep", "no experts"});
   expect_plan_refused(

@@ -207,6 +207,21 @@ TEST(PlanPredict, BubbleOf1F1B) {
   EXPECT_TRUE(predict(job, plan_layout(job, "pp=4"), 100).extrapolated);
 }
 
+TEST(PlanPredict, ExtrapolationKeepsPeaksAndSteps) {
+  const PlanModel m = gpt_model(12, 1024, 16);
+  for (const char* schedule : {"gpipe", "1f1b", "interleaved,virtual-stages=3", "zb1p", "zb-h2",
+           "zbv", "v-half", "v-min", "dualpipe", "dualpipev"})
+    for (const int M : {96, 98, 102}) {
+      const PlanJob job = plan_job(m, 4, M, 256);
+      const PlanLayout l = plan_layout(job, cat("pp=4,schedule=", schedule));
+      const Prediction all = predict(job, l, 1e9), few = predict(job, l, 0);
+      EXPECT_FALSE(all.extrapolated);
+      EXPECT_TRUE(few.extrapolated);
+      EXPECT_NEAR(few.memory.total() / all.memory.total(), 1, 1e-9) << schedule << " " << M;
+      EXPECT_NEAR(few.step / all.step, 1, 2e-3) << schedule << " " << M;
+    }
+}
+
 TEST(PlanPredict, PublishedPairOfDeepSeekV3) {
   // profile-data's training trace: a forward and a backward chunk of 4 MoE layers take 128.5 ms,
   // routing balanced. The constants of the H800 were set by it.

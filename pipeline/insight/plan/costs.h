@@ -40,7 +40,7 @@ enum Part {
 };
 inline constexpr const char* kPartNames[] = {"products", "attention", "experts", "head and loss",
     "row operations", "waiting for the host", "tensor-parallel communication",
-    "expert-parallel communication", "context-parallel communication", "gathering shards (ZeRO-3)"};
+    "expert-parallel communication", "context-parallel communication", "shards of ZeRO-2 and 3"};
 
 struct Parts : std::array<double, kParts> {
   Parts() { fill(0); }

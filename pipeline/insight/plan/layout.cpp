@@ -17,27 +17,34 @@ struct Key {
   int lo = 1, hi = 4096, free = 0;
   int plain = 1;  // goes without saying
 };
-constexpr Key kKeys[] = {{"dp", "data-parallel ranks", &PlanLayout::dp, 1, 1 << 20, 0, 0},
+constexpr Key kKeys[] = {{"dp", "data-parallel ranks; default: GPUs / (tp x pp x cp)",
+                             &PlanLayout::dp, 1, 1 << 20, 0, 0},
     {"tp", "tensor-parallel ranks", &PlanLayout::tp}, {"pp", "pipeline ranks", &PlanLayout::pp},
     {"ep", "ranks that share the experts", &PlanLayout::ep},
     {"etp", "tensor-parallel ranks of an expert", &PlanLayout::etp},
-    {"cp", "context-parallel ranks", &PlanLayout::cp},
+    {"cp", "context-parallel ranks; default: the best power of 2", &PlanLayout::cp},
     {"virtual-stages", "stages a rank holds under interleaved", &PlanLayout::virtual_stages, 1,
         256},
-    {"micro-batch-size", "sequences of a microbatch", &PlanLayout::micro_batch, 1, 1 << 16, 0, 0},
+    {"micro-batch-size", "sequences of a microbatch", &PlanLayout::micro_batch, 1, 1 << 20, 0, 0},
     {"zero", "ZeRO stage, 0 to 3", &PlanLayout::zero, 0, 3, -1, -1},
     {"sequence-parallel", "1: row operations are divided among tensor-parallel ranks",
-        &PlanLayout::sequence_parallel, 0, 1, -1, 0},
-    {"overlap-ep", "1: all-to-alls hide under computation", &PlanLayout::overlap_ep, 0, 1, -1, 0},
-    {"overlap-dp", "1: gradients and weights of replicas hide", &PlanLayout::overlap_dp, 0, 1, -1,
-        0},
-    {"overlap-tp", "1: tensor-parallel communication hides", &PlanLayout::overlap_tp, 0, 1, -1, 0},
+        &PlanLayout::sequence_parallel, 0, 1, -1},
+    {"overlap-ep",
+        "1: all-to-alls hide under computation; not searched, default: in a schedule's own pairs",
+        &PlanLayout::overlap_ep, 0, 1, -1},
+    {"overlap-dp", "1: gradients and weights of replicas hide; default: 1, which is never slower",
+        &PlanLayout::overlap_dp, 0, 1, -1},
+    {"overlap-tp", "1: tensor-parallel communication hides; default: 1, which is never slower",
+        &PlanLayout::overlap_tp, 0, 1, -1},
     {"schedule",
         "gpipe, 1f1b, interleaved, zb1p, zb-h2, zb2p, zbv, v-half, v-min, dualpipe, dualpipev, or "
         "a CSV file"},
-    {"split", "layers of each stage, e.g. 3,4,4,3 (in --layouts 3+4+4+3)"},
-    {"recompute", "none, selective, full"}, {"dtype", "of products: fp32, bf16, fp8, mxfp8, nvfp4"},
-    {"imbalance", "the busiest GPU's tokens / the mean"}};
+    {"split",
+        "layers of each stage, e.g. 3,4,4,3 (in --layouts 3+4+4+3); not searched, default: even, "
+        "what is left over in the middle"},
+    {"recompute", "none, selective, full"},
+    {"dtype", "of products: fp32, bf16, fp8, mxfp8, nvfp4; not searched, default: bf16"},
+    {"imbalance", "the busiest GPU's tokens / the mean; not searched, default: 1, or of --loads"}};
 
 int parse_int(const std::string& key, const std::string& value, int lo, int hi) {
   const std::optional<int> n = parse_number<int>(value);
@@ -52,9 +59,13 @@ bool two_stages_a_rank(const std::string& schedule) {
 
 }  // namespace
 
-std::vector<std::pair<std::string, std::string>> layout_keys() {
-  std::vector<std::pair<std::string, std::string>> keys;
-  for (const Key& key : kKeys) keys.push_back({key.name, key.help});
+KeyValues layout_keys() {
+  KeyValues keys;
+  for (const Key& key : kKeys) {
+    const std::string help = key.help;
+    keys.push_back(
+        {key.name, help.find("default: ") == help.npos ? help + "; default: searched for" : help});
+  }
   return keys;
 }
 
@@ -68,7 +79,11 @@ void set_layout(PlanLayout& l, const std::string& key, const std::string& value)
   if (known->member) {
     l.*known->member = parse_int(key, value, known->lo, known->hi);
   } else if (key == "schedule") {
-    l.schedule = value;
+    l.schedule = value, l.list = nullptr;
+    if (!is_schedule_file(value)) return;
+    const auto list = std::make_shared<Schedule>(make_schedule(value, {0, 0, 0}));
+    check(*list);
+    l.list = list;
   } else if (key == "dtype") {
     l.precision = parse_precision(value, "--dtype");
   } else if (key == "split") {
@@ -88,16 +103,43 @@ void set_layout(PlanLayout& l, const std::string& key, const std::string& value)
   }
 }
 
-PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::string& where) {
+KeyValues read_layout_text(const std::string& text, const std::string& where) {
   std::string items = text;
   std::replace(items.begin(), items.end(), ',', ' ');
   std::istringstream in(items);
+  KeyValues all;
   for (std::string item; in >> item;) {
     const size_t equal = item.find('=');
     require(equal != item.npos, where, ": found ", item, ", allowed: e.g. tp=8,pp=4,schedule=1f1b");
-    set_layout(layout, item.substr(0, equal), item.substr(equal + 1));
+    const std::string key = item.substr(0, equal);
+    for (const auto& [given, value] : all)
+      require(given != key, where, ": found ", given, "=", value, " and ", item,
+          ", allowed: each option once");
+    all.push_back({key, item.substr(equal + 1)});
   }
+  return all;
+}
+
+PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::string& where) {
+  for (const auto& [key, value] : read_layout_text(text, where)) set_layout(layout, key, value);
   return layout;
+}
+
+int usual_flag(const PlanLayout& l, int PlanLayout::*flag) {
+  if (flag == &PlanLayout::overlap_dp) return 1;
+  return flag == &PlanLayout::overlap_ep ? has_pairs(l) : l.tp > 1;
+}
+
+int changed_options(const PlanLayout& wanted, const PlanLayout& l) {
+  int changed = !wanted.split.empty() && wanted.split != l.split;
+  for (const Key& key : kKeys)
+    if (key.member)
+      changed += wanted.*key.member != key.free && l.*key.member != key.free &&
+          wanted.*key.member != l.*key.member;
+  changed += !l.schedule.empty() && !wanted.schedule.empty() && wanted.schedule != l.schedule;
+  changed += l.recompute != Recompute::unset && wanted.recompute != Recompute::unset &&
+      wanted.recompute != l.recompute;
+  return changed;
 }
 
 std::string PlanLayout::text() const {
@@ -109,7 +151,9 @@ std::string PlanLayout::text() const {
   for (const Key& key : kKeys) {
     if (!key.member) continue;
     const int value = this->*key.member;
-    if (value != key.free && value != key.plain) add(key.name, "=", value);
+    const bool flag = key.lo == 0 && key.hi == 1;
+    if (value != key.free && (flag ? value || usual_flag(*this, key.member) : value != key.plain))
+      add(key.name, "=", value);
   }
   if (pp != 1 && !schedule.empty()) add("schedule=", schedule);
   if (!split.empty()) {
@@ -122,8 +166,19 @@ std::string PlanLayout::text() const {
   return out;
 }
 
+bool has_pairs(const PlanLayout& l) {
+  if (!l.list) return l.schedule == "dualpipe" || l.schedule == "dualpipev";
+  return std::ranges::any_of(l.list->ranks, [](const std::vector<Action>& list) {
+    return std::ranges::any_of(list, &Action::overlapped);
+  });
+}
+
+int weight_copies(const PlanLayout& l) {
+  return l.list ? l.list->weight_copies() : 1 + (l.schedule == "dualpipe");
+}
+
 int model_stages(const PlanLayout& l) {
-  if (from_file(l)) return make_schedule(l.schedule, {0, 0, 0}).model_stages();
+  if (l.list) return l.list->model_stages();
   const bool v = two_stages_a_rank(l.schedule);
   return l.pp * (v ? 2 : l.schedule == "interleaved" ? l.virtual_stages : 1);
 }
@@ -142,33 +197,54 @@ std::vector<int> stage_layers(const PlanModel& model, const PlanLayout& l) {
   return layers;
 }
 
-std::string broken_rule(const PlanJob& job, const PlanLayout& l) {
+std::string broken_size(const PlanJob& job, const PlanLayout& l) {
   const PlanModel& m = job.model;
-  const int64_t in_stage = int64_t(l.tp) * l.cp * l.dp;
-  if (in_stage * l.pp != job.gpus)
-    return cat("--gpus: found ", job.gpus, ", allowed: tp x cp x dp x pp = ", l.tp, " x ", l.cp,
-        " x ", l.dp, " x ", l.pp, " = ", in_stage * l.pp);
+  if (!job.cluster.peak[size_t(l.precision)])
+    return cat(
+        "--dtype: ", job.cluster.name, " has no ", kPrecisions[size_t(l.precision)], " products");
+  const int layers = std::accumulate(l.split.begin(), l.split.end(), 0);
+  if (!l.split.empty() && layers != m.layers)
+    return cat("--split: found ", layers, " layers, allowed: the model's ", m.layers);
   if (m.heads % l.tp)
     return cat("--tp: found ", l.tp, ", allowed: a divisor of the ", m.heads, " heads");
   if (job.seq_len % l.cp)
     return cat("--cp: found ", l.cp, ", allowed: a divisor of --seq-len ", job.seq_len);
-  if (job.batch % (int64_t(l.dp) * l.micro_batch))
-    return cat("--batch: found ", job.batch,
-        ", allowed: a multiple of dp x micro-batch-size = ", l.dp, " x ", l.micro_batch);
+  if (m.experts ? m.experts % l.ep : l.ep > 1)
+    return cat("--ep: found ", l.ep, ", allowed: ",
+        m.experts ? cat("a divisor of the ", m.experts, " experts")
+                  : "1, the model has no experts");
+  if (m.experts ? m.expert_ffn % l.etp : l.etp > 1)
+    return cat("--etp: found ", l.etp, ", allowed: ",
+        m.experts ? cat("a divisor of the experts' width ", m.expert_ffn)
+                  : "1, the model has no experts");
+  return "";
+}
+
+// Of a pipeline: its ranks, their stages, and what the schedule needs of microbatches and ZeRO.
+static std::string broken_pipeline(const PlanJob& job, const PlanLayout& l) {
+  const PlanModel& m = job.model;
   const int stages = model_stages(l), M = microbatches(job, l);
-  if (l.split.empty() ? stages > m.layers + 2  // the ends may have embedding and head alone
-                      : int(l.split.size()) != stages ||
-              std::accumulate(l.split.begin(), l.split.end(), 0) != m.layers)
-    return cat("--split: found ", l.split.empty() ? stages : int(l.split.size()),
-        " parts, allowed: ", stages, " stages that add up to the ", m.layers, " layers");
-  if (l.ep * l.etp > 1 && !m.experts)
-    return cat("--ep: found ", l.ep, ", allowed: 1, the model has no experts");
-  if (m.experts && (m.experts % l.ep || m.expert_ffn % l.etp))
-    return cat("--ep: found ", l.ep, " (etp ", l.etp, "), allowed: a divisor of the ", m.experts,
-        " experts (etp: of their width ", m.expert_ffn, ")");
-  if (in_stage % (int64_t(l.ep) * l.etp))
-    return cat("--ep: found ep x etp = ", l.ep * l.etp,
-        ", allowed: a divisor of dp x cp x tp = ", in_stage);
+  if (l.list && l.pp != l.list->pp)
+    return cat("--pp: found ", l.pp, ", allowed: ", l.list->pp, ", the ranks of ", l.schedule);
+  if (!l.list && l.pp == 1 && l.schedule != "1f1b")
+    return cat("--schedule: ", l.schedule, " needs pp 2 or more, found 1");
+  if (l.schedule == "interleaved" && l.virtual_stages < 2)
+    return "--virtual-stages: found 1, allowed: 2 or more under interleaved";
+  if (!l.list && l.virtual_stages > 1 && l.virtual_stages != stages / l.pp)
+    return cat("--virtual-stages: found ", l.virtual_stages, ", allowed: ", stages / l.pp,
+        " under ", l.schedule, ", others under interleaved");
+  if (!l.split.empty() && int(l.split.size()) != stages)
+    return cat("--split: found ", l.split.size(), " stages, allowed: ", stages, " under ",
+        l.schedule, " on ", l.pp, " ranks");
+  if (stages > m.layers + 2)  // the ends may have embedding and head alone
+    return cat("--", stages > l.pp ? "virtual-stages" : "pp", ": found ", stages,
+        " stages, allowed: ", m.layers + 2, ", the layers and both ends");
+  if (l.list && M != l.list->microbatches)
+    return cat("--batch: found ", M, " microbatches of ", l.micro_batch,
+        ", allowed: ", l.list->microbatches, " under ", l.schedule);
+  if (l.zero >= 2 && weight_copies(l) == 2)
+    return cat("--zero: found ", l.zero, ", allowed: 0 and 1 under ", l.schedule,
+        ", whose two copies sum their gradients over the whole step");
   if (l.schedule == "dualpipe" && (l.pp % 2 || M % 2 || M < 2 * l.pp))
     return cat(
         "--schedule: dualpipe needs even pp and an even number of microbatches, 2 x pp or "
@@ -176,21 +252,28 @@ std::string broken_rule(const PlanJob& job, const PlanLayout& l) {
         l.pp, ", microbatches ", M);
   if (l.schedule == "dualpipev" && M < 2 * l.pp)
     return cat("--schedule: dualpipev needs 2 x pp microbatches or more, found ", M);
-  if (l.zero >= 2 && l.zero != 3 && l.pp > 1 && l.schedule == "dualpipe")
-    return "--zero: dualpipe allows 0 and 1: gradients are summed over the whole step";
-  if (!job.cluster.peak[size_t(l.precision)])
-    return cat(
-        "--dtype: ", job.cluster.name, " has no ", kPrecisions[size_t(l.precision)], " products");
   return "";
 }
 
+std::string broken_rule(const PlanJob& job, const PlanLayout& l) {
+  if (const std::string rule = broken_size(job, l); !rule.empty()) return rule;
+  const int64_t in_stage = int64_t(l.tp) * l.cp * l.dp;
+  if (in_stage * l.pp != job.gpus)
+    return cat("--gpus: found ", job.gpus, ", allowed: tp x cp x dp x pp = ", l.tp, " x ", l.cp,
+        " x ", l.dp, " x ", l.pp, " = ", in_stage * l.pp);
+  if (in_stage % (int64_t(l.ep) * l.etp))
+    return cat("--ep: found ep x etp = ", l.ep * l.etp,
+        ", allowed: a divisor of dp x cp x tp = ", in_stage);
+  if (job.batch % (int64_t(l.dp) * l.micro_batch))
+    return cat("--batch: found ", job.batch,
+        ", allowed: a multiple of dp x micro-batch-size = ", l.dp, " x ", l.micro_batch);
+  return broken_pipeline(job, l);
+}
+
 Schedule layout_schedule(const PlanLayout& l, int M, const StageCosts& costs, double waiting) {
+  if (l.list) return *l.list;
   if (is_list_schedule(l.schedule)) return list_schedule(l.schedule, l.pp, M, costs, waiting);
-  if (!from_file(l))
-    return make_schedule(l.pp == 1 ? "1f1b" : l.schedule, {l.pp, M, l.virtual_stages});
-  const Schedule s = make_schedule(l.schedule, {l.pp, M, 0});
-  check(s);
-  return s;
+  return make_schedule(l.pp == 1 ? "1f1b" : l.schedule, {l.pp, M, l.virtual_stages});
 }
 
 }  // namespace duet

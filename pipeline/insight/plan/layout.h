@@ -8,6 +8,7 @@
 // Read next: costs.h.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,7 +27,9 @@ struct PlanLayout {
   int virtual_stages = 0, micro_batch = 0;
   int zero = -1;
   Recompute recompute = Recompute::unset;
-  std::string schedule;    // as make_schedule's, or is_list_schedule's
+  std::string schedule;  // as make_schedule's, or is_list_schedule's, or a file's name
+  // the file's: pp and the number of microbatches are fixed by it
+  std::shared_ptr<const Schedule> list;
   std::vector<int> split;  // layers of each stage; empty: even
   int sequence_parallel = -1, overlap_ep = -1, overlap_dp = -1, overlap_tp = -1;  // 0, 1; -1 free
   bool fused_attention = true;
@@ -49,13 +52,24 @@ struct PlanJob {
   PlanModel model;
   Cluster cluster;
   int64_t gpus = 0, batch = 0, seq_len = 0;  // batch: sequences of a step
+  // [layers][experts] tokens, from which the search makes the imbalance of whatever ep it tries
+  std::vector<std::vector<float>> loads;
 };
 
-// "tp=8,pp=4,schedule=dualpipe" on top of `layout`; `where` names it in errors. One of the names of
-// layout_keys() each.
+// "tp=8,pp=4,schedule=dualpipe" as keys and values; `where` names it in errors. The keys are the
+// names of layout_keys(), each once.
+using KeyValues = std::vector<std::pair<std::string, std::string>>;
+KeyValues read_layout_text(const std::string& text, const std::string& where);
 void set_layout(PlanLayout& layout, const std::string& key, const std::string& value);
 PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::string& where);
-std::vector<std::pair<std::string, std::string>> layout_keys();  // name, help
+KeyValues layout_keys();  // name, help
+
+// What becomes of a flag that is free. Hiding what can hide is never slower, so gradients and
+// tensor parallelism hide; that all-to-alls hide outside of a schedule's own pairs needs a
+// framework that splits its layers for it, and so must be said.
+int usual_flag(const PlanLayout& layout, int PlanLayout::*flag);
+// Options of `wanted` that have another value in `layout`; what is free in either is none.
+int changed_options(const PlanLayout& wanted, const PlanLayout& layout);
 
 inline int microbatches(const PlanJob& job, const PlanLayout& l) {
   return int(job.batch / (int64_t(l.dp) * l.micro_batch));
@@ -76,7 +90,10 @@ inline double expert_holders(const PlanModel& m, const PlanLayout& l) {
   const double of_each = l.replicas ? double(l.replicas) / double(m.experts) : 1;
   return double(l.dp) * l.cp * l.tp / (l.ep * l.etp) * of_each;
 }
-inline bool from_file(const PlanLayout& l) { return l.schedule.ends_with(".csv"); }
+// Whether forwards overlap with backwards: a file's list says it, not its name.
+bool has_pairs(const PlanLayout& layout);
+// Of the model's weights.
+int weight_copies(const PlanLayout& layout);
 // Stages that the model is cut into.
 int model_stages(const PlanLayout& layout);
 // Layers of each of them; uneven remainders go to the stages in the middle, since the ends also
@@ -94,8 +111,10 @@ std::vector<T> per_stage(const PlanModel& model, const PlanLayout& layout, Add a
   return stages;
 }
 
-// The rule that a complete layout breaks, as "tp: found 3, allowed: ..."; "" where it is legal.
+// The rule that a complete layout breaks, as "--tp: found 3, allowed: ..."; "" where it is legal.
 std::string broken_rule(const PlanJob& job, const PlanLayout& layout);
+// Of them those that know nothing of dp, pp, schedule and microbatches.
+std::string broken_size(const PlanJob& job, const PlanLayout& layout);
 
 // The layout's schedule for a number of microbatches; of those that are made by a rule (below)
 // `costs`, of a typical stage, and `waiting` (predict.h) order the actions.

@@ -40,23 +40,67 @@ void write_file(const std::string& path, const std::string& text) {
 
 void print(std::ostream& out, const Json& json) { out << json.dump(1) << "\n"; }
 
-std::vector<float> read_loads(const std::string& path, int64_t experts) {
+std::vector<std::vector<float>> read_loads(const std::string& path, int64_t experts) {
   if (path.empty()) return {};
+  require(experts > 0, "--loads: found with a model without routed experts");
   const Json json = Json::load(path);
-  Json::Array layers = {json};  // of which the first counts
-  if (!json.is_array()) layers = json.at("weight").items();
-  std::vector<float> loads;
-  if (!layers.empty())
-    for (const Json& load : layers[0].items()) loads.push_back(float(load.number(0, 1e30)));
-  require(int64_t(loads.size()) == experts, "--loads: ", path, ": expected ", experts,
-      " tokens, one a routed expert, as [..] or {\"weight\": [[..]]}, found ", loads.size());
-  return loads;
+  std::vector<std::vector<float>> layers;
+  for (const Json& layer : json.is_array() ? Json::Array{json} : json.at("weight").items()) {
+    layers.emplace_back();
+    for (const Json& load : layer.items()) layers.back().push_back(float(load.number(0, 1e30)));
+  }
+  if (layers.empty()) layers.emplace_back();
+  for (const std::vector<float>& loads : layers)
+    require(int64_t(loads.size()) == experts, "--loads: ", path, ": expected ", experts,
+        " tokens of each layer, one a routed expert, as [..] or {\"weight\": [[..], ..]}, found ",
+        loads.size());
+  return layers;
+}
+
+// Which of the options is to blame that no layout is legal: one that leaves none by itself, or one
+// without which there would be some; and the rule.
+std::string refusal(
+    const PlanJob& job, const PlanLayout& free, const KeyValues& fixed, const SearchResult& found) {
+  const auto with = [&](auto wanted) {
+    PlanLayout l = free;
+    for (const auto& [key, value] : fixed)
+      if (wanted(key)) set_layout(l, key, value);
+    return search(job, l, 0);
+  };
+  // its own, or that of another of the options, or what else is broken where it holds
+  const auto rule = [&](const auto& option, const SearchResult& of) {
+    for (const std::string& name : {option.first, std::string()})
+      for (const auto& [key, value] : fixed)
+        if ((name.empty() || key == name) && of.rules.contains("--" + key))
+          return of.rules.at("--" + key);
+    return cat("--", option.first, ": found ", option.second, ", but then ", of.first_rule);
+  };
+  for (const auto& option : fixed) {
+    const SearchResult alone = with([&](const std::string& key) { return key == option.first; });
+    if (!alone.legal) return rule(option, alone);
+  }
+  for (const auto& option : fixed)
+    if (with([&](const std::string& key) { return key != option.first; }).legal)
+      return rule(option, found);
+  return found.first_rule;
+}
+
+// As they are given, of which at least one must be legal.
+SearchResult find_layouts(
+    const PlanJob& job, const PlanLayout& free, const KeyValues& fixed, size_t keep) {
+  PlanLayout l = free;
+  for (const auto& [key, value] : fixed) set_layout(l, key, value);
+  SearchResult found = search(job, l, keep);
+  if (!found.legal) throw UsageError(refusal(job, free, fixed, found));
+  return found;
 }
 
 // The fewest GPUs, in whole nodes beyond one, on which some layout fits; 0 where none was found.
-int64_t smallest_that_fits(PlanJob job, const PlanLayout& free, double bytes) {
+int64_t smallest_that_fits(PlanJob job, const PlanLayout& free) {
   const int64_t node = int64_t(job.cluster.gpus_per_node);
-  job.gpus = std::max(job.gpus + 1, int64_t(bytes / job.cluster.memory_bytes / 4));
+  // each parameter with its gradient and optimizer is somewhere (predict.h)
+  const double states = double(job.model.parameters()) * (2 + free.gradient_bytes + 12);
+  job.gpus = std::max(job.gpus + 1, int64_t(states / job.cluster.memory_bytes));
   for (int tries = 0; tries < 64; ++tries, job.gpus += job.gpus < node ? 1 : node) {
     if (job.gpus > node) job.gpus = (job.gpus + node - 1) / node * node;
     if (!search(job, free, 1).best.empty()) return job.gpus;
@@ -64,13 +108,24 @@ int64_t smallest_that_fits(PlanJob job, const PlanLayout& free, double bytes) {
   return 0;
 }
 
-// What fits instead: another layout on these GPUs, or more of them.
-std::string nearest_that_fits(
-    const PlanJob& job, const PlanLayout& free, const SearchResult& found) {
-  if (const SearchResult other = search(job, free, 1); !other.best.empty())
-    return other.best[0].layout.text();
+// What fits instead: on these GPUs the layout with the fewest options changed, the fastest of
+// these; or more of them.
+std::string nearest_that_fits(const PlanJob& job, const PlanLayout& free, const PlanLayout& fixed,
+    const SearchResult& found) {
+  PlanLayout wanted = fixed;
+  const auto degrees = {&PlanLayout::dp, &PlanLayout::tp, &PlanLayout::pp, &PlanLayout::cp};
+  int64_t ranks = 1;
+  for (auto degree : degrees) ranks *= std::max(1, fixed.*degree);
+  for (auto degree : degrees)  // what is not named of all GPUs is 1
+    if (ranks == job.gpus) wanted.*degree = std::max(1, fixed.*degree);
+  const SearchResult other = search(job, free, 1, &wanted);
+  if (!other.best.empty()) {
+    const Prediction& p = other.best[0];
+    return format("%s: options changed: %d; %.4g s", p.layout.text().c_str(),
+        changed_options(wanted, p.layout), p.step);
+  }
   const double bytes = found.smallest.memory.total() * double(job.gpus);
-  const int64_t gpus = smallest_that_fits(job, free, bytes);
+  const int64_t gpus = smallest_that_fits(job, free);
   const std::string needed = format("does not fit on %lld GPUs: %.0f GB needed, %.0f there",
       (long long)job.gpus, bytes / 1e9, job.cluster.memory_bytes * double(job.gpus) / 1e9);
   const std::string nearest = gpus ? cat("; smallest that fits: ", gpus) : "";
@@ -78,31 +133,34 @@ std::string nearest_that_fits(
   return needed + nearest;
 }
 
-Answer answer_of(const PlanOptions& o, const PlanJob& job, PlanLayout fixed) {
-  const std::vector<float> loads = read_loads(o.loads, job.model.experts);
-  if (!loads.empty() && fixed.ep && job.model.experts % fixed.ep == 0)
-    fixed.imbalance = std::max(1.0, expert_imbalance(loads, fixed.ep, 0));
+Answer answer_of(
+    const PlanOptions& o, const PlanJob& job, const PlanLayout& free, const KeyValues& options) {
+  PlanLayout fixed = free;
+  for (const auto& [key, value] : options) set_layout(fixed, key, value);
+  PlanLayout open = free;  // what is given, not laid out
+  open.precision = fixed.precision, open.imbalance = fixed.imbalance;
   Answer a{.job = job, .usd_per_gpu_hour = o.usd_per_gpu_hour};
-  a.found = search(job, fixed, size_t(std::max<int64_t>(4, o.top)));
-  require(a.found.legal > 0, a.found.first_rule);
+  a.found = find_layouts(job, free, options, size_t(o.top));
   a.now = predict(job, a.found.pick().layout);
-  PlanLayout free;
-  free.precision = fixed.precision, free.imbalance = fixed.imbalance;
-  if (a.found.best.empty()) a.nearest = nearest_that_fits(job, free, a.found);
-  a.changes = what_if(job, a.now, o.replicas, loads);
-  for (const Prediction& p : search(job, free, 4).best)
-    if (a.others.size() < 3 && p.layout.text() != a.now.layout.text()) a.others.push_back(p);
+  if (a.found.best.empty()) a.nearest = nearest_that_fits(job, open, fixed, a.found);
+  a.changes = what_if(job, a.now, o.replicas);
+  const bool searched = a.found.best.size() > 1;
+  for (const Prediction& p : searched ? a.found.best : search(job, open, size_t(o.top)).best)
+    if (int64_t(a.others.size()) + 1 < o.top && p.layout.text() != a.now.layout.text())
+      a.others.push_back(p);
   return a;
 }
 
 void side_by_side(
-    const PlanOptions& o, const PlanJob& job, const PlanLayout& fixed, std::ostream& out) {
+    const PlanOptions& o, const PlanJob& job, const PlanLayout& free, std::ostream& out) {
   std::vector<Prediction> all;
   for (const std::string& text : split(o.layouts, ';')) {
     if (text.empty()) continue;
-    const SearchResult found = search(job, parse_layout(text, fixed, "--layouts"), 1);
-    require(found.legal > 0, "--layouts: ", text, ": ", found.first_rule);
-    all.push_back(found.pick());
+    try {
+      all.push_back(find_layouts(job, free, read_layout_text(text, "--layouts"), 1).pick());
+    } catch (const UsageError& error) {
+      throw UsageError(cat("--layouts: ", text, ": ", error.what()));
+    }
   }
   require(!all.empty(), "--layouts: found nothing, allowed: e.g. \"tp=8,pp=4; tp=4,pp=8\"");
   if (o.format != Format::json) return print_table(job, all, out);
@@ -141,20 +199,25 @@ void plan_command(const PlanOptions& o, std::ostream& out) {
     out << (o.format == Format::json ? text : cat(o.measure, ": this machine, measured\n"));
     return;
   }
-  PlanJob job{find_model(o.model), find_cluster(o.cluster), o.gpus, o.batch, o.seq_len};
-  PlanLayout fixed;
+  PlanJob job{find_model(o.model), find_cluster(o.cluster), o.gpus, o.batch, o.seq_len, {}};
+  require(o.loads.empty() || !o.layout.contains("imbalance"),
+      "--imbalance: found with --loads, which have an imbalance of their own, allowed: one of "
+      "them");
+  job.loads = read_loads(o.loads, job.model.experts);
+  PlanLayout free;
+  if (!job.cluster.peak[size_t(Precision::bf16)]) {
+    free.precision = Precision::fp32;
+    if (!o.layout.contains("dtype"))
+      job.model.notes.push_back(cat(job.cluster.name, " has no bf16_tflops: planned in fp32"));
+  }
+  if (job.cluster.core) free.gradient_bytes = 8;  // duet's own (model/machine/grid.h)
+  if (!o.layouts.empty()) return side_by_side(o, job, free, out);
+  KeyValues options(o.layout.begin(), o.layout.end());
   if (o.demonstration) {
-    fixed = parse_layout(kDeepSeekV3, fixed, "");
+    options = read_layout_text(kDeepSeekV3, "");
     job.model.mtp = 1, job.model.notes = {"trained with one layer of multi-token prediction"};
   }
-  for (const auto& [key, value] : o.layout) set_layout(fixed, key, value);
-  if (!o.layout.contains("dtype") && !job.cluster.peak[size_t(Precision::bf16)]) {
-    fixed.precision = Precision::fp32;
-    job.model.notes.push_back(cat(job.cluster.name, " has no bf16_tflops: planned in fp32"));
-  }
-  if (job.cluster.core) fixed.gradient_bytes = 8;  // duet's own (model/machine/grid.h)
-  if (!o.layouts.empty()) return side_by_side(o, job, fixed, out);
-  const Answer answer = answer_of(o, job, fixed);
+  const Answer answer = answer_of(o, job, free, options);
   const PlanLayout& l = answer.now.layout;
   if (!o.profile.empty()) return with_profile(o, job, l, out);
   if (!o.write_profile.empty())
@@ -178,15 +241,16 @@ void add_plan_command(CLI::App& duet, int&) {
   CLI::App* plan = duet.get_subcommand("plan");
   for (const auto& [key, help] : layout_keys())
     plan->add_option_function<std::string>(
-        "--" + key, [o, name = key](const std::string& value) { o->layout[name] = value; },
-        help + "; default: searched for");
+        "--" + key, [o, name = key](const std::string& value) { o->layout[name] = value; }, help);
   cli.text("--layouts", o->layouts, "layouts side by side, e.g. \"tp=8,pp=4; tp=4,pp=8\"");
-  cli.text("--loads", o->loads, "JSON: tokens of each routed expert, for EPLB");
+  cli.text("--loads", o->loads,
+      "JSON: tokens of each routed expert, of one layer or of several, whose imbalances are "
+      "averaged");
   cli.number("--replicas", o->replicas, 0, 1 << 20,
       "physical experts a layer under EPLB; 0: one more a rank");
   cli.text("--profile", o->profile, "a cost profile to run the layout's schedule against");
   cli.text("--write-profile", o->write_profile, "write the stages' costs to this file");
-  cli.number("--top", o->top, 1, 1 << 20, "layouts that a search keeps");
+  cli.number("--top", o->top, 1, 1 << 20, "layouts that are printed: the answer and the next best");
   cli.number("--usd-per-gpu-hour", o->usd_per_gpu_hour, 0, 1e6, "price");
   cli.text("--validate", o->validate, "predict the published runs in this file");
   cli.text("--measure", o->measure, "write a cluster file of this machine");

@@ -24,7 +24,7 @@ struct PlanOptions {
   std::map<std::string, std::string> layout;  // by layout_keys()
   std::string layouts;                        // "tp=8,pp=4; tp=4,pp=8"
   std::string profile, write_profile, validate, measure, loads;
-  int64_t replicas = 0, top = 10;
+  int64_t replicas = 0, top = 4;
   double usd_per_gpu_hour = 2;
   Format format = Format::text;
   // Whether the user chose the job; without any option the published layout is explained.

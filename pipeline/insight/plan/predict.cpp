@@ -8,6 +8,8 @@
 namespace duet {
 namespace {
 
+constexpr double kLess = 1 - 1e-9;  // a bound, whatever rounding makes of it
+
 // Schedules that let a rank start its next step while others finish this one.
 bool ranks_part_ways(const std::string& schedule) {
   return schedule == "zb2p" || schedule == "zb-h2";
@@ -51,43 +53,52 @@ void add_parts(const Schedule& s, const CostProfile& profile, const std::vector<
     }
 }
 
+double optimizer_seconds(const PlanJob& job, const PlanLayout& l, const Held& own) {
+  const double replicas = double(l.dp) * l.cp, holders = expert_holders(job.model, l);
+  const double updated = l.zero == 0 ? own.shared + own.experts
+                                     : own.shared / replicas + own.experts / std::max(1.0, holders);
+  const double passes =
+      kHeldGradients * l.gradient_bytes + (l.precision > Precision::bf16 ? kCastBytes : 0);
+  return ((own.shared + own.experts) * passes +
+             updated * (job.cluster.core ? kOwnUpdatedBytes : kUpdatedBytes)) /
+      job.cluster.hbm();
+}
+
+struct Update {
+  double exposed = 0, optimizer = 0;
+  double sum() const { return exposed + optimizer; }
+};
+
 // Gradients to the replicas, weights back, and the optimizer, on the rank that has most to do.
-void add_update(const PlanJob& job, const PlanLayout& l, const Schedule& s,
-    const std::vector<Cost>& stages, Prediction& p) {
+Update update_of(const PlanJob& job, const PlanLayout& l,
+    const std::vector<std::vector<int>>& of_rank, const std::vector<Cost>& stages) {
   const Cluster& c = job.cluster;
   const std::vector<Held> held = stage_parameters(job.model, l);
-  const double replicas = double(l.dp) * l.cp, holders = expert_holders(job.model, l);
   const double weights = l.precision == Precision::fp32 ? 4 : 2;
   // mirrored ranks sum their gradients too, after the last W of both
-  const double copies = s.weight_copies();
-  for (int rank = 0; rank < s.pp; ++rank) {
+  const double copies = weight_copies(l);
+  Update most;
+  for (const std::vector<int>& model_stages : of_rank) {
     Held own;
     double last_b = 0, first_f = 0;
-    for (int stage = 0; stage < s.stages(); ++stage) {
-      if (s.rank_of[size_t(stage)] != rank) continue;
-      const size_t model = size_t(s.model_stage(stage));
-      own.add(held[model]);
-      last_b += stages[model].I.sum() + stages[model].W.sum();
-      first_f += stages[model].F.sum();
+    for (const int stage : model_stages) {
+      own.add(held[size_t(stage)]);
+      last_b += stages[size_t(stage)].I.sum() + stages[size_t(stage)].W.sum();
+      first_f += stages[size_t(stage)].F.sum();
     }
-    const double gradients =
-        (l.zero == 0 ? 2 : 1) * gather_held(job, l, own, l.gradient_bytes, copies);
+    // ZeRO-2's gradients have left after each microbatch (stages.cpp)
+    const double gradients = l.zero == 2
+        ? 0
+        : (l.zero == 0 ? 2 : 1) * gather_held(job, l, own, l.gradient_bytes, copies);
     const double gathers = l.zero == 0 ? 0 : gather_held(job, l, own, weights, copies);
     const bool hides = l.overlap_dp == 1 && copies == 1;
     const double exposed = l.zero == 3 ? 0
         : hides ? exposed_seconds(c, gradients, last_b) + exposed_seconds(c, gathers, first_f)
                 : gradients + gathers;
-    const double updated = l.zero == 0
-        ? own.shared + own.experts
-        : own.shared / replicas + own.experts / std::max(1.0, holders);
-    const double passes =
-        kHeldGradients * l.gradient_bytes + (l.precision > Precision::bf16 ? kCastBytes : 0);
-    const double optimizer = ((own.shared + own.experts) * passes +
-                                 updated * (c.core ? kOwnUpdatedBytes : kUpdatedBytes)) /
-        c.hbm();
-    if (exposed + optimizer > p.exposed_data + p.optimizer)
-      p.exposed_data = exposed, p.optimizer = optimizer;
+    const Update update{exposed, optimizer_seconds(job, l, own)};
+    if (update.sum() > most.sum()) most = update;
   }
+  return most;
 }
 
 }  // namespace
@@ -97,14 +108,15 @@ Prediction predict(const PlanJob& job, const PlanLayout& l, double most_actions)
   p.layout = l, p.microbatches = microbatches(job, l);
   const std::vector<Cost> stages = stage_costs(job, l);
   const CostProfile profile = cost_profile(job, l, stages);
-  // Two lengths in the steady state, a whole number of rounds apart and from the true one.
-  const int round = 2 * l.pp, all = p.microbatches;
-  int few = all, more = all;
-  if (double(stages.size()) * all * 2 > most_actions && all > 6 * round && !from_file(l))
-    few = all % round + 3 * round, more = few + round, p.extrapolated = true;
+  // Two lengths in the steady state, a whole number of rounds apart.
+  const int all = p.microbatches;
+  const bool long_one = double(stages.size()) * all * 2 > most_actions;
+  const int few = long_one ? few_microbatches(l, all) : all, more = few + 2 * l.pp;
+  p.extrapolated = few < all;
   const StageCosts& typical = profile.stages[profile.stages.size() / 2];
   const double waiting = waiting_share(job, l);
   const Schedule s = layout_schedule(l, few, typical, waiting);
+  const ScheduleShape shape = layout_shape(s, all, stage_activation_bytes(job, l), waiting);
   const Run first = run(s, profile);
   add_parts(s, profile, stages, first.busiest, p);
   p.pipeline = first.length;
@@ -121,23 +133,100 @@ Prediction predict(const PlanJob& job, const PlanLayout& l, double most_actions)
   }
   p.bubble = p.pipeline - busy;
   p.hidden_in_pairs = p.parts.sum() - busy;
-  add_update(job, l, s, stages, p);
+  const Update update = update_of(job, l, shape.stages, stages);
+  p.exposed_data = update.exposed, p.optimizer = update.optimizer;
   p.other = (p.pipeline + p.exposed_data + p.optimizer) * job.cluster.other;
   p.step = p.pipeline + p.exposed_data + p.optimizer + p.other;
-  p.memory = memory_of(job, l, shape_of(s, stage_activation_bytes(job, l), waiting));
+  p.memory = memory_of(job, l, shape);
   p.fits = p.memory.total() <= job.cluster.memory_bytes;
   return p;
 }
 
-double least_step(const PlanJob& job, const PlanLayout& l) {
+int few_microbatches(const PlanLayout& l, int M) {
+  const int P = l.pp, round = 2 * P;
+  if (M <= 6 * round || l.list) return M;
+  if (l.schedule != "interleaved" || M % P == 0) return M % round + 3 * round;
+  // Its peak follows from its largest group (interleaved.cpp), of which there are as many here.
+  const int groups = 6, largest = (M + M / P - 1) / (M / P);
+  return groups * P + std::min(P - 1, (largest - P) * groups);
+}
+
+ScheduleShape layout_shape(
+    const Schedule& few, int M, const std::vector<double>& stage_bytes, double waiting) {
+  ScheduleShape shape = shape_of(few, stage_bytes, waiting);
+  if (few.name == "gpipe")  // keeps all
+    for (auto& peaks : shape.peaks)
+      for (auto& [_, count] : peaks) count = count * M / few.microbatches;
+  return shape;
+}
+
+double least_step(const PlanJob& job, const PlanLayout& l, const ScheduleShape& shape) {
   const std::vector<Cost> stages = stage_costs(job, l);
   const CostProfile profile = cost_profile(job, l, stages);
-  double work = 0, largest = 0;
-  for (const StageCosts& s : profile.stages) {
-    const double together = std::min(s.FB, s.F + s.I + s.W);
-    work += together, largest = std::max(largest, together);
+  const bool whole = l.schedule == "gpipe" || l.schedule == "1f1b" || l.schedule == "interleaved";
+  // of the stages before each: F, and B where it is in one piece, after which its rank is done
+  std::vector<double> before = {0};
+  for (const StageCosts& s : profile.stages)
+    before.push_back(before.back() + s.F + (whole ? s.I + s.W : 0));
+  double longest = 0;
+  for (const std::vector<int>& own : shape.stages) {
+    double work = 0;
+    for (const int stage : own) {
+      const StageCosts& s = profile.stages[size_t(stage)];
+      work += std::min(s.FB, s.F + s.I + s.W) * microbatches(job, l) / weight_copies(l);
+    }
+    const int first = *std::min_element(own.begin(), own.end());
+    longest = std::max(longest, work + (ranks_part_ways(l.schedule) ? 0 : before[size_t(first)]));
   }
-  return std::max(work / l.pp, largest) * microbatches(job, l);
+  return (longest + update_of(job, l, shape.stages, stages).sum()) * (1 + job.cluster.other) *
+      kLess;
+}
+
+namespace {
+
+// All on one rank of which there are as many.
+PlanLayout as_one_stage(PlanLayout l) {
+  l.pp = l.virtual_stages = 1, l.schedule = "1f1b", l.list = nullptr, l.split.clear();
+  return l;
+}
+
+}  // namespace
+
+double least_work(const PlanJob& job, const PlanLayout& l) {
+  const PlanModel& m = job.model;
+  const Cluster& c = job.cluster;
+  const int64_t sparse = m.moe_layers(), dense = m.layers - sparse;
+  const bool windowed = m.window > 0;  // some are not, and take longer
+  Cost with, without;                  // layers that have all-to-alls, and all else
+  if (sparse) with.add(layer_cost(job, l, true, windowed), double(sparse + m.mtp));
+  if (dense)
+    without.add(layer_cost(job, l, false, windowed), double(sparse ? dense : dense + m.mtp));
+  without.add(head_cost(job, l), double(1 + m.mtp));
+  const auto sum = [](const Cost& cost) { return cost.F.sum() + cost.I.sum() + cost.W.sum(); };
+  const double comm = with.F[kExpertComm] + with.I[kExpertComm], work = sum(with) - comm,
+               rest = sum(without), all = work + rest;
+  double least = all + comm;
+  // A stage's pairs (stages.cpp) take least where layers without all-to-alls are apart from the
+  // others or, should these have more of them than other work, where they hide under all else.
+  if (l.overlap_ep != 0 && comm <= work)
+    least = rest + std::min(work + comm, work * c.lending() + (1 - c.hidden) * comm);
+  else if (l.overlap_ep != 0)
+    least = std::max(all + (1 - c.hidden) * comm, comm + (1 - c.hidden) * all);
+  return least * (double(job.batch) * l.tp * l.cp / double(job.gpus * l.micro_batch)) *
+      (1 + c.other) * kLess;
+}
+
+double least_update(const PlanJob& job, const PlanLayout& l) {
+  return optimizer_seconds(job, l, stage_parameters(job.model, as_one_stage(l))[0]) / l.pp;
+}
+
+double least_memory(const PlanJob& job, const PlanLayout& l) {
+  const Memory m = memory_of(job, as_one_stage(l), {{{0}}, {{{0, 1}}}});
+  const double states = l.zero < 0 ? 0 : m.parameters + m.gradients + m.optimizer,
+               divided = states + m.activations + m.logits;
+  return ((divided / l.pp + m.buffers) * (1 + job.cluster.fragmentation) +
+             job.cluster.reserved_bytes) *
+      kLess;
 }
 
 double step_flops(const PlanJob& job, Flops formula, bool causal) {

@@ -53,6 +53,13 @@ ScheduleShape shape_of(
 // Bytes that a microbatch keeps of each stage. [model stages]
 std::vector<double> stage_activation_bytes(const PlanJob& job, const PlanLayout& layout);
 
+// Microbatches with which the layout's schedule has the peaks that it has with all of them (but
+// gpipe, which keeps all) and has come to its steady state: all, or a few rounds.
+int few_microbatches(const PlanLayout& layout, int microbatches);
+// The shape with all microbatches, from the schedule with a few.
+ScheduleShape layout_shape(
+    const Schedule& few, int microbatches, const std::vector<double>& stage_bytes, double waiting);
+
 // The heaviest rank's.
 Memory memory_of(const PlanJob& job, const PlanLayout& layout, const ScheduleShape& shape);
 
@@ -93,12 +100,21 @@ struct Prediction {
   bool extrapolated = false;  // from fewer microbatches
 };
 
-// Requires a complete, legal layout. `most_actions`: longer schedules are extrapolated from two
-// shorter ones, whose steady state is the same.
-Prediction predict(const PlanJob& job, const PlanLayout& layout, double most_actions = 2e6);
+// Requires a complete, legal layout. A schedule of more actions than `most_actions` is extrapolated
+// from two shorter ones, whose steady state is the same: milliseconds.
+Prediction predict(const PlanJob& job, const PlanLayout& layout, double most_actions = 2e4);
 
-// No prediction of a layout is shorter than this; much cheaper.
-double least_step(const PlanJob& job, const PlanLayout& layout);
+// What no prediction is below, for the search.
+//   least_step    of a layout: its ranks' work, and what comes before and after it on other ranks
+//   of any pp, schedule and ZeRO stage, of a layout in which these are free:
+//     least_work    seconds of a step that its GPUs work, all alike
+//     and with a pp and a ZeRO stage:
+//     least_update  of the optimizer, its GPUs' mean
+//     least_memory  its GPUs' mean, of one microbatch; without a ZeRO stage of activations alone
+double least_step(const PlanJob& job, const PlanLayout& layout, const ScheduleShape& shape);
+double least_work(const PlanJob& job, const PlanLayout& layout);
+double least_update(const PlanJob& job, const PlanLayout& layout);
+double least_memory(const PlanJob& job, const PlanLayout& layout);
 
 // Of a whole step and GPU, FLOP as named.
 enum class Flops { megatron, six_n, six_n_attention, with_recompute };

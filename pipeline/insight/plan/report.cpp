@@ -2,6 +2,7 @@
 #include "pipeline/insight/plan/report.h"
 
 #include <algorithm>
+#include <map>
 #include <ostream>
 
 namespace duet {
@@ -44,6 +45,19 @@ NamedValues step_parts(const Prediction& p) {
   return parts;
 }
 
+NamedValues differing_parts(const Prediction& now, const Prediction& other) {
+  std::map<std::string, double> by_name;
+  for (const auto& [name, seconds] : step_parts(other)) by_name[name] += seconds;
+  for (const auto& [name, seconds] : step_parts(now)) by_name[name] -= seconds;
+  NamedValues parts(by_name.begin(), by_name.end());
+  const auto size = [](const auto& part) { return std::abs(part.second); };
+  std::ranges::stable_sort(parts, std::greater(), size);
+  double all = 0;
+  for (const auto& part : parts) all += size(part);
+  std::erase_if(parts, [&](const auto& part) { return size(part) < all / 10; });
+  return parts;
+}
+
 NamedValues by_action(const Prediction& p, const ByAction& by) {
   NamedValues parts = {{"1F", by.F}, {"1B", by.B}, {"1W", by.W}, {"1F1B", by.pairs},
       {"bubble", p.pipeline - by.busy()}, {"optimizer", p.exposed_data + p.optimizer}};
@@ -60,6 +74,20 @@ std::string known_error(const PlanJob& job) {
   return cat(
       gpu.starts_with("h100") ? "suites like this" : "no suite of this GPU was checked; H100s",
       moe ? ": 5% median error (21 runs of one model)" : ": 13% median error (84 runs)");
+}
+
+static void print_search(const Answer& a, std::ostream& out) {
+  out << format("  %lld layouts tried, %lld legal, %lld fit, %lld predicted",
+      (long long)a.found.tried, (long long)a.found.legal, (long long)a.found.fitting,
+      (long long)a.found.predicted);
+  out << (a.found.best.empty() ? "; none fits"
+                               : "; of all others that agree with what is fixed bounds are longer")
+      << "\n";
+  if (a.found.best.size() < 2) return;
+  out << "  the second takes longer by:";
+  for (const auto& [name, seconds] : differing_parts(a.now, a.found.best[1]))
+    out << format(" %s %+.4f s", name.c_str(), seconds);
+  out << "\n";
 }
 
 void print_answer(const Answer& a, std::ostream& out) {
@@ -112,13 +140,7 @@ void print_answer(const Answer& a, std::ostream& out) {
   const auto lines = for_thirty_percent(p);
   for (size_t i = 0; i < lines.size(); ++i) out << (i ? "; " : " ") << lines[i];
   out << "\n";
-  if (a.found.predicted > 1)
-    out << format(
-        "  %lld layouts tried, %lld legal, %lld fit, %lld predicted; this one is the "
-        "fastest, by %.1f%%\n",
-        (long long)a.found.tried, (long long)a.found.legal, (long long)a.found.fitting,
-        (long long)a.found.predicted,
-        a.found.best.size() > 1 ? 100 * (a.found.best[1].step / p.step - 1) : 0.0);
+  print_search(a, out);
 }
 
 Json answer_json(const Answer& a) {
@@ -134,6 +156,8 @@ Json answer_json(const Answer& a) {
   for (const Change& c : a.changes)
     changes.push(Json::object(
         {{"change", c.what}, {"step_s", c.step}, {"gain", p.step / c.step - 1}, {"fits", c.fits}}));
+  Json slower;
+  if (a.found.best.size() > 1) slower = object(differing_parts(p, a.found.best[1]));
   for (const Prediction& other : a.others)
     next.push(Json::object({{"layout", other.layout.text()}, {"step_s", other.step},
         {"gain", p.step / other.step - 1}}));
@@ -153,8 +177,9 @@ Json answer_json(const Answer& a) {
       {"next", next}, {"for_thirty_percent", Json(for_thirty_percent(p))},
       {"nearest", a.nearest.empty() ? Json() : Json(a.nearest)}, {"error", known_error(job)},
       {"search",
-          Json::object({{"tried", a.found.tried}, {"legal", a.found.legal},
-              {"fit", a.found.fitting}, {"predicted", a.found.predicted}})}});
+          Json::object(
+              {{"tried", a.found.tried}, {"legal", a.found.legal}, {"fit", a.found.fitting},
+                  {"predicted", a.found.predicted}, {"second_takes_longer_by_s", slower}})}});
 }
 
 void print_table(

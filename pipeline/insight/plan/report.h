@@ -14,7 +14,7 @@ struct Answer {
   Prediction now;
   std::vector<Change> changes;
   std::vector<Prediction> others;  // the next best layouts
-  SearchResult found;              // what was tried
+  SearchResult found;              // what was tried, `now` among it
   std::string nearest;             // where `now` does not fit: what would
   double usd_per_gpu_hour = 2;
 };
@@ -22,6 +22,10 @@ struct Answer {
 // The parts of a step, which sum to it: name and seconds.
 using NamedValues = std::vector<std::pair<std::string, double>>;
 NamedValues step_parts(const Prediction& prediction);
+
+// Why the best of the others is slower than `now`, or faster: the parts of the step that differ
+// most, which are at least a tenth of all that differs.
+NamedValues differing_parts(const Prediction& now, const Prediction& other);
 
 // A step as a clock on a rank sees it: all else is spread over its actions (of_first, of_mean).
 NamedValues by_action(const Prediction& prediction, const ByAction& actions);

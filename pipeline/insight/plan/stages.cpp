@@ -20,12 +20,13 @@ double gather_held(
 }
 
 std::vector<Held> stage_parameters(const PlanModel& m, const PlanLayout& l) {
-  auto stages = per_stage<Held>(
-      m, l, [&](Held& stage, int64_t layer) { stage.add(layer_held(m, l, m.moe(layer))); });
+  const Held kinds[2] = {layer_held(m, l, false), layer_held(m, l, true)};
+  auto stages =
+      per_stage<Held>(m, l, [&](Held& stage, int64_t layer) { stage.add(kinds[m.moe(layer)]); });
   const double table = double(m.vocab * m.hidden) / l.tp;
   stages.front().shared += table + double(m.positions * m.hidden);
   if (!m.tied || stages.size() > 1) stages.back().shared += table;
-  stages.back().add(layer_held(m, l, m.experts > 0), double(m.mtp));
+  stages.back().add(kinds[m.experts > 0], double(m.mtp));
   stages.back().shared += double(2 * m.mtp * m.hidden * m.hidden) / l.tp;
   return stages;
 }
@@ -49,21 +50,21 @@ std::vector<Cost> stage_costs(const PlanJob& all, const PlanLayout& l) {
   });
   stages.back().add(head_cost(job, l), double(1 + m.mtp));
   stages.back().add(kinds[any_moe][0], double(m.mtp));
-  if (l.zero != 3) return stages;
-  // Gathers a layer's weights before its F and again before its B, and scatters its gradients
-  // after: all of it beside the computation of the layers around.
+  if (l.zero < 2) return stages;
+  // ZeRO-2 scatters a layer's gradients after its B, ZeRO-3 gathers its weights too, before its F
+  // and again before its B: all of it beside the computation of the layers around.
   for (size_t s = 0; s < stages.size(); ++s) {
     Cost& stage = stages[s];
-    const double gather = gather_held(job, l, held[s], 2);
-    stage.F[kShards] += exposed_seconds(job.cluster, gather, stage.F.sum());
-    stage.I[kShards] += exposed_seconds(job.cluster, 2 * gather, stage.I.sum() + stage.W.sum());
+    const double gather = gather_held(job, l, held[s], 2), behind = stage.I.sum() + stage.W.sum();
+    if (l.zero == 3) stage.F[kShards] += exposed_seconds(job.cluster, gather, stage.F.sum());
+    stage.I[kShards] += exposed_seconds(job.cluster, (l.zero - 1) * gather, behind);
   }
   return stages;
 }
 
 CostProfile cost_profile(const PlanJob& job, const PlanLayout& l, const std::vector<Cost>& stages) {
   const Cluster& c = job.cluster;
-  const bool pairs = l.schedule.starts_with("dualpipe");
+  const bool pairs = has_pairs(l);
   CostProfile profile;
   for (const Cost& cost : stages) {
     StageCosts s{cost.F.sum(), cost.I.sum(), cost.W.sum()};

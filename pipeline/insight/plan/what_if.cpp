@@ -23,6 +23,13 @@ double expert_imbalance(const std::vector<float>& loads, int gpus, int64_t repli
   return 1 / balancedness(gpu);
 }
 
+double expert_imbalance(const std::vector<std::vector<float>>& layers, int gpus, int64_t replicas) {
+  double sum = 0;
+  for (const std::vector<float>& loads : layers)
+    sum += std::max(1.0, expert_imbalance(loads, gpus, replicas));
+  return sum / double(layers.size());
+}
+
 namespace {
 
 // Lognormal loads whose busiest GPU has `imbalance` times the mean: the spread is found by halving.
@@ -44,22 +51,22 @@ std::vector<float> made_up_loads(int64_t experts, int gpus, double imbalance) {
 
 }  // namespace
 
-std::vector<Change> what_if(
-    const PlanJob& job, const Prediction& now, int64_t replicas, const std::vector<float>& given) {
+std::vector<Change> what_if(const PlanJob& job, const Prediction& now, int64_t replicas) {
   std::vector<Change> changes;
   const PlanLayout& l = now.layout;
   const auto consider = [&](const std::string& what, PlanLayout changed) {
     if (!changed.split.empty() && model_stages(changed) != int(changed.split.size()))
       changed.split.clear();
     if (!broken_rule(job, changed).empty()) return;
-    const Prediction p = predict(job, changed, 2e4);
+    const Prediction p = predict(job, changed);
     changes.push_back({what, p.step, p.fits});
   };
   for (const char* schedule : {"1f1b", "interleaved", "zb1p", "zbv", "dualpipe", "dualpipev"}) {
     if (l.pp == 1 || l.schedule == schedule) continue;
     PlanLayout changed = l;
-    changed.schedule = schedule, changed.virtual_stages = changed.schedule == "interleaved" ? 2 : 1;
-    changed.overlap_ep = changed.schedule.starts_with("dualpipe");
+    set_layout(changed, "schedule", schedule);
+    changed.virtual_stages = changed.schedule == "interleaved" ? 2 : 1;
+    changed.overlap_ep = has_pairs(changed);
     consider(cat("schedule ", schedule), changed);
   }
   const auto flip = [&](const char* what, int PlanLayout::*field) {
@@ -70,14 +77,14 @@ std::vector<Change> what_if(
   if (l.ep > 1) flip("all-to-alls", &PlanLayout::overlap_ep);
   if (l.dp > 1 && l.zero < 3) flip("gradients of replicas", &PlanLayout::overlap_dp);
   if (l.tp > 1) flip("tensor-parallel communication", &PlanLayout::overlap_tp);
-  if (l.ep > 1 && (l.imbalance > 1 || !given.empty())) {
+  if (l.ep > 1 && l.imbalance > 1) {
     const int64_t slots = replicas ? replicas : job.model.experts + l.ep;
     const int64_t most = std::min<int64_t>(job.model.experts * l.ep, kMaxReplicas);
     require(slots >= job.model.experts && slots <= most && slots % l.ep == 0, "--replicas: found ",
         slots, ", allowed: a multiple of ep = ", l.ep, ", from the ", job.model.experts,
         " experts to ", most, most < kMaxReplicas ? ", each of them on each rank" : "");
-    const std::vector<float> loads =
-        given.empty() ? made_up_loads(job.model.experts, l.ep, l.imbalance) : given;
+    std::vector<std::vector<float>> loads = job.loads;
+    if (loads.empty()) loads = {made_up_loads(job.model.experts, l.ep, l.imbalance)};
     PlanLayout changed = l;
     changed.imbalance = std::max(1.0, expert_imbalance(loads, l.ep, slots));
     changed.replicas = slots;
