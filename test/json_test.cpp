@@ -128,7 +128,8 @@ TEST(Json, ReadsAModelsIndexAtOnce) {
         i % 163, ".safetensors\"");
   const double begin = processor_seconds();
   const Json::Object map = Json::parse(text + "}}", "index").at("weight_map").members();
-  EXPECT_LT(processor_seconds() - begin, 2);  // looked up one by one, keys take a minute
+  // looked up one by one, keys take a minute; under SAN=thread at once is two seconds
+  EXPECT_LT(processor_seconds() - begin, 10);
   ASSERT_EQ(map.size(), 91991u);
   EXPECT_EQ(map[91990].first, "model.layers.61.mlp.experts.91990.weight");
   EXPECT_EQ(map[91990].second.string(), "model-58.safetensors");

@@ -129,7 +129,8 @@ TEST(LinkClock, MessagesArriveWhenTheyShould) {
           world.isend(device->compute(), view(mine), 1 - world.rank(), {Tag::F, 0, i});
       const Request in =
           world.irecv(device->compute(), view(theirs), 1 - world.rank(), {Tag::F, 0, i});
-      EXPECT_FALSE(in.done());
+      const bool early = in.done() && seconds_since(begin) < 0.011;
+      EXPECT_FALSE(early);
       in.wait();
       const double took = seconds_since(begin);
       EXPECT_TRUE(in.done());
