@@ -12,6 +12,8 @@
 #include <functional>
 #include <thread>
 
+#include "model/base/check.h"
+
 namespace duet {
 namespace fs = std::filesystem;
 namespace {
@@ -34,9 +36,9 @@ double group_limit(const std::string& root, const std::string& controller,
   for (std::string line; std::getline(groups, line);) {
     const size_t first = line.find(':'), second = line.find(":/", first + 1);
     if (second == line.npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const std::string controllers = cat(",", line.substr(first + 1, second - first - 1), ",");
     const bool v2 = controllers == ",,";
-    if (!v2 && controllers.find("," + controller + ",") == controllers.npos) continue;
+    if (!v2 && controllers.find(cat(",", controller, ",")) == controllers.npos) continue;
     const fs::path all = root + "/sys/fs/cgroup/" + (v2 ? "" : controller);
     for (fs::path group = line.substr(second + 2);; group = group.parent_path()) {
       least = std::min(least, limit(all / group, v2));

@@ -7,8 +7,8 @@
 // first and sorts by name within one, so that every tensor lies at a multiple of its element size;
 // it needs the shapes in advance and then takes tensor after tensor, so no copy of the model is
 // made. The reader keeps the file open, reads what is asked for and trusts nothing: whatever does
-// not fit is a UsageError naming the file and the tensor. Little-endian machines only. Read next:
-// checkpoint.h.
+// not fit is a UsageError naming the file and the tensor. Little-endian machines only.
+// Read next: checkpoint.h.
 #pragma once
 #include <cstdint>
 #include <map>

@@ -1,8 +1,7 @@
 // What makes a run the same run: from a checkpoint to what resumes it, and from rank to rank.
 //
 //   definition   seed, tokens, sequence and segment length, global batch: resuming with others
-//   would go on with
-//                other batches, and is refused
+//                would go on with other batches, and is refused
 //   options      what else its numbers depend on: the learning rate and the like. They may change,
 //                and the run says so
 //

@@ -120,9 +120,13 @@ KeyValues read_layout_text(const std::string& text, const std::string& where) {
   return all;
 }
 
-PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::string& where) {
-  for (const auto& [key, value] : read_layout_text(text, where)) set_layout(layout, key, value);
+PlanLayout with_options(PlanLayout layout, const KeyValues& options) {
+  for (const auto& [key, value] : options) set_layout(layout, key, value);
   return layout;
+}
+
+PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::string& where) {
+  return with_options(std::move(layout), read_layout_text(text, where));
 }
 
 int usual_flag(const PlanLayout& l, int PlanLayout::*flag) {

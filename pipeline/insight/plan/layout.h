@@ -61,6 +61,7 @@ struct PlanJob {
 using KeyValues = std::vector<std::pair<std::string, std::string>>;
 KeyValues read_layout_text(const std::string& text, const std::string& where);
 void set_layout(PlanLayout& layout, const std::string& key, const std::string& value);
+PlanLayout with_options(PlanLayout layout, const KeyValues& options);
 PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::string& where);
 KeyValues layout_keys();  // name, help
 

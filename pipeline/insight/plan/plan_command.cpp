@@ -88,9 +88,7 @@ std::string refusal(
 // As they are given, of which at least one must be legal.
 SearchResult find_layouts(
     const PlanJob& job, const PlanLayout& free, const KeyValues& fixed, size_t keep) {
-  PlanLayout l = free;
-  for (const auto& [key, value] : fixed) set_layout(l, key, value);
-  SearchResult found = search(job, l, keep);
+  SearchResult found = search(job, with_options(free, fixed), keep);
   if (!found.legal) throw UsageError(refusal(job, free, fixed, found));
   return found;
 }
@@ -135,8 +133,7 @@ std::string nearest_that_fits(const PlanJob& job, const PlanLayout& free, const 
 
 Answer answer_of(
     const PlanOptions& o, const PlanJob& job, const PlanLayout& free, const KeyValues& options) {
-  PlanLayout fixed = free;
-  for (const auto& [key, value] : options) set_layout(fixed, key, value);
+  const PlanLayout fixed = with_options(free, options);
   PlanLayout open = free;  // what is given, not laid out
   open.precision = fixed.precision, open.imbalance = fixed.imbalance;
   Answer a{.job = job, .usd_per_gpu_hour = o.usd_per_gpu_hour};
