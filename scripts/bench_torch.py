@@ -138,7 +138,7 @@ class MoE(nn.Module):
         if c.topk_group < c.n_group:
             groups = choice.unflatten(-1, (c.n_group, -1))
             best = groups.topk(2, dim=-1)[0].sum(-1).topk(c.topk_group, dim=-1)[1]
-            keep = torch.zeros(len(scores), c.n_group, dtype=torch.bool).scatter_(1, best, True)
+            keep = torch.zeros(len(scores), c.n_group, dtype=torch.bool, device=scores.device).scatter_(1, best, True)
             choice = groups.masked_fill(~keep[..., None], -math.inf).flatten(1)
         return choice.topk(c.topk, dim=-1)[1]
 
@@ -206,8 +206,17 @@ class Model(nn.Module):
         for layer in self.layers:
             x, loss = layer(x, self.cis)
             balance = balance + loss
+        return self.loss(x, targets) + self.c.balance_loss * balance
+
+    def loss(self, x, targets):
         logits = self.head(self.norm(x))[..., :self.c.vocab_size]
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten()) + self.c.balance_loss * balance
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def compile_parts(self):
+        """Layer by layer: those that are alike are compiled once."""
+        for layer in self.layers:
+            layer.compile()
+        self.loss = torch.compile(self.loss)
 
 
 # --- training ----------------------------------------------------------------------------------------------------------------
@@ -217,7 +226,8 @@ class Trainer:
         torch.manual_seed(0)
         self.c, self.device, self.bf16 = preset(args), args.device, args.dtype == "bf16"
         self.model = Model(self.c).to(args.device)
-        self.loss = torch.compile(self.model) if args.compile else self.model
+        if args.compile:
+            self.model.compile_parts()
         self.parameters = sum(p.numel() for p in self.model.parameters()) - (self.c.padded_vocab - self.c.vocab_size) * self.c.d_model
         decayed = [p for name, p in self.model.named_parameters() if p.dim() > 1 and "embed" not in name]
         others = [p for name, p in self.model.named_parameters() if p.dim() == 1 or "embed" in name]
@@ -232,7 +242,7 @@ class Trainer:
         window = torch.stack([self.text[s:s + c.seq_len + 1] for s in starts]).to(self.device).long()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
-            loss = self.loss(window[:, :-1], window[:, 1:])
+            loss = self.model(window[:, :-1], window[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -301,7 +311,7 @@ def main():
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], help="default: fp32 on the CPU, bf16 on a GPU")
     parser.add_argument("--grouped", action=argparse.BooleanOptionalAction, help="default: on a GPU")
-    parser.add_argument("--compile", action="store_true", help="torch.compile")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, a layer at a time")
     parser.add_argument("--duet", help="race against this binary, on the CPU")
     parser.add_argument("--rounds", type=int, default=3, help="pairs of the race")
     args = parser.parse_args()
