@@ -23,56 +23,74 @@ DispatchPlan::DispatchPlan(std::span<const int32_t> choice, int64_t topk, int64_
     }
 }
 
+// [tokens] the segment of each token of a rank.
+static std::vector<int32_t> number_segments(const Pieces& p) {
+  std::vector<int32_t> all;
+  all.reserve(size_t(p.sequences * p.seq_len));
+  int32_t segment = 0;
+  for (int64_t sequence = 0; sequence < p.sequences; ++sequence)
+    for (int64_t first = 0; first < p.seq_len; first += p.segment_tokens, ++segment)
+      all.insert(all.end(), size_t(std::min(p.segment_tokens, p.seq_len - first)), segment);
+  return all;
+}
+
+// A token to each rank once.
+static DispatchPlan tokens_to_ranks(
+    const std::vector<int32_t>& choice, int64_t topk, int64_t ranks, int64_t slots) {
+  std::vector<int32_t> rank_of(size_t(ranks * slots));
+  for (size_t slot = 0; slot < rank_of.size(); ++slot) rank_of[slot] = int32_t(slot) / int(slots);
+  std::vector<int32_t> to(choice.size()), last(size_t(ranks), -1);  // [ranks] the token sent there
+  for (int32_t i = 0, token = 0; size_t(i) < choice.size(); ++token)
+    for (const int32_t end = i + int32_t(topk); i < end; ++i) {
+      const int32_t rank = rank_of[size_t(choice[size_t(i)])];
+      to[size_t(i)] = last[size_t(rank)] == token ? -1 : rank;
+      last[size_t(rank)] = token;
+    }
+  return {to, topk, ranks};
+}
+
 ExchangePlan::ExchangePlan(const std::vector<std::vector<int32_t>>& choices, int64_t topk,
     int64_t slots, int me, const Pieces& segments) {
   const int64_t ranks = int64_t(choices.size());
   const std::vector<int32_t>& mine = choices[size_t(me)];
 
-  // What I send: the ranks of each token.
-  std::vector<int32_t> rank_of(size_t(ranks * slots));
-  for (size_t slot = 0; slot < rank_of.size(); ++slot) rank_of[slot] = int32_t(slot) / int(slots);
-  std::vector<int32_t> to(mine.size());
-  for (size_t i = 0; i < mine.size(); ++i) to[i] = rank_of[size_t(mine[i])];
-  for (auto token = to.begin(); token != to.end(); token += topk) {
-    std::sort(token, token + topk);
-    std::fill(std::unique(token, token + topk), token + topk, -1);
-  }
-  leave = DispatchPlan(to, topk, ranks);
+  leave = tokens_to_ranks(mine, topk, ranks, slots);
 
-  // What I receive, and where its results go. Everyone's choices are looked at, and most are
-  // others'.
-  std::vector<int64_t> segment_of(size_t(segments.sequences * segments.seq_len));
-  for (size_t t = 0; t < segment_of.size(); ++t) segment_of[t] = segments.segment(int64_t(t));
-  std::vector<std::vector<int32_t>> rows(static_cast<size_t>(slots));  // of each slot, the tokens
-  std::vector<std::pair<int32_t, int64_t>> from;                       // [received] source, segment
+  // What I receive: everyone's choices are looked at, and most are others'.
+  struct Source {
+    int32_t rank, segment;
+    bool operator==(const Source&) const = default;
+  };
+  std::vector<Source> from;   // [received]
+  std::vector<int32_t> here;  // [received, topk] my slots, or -1
+  const std::vector<int32_t> segment_of = number_segments(segments);
+  from.reserve(mine.size());
+  here.reserve(size_t(topk) * mine.size());
   received = {0};
-  for (int64_t rank = 0; rank < ranks; ++rank) {
+  for (int32_t rank = 0; rank < ranks; ++rank) {
     const std::vector<int32_t>& theirs = choices[size_t(rank)];
-    for (size_t i = 0, t = 0; i < theirs.size(); ++t) {
-      const int32_t token = int32_t(from.size());
+    const auto slot = [&](size_t i) { return uint32_t(theirs[i]) - uint32_t(me * slots); };
+    for (size_t i = 0, t = 0; i < theirs.size(); i += size_t(topk), ++t) {
       bool any = false;
-      for (const size_t end = i + size_t(topk); i < end; ++i)
-        if (const uint32_t slot = uint32_t(theirs[i]) - uint32_t(me * slots); slot < rows.size()) {
-          rows[slot].push_back(token);
-          any = true;
-        }
+      for (size_t k = 0; k < size_t(topk); ++k) any |= slot(i + k) < uint32_t(slots);
       if (!any) continue;
-      from.emplace_back(rank, segment_of[t]);
+      from.push_back({rank, segment_of[t]});
+      for (size_t k = 0; k < size_t(topk); ++k)
+        here.push_back(slot(i + k) < uint32_t(slots) ? int32_t(slot(i + k)) : -1);
     }
     received.push_back(int64_t(from.size()));
   }
-  std::vector<int32_t> home;  // [rows]
-  local.offsets = {0};
-  for (const std::vector<int32_t>& of_slot : rows) {
-    for (size_t i = 0; i < of_slot.size(); ++i) {
-      const int64_t row = int64_t(local.token.size());
-      const auto& source = from[size_t(of_slot[i])];
-      if (i == 0 || source != from[size_t(of_slot[i - 1])] || row - pieces.back() == kMaxPiece)
+  local = DispatchPlan(here, topk, slots);
+  std::vector<int32_t> home(local.token.size());  // [rows]
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    const int64_t first = local.offsets[size_t(slot)];
+    for (int64_t row = first; row < local.offsets[size_t(slot) + 1]; ++row) {
+      const Source& source = from[size_t(local.token[size_t(row)])];
+      home[size_t(row)] = source.rank;
+      if (row == first || source != from[size_t(local.token[size_t(row) - 1])] ||
+          row - pieces.back() == kMaxPiece)
         pieces.push_back(row);
-      local.token.push_back(of_slot[i]);
-      home.push_back(source.first);
     }
-    local.offsets.push_back(int64_t(local.token.size()));
   }
   pieces.push_back(local.offsets.back());
   back = DispatchPlan(home, 1, ranks);

@@ -25,6 +25,7 @@
 #include "model/machine/cuda_check.h"
 #include "model/machine/cuda_peaks.h"
 #include "model/machine/gemm_cuda.h"
+#include "model/machine/limits.h"
 #include "model/machine/recorder.h"
 
 namespace duet {
@@ -365,6 +366,7 @@ std::pair<int, cudaError_t> find_devices() {
       "a kernel loaded at its first launch waits for the GPU, on which NCCL's wait for it");
   set_environment("CUDA_DEVICE_MAX_CONNECTIONS", "32",
       "streams that share one of the GPU's queues wait for one another");
+  keep_freed_memory();
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) cudaGetLastError();

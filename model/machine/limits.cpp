@@ -1,6 +1,9 @@
 // See limits.h.
 #include "model/machine/limits.h"
 
+#if defined(__linux__)
+#include <malloc.h>
+#endif
 #include <sched.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -91,6 +94,13 @@ double usable_threads(const std::string& root) {
       limit_in(root + "/proc/sys/vm/max_map_count") / 2,
       group_limit(
           root, "pids", [](const fs::path& group, bool) { return limit_in(group / "pids.max"); })});
+}
+
+void keep_freed_memory() {
+#if defined(__GLIBC__)
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
 }
 
 }  // namespace duet
