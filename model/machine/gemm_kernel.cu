@@ -21,28 +21,37 @@ struct Work {
   int64_t rows, cols, depth;                            // of a C and its sums, if not by groups
   double alpha;
   Dtype out;
-  bool accumulate, aligned_a, aligned_b;
+  bool accumulate, aligned_a, aligned_b, aligned_c;
   int groups, of_all_groups, first_group, pieces;
   int32_t offsets[kMostGroups + 1];
   int32_t piece[kMostPieces + 1];  // of an exact sum: where pieces begin, and the last one's end
 };
 static_assert(sizeof(Work) <= 4096, "what every CUDA takes as arguments");
 
-// A block of eight warps, two down and four across, makes a tile of C.
+// A block of eight warps, two down and four across, makes a tile of C. Exact sums of bf16 are
+// limited by the pieces' additions in fp64, which want many warps; all others by products and
+// loads, which want large tiles and long slices.
 template <class T, Form form, bool exact> struct TileOf {
-  static constexpr int kDown = exact || sizeof(T) == 8 ? 2 : 4, kAcross = 2;
+  static constexpr bool kHalf = std::is_same_v<T, bf16>, kOneSum = kHalf && !exact;
+  static constexpr int kDown = exact || sizeof(T) == 8 ? 2 : 4, kAcross = exact && kHalf ? 1 : 2;
   static constexpr int kRows = 2 * kDown * kFragment, kCols = 4 * kAcross * kFragment;
-  using A = Slice<T, kRows, form == Form::TN>;
-  using B = Slice<T, kCols, form != Form::NT>;
+  static constexpr int kDeep = kOneSum ? 2 * kSlice<T> : kSlice<T>;
+  using A = Slice<T, kRows, kDeep, form == Form::TN>;
+  using B = Slice<T, kCols, kDeep, form != Form::NT>;
   using Warp = Fragments<T, A, B, kDown, kAcross>;
-  static constexpr bool kOneSum = !exact && std::is_same_v<T, bf16>;
-  static constexpr int kBlocks = kOneSum ? 2 : 1;  // that a multiprocessor is to have room for
+  // that a multiprocessor is to have room for
+  static constexpr int kBlocks = kOneSum ? 2 : kHalf ? 3 : 1;
+  static constexpr int kStages = kOneSum ? 2 : exact ? 4 : 3;  // slices under way or in use
+  struct Stage {
+    A a;
+    B b;
+  };
 };
 
-// Indices k of one slice; `last` of a piece or block of k.
+// Indices k of one slice; `last` of a piece or block of k. Behind the last of all there are none.
 struct Step {
   int64_t k;
-  int depth;
+  int depth, piece;
   bool last;
 };
 
@@ -52,21 +61,22 @@ template <class T, Form form, bool exact> struct BlockOf {
   static constexpr bool tn = form == Form::TN, nt = form == Form::NT;
 
   const Work& g;
-  const T *a, *b;            // where the tile's rows and columns begin
-  int64_t c0;                // element of C
-  int64_t row0, rows, cols;  // its first row in the group; what is left of the group's C from it on
+  const T *a, *b;                  // where the tile's rows and columns begin
+  int64_t c0;                      // element of C
+  int rows, cols;                  // of the tile that lie in the group's C
   int64_t begin, end, origin = 0;  // of k; from where its blocks are counted
-  int piece = 0;                   // in which k is
-  int i0, j0, down, across;        // this warp's fragments; how many of them lie in C
+  int first_piece = 0;             // in which they begin
+  int i0, j0;                      // this warp's fragments
 
   __device__ explicit BlockOf(const Work& work) : g(work) {
     int64_t tile = blockIdx.y;
     const int e = find_group(tile);
-    const int64_t first = g.offsets[e], z = blockIdx.z, col0 = int64_t(blockIdx.x) * Tile::kCols,
+    const int64_t first = g.offsets[e], z = blockIdx.z, row0 = tile * Tile::kRows,
+                  col0 = int64_t(blockIdx.x) * Tile::kCols,
                   matrix = z * g.of_all_groups + g.first_group + e;
-    row0 = tile * Tile::kRows;
-    rows = (tn ? g.rows : g.offsets[e + 1] - first) - row0;
-    cols = g.cols - col0;
+    const auto left = [](int64_t n, int most) { return int(n < most ? n : most); };
+    rows = left((tn ? g.rows : g.offsets[e + 1] - first) - row0, Tile::kRows);
+    cols = left(g.cols - col0, Tile::kCols);
     begin = origin = tn ? first : 0;
     end = tn ? g.offsets[e + 1] : g.depth;
     if (exact) find_piece();
@@ -76,11 +86,6 @@ template <class T, Form form, bool exact> struct BlockOf {
 
     i0 = int(threadIdx.x) / 128 * Tile::kDown * kFragment;
     j0 = int(threadIdx.x) / 32 % 4 * Tile::kAcross * kFragment;
-    const auto fragments = [](int64_t n, int most) {
-      return int(std::min((n + kFragment - 1) / kFragment, int64_t(most)));
-    };
-    down = fragments(rows - i0, Tile::kDown);
-    across = fragments(cols - j0, Tile::kAcross);
   }
 
   // Of the tile, which is then counted within the group.
@@ -97,12 +102,15 @@ template <class T, Form form, bool exact> struct BlockOf {
     begin = std::max(begin, int64_t(g.piece[0]));
     end = std::min(end, int64_t(g.piece[g.pieces]));
     for (int step = 512; step > 0; step /= 2)
-      if (piece + step < g.pieces && g.piece[piece + step] <= begin) piece += step;
+      if (first_piece + step < g.pieces && g.piece[first_piece + step] <= begin)
+        first_piece += step;
   }
   __device__ bool empty() const { return rows <= 0 || (exact && begin >= end); }
 
-  __device__ Step step_at(int64_t k) {
-    if (k >= end) return {k, 0, false};
+  __device__ Step first() const { return step_at(begin, first_piece); }
+  __device__ Step after(const Step& s) const { return step_at(s.k + s.depth, s.piece); }
+  __device__ Step step_at(int64_t k, int piece) const {
+    if (k >= end) return {k, 0, piece, false};
     int64_t last = end;
     if (exact) {
       if (g.piece[piece + 1] <= k) ++piece;
@@ -110,15 +118,18 @@ template <class T, Form form, bool exact> struct BlockOf {
     } else if (!Tile::kOneSum) {
       last = std::min(end, k + kBlock - (k - origin) % kBlock);
     }
-    const int depth = int(std::min(int64_t(kSlice<T>), last - k));
-    return {k, depth, k + depth == last};
+    const int depth = int(std::min(int64_t(Tile::kDeep), last - k));
+    return {k, depth, piece, k + depth == last};
   }
-  __device__ void fetch(
-      typename Tile::A::Mine& mine_a, typename Tile::B::Mine& mine_b, const Step& s) const {
-    Tile::A::fetch(mine_a, a + s.k * (tn ? g.lda : 1), g.lda, tn ? s.depth : rows,
-        tn ? rows : s.depth, g.aligned_a);
-    Tile::B::fetch(mine_b, b + s.k * (nt ? 1 : g.ldb), g.ldb, nt ? cols : s.depth,
-        nt ? s.depth : cols, g.aligned_b);
+  // Begins to copy a slice, as a batch, which is empty behind the last.
+  __device__ void fetch(typename Tile::Stage& to, const Step& s) const {
+    if (s.depth > 0) {
+      to.a.fetch(
+          a + s.k * (tn ? g.lda : 1), g.lda, tn ? s.depth : rows, tn ? rows : s.depth, g.aligned_a);
+      to.b.fetch(
+          b + s.k * (nt ? 1 : g.ldb), g.ldb, nt ? cols : s.depth, nt ? s.depth : cols, g.aligned_b);
+    }
+    end_batch();
   }
   // The elements of C that this lane holds.
   template <class Visit> __device__ void each(const typename Tile::Warp& warp, Visit visit) const {
@@ -133,10 +144,12 @@ template <class T, Form form, bool exact> struct BlockOf {
 template <class T, Form form, bool exact> struct Sums {
   using Tile = TileOf<T, form, exact>;
   using Sum = std::conditional_t<exact, double, T>;
-  Sum sum[Tile::kDown][Tile::kAcross][kOfLane] = {};
+  Sum sum[Tile::kDown][Tile::kAcross][kOfLane];  // exact: biased, as grid.h says
 
   __device__ void begin(
       const Work& g, const BlockOf<T, form, exact>& block, const typename Tile::Warp& warp) {
+    each_element<Tile::kDown, Tile::kAcross>(
+        [&](int m, int n, int i) { sum[m][n][i] = exact ? Sum(kGridBias) : Sum(0); });
     if (!exact && g.accumulate)
       block.each(warp, [&](int m, int n, int i, int64_t at) {
         sum[m][n][i] = static_cast<const Sum*>(g.c)[at];
@@ -145,7 +158,7 @@ template <class T, Form form, bool exact> struct Sums {
   __device__ void add(const Work& g, const typename Tile::Warp& warp) {
     each_element<Tile::kDown, Tile::kAcross>([&](int m, int n, int i) {
       if constexpr (exact)
-        sum[m][n][i] += on_grid(double(warp.value(m, n, i)));
+        sum[m][n][i] = grid_add(sum[m][n][i], double(warp.value(m, n, i)));
       else
         sum[m][n][i] = madd(T(g.alpha), warp.value(m, n, i), sum[m][n][i]);
     });
@@ -154,28 +167,53 @@ template <class T, Form form, bool exact> struct Sums {
       const Work& g, const BlockOf<T, form, exact>& block, const typename Tile::Warp& warp) const {
     block.each(warp, [&](int m, int n, int i, int64_t at) {
       Sum& c = static_cast<Sum*>(g.c)[at];
-      c = exact ? c + sum[m][n][i] : sum[m][n][i];
+      c = exact ? c + (sum[m][n][i] - Sum(kGridBias)) : sum[m][n][i];
     });
   }
 };
 
-// Where all of k is one sum, the fragments have it.
+// Where all of k is one sum, the fragments have it. It goes through the memory of the slices, so
+// that a lane has eight neighbours of a row of C.
 template <Form form> struct Sums<bf16, form, false> {
-  using Warp = typename TileOf<bf16, form, false>::Warp;
+  using Tile = TileOf<bf16, form, false>;
   using Block = BlockOf<bf16, form, false>;
-  __device__ void begin(const Work&, const Block&, const Warp&) {}
-  __device__ void add(const Work&, const Warp&) {}
-  __device__ void end(const Work& g, const Block& block, const Warp& warp) const {
-    const auto store = [&](auto* c, int m, int n, int i, int64_t at) {
-      const float x = float(g.alpha) * warp.value(m, n, i);
-      c[at] = g.accumulate ? float(c[at]) + x : x;
-    };
-    block.each(warp, [&](int m, int n, int i, int64_t at) {
-      if (g.out == Dtype::f32)
-        store(static_cast<float*>(g.c), m, n, i, at);
-      else
-        store(static_cast<bf16*>(g.c), m, n, i, at);
+  static constexpr int kEight = 8, kRows = Tile::kDown * kFragment,
+                       kCols = Tile::kAcross * kFragment, kLd = kCols + 2;
+  static_assert(
+      kGemmThreads / 32 * kRows * kLd * 4 <= Tile::kStages * sizeof(typename Tile::Stage));
+  __device__ void begin(const Work&, const Block&, const typename Tile::Warp&) {}
+  __device__ void add(const Work&, const typename Tile::Warp&) {}
+  __device__ void end(const Work& g, const Block& block, const typename Tile::Warp& warp) const {
+    __syncthreads();  // nobody reads slices any more
+    float* mine = reinterpret_cast<float*>(dynamic_shared()) + threadIdx.x / 32 * kRows * kLd;
+    const float alpha = float(g.alpha);
+    each_element<Tile::kDown, Tile::kAcross>([&](int m, int n, int i) {
+      mine[(m * kFragment + warp.row(i)) * kLd + n * kFragment + warp.col(i)] =
+          alpha * warp.value(m, n, i);
     });
+    __syncwarp();
+    if (g.out == Dtype::f32)
+      store(static_cast<float*>(g.c), mine, g, block);
+    else
+      store(static_cast<bf16*>(g.c), mine, g, block);
+  }
+  template <class C>
+  __device__ void store(C* c, const float* mine, const Work& g, const Block& block) const {
+    for (int v = int(threadIdx.x) % 32; v < kRows * kCols / kEight; v += 32) {
+      const int r = v / (kCols / kEight), col = v % (kCols / kEight) * kEight,
+                there = block.rows > block.i0 + r ? block.cols - block.j0 - col : 0;
+      const float* x = mine + r * kLd + col;
+      C* to = c + block.c0 + (block.i0 + r) * g.ldc + block.j0 + col;
+      if (g.aligned_c && there >= kEight) {
+        Pack<C, kEight> pack = {};
+        if (g.accumulate) pack = read_pack<kEight>(to);
+        UNROLL for (int j = 0; j < kEight; ++j) pack.values[j] = float(pack.values[j]) + x[j];
+        write_pack(to, pack);
+      } else {
+        for (int j = 0; j < kEight && j < there; ++j)
+          to[j] = (g.accumulate ? float(to[j]) : 0) + x[j];
+      }
+    }
   }
 };
 
@@ -183,38 +221,33 @@ template <class T, Form form, bool exact>
 __global__ void __launch_bounds__(kGemmThreads, TileOf<T, form, exact>::kBlocks)
     multiply(const Work g) {
   using Tile = TileOf<T, form, exact>;
-  __shared__ struct {
-    typename Tile::A a[2];
-    typename Tile::B b[2];
-  } slices;
-  BlockOf<T, form, exact> block(g);
+  constexpr int kStages = Tile::kStages;
+  auto* stages = reinterpret_cast<typename Tile::Stage*>(dynamic_shared());
+  const BlockOf<T, form, exact> block(g);
   if (block.empty()) return;
+  Step now = block.first(), ahead = now;
+  UNROLL for (int n = 0; n < kStages - 1; ++n) {
+    block.fetch(stages[n], ahead);
+    ahead = block.after(ahead);
+  }
   typename Tile::Warp warp;
   Sums<T, form, exact> sums;
   sums.begin(g, block, warp);
   warp.clear();
-
-  typename Tile::A::Mine mine_a;
-  typename Tile::B::Mine mine_b;
-  Step now = block.step_at(block.begin);
-  if (now.depth > 0) block.fetch(mine_a, mine_b, now);
-  for (int turn = 0; now.depth > 0; turn ^= 1) {
-    slices.a[turn].put(mine_a);
-    slices.b[turn].put(mine_b);
-    __syncthreads();  // of two slices, nobody reads any more the one that is written next
-    const Step next = block.step_at(now.k + now.depth);
-    if (next.depth > 0) block.fetch(mine_a, mine_b, next);
-    if (block.down > 0 && block.across > 0) {
-      warp.add(
-          slices.a[turn], block.i0, slices.b[turn], block.j0, now.depth, block.down, block.across);
+  for (int turn = 0; now.depth > 0; turn = turn + 1 < kStages ? turn + 1 : 0) {
+    await_batches<kStages - 2>();
+    __syncthreads();  // the slice is there, and nobody reads the one before it any more
+    block.fetch(stages[turn > 0 ? turn - 1 : kStages - 1], ahead);
+    ahead = block.after(ahead);
+    if (block.i0 < block.rows && block.j0 < block.cols) {
+      warp.add(stages[turn].a, block.i0, stages[turn].b, block.j0, now.depth);
       if (now.last && !Tile::kOneSum) {
         sums.add(g, warp);
         warp.clear();
       }
     }
-    now = next;
+    now = block.after(now);
   }
-  warp.locate();
   sums.end(g, block, warp);
 }
 
@@ -231,9 +264,13 @@ void enqueue(cudaStream_t stream, const Work& w, int64_t batch) {
   if (down == 0 || across == 0 || batch == 0) return;
   DUET_CHECK(down <= kMostBlocks && batch <= kMostBlocks, "GEMM on CUDA: expected at most ",
       kMostBlocks, " tiles of rows and products of a batch, found ", down, " and ", batch);
+  const int shared = Tile::kStages * int(sizeof(typename Tile::Stage));
+  CUDA_CHECK(cudaFuncSetAttribute(
+      multiply<T, form, exact>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   const cudaLaunchConfig_t config{
       .gridDim = dim3(unsigned(across), unsigned(down), unsigned(batch)),
       .blockDim = dim3(kGemmThreads),
+      .dynamicSmemBytes = size_t(shared),
       .stream = stream};
   CUDA_CHECK(cudaLaunchKernelEx(&config, multiply<T, form, exact>, w));
 }
@@ -277,7 +314,8 @@ void gemm_kernel(cudaStream_t stream, const Gemm& g, std::span<const int64_t> of
       .out = g.c.dtype,
       .accumulate = g.accumulate,
       .aligned_a = aligned(g.a, g.stride_a),
-      .aligned_b = aligned(g.b, g.stride_b)};
+      .aligned_b = aligned(g.b, g.stride_b),
+      .aligned_c = aligned(g.c, g.stride_c)};
   w.of_all_groups = int(offsets.size()) - 1;
   for (w.first_group = 0; w.first_group < w.of_all_groups; w.first_group += w.groups) {
     w.groups = std::min(w.of_all_groups - w.first_group, kMostGroups);

@@ -10,88 +10,100 @@
 namespace duet {
 namespace {
 
-HD float exp2_(float x) { return ::exp2f(x); }
-HD double exp2_(double x) { return ::exp2(x); }
 HD float log2_(float x) { return ::log2f(x); }
 HD double log2_(double x) { return ::log2(x); }
 template <class A> HD A scale_of(const HeadShape& s) { return 1 / sqrt_(A(s.nope + s.rope)); }
 template <class A> inline constexpr A kLog2E = A(1.4426950408889634);
 
-// A block: rows of its own, a warp for each 16 of them, visit tiles of others.
-template <class T, int kQk, int kV> struct Sizes {
+// A block: rows of its own, a warp for each 16 of them, visit tiles of others. Wide tiles cost
+// registers and spare instructions.
+template <class T, int kQk, int kV, bool wide> struct Sizes {
   static constexpr int kOwn = sizeof(T) * kQk <= 384 ? 64 : sizeof(T) * kQk <= 768 ? 32 : 16;
   static constexpr int kWarps = kOwn / kFragment, kThreads = kWarps * 32;
-  static constexpr int kOther = std::max(kOwn / 2, kFragment), kWide = kOther / kFragment;
+  static constexpr int kOther = std::max(wide ? kOwn : kOwn / 2, kFragment);
+  static constexpr int kWide = kOther / kFragment;
+  // Tiles of others that there is room for: the next is copied while one is worked on.
+  static constexpr int kTiles = sizeof(T) * kQk <= 768 ? 2 : 1;
 };
+
+// work(tile, i) for the tiles of others from `first` up to `end`, each copied by copy(tile, i)
+// before.
+template <class Of, class Tile, class Copy, class Work>
+__device__ void visit_tiles(
+    Tile (&tiles)[Of::kTiles], int64_t first, int64_t end, Copy copy, Work work) {
+  const auto begin = [&](int64_t i) {
+    if (i < end) copy(tiles[i / Of::kOther % Of::kTiles], i);
+    end_batch();
+  };
+  if (Of::kTiles > 1) begin(first);
+  for (int64_t i = first; i < end; i += Of::kOther) {
+    begin(Of::kTiles > 1 ? i + Of::kOther : i);
+    await_batches<Of::kTiles - 1>();
+    __syncthreads();
+    work(tiles[i / Of::kOther % Of::kTiles], i);
+    __syncthreads();  // nobody reads the tile any more
+  }
+}
 
 // --- forward -------------------------------------------------------------------------------------
 
-template <class T, int kQk, int kV> struct Forward : Sizes<T, kQk, kV> {
+template <class T, int kQk, int kV>
+struct Forward : Sizes<T, kQk, kV, std::is_same_v<T, bf16> && kQk <= 96> {
   using A = Acc<T>;
-  using Base = Sizes<T, kQk, kV>;
+  using Base = Sizes<T, kQk, kV, std::is_same_v<T, bf16> && kQk <= 96>;
   using Base::kOwn, Base::kOther, Base::kWarps, Base::kWide;
   using Keys = Panel<T, kOther, kQk>;
   using Values = Panel<T, kOther, kV>;
-  using Scores = Panel<A, kFragment, kOther>;
-  using Weights = View<T, Scores::kLd * sizeof(A) / sizeof(T), false>;  // P, in the scores' place
+  using Weights = Panel<T, kFragment, kOther>;
   struct Memory {
     Panel<T, kOwn, kQk> q;
-    Keys k;
-    Values v;
-    Scores scores[kWarps];
+    struct Tile {
+      Keys k;
+      Values v;
+    } tiles[Base::kTiles];
+    Passage<T, kOther> weights[kWarps];
   };
 
   Memory& memory;
   int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  A factor, top = -INFINITY, sum = 0;  // of row lane / 2; of the sum, the part that this lane adds
+  A factor, top[2] = {-INFINITY, -INFINITY}, sum[2] = {};  // of rows lane / 4 and 8 below; of the
+                                                           // sums, what this lane adds
   Product<T, typename Keys::Rows, typename Keys::Rows, kWide> s;
-  Product<T, Weights, typename Values::Turned, kV / kFragment> mix;
+  Product<T, typename Weights::Rows, typename Values::Turned, kV / kFragment> mix;
 
-  __device__ T* weights() { return reinterpret_cast<T*>(memory.scores[warp].values); }
-
-  // The scores of `keys` keys: those of a query's own and earlier keys.
-  __device__ void score(int dims, int64_t query, int64_t key, int keys) {
+  // Q K^T with a tile of keys, of which the first is `ahead` of this warp's first query: own and
+  // earlier keys are seen.
+  __device__ void score(const Keys& keys, int dims, int ahead) {
     s.clear();
-    s.add(memory.q.rows(), warp * kFragment, memory.k.rows(), 0, dims, fragments(keys));
-    s.each(fragments(keys), [&](int n, int i, A value) {
-      const int row = s.row(i), col = n * kFragment + s.col(i);
-      memory.scores[warp].values[row * Scores::kLd + col] =
-          key + col <= query + row ? factor * value : -INFINITY;
-    });
-    __syncwarp();  // all scores are there
+    s.add(memory.q.rows(), warp * kFragment, keys.rows(), dims);
+    if (ahead + kOther > 1)
+      s.each([&](int n, int i, A& value) {
+        if (ahead + n * kFragment + s.col(i) > s.row(i)) value = -INFINITY;
+      });
   }
-  // P, but for the sum that divides it, and what was summed before for the new maximum. Two lanes a
-  // row.
-  __device__ void soften(int keys) {
-    A mine[kOther / 2];
-    const A* scores = &memory.scores[warp].values[lane / 2 * Scores::kLd + lane % 2];
-    A highest = top;
-    UNROLL for (int c = 0; c < kOther / 2; ++c) {
-      mine[c] = c < keys / 2 ? scores[2 * c] : -INFINITY;
-      highest = mine[c] > highest ? mine[c] : highest;
+  // P, but for the sum that divides it; what was summed before shrinks as the maximum rises. Four
+  // lanes have a row.
+  __device__ void soften() {
+    A highest[2] = {top[0], top[1]}, shrunk[2], shift[2];
+    s.each([&](int, int i, A value) { highest[i / 4] = ::fmax(highest[i / 4], value); });
+    UNROLL for (int h = 0; h < 2; ++h) {
+      UNROLL for (int d = 1; d < 4; d *= 2) highest[h] =
+          ::fmax(highest[h], __shfl_xor_sync(~0u, highest[h], d));
+      shift[h] = -factor * highest[h];
+      shrunk[h] = power_of_2(madd(factor, top[h], shift[h]));
+      top[h] = highest[h];
+      sum[h] *= shrunk[h];
     }
-    const A other = __shfl_xor_sync(~0u, highest, 1);
-    highest = other > highest ? other : highest;
-    const A shrunk = exp2_(top - highest);
-    top = highest;
-    sum *= shrunk;
-    __syncwarp();  // all have read them
-    T* p = weights() + lane / 2 * Weights::kLd + lane % 2;
-    UNROLL for (int c = 0; c < kOther / 2; ++c) {
-      const A power = exp2_(mine[c] - top);
-      sum += power;
-      if (c < keys / 2) p[2 * c] = T(power);
-    }
-    UNROLL for (int i = 0; i < kOfLane; ++i) {
-      const A by = __shfl_sync(~0u, shrunk, 2 * mix.row(i));
-      UNROLL for (int n = 0; n < kV / kFragment; ++n) mix.value(0, n, i) *= by;
-    }
-    __syncwarp();
+    s.each([&](int, int i, A& value) {
+      value = power_of_2(madd(factor, value, shift[i / 4]));
+      sum[i / 4] += value;
+    });
+    mix.each([&](int, int i, A& value) { value *= shrunk[i / 4]; });
   }
 };
 
 template <class T, int kQk, int kV>
-__global__ void __launch_bounds__(Sizes<T, kQk, kV>::kThreads)
+__global__ void __launch_bounds__(Sizes<T, kQk, kV, false>::kThreads)
     forward(const FusedAttentionF::Args a) {
   using F = Forward<T, kQk, kV>;
   using A = Acc<T>;
@@ -102,39 +114,37 @@ __global__ void __launch_bounds__(Sizes<T, kQk, kV>::kThreads)
   // the last tile has most to do and comes first
   const int64_t first = int64_t(gridDim.x - 1 - blockIdx.x) * F::kOwn,
                 query = first + f.warp * kFragment, end = std::min(q.rows, first + F::kOwn);
-  const int across = fragments(v.cols);
-  f.mix.locate();
-  f.s.locate_as(f.mix);
   f.mix.clear();
   m.q.template load<F::kThreads>(q, first);
-  for (int64_t key = 0; key < end; key += F::kOther) {
-    m.k.template load<F::kThreads>(k, key);
-    m.v.template load<F::kThreads>(v, key);
-    __syncthreads();
-    const int keys = int(std::min(query + kFragment - key, int64_t(F::kOther)));
-    if (query < q.rows && keys > 0) {
-      f.score(q.cols, query, key, keys);
-      f.soften(keys);
-      f.mix.add({f.weights()}, 0, m.v.turned(), 0, keys, across);
-    }
-    __syncthreads();  // nobody reads the keys any more
-  }
+  const auto copy = [&](typename F::Memory::Tile& tile, int64_t key) {
+    tile.k.template load<F::kThreads>(k, key);
+    tile.v.template load<F::kThreads>(v, key);
+  };
+  visit_tiles<F>(m.tiles, 0, end, copy, [&](typename F::Memory::Tile& tile, int64_t key) {
+    if (query >= q.rows || key >= query + kFragment) return;
+    f.score(tile.k, q.cols, int(key - query));
+    f.soften();
+    f.mix.add_product(f.s, m.weights[f.warp], tile.v.turned());
+  });
   if (query >= q.rows) return;
-  f.sum += __shfl_xor_sync(~0u, f.sum, 1);
-  const int64_t row = query + f.lane / 2;
-  if (row < q.rows) *stats_of<A>(a.stats, a.shape, row) = f.top + log2_(f.sum);
-  A part[kOfLane];
-  UNROLL for (int i = 0; i < kOfLane; ++i) part[i] = 1 / __shfl_sync(~0u, f.sum, 2 * f.mix.row(i));
-  f.mix.store(mix, query, [&](A value, int i) { return value * part[i]; });
+  UNROLL for (int h = 0; h < 2; ++h) {
+    f.sum[h] += __shfl_xor_sync(~0u, f.sum[h], 1);
+    f.sum[h] += __shfl_xor_sync(~0u, f.sum[h], 2);
+    const int64_t row = query + f.lane / 4 + h * 8;
+    if (f.lane % 4 == 0 && row < q.rows)
+      *stats_of<A>(a.stats, a.shape, row) = f.factor * f.top[h] + log2_(f.sum[h]);
+    f.sum[h] = 1 / f.sum[h];
+  }
+  f.mix.store(mix, query, [&](A value, int i) { return value * f.sum[i / 4]; });
 }
 
 // --- backward ------------------------------------------------------------------------------------
 
 // Own rows are queries, which visit keys; or, `of_keys`, keys, which visit queries. Beside a
 // query lies its dmix, beside a key its value.
-template <class T, int kQk, int kV, bool of_keys> struct Backward : Sizes<T, kQk, kV> {
+template <class T, int kQk, int kV, bool of_keys> struct Backward : Sizes<T, kQk, kV, false> {
   using A = Acc<T>;
-  using Base = Sizes<T, kQk, kV>;
+  using Base = Sizes<T, kQk, kV, false>;
   using Base::kOwn, Base::kOther, Base::kWarps, Base::kWide;
   using X = Panel<T, kOther, kQk>;
   using Y = Panel<T, kOther, kV>;
@@ -142,14 +152,18 @@ template <class T, int kQk, int kV, bool of_keys> struct Backward : Sizes<T, kQk
   struct Memory {
     Panel<T, kOwn, kQk> own_x;
     Panel<T, kOwn, kV> own_y;
-    X x;
-    Y y;
-    Weights weights[kWarps];
-    A lse[kOwn], delta[kOwn];  // of the queries among them
+    struct Tile {
+      X x;
+      Y y;
+      A stats[kOther][2];  // of visited queries: lse, delta
+    } tiles[Base::kTiles];
+    Passage<T, kOther> weights[kWarps];
+    A stats[kOwn][2];  // of own queries
   };
 
   const FusedAttentionB::Args& a;
   Memory& memory;
+  const A scale;
   int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, i0 = warp * kFragment;
   Product<T, typename X::Rows, typename X::Rows, kWide> s;
   Product<T, typename Y::Rows, typename Y::Rows, kWide> dp;
@@ -167,92 +181,75 @@ template <class T, int kQk, int kV, bool of_keys> struct Backward : Sizes<T, kQk
       dot = Warp().sum(dot);
       if (lane > 0) continue;
       A* stats = stats_of<A>(a.stats, a.shape, query + r);
-      memory.lse[i0 + r] = stats[0];
-      memory.delta[i0 + r] = stats[1] = dot;
+      memory.stats[i0 + r][0] = stats[0];
+      memory.stats[i0 + r][1] = stats[1] = dot;
     }
   }
-  // Of the visited queries.
-  __device__ void load_delta(int64_t query) {
-    const int t = int(threadIdx.x);
-    if (t >= kOther) return;
-    const bool there = query + t < a.shape.seq_len;
-    const A* stats = stats_of<A>(a.stats, a.shape, query + t);
-    memory.lse[t] = there ? stats[0] : 0;
-    memory.delta[t] = there ? stats[1] : 0;
+  // Of visited ones.
+  __device__ void load_stats(typename Memory::Tile& tile, int64_t query) {
+    const int t = int(threadIdx.x), size = 2 * int(sizeof(A));
+    if (t < kOther)
+      copy_async<2 * sizeof(A)>(tile.stats[t], stats_of<A>(a.stats, a.shape, query + t),
+          query + t < a.shape.seq_len ? size : 0);
   }
 
-  // A tile of the others, from `other` on: its rows from j0 on, `across` fragments of them, see
-  // this warp's own or are seen by them.
-  __device__ void visit(int64_t own, int64_t other, int j0, int across) {
-    const int dims = a.shape.nope + a.shape.rope;
+  // A tile of the others, the first of them `ahead` of this warp's first: keys are seen from
+  // queries of their own place on.
+  __device__ void visit(typename Memory::Tile& tile, int ahead) {
     s.clear();
     dp.clear();
-    s.add(memory.own_x.rows(), i0, memory.x.rows(), j0, dims, across);
-    dp.add(memory.own_y.rows(), i0, memory.y.rows(), j0, a.shape.v, across);
-    const A factor = kLog2E<A> * scale_of<A>(a.shape);
-    s.each(across, [&](int n, int i, A& p) {
-      const int row = s.row(i), col = j0 + n * kFragment + s.col(i);
-      const int64_t query = of_keys ? other + col : own + row,
-                    key = of_keys ? own + row : other + col;
-      const int at = of_keys ? col : i0 + row;
-      p = key <= query ? exp2_(factor * p - memory.lse[at]) : 0;
-      A& ds = dp.value(0, n, i);
-      ds = p * (ds - memory.delta[at]);
+    s.add(memory.own_x.rows(), i0, tile.x.rows(), a.shape.nope + a.shape.rope);
+    dp.add(memory.own_y.rows(), i0, tile.y.rows(), a.shape.v);
+    const A factor = kLog2E<A> * scale;
+    s.each([&](int n, int i, A& p) {
+      const A* stats = of_keys ? tile.stats[n * kFragment + s.col(i)] : memory.stats[i0 + s.row(i)];
+      p = power_of_2(madd(factor, p, -stats[0]));
+      dp.value(0, n, i) -= stats[1];
     });
-    if (of_keys)
-      dy.add(weights(s, across), 0, memory.y.turned().from(j0), 0, across * kFragment,
-          fragments(a.shape.v));
-    dx.add(
-        weights(dp, across), 0, memory.x.turned().from(j0), 0, across * kFragment, fragments(dims));
-  }
-  // As the operand of a product.
-  template <class P> __device__ typename Weights::Rows weights(P& product, int across) {
-    Weights& w = memory.weights[warp];
-    __syncwarp();
-    product.each(across, [&](int n, int i, A value) {
-      w.values[product.row(i) * w.kLd + n * kFragment + product.col(i)] = T(value);
-    });
-    __syncwarp();
-    return w.rows();
+    if (of_keys ? ahead < kFragment : ahead + kOther > 1)  // on the diagonal
+      s.each([&](int n, int i, A& p) {
+        const int row = s.row(i), col = ahead + n * kFragment + s.col(i);
+        if (of_keys ? row > col : col > row) p = 0;
+      });
+    s.each([&](int n, int i, A p) { dp.value(0, n, i) *= p; });
+    if (of_keys) dy.add_product(s, memory.weights[warp], tile.y.turned());
+    dx.add_product(dp, memory.weights[warp], tile.x.turned());
   }
 };
 
 template <class T, int kQk, int kV, bool of_keys>
-__global__ void __launch_bounds__(Sizes<T, kQk, kV>::kThreads)
+__global__ void __launch_bounds__(Sizes<T, kQk, kV, false>::kThreads)
     backward(const FusedAttentionB::Args a) {
   using B = Backward<T, kQk, kV, of_keys>;
   using A = Acc<T>;
   auto& m = *reinterpret_cast<typename B::Memory*>(dynamic_shared());
-  B b{.a = a, .memory = m};
   const HeadShape& s = a.shape;
+  B b{.a = a, .memory = m, .scale = scale_of<A>(s)};
   const auto q = queries_of<T>(a.x, s), k = queries_of<T>(a.k, s), v = values_of<T>(a.kv, s),
              dmix = mix_of<T>(a.dmix, s), mix = mix_of<T>(a.mix, s);
   // the tile with most to do comes first
   const int64_t first = int64_t(of_keys ? blockIdx.x : gridDim.x - 1 - blockIdx.x) * B::kOwn,
                 own = first + b.i0, n = s.seq_len, end = of_keys ? n : std::min(n, first + B::kOwn);
-  b.dx.locate();
-  b.dy.locate_as(b.dx);
-  b.s.locate_as(b.dx);
-  b.dp.locate_as(b.dx);
   b.dx.clear();
   b.dy.clear();
   m.own_x.template load<B::kThreads>(of_keys ? k : q, first);
   m.own_y.template load<B::kThreads>(of_keys ? v : dmix, first);
+  end_batch();
+  await_batches<0>();
   __syncthreads();
   if (!of_keys) b.make_delta(mix, own);
-  for (int64_t other = of_keys ? first : 0; other < end; other += B::kOther) {
-    m.x.template load<B::kThreads>(of_keys ? q : k, other);
-    m.y.template load<B::kThreads>(of_keys ? dmix : v, other);
-    if (of_keys) b.load_delta(other);
-    __syncthreads();
-    const int64_t seen = of_keys ? n : std::min(n, own + kFragment);
-    const int j0 = of_keys ? int(std::clamp(own - other, int64_t(0), int64_t(B::kOther))) : 0,
-              across = fragments(std::min(seen - other, int64_t(B::kOther)) - j0);
-    if (own < n && across > 0) b.visit(own, other, j0, across);
-    __syncthreads();  // nobody reads the tile any more
-  }
-  b.dx.store(queries_of<T>(of_keys ? a.dk : a.dq, s), own,
-      [&](A sum, int) { return scale_of<A>(s) * sum; });
+  const auto copy = [&](typename B::Memory::Tile& tile, int64_t other) {
+    tile.x.template load<B::kThreads>(of_keys ? q : k, other);
+    tile.y.template load<B::kThreads>(of_keys ? dmix : v, other);
+    if (of_keys) b.load_stats(tile, other);
+  };
+  visit_tiles<B>(
+      m.tiles, of_keys ? first : 0, end, copy, [&](typename B::Memory::Tile& tile, int64_t other) {
+        const bool seen = of_keys ? other + B::kOther > own : other < own + kFragment;
+        if (own < n && seen) b.visit(tile, int(other - own));
+      });
+  b.dx.store(
+      queries_of<T>(of_keys ? a.dk : a.dq, s), own, [&](A sum, int) { return b.scale * sum; });
   if (of_keys) b.dy.store(values_of<T>(a.dkv, s), own, [](A sum, int) { return sum; });
 }
 
@@ -284,7 +281,9 @@ void launch(void* stream, int64_t rows, const FusedAttentionB::Args& a) {
 template <class Op, class T> void fused(void* stream, int64_t rows, const void* args) {
   const auto& a = *static_cast<const typename Op::Args*>(args);
   const HeadShape& s = a.shape;
-  if (s.nope + s.rope <= 96 && s.v <= 64)
+  if (s.nope + s.rope <= 32 && s.v <= 32)
+    launch<T, 32, 32>(stream, rows, a);
+  else if (s.nope + s.rope <= 96 && s.v <= 64)
     launch<T, 96, 64>(stream, rows, a);
   else
     launch<T, kMostQueryDims, kMostValueDims>(stream, rows, a);

@@ -158,6 +158,8 @@ ModelConfig TrainOptions::resolve() {
   require(dtype == Dtype::f32 || device == DeviceKind::cuda, "--dtype: found ", dtype_name(*dtype),
       " with --device cpu, allowed: fp32 (the CPU's GEMM has no bf16: it would be slower than "
       "fp32)");
+  require(dtype == Dtype::f32 || cuda_device_count() == 0 || cuda_has_bf16(),
+      "--dtype: found bf16 with a GPU of compute capability below 8.0, allowed: fp32");
   require(!(resume && out.empty()),
       "--resume: found no --out, allowed: with the --out of the run to go on with");
   require(!(resume && overwrite), "--overwrite: found with --resume, allowed: one of them");

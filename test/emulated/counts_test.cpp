@@ -171,18 +171,29 @@ template <class T> int times_asked(const std::vector<const T*>& lanes) {
   return int(most);
 }
 
-// Of every element that a warp's fragments read, of a slice of either kind.
+// Of all that a warp's fragments read at once, of a slice of either kind.
 template <class T, bool by_k> void expect_no_conflicts() {
-  using Operand = Slice<T, 128, by_k>;
-  const Fragments<T, Operand, Operand, 1, 1> fragments{};
-  const auto slice = std::make_unique<Operand>();
+  using Side = Slice<T, 128, kSlice<T>, by_k>;
+  using Read = Pack<T, by_k ? 1 : 16 / sizeof(T)>;
+  const Fragments<T, Side, Side, 1, 1> fragments{};
+  const auto slice = std::make_unique<Side>();
   for (int i = 0; i < kOfLane; ++i)
     for (const bool row : {true, false}) {
-      std::vector<const T*> lanes;
+      std::vector<const Read*> lanes;
       for (threadIdx.x = 0; threadIdx.x < 32; ++threadIdx.x)
-        lanes.push_back(&slice->at(row ? fragments.row(i) : fragments.col(i), 3));
+        lanes.push_back(reinterpret_cast<const Read*>(
+            &slice->at(row ? fragments.row(i) : fragments.col(i), by_k ? 3 : 4)));
       EXPECT_EQ(times_asked(lanes), 1) << sizeof(T) << " bytes, by_k " << by_k << ", row " << row;
     }
+}
+// A tensor core's operand is read eight rows of 16 bytes at a time.
+template <int deep, bool by_k> void expect_no_conflicts_of_operands() {
+  using Row = Pack<bf16, 8>;
+  const auto slice = std::make_unique<Slice<bf16, 128, deep, by_k>>();
+  std::vector<const Row*> lanes;
+  for (int r = 0; r < 8; ++r)
+    lanes.push_back(reinterpret_cast<const Row*>(by_k ? &slice->at(16, r) : &slice->at(r, 16)));
+  EXPECT_EQ(times_asked(lanes), 1) << deep << " deep, by_k " << by_k;
 }
 
 TEST(SharedMemory, LanesReadFromUnlikeBanks) {
@@ -190,6 +201,9 @@ TEST(SharedMemory, LanesReadFromUnlikeBanks) {
   expect_no_conflicts<float, false>();
   expect_no_conflicts<double, true>();
   expect_no_conflicts<double, false>();
+  expect_no_conflicts_of_operands<32, true>();
+  expect_no_conflicts_of_operands<64, true>();
+  expect_no_conflicts_of_operands<64, false>();
 }
 
 }  // namespace

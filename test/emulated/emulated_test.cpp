@@ -8,8 +8,8 @@
 
 #include "model/machine/device.h"
 #include "test/emulated/cublas_v2.h"
-#include "test/emulated/mma.h"
 #include "test/emulated/nccl.h"
+#include "test/emulated/ptx.h"
 #include "test/emulated/testing.h"
 
 namespace duet {
@@ -148,23 +148,22 @@ __global__ void a_warp_is_missing() {
   if (threadIdx.x < 32) __syncthreads();
 }
 
-using Fragment = nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float>;
-__global__ void a_lane_loads_no_fragment() {
-  alignas(32) __shared__ float numbers[256];
-  Fragment f;
-  if (threadIdx.x != 5) load_matrix_sync(f, numbers, 16, nvcuda::wmma::mem_row_major);
+__global__ void a_lane_loads_no_operand() {
+  alignas(16) __shared__ uint16_t numbers[64];
+  uint32_t pairs[4];
+  if (threadIdx.x != 5) emulated::ldmatrix_x4(pairs, numbers, false);
 }
-__global__ void a_fragment_is_not_aligned() {
-  alignas(32) __shared__ float numbers[260];
-  Fragment f;
-  load_matrix_sync(f, numbers + 4, 16, nvcuda::wmma::mem_row_major);
+__global__ void an_operand_is_not_aligned() {
+  alignas(16) __shared__ uint16_t numbers[68];
+  uint32_t pairs[4];
+  emulated::ldmatrix_x4(pairs, numbers + 4, false);
 }
 
 TEST(EmulatedKernels, WhatDivergesIsAnErrorForGood) {
   const std::tuple<void (*)(), unsigned, const char*> kernels[] = {
       {leaves_early, 32, "lane 0 is at __syncwarp, lane 5 at the end"},
-      {a_lane_loads_no_fragment, 32, "lane 0 is at a shuffle, lane 5 at the end"},
-      {a_fragment_is_not_aligned, 32, "a fragment's memory is not aligned"},
+      {a_lane_loads_no_operand, 32, "lane 0 is at a shuffle, lane 5 at the end"},
+      {an_operand_is_not_aligned, 32, "a row of eight is not aligned"},
       {shuffles_apart, 32, "lane 0 is at a shuffle, lane 16 at a shuffle of another size"},
       {a_warp_is_missing, 64, "warp 0 is at __syncthreads, warp 1 at the end"}};
   for (const auto& [kernel, threads, says] : kernels) {

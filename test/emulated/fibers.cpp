@@ -13,6 +13,7 @@
 #include <ucontext.h>
 
 #include "test/emulated/machine.h"
+#include "test/emulated/ptx.h"
 
 namespace emulated {
 namespace {
@@ -21,11 +22,19 @@ constexpr size_t kStack = 256 << 10;
 constexpr unsigned kMostThreads = 1024;
 const char* const kPlaces[] = {"nowhere", "a shuffle", "__syncwarp", "__syncthreads", "the end"};
 
+struct Copy {  // to shared memory: of `size` bytes the first `bytes`, the others zero
+  void* to;
+  const void* from;
+  int bytes, size;
+};
 struct Fiber {
   void* point[5];
   At at;
   size_t size;  // of the value it brings
   int met;      // meetings so far
+  std::vector<Copy> copies;
+  size_t copied;                // of these
+  std::vector<size_t> batches;  // where among them batches end
 };
 
 class Block {
@@ -44,6 +53,8 @@ class Block {
   }
   Met meet(At where, unsigned mask, const void* value, size_t size);
   void misuse(const char* what) { misuse_ = what; }
+  Fiber& running() { return fibers_[current_]; }
+  void await(size_t under_way);
 
  private:
   struct Warp {
@@ -80,6 +91,8 @@ void Block::live() {
   for (;;) {
     leave();
     (*thread_)();
+    if (running().copied < running().copies.size())
+      misuse_ = "copies to shared memory that nobody waited for";
     fibers_[current_].at = At::the_end;
   }
 }
@@ -150,6 +163,23 @@ Met Block::meet(At where, unsigned mask, const void* value, size_t size) {
   return {slots, int(lane), int(n)};
 }
 
+// All but the last `under_way` batches of what the running lane copies.
+void Block::await(size_t under_way) {
+  Fiber& f = running();
+  if (f.batches.size() <= under_way) return;
+  const size_t end = f.batches[f.batches.size() - under_way - 1];
+  for (; f.copied < end; f.copied++) {
+    const Copy& c = f.copies[f.copied];
+    if (c.bytes == 16) {
+      memcpy(c.to, c.from, 16);
+    } else {
+      memset(c.to, 0, size_t(c.size));
+      memcpy(c.to, c.from, size_t(c.bytes));
+    }
+  }
+  if (f.copied == f.copies.size()) f.copies.clear(), f.batches.clear(), f.copied = 0;
+}
+
 std::string Block::differ(unsigned warp) const {
   const Fiber* f = &fibers_[warp * kWarp];
   for (unsigned l = 1; l < lanes(warp); l++)
@@ -167,7 +197,12 @@ std::string Block::run(unsigned threads, bool descending, const std::function<vo
   descending_ = descending;
   thread_ = &thread;
   const unsigned n = (threads + kWarp - 1) / kWarp;
-  for (unsigned i = 0; i < threads; i++) fibers_[i].met = 0;
+  for (unsigned i = 0; i < threads; i++) {
+    fibers_[i].met = 0;
+    fibers_[i].copies.clear();
+    fibers_[i].copied = 0;
+    fibers_[i].batches.clear();
+  }
   for (;;) {
     for (unsigned i = 0; i < n; i++) {
       const unsigned w = descending ? n - 1 - i : i;
@@ -194,6 +229,19 @@ Met meet(At where, unsigned mask, const void* value, size_t size) {
 }
 
 void misuse(const char* what) { Block::of_thread().misuse(what); }
+
+void copy_async(void* to, const void* from, int bytes, int size) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % uintptr_t(size) != 0)
+    misuse("a copy to shared memory is not aligned to its size");
+  Block::of_thread().running().copies.push_back({to, from, bytes, size});
+}
+
+void end_batch() {
+  Fiber& f = Block::of_thread().running();
+  f.batches.push_back(f.copies.size());
+}
+
+void await_batches(int under_way) { Block::of_thread().await(size_t(under_way)); }
 
 std::string run_kernel(const dim3& grid, const dim3& block, int shared, bool descending,
     const std::function<void()>& thread) {
