@@ -29,11 +29,12 @@ struct PadRows {
     Tensor x;  // [rows, d]
     Tensor y;  // [rows, d or more] out, the first d columns
   };
-  static int64_t launch_rows(const Tensor& x) { return x.rows * tiles_of(x.cols); }
+  static constexpr int kTile = 256;
+  static int64_t launch_rows(const Tensor& x) { return x.rows * tiles_of(x.cols, kTile); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const int64_t tiles = tiles_of(a.x.cols), first = r % tiles * kTileColumns;
+    const int64_t tiles = tiles_of(a.x.cols, kTile), first = r % tiles * kTile;
     each(
-        g, columns_of_tile(a.x.cols, first), [](int, const T& xi, T& yi) { yi = xi; },
+        g, columns_of_tile(a.x.cols, first, kTile), [](int, const T& xi, T& yi) { yi = xi; },
         a.x.row<const T>(r / tiles) + first, a.y.row<T>(r / tiles) + first);
   }
 };
