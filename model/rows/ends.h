@@ -70,9 +70,9 @@ struct CrossEntropy {
     if (g.lane() == 0) *a.loss.row<A>(r) = log_(sum) + top - at_target;
     const A p = A(a.scale) / sum;
     each(
-        g, n,
-        [&](int i, T& xi) { xi = T(exp_(A(xi) - top) * p - (i == target ? A(a.scale) : A(0))); },
-        x);
+        g, n, [&](int, T& xi) { xi = T(exp_(A(xi) - top) * p); }, x);
+    g.sync();
+    if (g.lane() == 0) x[target] = T(exp_(at_target - top) * p - A(a.scale));
   }
 };
 
