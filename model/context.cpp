@@ -34,9 +34,9 @@ void norm_w(const Context& context, const Normed& norm, const Tensor& dy, const 
   const Pieces pieces = context.pieces();
   Buf partial =
       context.device.buffer(pieces.count(), dy.cols, acc_dtype(context.dtype), Use::scratch);
-  launch<RmsNormW>(context.stream(), RmsNormW::launch_rows(pieces, dy.cols),
+  launch_tiles<RmsNormW>(context.stream(), pieces.count(),
       {.x = norm.x, .rstd = norm.rstd, .dy = dy, .partial = partial, .pieces = pieces});
-  launch<GridSum>(context.stream(), GridSum::launch_rows(dy.cols), {.x = partial, .y = gain.grad});
+  launch_tiles<GridSum>(context.stream(), 1, {.x = partial, .y = gain.grad});
 }
 
 void linear_w(const Context& context, const Tensor& x, const Tensor& dy, const Param& w) {

@@ -34,7 +34,7 @@ void Embedding::backward_weight(Saved& s) const {
       ids.push_back(s.tokens[order[j]]);
     }
   begins.push_back(int32_t(order.size()));
-  launch<EmbedW>(context_.stream(), EmbedW::launch_rows(int64_t(ids.size()), s.dy->cols),
+  launch_tiles<EmbedW>(context_.stream(), int64_t(ids.size()),
       {.x = s.dy,
           .tokens = upload(context_, order),
           .begins = upload(context_, begins),

@@ -126,7 +126,7 @@ void Moe::router_f(MoeSaved& s) {
           .shape = shape_,
           .balanced_over = options_.balanced ? context_.seq_len : 0});
   gather_choices(s);
-  launch<BalanceSums>(stream, sums->rows * tiles_of(experts),
+  launch_tiles<BalanceSums>(stream, sums->rows,
       {.x = s.scores,
           .total = s.total,
           .plain_idx = plain,

@@ -71,7 +71,7 @@ const RowCase kRowCases[] = {
         }},
     {"RmsNormW", false,
         [](Rig& r) {
-          launch<RmsNormW>(r.stream(), RmsNormW::launch_rows({2, 75, 64}, 200),
+          launch_tiles<RmsNormW>(r.stream(), Pieces{2, 75, 64}.count(),
               {.x = r.real(150, 200),
                   .rstd = r.acc(150, 1, 0.5, 2),
                   .dy = r.real(150, 200),
@@ -79,7 +79,9 @@ const RowCase kRowCases[] = {
                   .pieces = {2, 75, 64}});
         }},
     {"GridSum", true,
-        [](Rig& r) { launch<GridSum>(r.stream(), 4, {.x = r.acc(7, 200), .y = r.f64(1, 200)}); }},
+        [](Rig& r) {
+          launch_tiles<GridSum>(r.stream(), 1, {.x = r.acc(7, 200), .y = r.f64(1, 200)});
+        }},
     {"RopeQuery", false,
         [](Rig& r) {
           for (const HeadShape& s : heads(r))
@@ -123,11 +125,12 @@ const RowCase kRowCases[] = {
         }},
     {"PadRows", false,
         [](Rig& r) {
-          launch<PadRows>(r.stream(), 37 * 4, {.x = r.real(37, 200), .y = r.real(37, 256)});
+          const Tensor x = r.real(37, 200);
+          launch<PadRows>(r.stream(), PadRows::launch_rows(x), {.x = x, .y = r.real(37, 256)});
         }},
     {"EmbedW", false,
         [](Rig& r) {
-          launch<EmbedW>(r.stream(), EmbedW::launch_rows(3, 200),
+          launch_tiles<EmbedW>(r.stream(), 3,
               {.x = r.real(5, 200),
                   .tokens = r.ints({0, 3, 1, 2, 4}),
                   .begins = r.ints({0, 2, 3, 5}),
@@ -186,7 +189,7 @@ const RowCase kRowCases[] = {
         }},
     {"BalanceSums", true,
         [](Rig& r) {
-          launch<BalanceSums>(r.stream(), 12,
+          launch_tiles<BalanceSums>(r.stream(), 12,
               {.x = r.acc(36, 16, 0.1, 0.9),
                   .total = r.acc(36, 1, 5, 9),
                   .plain_idx = r.ints(36, 3, 16),

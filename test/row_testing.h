@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "model/machine/launch.h"
+#include "model/rows/tile.h"
 #include "test/sim_warp.h"
 
 namespace duet {
@@ -87,6 +88,7 @@ void expect_close(
 }
 
 struct OnLanes {
+  using Group = SimWarp;
   template <class Op, class T> static void run(int64_t rows, const typename Op::Args& args) {
     for (int64_t r = 0; r < rows; ++r)
       ASSERT_EQ(SimWarp::run([&](SimWarp g) { Op::template row<T>(g, r, args); }), "")
@@ -94,6 +96,7 @@ struct OnLanes {
   }
 };
 struct OnCpu {
+  using Group = Serial;
   template <class Op, class T> static void run(int64_t rows, const typename Op::Args& args) {
     auto device = make_cpu_device(2);
     launch<Op>(device->compute(), rows, args);
@@ -102,6 +105,7 @@ struct OnCpu {
 
 template <class T_, class Runner> struct Case {
   using T = T_;
+  using Group = typename Runner::Group;
   template <class Op> static void run(int64_t rows, const typename Op::Args& args) {
     ASSERT_EQ(args.x.dtype, DtypeOf<T>::value);
     Runner::template run<Op, T>(rows, args);
@@ -119,6 +123,10 @@ template <class C> class RowTest : public ::testing::Test {
   using A = Acc<T>;
   template <class Op> void run(int64_t rows, const typename Op::Args& args) {
     C::template run<Op>(rows, args);
+  }
+  // as launch_tiles
+  template <class Op> void run_tiles(int64_t rows, const typename Op::Args& args) {
+    run<Op>(rows * tiles_of(args.x.cols, Tile<typename C::Group>::columns), args);
   }
   std::mt19937_64 rng{1};
 };

@@ -216,6 +216,7 @@ TEST(RowBits, DoNotDependOnAlignmentRowsOrThreads) {
 // The sums over tokens: the columns are independent, so that neither alignment nor threads matter.
 TEST(RowBits, OfSumsOverTokensDoNotDependOnAlignmentOrThreads) {
   for (int64_t cols : {7, 36, 100, 200}) {
+    const int64_t tiles = tiles_of(cols, Tile<Serial>::columns);
     std::string expected;
     for (int threads : {1, 2})
       for (int shift = 0; shift < 64; shift += 4) {
@@ -224,9 +225,8 @@ TEST(RowBits, OfSumsOverTokensDoNotDependOnAlignmentOrThreads) {
         const Pieces pieces{1, 300, 64};
         const Tensor partial = b.make(pieces.count(), cols);
         std::vector<double> sum(size_t(cols), 0);
-        b.run<RmsNormW>(RmsNormW::launch_rows(pieces, cols), {x, rstd, dy, partial, pieces});
-        b.run<GridSum>(
-            GridSum::launch_rows(cols), {partial, {sum.data(), Dtype::f64, 1, cols, cols}});
+        b.run<RmsNormW>(pieces.count() * tiles, {x, rstd, dy, partial, pieces});
+        b.run<GridSum>(tiles, {partial, {sum.data(), Dtype::f64, 1, cols, cols}});
         const std::string bits(reinterpret_cast<const char*>(sum.data()), size_t(cols) * 8);
         if (expected.empty()) expected = bits;
         ASSERT_TRUE(bits == expected)

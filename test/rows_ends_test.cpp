@@ -49,18 +49,18 @@ TYPED_TEST(EndRows, PadRows) {
 
 TYPED_TEST(EndRows, EmbedW) {
   using T = typename TestFixture::T;
+  std::vector<int> token_ids = {4, 1, 4, 0, 1, 4}, sorted = {3, 1, 4, 0, 2, 5};
+  for (int t = 6; t < 80; ++t) token_ids.push_back(4), sorted.push_back(t);
   for (int64_t d : kSizes) {
-    Mat<T> dy(6, d);
+    Mat<T> dy(80, d);
     Mat<double> grad(5, d);
     dy.random(this->rng), grad.random(this->rng);
     Mat<double> expected(grad);
-    const int token_ids[] = {4, 1, 4, 0, 1, 4};
-    for (int64_t t = 0; t < 6; ++t)
-      for (int64_t c = 0; c < d; ++c) expected(token_ids[t], c) += double(dy(t, c));
-    Mat<int32_t> tokens = column({3, 1, 4, 0, 2, 5}), begins = column({0, 1, 3, 6}),
-                 ids = column({0, 1, 4});
-    this->template run<EmbedW>(EmbedW::launch_rows(3, d),
-        {.x = dy, .tokens = tokens, .begins = begins, .ids = ids, .grad = grad});
+    for (int64_t t = 0; t < 80; ++t)
+      for (int64_t c = 0; c < d; ++c) expected(token_ids[size_t(t)], c) += double(dy(t, c));
+    Mat<int32_t> tokens = column(sorted), begins = column({0, 1, 3, 80}), ids = column({0, 1, 4});
+    this->template run_tiles<EmbedW>(
+        3, {.x = dy, .tokens = tokens, .begins = begins, .ids = ids, .grad = grad});
     expect_close(grad, expected, 1e-14);  // but for the grid of 2^-48
   }
 }

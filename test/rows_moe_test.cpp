@@ -165,7 +165,7 @@ TYPED_TEST(RouterRows, NanLogitsChooseExpertsThatExist) {
 TYPED_TEST(RouterRows, BalanceLoss) {
   using T = typename TestFixture::T;
   for (const RouterShape& s : kShapes) {
-    const int64_t seq_len = 5, sequences = 3, tokens = seq_len * sequences;
+    const int64_t seq_len = 37, sequences = 3, tokens = seq_len * sequences;
     Mat<T> x(tokens, s.experts), total(tokens, 1), f(sequences, s.experts), p(sequences, s.experts),
         loss(sequences, 1);
     Mat<int32_t> plain(tokens, s.topk);
@@ -192,10 +192,10 @@ TYPED_TEST(RouterRows, BalanceLoss) {
     for (int64_t q = 0; q < sequences; ++q)
       for (int64_t i = 0; i < s.experts; ++i)
         expected_loss(q) += expected_f(q, i) * expected_p(q, i);
-    for (int64_t run : {seq_len, int64_t(2)}) {
+    for (int64_t run : {seq_len, int64_t(33), int64_t(2)}) {
       const int64_t runs = (seq_len + run - 1) / run;
       Mat<T> sums(sequences * runs, 2 * s.experts);
-      this->template run<BalanceSums>(sums.rows() * tiles_of(s.experts),
+      this->template run_tiles<BalanceSums>(sums.rows(),
           {.x = x,
               .total = total,
               .plain_idx = plain,

@@ -116,8 +116,8 @@ TYPED_TEST(NormRows, RmsNormW) {
       Mat<Acc<T>> rstd(tokens, 1), partial(partials, d);
       x.random(this->rng), dy.random(this->rng), rstd.random(this->rng, 0.1, 1),
           partial.random(this->rng);
-      this->template run<RmsNormW>(RmsNormW::launch_rows(pieces, d),
-          {.x = x, .rstd = rstd, .dy = dy, .partial = partial, .pieces = pieces});
+      this->template run_tiles<RmsNormW>(
+          pieces.count(), {.x = x, .rstd = rstd, .dy = dy, .partial = partial, .pieces = pieces});
       Mat<double> expected(partials, d);
       expected.fill(0);
       for (int64_t t = 0; t < tokens; ++t)
@@ -125,6 +125,28 @@ TYPED_TEST(NormRows, RmsNormW) {
           expected(naive_piece(pieces, t), c) +=
               double(dy(t, c)) * double(x(t, c)) * double(rstd(t));
       expect_close(partial, expected);
+    }
+}
+
+// Where a lane reads many rows at once, it still adds each of its column once and in its order.
+TEST(DownColumns, AddsRowsInOrder) {
+  for (size_t cols : {1, 31, 32})
+    for (int64_t rows : {0, 1, 2, 31, 32, 33, 63, 64, 75, 128}) {
+      std::vector<std::vector<int64_t>> added(cols), expected(cols);
+      const std::string divergence = SimWarp::run([&](SimWarp g) {
+        std::vector<int64_t> own;
+        const auto read = [](int64_t t, int c) { return 1000 * t + c; };
+        down_columns(
+            g, Tile<SimWarp>(0, int64_t(cols)), 7, 7 + rows, read, [&](int j, int64_t value) {
+              EXPECT_EQ(j, 0);
+              own.push_back(value);
+            });
+        if (size_t(g.lane()) < cols) added[size_t(g.lane())] = own;
+      });
+      EXPECT_EQ(divergence, "");
+      for (size_t c = 0; c < cols; ++c)
+        for (int64_t t = 7; t < 7 + rows; ++t) expected[c].push_back(1000 * t + int64_t(c));
+      EXPECT_EQ(added, expected) << cols << " columns, " << rows << " rows";
     }
 }
 
@@ -140,7 +162,7 @@ TYPED_TEST(GridSumTest, AddsAllRowsOnTheGrid) {
           expected(0, c) += double(
               std::ldexp(std::round(std::ldexp((long double)(x(r, c)) * (1 + 0x1p-52L), kGridBits)),
                   -kGridBits));
-      this->template run<GridSum>(GridSum::launch_rows(d), {.x = x, .y = y});
+      this->template run_tiles<GridSum>(1, {.x = x, .y = y});
       for (int64_t c = 0; c < d; ++c) ASSERT_EQ(y(0, c), expected(0, c));
     }
 }

@@ -24,10 +24,15 @@ struct bf16 {
   uint16_t bits;
   bf16() = default;
   HD bf16(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    // the same but for a NaN's payload, in one instruction instead of seven
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+#else
     uint32_t u;
     memcpy(&u, &x, 4);
     const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
     bits = nan ? uint16_t((u >> 16) | 0x40u) : uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+#endif
   }
   HD operator float() const {
     const uint32_t u = uint32_t(bits) << 16;

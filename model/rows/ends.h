@@ -29,11 +29,12 @@ struct PadRows {
     Tensor x;  // [rows, d]
     Tensor y;  // [rows, d or more] out, the first d columns
   };
-  static int64_t launch_rows(const Tensor& x) { return x.rows * tiles_of(x.cols); }
+  static constexpr int kTile = 256;
+  static int64_t launch_rows(const Tensor& x) { return x.rows * tiles_of(x.cols, kTile); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const int64_t tiles = tiles_of(a.x.cols), first = r % tiles * kTileColumns;
+    const int64_t tiles = tiles_of(a.x.cols, kTile), first = r % tiles * kTile;
     each(
-        g, columns_of_tile(a.x.cols, first), [](int, const T& xi, T& yi) { yi = xi; },
+        g, columns_of_tile(a.x.cols, first, kTile), [](int, const T& xi, T& yi) { yi = xi; },
         a.x.row<const T>(r / tiles) + first, a.y.row<T>(r / tiles) + first);
   }
 };
@@ -69,9 +70,9 @@ struct CrossEntropy {
     if (g.lane() == 0) *a.loss.row<A>(r) = log_(sum) + top - at_target;
     const A p = A(a.scale) / sum;
     each(
-        g, n,
-        [&](int i, T& xi) { xi = T(exp_(A(xi) - top) * p - (i == target ? A(a.scale) : A(0))); },
-        x);
+        g, n, [&](int, T& xi) { xi = T(exp_(A(xi) - top) * p); }, x);
+    g.sync();
+    if (g.lane() == 0) x[target] = T(exp_(at_target - top) * p - A(a.scale));
   }
 };
 

@@ -9,30 +9,26 @@
 
 namespace duet {
 
-// y += the rows of x. A row of the launch is a tile of columns.
+// y += the rows of x. A launch of tiles of one row.
 struct GridSum {
   static constexpr bool acc_only = true;
-  static int64_t launch_rows(int64_t cols) { return tiles_of(cols); }
   struct Args {
     Tensor x;  // [n, d] fp32, or fp64 in gradient checks
     Tensor y;  // [1, d] f64, in and out
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const int64_t first = r * kTileColumns;
-    const int n = columns_of_tile(a.x.cols, first);
-    double sum[kTileColumns / Group::size] = {};
-    for (int64_t m = 0; m < a.x.rows; ++m) {
-      each_column(
-          g, n, [&](int j, int, const T& xi) { sum[j] += on_grid(double(xi)); },
-          a.x.row<const T>(m) + first);
-    }
+    const Tile<Group> tile(r, a.x.cols);
+    double sum[Tile<Group>::columns / Group::size] = {};
+    down_columns(
+        g, tile, 0, a.x.rows, [&](int64_t m, int c) { return a.x.row<T>(m)[c]; },
+        [&](int j, T xi) { sum[j] += on_grid(double(xi)); });
     each_column(
-        g, n, [&](int j, int, double& yi) { yi += sum[j]; }, a.y.row<double>(0) + first);
+        g, tile, [&](int j, int, double& yi) { yi += sum[j]; }, a.y.row<double>(0));
   }
 };
 
-// The embedding's gradient: each token's row is a piece. A row of the launch is a tile of columns
-// of one token id that occurs; the host sorts (ends.cpp).
+// The embedding's gradient: each token's row is a piece. A launch of tiles of each token id
+// that occurs; the host sorts (ends.cpp).
 struct EmbedW {
   struct Args {
     Tensor x;       // [tokens, d] gradient of the embedding's output
@@ -42,20 +38,16 @@ struct EmbedW {
     Tensor grad;    // [vocab, d] f64, in and out
   };
   static int64_t bytes(const Args& a) { return a.x.bytes() + 16 * a.ids.rows * a.grad.cols; }
-  static int64_t launch_rows(int64_t ids, int64_t cols) { return ids * tiles_of(cols); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const int64_t tiles = tiles_of(a.x.cols), id = r / tiles, first = r % tiles * kTileColumns;
-    const int n = columns_of_tile(a.x.cols, first);
-    const int begin = *a.begins.row<int32_t>(id), end = *a.begins.row<int32_t>(id + 1);
-    double sum[kTileColumns / Group::size] = {};
-    for (int k = begin; k < end; ++k) {
-      each_column(
-          g, n, [&](int j, int, const T& xi) { sum[j] += on_grid(double(Acc<T>(xi))); },
-          a.x.row<const T>(*a.tokens.row<int32_t>(k)) + first);
-    }
+    const Tile<Group> tile(r, a.x.cols);
+    double sum[Tile<Group>::columns / Group::size] = {};
+    down_columns(
+        g, tile, *a.begins.row<int32_t>(tile.row), *a.begins.row<int32_t>(tile.row + 1),
+        [&](int64_t k, int c) { return a.x.row<T>(*a.tokens.row<int32_t>(k))[c]; },
+        [&](int j, T xi) { sum[j] += on_grid(double(Acc<T>(xi))); });
     each_column(
-        g, n, [&](int j, int, double& gi) { gi += sum[j]; },
-        a.grad.row<double>(*a.ids.row<int32_t>(id)) + first);
+        g, tile, [&](int j, int, double& gi) { gi += sum[j]; },
+        a.grad.row<double>(*a.ids.row<int32_t>(tile.row)));
   }
 };
 

@@ -20,11 +20,12 @@ HD float fused_multiply_add(float a, float b, float c) {
 // exp(x) to 3 ulp for -87 <= x <= 88, beyond that the value at the end. x = n ln2 + r, |r| <=
 // ln2/2; exp(r) by its Taylor polynomial of degree 6; 2^n by the exponent bits.
 HD float exp_(float x) {
-  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
   const float t = x * 1.44269504f;
   // NaN goes through r; the bound, below all other t, keeps it from a cast that has no value for it
   const float whole = t > -126.0f ? t : -126.0f;
-  const int n = int(whole + (whole < 0 ? -0.5f : 0.5f));
+  const int n = int(whole + __builtin_copysignf(0.5f, whole));
   float r = fused_multiply_add(float(n), -0.693359375f, x);
   r = fused_multiply_add(float(n), 2.12194440e-4f, r);
   float p = 1.3888889e-3f;

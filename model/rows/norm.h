@@ -100,7 +100,7 @@ struct RmsNormB {
 };
 
 // What each piece of the batch adds to the gain's gradient: the sum of dy * xhat over its tokens,
-// ascending. A row of the launch is a tile of a piece's columns.
+// ascending. A launch of tiles of each piece.
 struct RmsNormW {
   struct Args {
     Tensor x;        // [tokens, d]
@@ -109,21 +109,22 @@ struct RmsNormW {
     Tensor partial;  // [pieces.count(), d] out, accumulation type
     Pieces pieces;
   };
-  static int64_t launch_rows(const Pieces& p, int64_t cols) { return p.count() * tiles_of(cols); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
-    const int64_t tiles = tiles_of(a.x.cols), piece = r / tiles, first = r % tiles * kTileColumns,
-                  begin = a.pieces.begin(piece), end = a.pieces.begin(piece + 1);
-    const int n = columns_of_tile(a.x.cols, first);
-    A sum[kTileColumns / Group::size] = {};
-    for (int64_t t = begin; t < end; ++t) {
-      const A rstd = *a.rstd.row<A>(t);
-      each_column(
-          g, n, [&](int j, int, const T& xi, const T& di) { sum[j] += A(di) * A(xi) * rstd; },
-          a.x.row<const T>(t) + first, a.dy.row<const T>(t) + first);
-    }
+    const Tile<Group> tile(r, a.x.cols);
+    A sum[Tile<Group>::columns / Group::size] = {};
+    struct Values {
+      T x, dy;
+      A rstd;
+    };
+    down_columns(
+        g, tile, a.pieces.begin(tile.row), a.pieces.begin(tile.row + 1),
+        [&](int64_t t, int c) {
+          return Values{a.x.row<T>(t)[c], a.dy.row<T>(t)[c], *a.rstd.row<A>(t)};
+        },
+        [&](int j, const Values& v) { sum[j] += A(v.dy) * A(v.x) * v.rstd; });
     each_column(
-        g, n, [&](int j, int, A& to) { to = sum[j]; }, a.partial.row<A>(piece) + first);
+        g, tile, [&](int j, int, A& to) { to = sum[j]; }, a.partial.row<A>(tile.row));
   }
 };
 

@@ -1,29 +1,49 @@
 // Sums over rows, for a tile of columns at a time: a row of the launch owns the tile and keeps its
 // sums in registers, so that on a GPU neither sums nor tiles wait for one another.
 //
-//   A sum[kTileColumns / Group::size] = {};
-//   each_column(g, n, [&](int j, int, const T& xi) { sum[j] += xi; }, x);   for each row of x
+//   const Tile<Group> tile(r, x.cols);
+//   A sum[Tile<Group>::columns / Group::size] = {};
+//   down_columns(g, tile, begin, end, [&](t, c) { return x.row<T>(t)[c]; },
+//       [&](int j, T xi) { sum[j] += xi; });
 //
 // Read next: math.h.
 #pragma once
+#include <type_traits>
+
 #include "model/machine/group.h"
+#include "model/machine/launch.h"
 
 namespace duet {
 
-inline constexpr int kTileColumns = 64;
-// Of a row that goes through its own tiles: on a GPU a lane has 16 bytes of bf16.
-template <class Group>
-inline constexpr int kWideTile = Group::size == 1 ? kTileColumns : 8 * Group::size;
-
-HD int64_t tiles_of(int64_t cols) { return (cols + kTileColumns - 1) / kTileColumns; }
-HD int columns_of_tile(int64_t cols, int64_t first, int tile = kTileColumns) {
+HD int64_t tiles_of(int64_t cols, int tile) { return (cols + tile - 1) / tile; }
+HD int columns_of_tile(int64_t cols, int64_t first, int tile) {
   return int(cols - first < tile ? cols - first : tile);
 }
+
+// Row r of a launch of tiles: the n columns from `first` on of row `row`. On a GPU a lane has one.
+template <class Group> struct Tile {
+  static constexpr int columns = Group::size == 1 ? 64 : Group::size;
+  int64_t row;
+  int first, n;
+  HD Tile(int64_t r, int64_t cols)
+      : row(r / tiles_of(cols, columns)), first(int(r % tiles_of(cols, columns)) * columns),
+        n(columns_of_tile(cols, first, columns)) {}
+};
+
+// A launch of the tiles of so many rows, which have as many columns as x.
+template <class Op> void launch_tiles(Stream& stream, int64_t rows, const typename Op::Args& args) {
+  const int tile = stream.device().is_cuda() ? 32 : Tile<Serial>::columns;
+  launch<Op>(stream, rows * tiles_of(args.x.cols, tile), args);
+}
+
+// Of a row that goes through its own tiles: on a GPU a lane has 16 bytes of bf16.
+template <class Group>
+inline constexpr int kWideTile = Group::size == 1 ? Tile<Group>::columns : 8 * Group::size;
 
 // visit(j, i, x[i], ...) for this lane's columns i of the n <= tile of a tile; the j-th is where
 // its sum[j] is. A lane's are neighbours, read and written at once where the arrays' places allow
 // it.
-template <int tile = kTileColumns, class Group, class Visit, class... T>
+template <int tile, class Group, class Visit, class... T>
 HD void each_column(Group g, int n, Visit visit, T* __restrict... x) {
   if constexpr (Group::size == 1) {
     for (int i = 0; i < n; ++i) visit(i, i, x[i]...);
@@ -35,6 +55,40 @@ HD void each_column(Group g, int n, Visit visit, T* __restrict... x) {
     else
       for (int j = 0; j < each; ++j)
         if (first + j < n) visit(j, first + j, x[first + j]...);
+  }
+}
+
+template <class Group, class Visit, class... T>
+HD void each_column(Group g, const Tile<Group>& tile, Visit visit, T*... x) {
+  each_column<Tile<Group>::columns>(g, tile.n, visit, (x + tile.first)...);
+}
+
+// add(j, read(t, c)) for the rows t of begin .. end-1, ascending, and this lane's columns c of a
+// tile; the j-th is where its sum[j] is. On a GPU a lane reads `ahead` rows before it adds the
+// first, since a load takes as long as a hundred additions; sync() keeps the compiler from putting
+// it off until then.
+template <int ahead = 32, class Group, class Read, class Add>
+HD void down_columns(
+    Group g, const Tile<Group>& tile, int64_t begin, int64_t end, Read read, Add add) {
+  if constexpr (Group::size == 1) {
+    const auto rows = [&](auto n) {
+      for (int64_t t = begin; t < end; ++t)
+        for (int i = 0; i < int(n); ++i) add(i, read(t, tile.first + i));
+    };
+    constexpr std::integral_constant<int, Tile<Group>::columns> whole{};
+    tile.n == whole ? rows(whole) : rows(tile.n);
+  } else {
+    const int c = tile.first + (g.lane() < tile.n ? g.lane() : 0);
+    ROW_UNROLL(1)
+    for (; begin + ahead <= end; begin += ahead) {
+      decltype(read(begin, c)) values[ahead];
+      ROW_UNROLL(ahead)
+      for (int k = 0; k < ahead; ++k) values[k] = read(begin + k, c);
+      g.sync();
+      ROW_UNROLL(ahead)
+      for (int k = 0; k < ahead; ++k) add(0, values[k]);
+    }
+    if constexpr (ahead > 1) down_columns<ahead / 2>(g, tile, begin, end, read, add);
   }
 }
 

@@ -139,8 +139,8 @@ struct RouterF {
 };
 
 // What `run` tokens of a sequence add to its balance loss: how often each expert is in plain_idx,
-// and its shares of the affinities, added in the order of the tokens. A row of the launch is a tile
-// of experts of a run. On the CPU a sequence is one run; on a GPU it is many, or its tokens would
+// and its shares of the affinities, added in the order of the tokens. A launch of
+// tiles of each run. On the CPU a sequence is one run; on a GPU it is many, or its tokens would
 // wait for one another.
 struct BalanceSums {
   static constexpr bool acc_only = true;
@@ -152,25 +152,30 @@ struct BalanceSums {
     int64_t seq_len, run;
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const int64_t tiles = tiles_of(a.x.cols), runs = (a.seq_len + a.run - 1) / a.run;
-    const int64_t nth = r / tiles, first = r % tiles * kTileColumns, sequence = nth / runs,
-                  begin = nth % runs * a.run,
-                  end = begin + a.run < a.seq_len ? begin + a.run : a.seq_len;
-    const int n = columns_of_tile(a.x.cols, first), topk = int(a.plain_idx.cols);
-    T count[kTileColumns / Group::size] = {}, sum[kTileColumns / Group::size] = {};
-    for (int64_t t = sequence * a.seq_len + begin; t < sequence * a.seq_len + end; ++t) {
-      const T share = T(1) / *a.total.row<T>(t);
-      each_column(
-          g, n, [&](int j, int, const T& si) { sum[j] += si * share; },
-          a.x.row<const T>(t) + first);
-      for (int k = 0; k < topk; ++k) {
-        const int chosen = int(a.plain_idx.row<int32_t>(t)[k] - first);
-        each_column(g, n, [&](int j, int i) { count[j] += T(i == chosen); });
-      }
-    }
-    T* out = a.sums.row<T>(nth) + first;
+    const Tile<Group> tile(r, a.x.cols);
+    const int64_t runs = (a.seq_len + a.run - 1) / a.run, sequence = tile.row / runs * a.seq_len,
+                  begin = sequence + tile.row % runs * a.run,
+                  end = std::min(begin + a.run, sequence + a.seq_len);
+    constexpr int of_lane = Tile<Group>::columns / Group::size;
+    T count[of_lane] = {}, sum[of_lane] = {};
+    struct Values {
+      T affinity, total;
+    };
+    down_columns(
+        g, tile, begin, end,
+        [&](int64_t t, int c) {
+          return Values{a.x.row<T>(t)[c], *a.total.row<T>(t)};
+        },
+        [&](int j, const Values& v) { sum[j] += v.affinity * (T(1) / v.total); });
+    for (int k = 0; k < a.plain_idx.cols; ++k)
+      down_columns(
+          g, tile, begin, end,
+          [&](int64_t t, int c) { return T(a.plain_idx.row<int32_t>(t)[k] == c); },
+          [&](int j, T chosen) { count[j] += chosen; });
+    T* out = a.sums.row<T>(tile.row);
     each_column(
-        g, n, [&](int j, int, T& ci, T& si) { ci = count[j], si = sum[j]; }, out, out + a.x.cols);
+        g, tile, [&](int j, int, T& ci, T& si) { ci = count[j], si = sum[j]; }, out,
+        out + a.x.cols);
   }
 };
 
@@ -189,14 +194,21 @@ struct BalanceLossF {
     const int experts = int(a.f.cols);
     T* f = a.f.row<T>(r);
     T* __restrict p = a.p.row<T>(r);
-    for (int i = g.lane(); i < experts; i += Group::size) {
-      T count = 0, sum = 0;
-      for (int64_t run = r * a.runs; run < (r + 1) * a.runs; ++run) {
-        count += a.x.row<T>(run)[i];
-        sum += a.x.row<T>(run)[experts + i];
-      }
-      f[i] = count;
-      p[i] = sum;
+    struct Values {
+      T count, share;
+    };
+    for (int64_t nth = 0; nth < tiles_of(experts, Tile<Group>::columns); ++nth) {
+      const Tile<Group> tile(nth, experts);
+      constexpr int of_lane = Tile<Group>::columns / Group::size;
+      T count[of_lane] = {}, sum[of_lane] = {};
+      down_columns(
+          g, tile, r * a.runs, (r + 1) * a.runs,
+          [&](int64_t run, int c) {
+            return Values{a.x.row<T>(run)[c], a.x.row<T>(run)[experts + c]};
+          },
+          [&](int j, const Values& v) { count[j] += v.count, sum[j] += v.share; });
+      each_column(
+          g, tile, [&](int j, int, T& fi, T& pi) { fi = count[j], pi = sum[j]; }, f, p);
     }
     T loss = 0;
     for (int i = g.lane(); i < experts; i += Group::size) {
