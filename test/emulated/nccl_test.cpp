@@ -306,7 +306,7 @@ std::vector<std::string> train(const Job& job, const RunOptions& options, int gp
   return bits;
 }
 
-TEST_F(NcclTrainer, EveryScheduleInManyLayoutsHasTheBitsOfOneRank) {
+TEST_F(NcclTrainer, EveryScheduleInSomeLayoutHasTheBitsOfOneRank) {
   TrainOptions o;
   o.preset = "tiny";
   o.data = words_;
@@ -321,7 +321,7 @@ TEST_F(NcclTrainer, EveryScheduleInManyLayoutsHasTheBitsOfOneRank) {
   o.val_sequences = 2;
   const Job one = make_job(o);
   const std::vector<std::string> bits = train(one, one.run, 1);
-  for (uint32_t n = 0; n < 2 * schedule_kinds().size(); ++n) {
+  for (uint32_t n = 0; n < schedule_kinds().size(); ++n) {
     const Job job = make_job(nth_layout(o, n));
     const int ranks = job.run.ranks;
     EXPECT_EQ(train(job, over_nccl(ranks), ranks), bits) << text_of(job.options);
