@@ -380,5 +380,13 @@ TEST_F(AnalyzeTest, OfARecordedRunSaysWhatItsLastLineSaid) {
   EXPECT_NE(text.find("dispatch F, for experts F"), std::string::npos) << text;
 }
 
+TEST_F(AnalyzeTest, OfADamagedRecordingNothingStays) {
+  std::string file;
+  const auto record = [&](const std::string& f, std::ostream&) { std::ofstream(file = f) << "{"; };
+  std::ostringstream out;
+  EXPECT_THROW(analyze_command({}, record, out), UsageError);
+  EXPECT_FALSE(fs::exists(file)) << file;
+}
+
 }  // namespace
 }  // namespace duet

@@ -1,14 +1,13 @@
 // See analyze_command.h.
 #include "pipeline/insight/trace/analyze_command.h"
 
-#include <unistd.h>
-
-#include <filesystem>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <sstream>
 
 #include "model/base/command_line.h"
+#include "model/base/temporary_folder.h"
 #include "pipeline/checkpoint/durable.h"
 #include "pipeline/insight/pictures/timeline.h"
 #include "pipeline/insight/trace/report.h"
@@ -17,15 +16,14 @@ namespace duet {
 
 void analyze_command(const AnalyzeOptions& options, const RecordRun& record, std::ostream& out) {
   AnalyzeOptions o = options;
-  const bool demonstration = o.traces.empty();
-  if (demonstration) {
+  std::optional<TemporaryFolder> folder;
+  if (o.traces.empty()) {
     std::ostringstream lines;
-    o.traces = {std::filesystem::temp_directory_path() / cat("duet-trace-", getpid(), ".json")};
+    o.traces = {folder.emplace().path + "/trace.json"};
     record(o.traces[0], o.format == Format::text ? out : lines);
     if (o.format == Format::text) out << "\n";
   }
   const Analysis analysis = analyze(o);
-  if (demonstration) std::filesystem::remove(o.traces[0]);
   if (!o.profile.empty()) {
     FileWriter file(o.profile);
     file.write(profile_json(analysis));
