@@ -251,8 +251,7 @@ TEST(PlanValidate, AStagesTimeIsItsRanksChunksTogether) {
     "layout": {"pp": 2, "schedule": "interleaved", "virtual_stages": 3},
     "measured": {"bubble_rate": 0.1},
     "stage_times_ms": {"F": 30, "B": 15, "W": 6, "comm": 1}})",
-                                   "r"),
-      "r");
+      "r"));
   ASSERT_EQ(r.profile.value().stages.size(), 6u);
   EXPECT_NEAR(r.profile->stages[1].F, 0.01, 1e-12);
   EXPECT_NEAR(r.profile->stages[1].FB, 0.017, 1e-12);

@@ -69,13 +69,13 @@ void read_measured(const Fields& f, Record& r) {
 
 }  // namespace
 
-Record read_record(const Json& json, const std::string& where) {
-  const Fields f(json, where);
+Record read_record(const Json& json) {
+  const Fields f(json);
   Record r;
   r.id = f.text("id"), r.suite = f.text("suite");
   const Fields hardware = f.object("hardware"), batch = f.object("batch");
   PlanJob& job = r.job;
-  job.model = read_published_model(f.at("model"), f.where() + ": model");
+  job.model = read_published_model(f.at("model"));
   const std::string gpu = hardware.text("gpu");
   const double hbm = hardware.number_or("hbm_gb", 0, 1, 4000) * 1e9;
   job.cluster = find_cluster(gpu == "H100" && hbm == 96e9 ? "h100-96g" : gpu);

@@ -175,7 +175,7 @@ Validation validate(const std::string& path) {
     std::string id = cat("records[", v.records.size() + v.unpredicted.size(), "]");
     try {
       id = record.at("id").string();
-      Record r = read_record(record, id);
+      Record r = read_record(record);
       predict_record(r);
       v.records.push_back(std::move(r));
     } catch (const UsageError& error) {

@@ -63,7 +63,7 @@ struct Record {
 };
 
 // Throws UsageError for what the schema does not allow.
-Record read_record(const Json& json, const std::string& where);
+Record read_record(const Json& json);
 
 struct Validation {
   std::vector<Record> records;
