@@ -150,7 +150,7 @@ std::vector<Row> rows_of(const CompareOptions& options) {
   const int64_t sequences = data_parallel_ranks(o) * o.microbatches * o.micro_batch_size;
   std::vector<std::string> schedules = options.schedules, layouts = options.layouts;
   if (schedules.empty() && layouts.empty()) {
-    for (const ScheduleKind& kind : schedule_kinds()) schedules.push_back(kind.name);
+    schedules = split(schedule_names());
     if (find_launch().ranks == 1) layouts = split(kLayouts, ';');
   }
 
