@@ -44,8 +44,9 @@ void add_analyze_command(CLI::App& duet, int&, RecordRun record) {
       "svg: the timeline");
   cli.text("--classify", o->rules,
       "JSON file of rules that say what is communication, tried before the built-in ones");
-  cli.choice("--class-by", o->class_by, {std::string("name"), std::string("annotation")},
-      std::identity(),
+  cli.choice(
+      "--class-by", o->by_annotation, {false, true},
+      [](bool annotation) { return annotation ? "annotation" : "name"; },
       "name: by kernels' names; annotation: also what dispatch and combine launch");
   cli.number("--top", o->top, 0, 1 << 20, "conflict points listed; 0: ten in text, all in JSON");
   cli.text("--profile", o->profile, "write the costs of components to this JSON file");
