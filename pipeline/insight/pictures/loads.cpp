@@ -94,14 +94,11 @@ Sums parse_layers(const Json& json, const std::string& where) {
         sum[layer][e] += checked_load(loads[e].number(), cat(where, ", layer ", layer));
     }
   };
-  const Json::Array outer = json.items();
-  const auto holds = [](const Json::Array& a, bool arrays) {
-    return !a.empty() && a[0].is_array() == arrays;
-  };
-  if (holds(outer, true) && holds(outer[0].items(), true))
-    for (const Json& step : outer) add(step.items());
+  const auto nested = [](const Json& j) { return !j.items().empty() && j.items()[0].is_array(); };
+  if (nested(json) && nested(json.items()[0]))
+    for (const Json& step : json.items()) add(step.items());
   else
-    add(holds(outer, false) ? Json::Array{json} : outer);
+    add(nested(json) || json.items().empty() ? json.items() : Json::Array{json});
   return sum;
 }
 
