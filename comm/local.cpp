@@ -48,9 +48,9 @@ struct LocalMessage : Message {
 };
 
 // What the ranks of a process share: where sides wait for their other sides, and the links.
-class Process {
+class Switchboard {
  public:
-  explicit Process(const RunOptions& options) : links(options.link, options.ranks) {}
+  explicit Switchboard(const RunOptions& options) : links(options.link, options.ranks) {}
   Links links;
 
   // The other side of m if it has been posted, else m is left here and null returned.
@@ -85,9 +85,9 @@ class Process {
 
 class LocalTransport final : public Transport {
  public:
-  LocalTransport(int rank, const RunOptions& options, std::shared_ptr<Process> process)
+  LocalTransport(int rank, const RunOptions& options, std::shared_ptr<Switchboard> switchboard)
       : Transport(std::make_shared<RankState>(rank, options.ranks, options, rank)),
-        process_(std::move(process)) {}
+        switchboard_(std::move(switchboard)) {}
 
   std::unique_ptr<Message> make(const Side& side, Stream* after) override {
     auto m = std::make_unique<LocalMessage>(*this, side, after);
@@ -102,7 +102,7 @@ class LocalTransport final : public Transport {
 
   void post(Message& posted) override {
     auto& m = static_cast<LocalMessage&>(posted);
-    LocalMessage* other = process_->match(m);
+    LocalMessage* other = switchboard_->match(m);
     m.posted = true;
     if (!other) return;
     LocalMessage &send = m.side.send ? m : *other, &recv = m.side.send ? *other : m;
@@ -112,7 +112,7 @@ class LocalTransport final : public Transport {
   }
 
   void cancel(Message& m) override {
-    if (process_->remove(static_cast<LocalMessage&>(m))) return;
+    if (switchboard_->remove(static_cast<LocalMessage&>(m))) return;
     while (!m.met) std::this_thread::yield();  // matched: the other side is copying
   }
 
@@ -127,8 +127,8 @@ class LocalTransport final : public Transport {
   void copy(LocalMessage& send, LocalMessage& recv) {
     const Bytes from = send.side.memory;
     if (state->link.emulated())
-      send.arrival = recv.arrival =
-          process_->links.send(send.state.rank, recv.state.rank, int64_t(from.size()), clock_ns());
+      send.arrival = recv.arrival = switchboard_->links.send(
+          send.state.rank, recv.state.rank, int64_t(from.size()), clock_ns());
     if (!from.empty()) memcpy(recv.side.memory.data(), from.data(), from.size());
   }
 
@@ -144,17 +144,17 @@ class LocalTransport final : public Transport {
     send.gpu->copied = recv.gpu->copied = record(lane);
   }
 
-  const std::shared_ptr<Process> process_;
+  const std::shared_ptr<Switchboard> switchboard_;
   std::weak_ptr<GpuLink> link_;  // while there are Channels
 };
 
 }  // namespace
 
 std::vector<std::unique_ptr<Transport>> make_local_ranks(const RunOptions& options) {
-  const auto process = std::make_shared<Process>(options);
+  const auto switchboard = std::make_shared<Switchboard>(options);
   std::vector<std::unique_ptr<Transport>> ranks;
   for (int r = 0; r < options.ranks; r++)
-    ranks.push_back(with_nccl(std::make_unique<LocalTransport>(r, options, process), options));
+    ranks.push_back(with_nccl(std::make_unique<LocalTransport>(r, options, switchboard), options));
   return ranks;
 }
 

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "comm/transport.h"
+#include "model/base/hash.h"
 #include "model/base/memory_short.h"
 #include "model/base/text.h"
 #include "model/machine/gemm_cpu.h"
@@ -178,10 +179,10 @@ std::string processor_features() {
 }
 
 // Of the program's file; the same for all where the system does not show it.
-size_t program_hash() {
+uint64_t program_hash() {
   std::ostringstream program;
   program << std::ifstream("/proc/self/exe", std::ios::binary).rdbuf();
-  return std::hash<std::string>()(program.str());
+  return checksum(program.str());
 }
 
 }  // namespace

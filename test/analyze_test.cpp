@@ -134,15 +134,15 @@ TEST_F(AnalyzeTest, RulesAddAndOverride) {
   t.kernel("my_a2a_kernel", 27, 0, 10'000).kernel("nccl_but_local", 7, 0, 10'000);
   t.kernel("cast", 27, 20'000, 30'000, 5'000);
   const std::string trace = write("t.json", t.text());
-  const auto kernels = [&](const std::string& rules, const std::string& by = "name") {
-    AnalyzeOptions o{.traces = {trace}, .class_by = by};
+  const auto kernels = [&](const std::string& rules, bool by_annotation = false) {
+    AnalyzeOptions o{.traces = {trace}, .by_annotation = by_annotation};
     if (!rules.empty()) o.rules = write("rules.json", rules);
     const Analysis a = analyze(o);
     return std::vector<int64_t>(a.ranks[0].measure.kernels, a.ranks[0].measure.kernels + 3);
   };
   using K = std::vector<int64_t>;
   EXPECT_EQ(kernels(""), (K{2, 1, 0}));
-  EXPECT_EQ(kernels("", "annotation"), (K{1, 2, 0}));
+  EXPECT_EQ(kernels("", true), (K{1, 2, 0}));
   EXPECT_EQ(kernels(R"({"rules":[{"name":"^my_a2a","class":"communication"}]})"), (K{1, 2, 0}));
   EXPECT_EQ(kernels(R"([{"name":"nccl_but","class":"compute"}])"), (K{3, 0, 0}));
   EXPECT_EQ(kernels(R"([{"annotation":"^combine","class":"memory"}])"), (K{1, 1, 1}));
@@ -378,6 +378,14 @@ TEST_F(AnalyzeTest, OfARecordedRunSaysWhatItsLastLineSaid) {
                                                                      << text;
   EXPECT_NE(text.find("collectives matched over ranks"), std::string::npos) << text;
   EXPECT_NE(text.find("dispatch F, for experts F"), std::string::npos) << text;
+}
+
+TEST_F(AnalyzeTest, OfADamagedRecordingNothingStays) {
+  std::string file;
+  const auto record = [&](const std::string& f, std::ostream&) { std::ofstream(file = f) << "{"; };
+  std::ostringstream out;
+  EXPECT_THROW(analyze_command({}, record, out), UsageError);
+  EXPECT_FALSE(fs::exists(file)) << file;
 }
 
 }  // namespace

@@ -236,10 +236,10 @@ TEST_F(CommandLine, WhatIsTooLargeToReadWholeIsRefused) {
 
 TEST_F(CommandLine, LoadsOfAPlanAreChecked) {
   write("l.json", "[-1]");
-  expect_refused("plan --loads l.json", {"l.json: expected a number in 0 ..", "found -1"}, 1);
+  expect_refused("plan --loads l.json", {"l.json, layer 0: expected a load", "found -1"}, 1);
   for (const char* none : {"[]", "{\"weight\": []}"}) {
     write("l.json", none);
-    expect_refused("plan --loads l.json", {"l.json: expected 256 tokens", "found 0"}, 1);
+    expect_refused("plan --loads l.json", {"l.json: expected at least one layer", "found none"}, 1);
   }
 }
 

@@ -88,7 +88,7 @@ TEST_F(EplbCommand, WrongDumpsAreNamed) {
   EXPECT_EQ(
       error("[[[1,2]],[[1]]]"), "d, layer 0: found 1 experts, allowed: 2 like the first step");
   EXPECT_EQ(error("[]"), "d: expected at least one layer of at least one expert, found none");
-  EXPECT_EQ(error("[1,2]"), "d: expected an array, found 1");
+  EXPECT_EQ(error("[1,[2]]"), "d: expected a number, found [2]");
   EXPECT_EQ(
       error("[[3e38],[3e38],[-1]]"), "d, layer 2: expected a load, a finite number >= 0, found -1");
   EXPECT_EQ(error("layer_id,expert_id\n1,2\n"), "d: line 1: expected a column count, found none");

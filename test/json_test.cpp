@@ -140,6 +140,8 @@ TEST(Json, NumbersHaveBounds) {
   EXPECT_EQ(j.at("x").number(0, 3), 2.5);
   EXPECT_EQ(
       error_of([&] { j.at("x").number(0, 2); }), "f: x: expected a number in 0 .. 2, found 2.5");
+  EXPECT_EQ(
+      error_of([&] { j.at("x").number(3); }), "f: x: expected a number of at least 3, found 2.5");
   EXPECT_EQ(error_of([&] { j.at("n").integer(0, 9); }),
       "f: n: expected an integer in 0 .. 9, found 9223372036854775807");
 }

@@ -3,9 +3,7 @@
 // change not one bit of loss, gradient norm, weights and moments. One rank is the reference.
 #include <gtest/gtest.h>
 
-#include <random>
-
-#include "pipeline/train/job.h"
+#include "test/layouts.h"
 #include "test/run_testing.h"
 
 namespace duet {
@@ -18,96 +16,49 @@ class Layouts : public RunTest {
     TrainOptions o = options(out, steps);
     o.model = parse_sizes("n_layers=8");
     o.microbatches = 16;
+    o.micro_batch_size = 1;
     o.segment_tokens = segment;  // the sequences of 16 tokens have three
     o.comm_timeout = 60;
     return o;
-  }
-  static void spread(TrainOptions& o, const char* schedule, int64_t dp, int64_t ep, int64_t pp,
-      int64_t micro_batch_size) {
-    o.schedule = schedule;
-    o.dp = dp;
-    o.ep = ep;
-    o.pp = pp;
-    o.micro_batch_size = micro_batch_size;
-    o.microbatches = 16 / dp / micro_batch_size;
-  }
-  static void replicas_that_move(TrainOptions& o) {
-    o.redundant_experts = o.ep == 1 ? 2 : o.ep;
-    o.eplb_interval = 2;
-    o.eplb_threshold = 1;
-  }
-  static bool legal(const TrainOptions& o) {
-    try {
-      TrainOptions copy = o;
-      copy.out.clear();
-      make_job(copy);
-      return true;
-    } catch (const UsageError&) {
-      return false;
-    }
   }
 };
 
 TEST_F(Layouts, EveryScheduleInEveryLayoutHasTheBitsOfOneRank) {
   run(batch("one", 3));
   const auto one = numbers("one");
+  std::mt19937 rng(5);
   int tried = 0;
   for (const ScheduleKind& kind : schedule_kinds())
-    for (int64_t pp : {1, 2, 4})
-      for (int64_t dp : {1, 2, 4})
-        for (int64_t ep : {1, 2, 4}) {
-          if (ep > dp || pp * dp > 8 || (pp == 1 && std::string(kind.name) != "1f1b")) continue;
-          TrainOptions o = batch(cat(kind.name, "-", pp, dp, ep), 3);
-          spread(o, kind.name, dp, ep, pp, dp * pp == 8 ? 1 : 2 - tried % 2);
-          if (tried % 3 == 0) replicas_that_move(o);
-          if (!legal(o)) continue;
-          run(o);
-          EXPECT_EQ(numbers(cat(kind.name, "-", pp, dp, ep)), one)
-              << kind.name << ": pp " << pp << ", dp " << dp << ", ep " << ep;
-          ++tried;
-        }
-  EXPECT_GT(tried, 40);
+    for (TrainOptions o : layouts_of(batch("", 3), kind.name, rng)) {
+      const std::string out = cat(tried++);
+      o.out = path(out);
+      run(o);
+      EXPECT_EQ(numbers(out), one) << text_of(o);
+    }
+  EXPECT_EQ(tried, 15 * 6 + 9) << "DualPipe alone has no pp of 1";
 }
 
-TEST_F(Layouts, SoDoRandomOnesOverFiftySteps) {
-  std::mt19937 rng(5);
-  const auto pick = [&](std::initializer_list<int64_t> values) {
-    return *(values.begin() + rng() % values.size());
-  };
+// Fifty steps under each schedule, then many short ones.
+TEST_F(Layouts, SoDoRandomOnes) {
+  const uint32_t kinds = uint32_t(schedule_kinds().size());
   for (int64_t segment : {5, 128}) {
-    run(batch(cat("one", segment), 50, segment));
-    for (int tried = 0; tried < 3;) {
-      TrainOptions o = batch(cat(segment, "-", tried), 50, segment);
-      spread(o, schedule_kinds()[rng() % schedule_kinds().size()].name, pick({1, 2, 4}),
-          pick({1, 2, 4}), pick({1, 2, 4}), pick({1, 2, 4}));
-      if (o.dp * o.pp > 8 || o.dp % o.ep) continue;
-      if (rng() % 2) replicas_that_move(o);
-      o.overlap = rng() % 2;
-      if (!legal(o)) continue;
-      run(o);
-      EXPECT_EQ(numbers(cat(segment, "-", tried)), numbers(cat("one", segment)))
-          << o.schedule << ": pp " << o.pp << ", dp " << o.dp << ", ep " << o.ep << ", "
-          << o.micro_batch_size << " sequences, " << o.redundant_experts << " redundant";
-      ++tried;
-    }
+    run(batch(cat("50-", segment), 50, segment));
+    run(batch(cat("3-", segment), 3, segment));
+  }
+  for (uint32_t n = 0; n < 6 * kinds; ++n) {
+    const int64_t steps = n < kinds ? 50 : 3, segment = n % 2 ? 5 : 128;
+    const std::string out = cat(n);
+    TrainOptions o = nth_layout(batch(out, steps, segment), n);
+    run(o);
+    EXPECT_EQ(numbers(out), numbers(cat(steps, "-", segment))) << n << ": " << text_of(o);
   }
 }
 
 TEST_F(Layouts, ResumingUnderOtherLayoutsGoesOnWithTheSameBits) {
-  run(batch("whole", 8));
-  TrainOptions o = batch("parts", 0);
-  o.resume = true;
-  const struct {
-    const char* schedule;
-    int64_t dp, ep, pp, micro_batch_size;
-    bool replicas;
-  } parts[] = {{"1f1b", 1, 1, 1, 2, false}, {"dualpipe", 2, 2, 2, 1, true},
-      {"1f1b", 4, 4, 1, 2, true}, {"zbv", 1, 1, 4, 2, false}};
-  for (const auto& p : parts) {
-    o.steps += 2;
-    spread(o, p.schedule, p.dp, p.ep, p.pp, p.micro_batch_size);
-    o.redundant_experts = o.eplb_interval = 0;
-    if (p.replicas) replicas_that_move(o);
+  run(batch("whole", 19));
+  for (uint32_t n = 0; n < 10; ++n) {
+    TrainOptions o = nth_layout(batch("parts", 2 * n + 1), n);
+    o.resume = true;
     run(o);
   }
   EXPECT_EQ(numbers("parts"), numbers("whole"));
@@ -123,8 +74,8 @@ TEST_F(Layouts, OtherSegmentsAndSplitsAreOtherNumbers) {
   run(batch("longer", 3, INT32_MAX));
   EXPECT_EQ(numbers("longer"), numbers("sequence"));
   TrainOptions o = batch("token", 3);
-  spread(o, "1f1b", 2, 2, 1, 2);
-  o.redundant_experts = 2;
+  o.dp = o.ep = o.redundant_experts = 2;
+  o.microbatches = 8;
   o.eplb_interval = 1;
   o.eplb_threshold = 1;
   o.replica_split = ReplicaSplit::token;
@@ -137,7 +88,9 @@ TEST_F(Layouts, ForcedBalanceToo) {
   TrainOptions one = batch("one", 3), many = batch("many", 3);
   one.force_balanced_routing = many.force_balanced_routing = true;
   run(one);
-  spread(many, "dualpipev", 2, 2, 2, 2);
+  many.schedule = "dualpipev";
+  many.dp = many.ep = many.pp = many.micro_batch_size = 2;
+  many.microbatches = 4;
   run(many);
   EXPECT_EQ(numbers("many"), numbers("one"));
 }

@@ -9,8 +9,10 @@
 #include <algorithm>
 #include <map>
 #include <regex>
+#include <set>
 #include <thread>
 
+#include "test/layouts.h"
 #include "test/processes.h"
 #include "test/run_testing.h"
 
@@ -59,15 +61,14 @@ class MpiRun : public RunTest {
   }
   // What those options, and no others, are on the command line; dp follows from the processes.
   std::string command_line(const TrainOptions& o) const {
-    return cat("'", duet_,
-        "' train --device cpu --threads 1 --sample 0 --log-every 1 --preset tiny --model ",
-        o.model.text, " --data '", o.data, "' --seq-len ", o.seq_len, " --microbatches ",
-        o.microbatches, " --steps ", o.steps, " --decay-steps ", o.decay_steps, " --warmup-steps ",
-        o.warmup_steps, " --clip ", o.clip, " --val-sequences ", o.val_sequences, " --schedule ",
-        o.schedule, " --pp ", o.pp, " --ep ", o.ep, " --redundant-experts ", o.redundant_experts,
-        " --eplb-interval ", o.eplb_interval, " --eplb-threshold ", o.eplb_threshold,
-        " --checkpoint-every ", o.checkpoint_every, o.resume ? " --resume" : "", " --out '", o.out,
-        "'");
+    return cat("'", duet_, "' train --device cpu --threads ", o.threads,
+        " --sample 0 --log-every 1 --preset tiny --model ", o.model.text, " --data '", o.data,
+        "' --seq-len ", o.seq_len, " --microbatches ", o.microbatches, " --steps ", o.steps,
+        " --decay-steps ", o.decay_steps, " --warmup-steps ", o.warmup_steps, " --clip ", o.clip,
+        " --val-sequences ", o.val_sequences, " --schedule ", o.schedule, " --pp ", o.pp, " --ep ",
+        o.ep, " --redundant-experts ", o.redundant_experts, " --eplb-interval ", o.eplb_interval,
+        " --eplb-threshold ", o.eplb_threshold, " --checkpoint-every ", o.checkpoint_every,
+        o.resume ? " --resume" : "", " --out '", o.out, "'");
   }
   void kill_rank_2(Started& mpi, const std::string& log);
   void go_on(const TrainOptions& o, TrainOptions rest, TrainOptions whole);
@@ -75,14 +76,34 @@ class MpiRun : public RunTest {
   std::string duet_;
 };
 
-TEST_F(MpiRun, SchedulesHaveTheBitsOfThreads) {
-  run(options("threads", "1f1b", 1, 3));
-  for (const char* schedule : {"1f1b", "dualpipe", "dualpipev"}) {
-    const Ended e = run_command(mpirun(4) + command_line(options(schedule, schedule, 4, 3)));
-    ASSERT_EQ(e.status, 0) << e.output;
+// Each part goes on from the one before under the next schedule, in another layout.
+TEST_F(MpiRun, EveryScheduleInChangingLayoutsHasTheBitsOfOneRank) {
+  const uint32_t parts = 2 * uint32_t(schedule_kinds().size());
+  TrainOptions batch = options("one", "1f1b", 1, 2 * parts - 1);
+  batch.segment_tokens = 6;
+  batch.micro_batch_size = 1;
+  batch.microbatches = 16;
+  run(batch);
+  batch.out = path("parts");
+  batch.resume = true;
+  std::set<std::string> over_mpi;
+  for (uint32_t n = 0; n < parts; ++n) {
+    batch.steps = 2 * n + 1;  // experts move after a part's first step
+    const TrainOptions o = nth_layout(batch, n);
+    const int64_t ranks = o.pp * o.dp;
+    if (ranks == 1 || n % 5 == 4) {  // by threads
+      run(o);
+      continue;
+    }
+    const Ended e = run_command(cat(mpirun(int(ranks)), command_line(o), " --segment-tokens ",
+        o.segment_tokens, " --micro-batch-size ", o.micro_batch_size, " --dp ", o.dp, " --overlap ",
+        o.overlap ? "on" : "off"));
+    ASSERT_EQ(e.status, 0) << text_of(o) << "\n" << e.output;
     EXPECT_NE(e.output.find("MPI processes"), std::string::npos) << e.output;
-    EXPECT_EQ(bits(schedule), bits("threads")) << schedule;
+    over_mpi.insert(o.schedule);
   }
+  EXPECT_EQ(over_mpi.size(), schedule_kinds().size());
+  EXPECT_EQ(numbers("parts"), numbers("one"));
 }
 
 TEST_F(MpiRun, DataParallelRanksFollowFromTheProcessesAndHaveTheBitsOfThreads) {
@@ -124,19 +145,6 @@ TEST_F(MpiRun, ARankThatWasToldSomethingElseIsNamed) {
   TrainOptions other = o;
   other.data = write("other.txt", contents(o.data) + "x");
   refused(command_line(other), {"--data: rank 0 has", "rank 3 has", "tokens of hash"});
-}
-
-TEST_F(MpiRun, ResumingOnAnotherTransportGoesOnWithTheSameBits) {
-  run(options("whole", "1f1b", 1, 3));
-  TrainOptions o = options("parts", "dualpipe", 2, 1);
-  run(o);
-  o.resume = true;
-  o.steps = 2;
-  const Ended e = run_command(mpirun(2) + command_line(o));
-  ASSERT_EQ(e.status, 0) << e.output;
-  o.steps = 3;
-  run(o);
-  EXPECT_EQ(bits("parts"), bits("whole"));
 }
 
 // --- a killed rank -------------------------------------------------------------------------------

@@ -154,6 +154,12 @@ TEST(PlanCommand, LoadsCountAtEveryEp) {
   EXPECT_NEAR(imbalance(one, 1), 1, 1e-5);
   const std::string even = "[1, 1, 1, 1, 1, 1, 1, 1]";
   EXPECT_NEAR(imbalance("{\"weight\": [" + one + ", " + even + "]}", 8), (4.5 + 1) / 2, 1e-5);
+  EXPECT_NEAR(imbalance("layer_id,expert_id,count\n0,7,2\n", 8), 8, 1e-5) << "vLLM's dump";
+  EXPECT_NEAR(imbalance("9,1,1,1,1,1,1,1\n1,1,1,1,1,1,1,1\n", 8), (4.5 + 1) / 2, 1e-5);
+  const std::string step = R"("moe":[{"layer":1,"tokens_per_expert":[5,2,1,2,2,2,1,1]}]})";
+  EXPECT_NEAR(imbalance("{\"step\":1," + step + "\n{\"step\":2," + step + "\n", 8), 2.5, 1e-5);
+  EXPECT_EQ(plan_refusal([&] { imbalance("[[1, 2]]", 8); }),
+      "--loads: " + path + ": found 2 loads of a layer, allowed: the model's 8 routed experts");
   PlanOptions both = job_with("imbalance=2", "mixtral-8x7b");
   both.loads = path;
   expect_plan_refused([&] { run(both); }, {"--imbalance", "--loads"});
@@ -245,8 +251,7 @@ TEST(PlanValidate, AStagesTimeIsItsRanksChunksTogether) {
     "layout": {"pp": 2, "schedule": "interleaved", "virtual_stages": 3},
     "measured": {"bubble_rate": 0.1},
     "stage_times_ms": {"F": 30, "B": 15, "W": 6, "comm": 1}})",
-                                   "r"),
-      "r");
+      "r"));
   ASSERT_EQ(r.profile.value().stages.size(), 6u);
   EXPECT_NEAR(r.profile->stages[1].F, 0.01, 1e-12);
   EXPECT_NEAR(r.profile->stages[1].FB, 0.017, 1e-12);

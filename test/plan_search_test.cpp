@@ -2,6 +2,7 @@
 // by one.
 #include <algorithm>
 
+#include "model/base/text.h"
 #include "test/plan_testing.h"
 
 namespace duet {
@@ -37,9 +38,8 @@ class Everything {
  private:
   void schedules(PlanLayout l) {
     const int chunks = int(job_.model.layers + 2) / l.pp;
-    for (const char* name : {"gpipe", "1f1b", "interleaved", "zb1p", "zb-h2", "zb2p", "zbv",
-             "v-half", "v-min", "dualpipe", "dualpipev"})
-      for (int v = 1; v <= (std::string(name) == "interleaved" ? chunks : 1); ++v)
+    for (const std::string& name : split(planned_schedules()))
+      for (int v = 1; v <= (name == "interleaved" ? chunks : 1); ++v)
         for (int mbs : all_divisors(job_.batch))
           for (int zero : {0, 1, 2, 3})
             for (auto recompute : {Recompute::none, Recompute::selective, Recompute::full})

@@ -2,27 +2,17 @@
 // message of a refusal.
 #pragma once
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
 
-#include "model/base/check.h"
+#include "model/base/temporary_folder.h"
 
 namespace duet {
 
 namespace fs = std::filesystem;
-
-struct TemporaryFolder {
-  TemporaryFolder() : path((fs::temp_directory_path() / "duet-test-XXXXXX").string()) {
-    EXPECT_NE(mkdtemp(path.data()), nullptr);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  ~TemporaryFolder() { fs::remove_all(path); }
-  std::string path;
-};
 
 class FolderTest : public testing::Test {
  protected:

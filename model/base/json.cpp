@@ -174,7 +174,9 @@ int64_t Json::integer(int64_t lo, int64_t hi) const {
 double Json::number(double lo, double hi) const {
   expect(value_->is_number(), "a number");
   const auto x = value_->get<double>();
-  if (!(x >= lo && x <= hi)) fail(cat("a number in ", lo, " .. ", hi), dump());
+  if (!(x >= lo && x <= hi))
+    fail(hi == DBL_MAX ? cat("a number of at least ", lo) : cat("a number in ", lo, " .. ", hi),
+        dump());
   return x;
 }
 

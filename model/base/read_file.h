@@ -1,5 +1,5 @@
 // Reading a small file whole: text, CSV, JSON. Not what is large (data/open_file.h).
-// Read next: json.h.
+// Read next: temporary_folder.h.
 #pragma once
 #include <string>
 

@@ -1,8 +1,6 @@
 // See diff_command.h.
 #include "pipeline/checkpoint/diff_command.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -11,6 +9,7 @@
 #include <sstream>
 
 #include "model/base/command_line.h"
+#include "model/base/temporary_folder.h"
 #include "pipeline/checkpoint/checkpoint.h"
 
 namespace duet {
@@ -235,13 +234,9 @@ void print_json(const std::vector<TensorDiff>& diffs, double tolerance, std::ost
 
 // Of two dumps made on the spot.
 static bool demonstrate(DiffOptions o, const MakeDumps& make_dumps, std::ostream& out) {
-  const fs::path folder = fs::temp_directory_path() / cat("duet-diff-", getpid());
-  const std::shared_ptr<void> removed(nullptr, [&](void*) {
-    std::error_code ignored;
-    fs::remove_all(folder, ignored);
-  });
+  const TemporaryFolder folder;
   std::ostringstream unheard;
-  const auto [a, b] = make_dumps(folder.string(), o.format == Format::json ? unheard : out);
+  const auto [a, b] = make_dumps(folder.path, o.format == Format::json ? unheard : out);
   o.a = a;
   o.b = b;
   if (o.format == Format::text) out << "\n";

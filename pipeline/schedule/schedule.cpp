@@ -135,6 +135,13 @@ const std::vector<ScheduleKind>& schedule_kinds() {
   return kinds;
 }
 
+std::string schedule_names() {
+  std::string names;
+  for (const ScheduleKind& kind : schedule_kinds())
+    names += cat(names.empty() ? "" : ", ", kind.name);
+  return names;
+}
+
 Schedule make_schedule(const std::string& name, const ScheduleSize& size) {
   if (is_schedule_file(name)) {
     Schedule s = read_csv(read_file(name), file_name(name));
@@ -153,13 +160,10 @@ Schedule make_schedule(const std::string& name, const ScheduleSize& size) {
       stages * size.microbatches * kActionBytes >> 30,
       " GiB, allowed: products of the three up to ", kMostActions, ", ",
       kMostActions * kActionBytes >> 30, " GiB");
-  std::string names;
-  for (const ScheduleKind& kind : schedule_kinds()) {
+  for (const ScheduleKind& kind : schedule_kinds())
     if (name == kind.name) return kind.make(size);
-    names += cat(kind.name, ", ");
-  }
-  throw UsageError(cat("--schedule: expected ", names,
-      "or a file that ends in .csv, or - for standard input, found ", shortened(name)));
+  throw UsageError(cat("--schedule: expected ", schedule_names(),
+      ", or a file that ends in .csv, or - for standard input, found ", shortened(name)));
 }
 
 bool is_schedule_file(const std::string& name) { return name == "-" || name.ends_with(".csv"); }

@@ -75,6 +75,7 @@ struct ScheduleKind {
   Schedule (*make)(const ScheduleSize&);
 };
 const std::vector<ScheduleKind>& schedule_kinds();  // in the order of their publication
+std::string schedule_names();                       // of these, with commas between
 
 // From a generator's name or from a file (whatever ends in .csv; "-" is standard input). For a
 // file, sizes that are not 0 must be the file's. Throws UsageError for an unknown name and for

@@ -1,16 +1,14 @@
 // See compare_command.h.
 #include "pipeline/train/compare_command.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <filesystem>
 #include <iostream>
 #include <ostream>
 #include <set>
 
 #include "model/base/command_line.h"
 #include "model/base/hash.h"
+#include "model/base/temporary_folder.h"
 #include "pipeline/checkpoint/diff_command.h"
 #include "pipeline/schedule/simulator.h"
 #include "pipeline/train/same_run.h"
@@ -96,15 +94,10 @@ std::string first_activation(const Row& reference, const Row& row) {
   const double floats = double(job.global_sequences()) * double(job.options.seq_len) *
       double(job.config.vocab_size + job.config.n_layers * job.config.d_model);
   if (floats > 1 << 28) return "not looked for: a dump would be over 1 GiB";
-  const auto folder = std::filesystem::temp_directory_path() / cat("duet-compare-", getpid());
-  std::filesystem::create_directories(folder);
-  const std::shared_ptr<void> removed(nullptr, [&](void*) {
-    std::error_code ignored;
-    std::filesystem::remove_all(folder, ignored);
-  });
+  const TemporaryFolder folder;
   std::vector<std::string> dumps;
   for (const Row* run : {&reference, &row}) {
-    dumps.push_back((folder / cat(dumps.size(), ".safetensors")).string());
+    dumps.push_back(cat(folder.path, "/", dumps.size(), ".safetensors"));
     run_ranks(run->job.run, [&](Comm& world) { train(run->job, world, row.step, dumps.back()); });
   }
   const std::string first = first_difference(dumps[0], dumps[1]);
@@ -157,7 +150,7 @@ std::vector<Row> rows_of(const CompareOptions& options) {
   const int64_t sequences = data_parallel_ranks(o) * o.microbatches * o.micro_batch_size;
   std::vector<std::string> schedules = options.schedules, layouts = options.layouts;
   if (schedules.empty() && layouts.empty()) {
-    for (const ScheduleKind& kind : schedule_kinds()) schedules.push_back(kind.name);
+    schedules = split(schedule_names());
     if (find_launch().ranks == 1) layouts = split(kLayouts, ';');
   }
 

@@ -40,9 +40,9 @@ std::unique_ptr<Event> Executor::now() const {
 }
 
 double Executor::idle() const {
-  const auto seconds = [](const Span& s) { return s.second->seconds() - s.first->seconds(); };
+  const auto seconds = [](const Stretch& s) { return s.second->seconds() - s.first->seconds(); };
   double waited = 0;
-  for (const Span& wait : waits_) waited += seconds(wait);
+  for (const Stretch& wait : waits_) waited += seconds(wait);
   return waited / seconds(whole_);
 }
 
@@ -106,7 +106,7 @@ Buf Executor::take(Tag::Kind kind, const Action& a) {
   if (const Request& request = found.mapped().request) {
     const Scope scope(context_.recorder, context_.stream(),
         {kind == Tag::F ? "RECV_F" : "RECV_B", "wait", a.stage, a.microbatch});
-    Span wait{now(), nullptr};
+    Stretch wait{now(), nullptr};
     pipeline_.wait(context_.stream(), request);
     wait.second = now();
     waits_.push_back(std::move(wait));

@@ -77,9 +77,9 @@ class Executor {
   std::map<std::tuple<Tag::Kind, int, int>, Result> results_;
   std::list<Result> sending_;
   // on the compute stream: of the whole run, and of each wait for a message
-  using Span = std::pair<std::unique_ptr<Event>, std::unique_ptr<Event>>;
-  Span whole_;
-  std::vector<Span> waits_;
+  using Stretch = std::pair<std::unique_ptr<Event>, std::unique_ptr<Event>>;
+  Stretch whole_;
+  std::vector<Stretch> waits_;
 };
 
 }  // namespace duet

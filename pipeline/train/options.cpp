@@ -9,6 +9,7 @@
 #include "model/base/command_line.h"
 #include "model/machine/device.h"
 #include "pipeline/schedule/layout.h"
+#include "pipeline/schedule/schedule.h"
 
 namespace duet {
 
@@ -120,8 +121,7 @@ void add_layout_options(Command& cli, TrainOptions& o) {
       policy_name, "how they are placed: the published algorithm, or with few moves");
   cli.number("--eplb-threshold", o.eplb_threshold, 0, 1,
       "no new placement while balancedness, mean / max load, is above");
-  cli.text("--schedule", o.schedule,
-      "gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, or a CSV file");
+  cli.text("--schedule", o.schedule, cat(schedule_names(), ", or a CSV file"));
   cli.number("--virtual-stages", o.virtual_stages, 1, kRanks, "of a rank under interleaved");
   cli.choice(
       "--overlap", o.overlap, {true, false}, [](bool on) { return on ? "on" : "off"; },

@@ -7,6 +7,7 @@
 #include "pipeline/train/generate.h"
 #include "pipeline/train/trainer.h"
 #include "test/emulated/testing.h"
+#include "test/layouts.h"
 #include "test/processes.h"
 #include "test/run_testing.h"
 
@@ -188,24 +189,30 @@ TEST_F(EmulatedRuns, ProcessesHaveTheBitsOfThreads) {
     EXPECT_NE(e.output.find("bits: " + b), std::string::npos) << b << "\n" << e.output;
 }
 
-TEST_F(EmulatedRuns, AResumedRunGoesOnWithTheSameBitsUnderAnotherSchedule) {
-  TrainOptions o = options("1f1b", 1, 3);
-  o.out = folder_ + "/whole";
+// Each part under the schedule after the next, in another layout, over NCCL or not.
+TEST_F(EmulatedRuns, AResumedRunGoesOnWithTheSameBitsInAnyLayout) {
+  const uint32_t kinds = uint32_t(schedule_kinds().size());
+  TrainOptions o = options("1f1b", 1, kinds);
+  o.model = parse_sizes("n_layers=4,vocab_size=257");
+  o.segment_tokens = 3;
+  o.micro_batch_size = 1;
+  o.microbatches = 8;
+  o.out = path("whole");
   {
     const Behaviour behaviour(nth(1));
     run(o);
   }
-  o.out = folder_ + "/parts";
+  o.out = path("parts");
   o.resume = true;
-  o.steps = 0;
-  for (const auto& [schedule, pp] : {std::pair("zb1p", 2), {"1f1b", 1}, {"dualpipev", 2}}) {
-    o.schedule = schedule;
-    o.pp = pp;
-    ++o.steps;
-    const Behaviour behaviour(nth(int(o.steps), 2));
-    run(o);
+  for (uint32_t n = 0; n < kinds; n += 2) {
+    o.steps = n + 1;                            // experts move after a part's first step
+    TrainOptions part = nth_layout(o, n + 10);  // experts on 2 and 4 ranks
+    const bool nccl = n != 2;
+    part.transport = nccl ? Wire::nccl : Wire::local;
+    const Behaviour behaviour(nth(int(n), nccl ? int(part.dp * part.pp) : 2));
+    run(part);
   }
-  EXPECT_EQ(bits("parts"), bits("whole"));
+  EXPECT_EQ(numbers("parts"), numbers("whole"));
 }
 
 TEST_F(EmulatedRuns, Bf16HasTheSameBitsEveryTime) {

@@ -2,10 +2,7 @@
 // published README. What the policies reach on random loads, and what becomes of plans while loads
 // drift, `make study` prints.
 //
-// Loads are JSON, [layers][experts] or steps of them, bare, as "weight" or as SGLang's
-// "logical_count"; CSV, a layer a row, or vLLM's with layer_id, expert_id, count; or a training
-// run's metrics.jsonl, summed over its steps like all that has steps. The last can also be drawn,
-// step by step (load_map.h).
+// Loads are read as loads.h says; a run's can also be drawn, step by step (load_map.h).
 // Read next: train/options.h.
 #pragma once
 #include <iosfwd>

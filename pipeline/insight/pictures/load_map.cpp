@@ -5,67 +5,13 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <sstream>
 
-#include "model/base/json.h"
 #include "moe/eplb.h"
 #include "pipeline/insight/pictures/svg.h"
 
 namespace duet {
 
 using Tokens = LayerHistory::Tokens;
-
-bool is_metrics(const std::string& text) {
-  const std::string line = text.substr(0, text.find('\n'));
-  return line.find("\"step\"") != std::string::npos && line.find("\"moe\"") != std::string::npos;
-}
-
-// Bounds of what a run writes.
-constexpr int64_t kMostTokens = int64_t(1) << 53, kMostSteps = 1'000'000'000, kMostLayers = 1 << 20;
-
-// Adds a step, which has as many tokens as those before.
-static void add_step(const Json& tokens, Tokens& steps) {
-  std::vector<double>& row = steps.emplace_back();
-  for (const Json& x : tokens.items()) row.push_back(double(x.integer(0, kMostTokens)));
-  const size_t allowed = std::max<size_t>(steps[0].size(), 1);
-  require(
-      row.size() == allowed, tokens.where(), ": found ", row.size(), " loads, allowed: ", allowed);
-}
-
-RunLoads read_metrics(const std::string& text, const std::string& path) {
-  RunLoads run;
-  std::istringstream file(text);
-  // a killed run's last line may be half of one
-  for (std::string line; std::getline(file, line) && !file.eof(); ++run.steps) {
-    const std::string where = cat(path, ": line ", run.steps + 1);
-    const Json json = Json::parse(line, where);
-    const int64_t step = json.at("step").integer(0, kMostSteps);
-    const Json::Array layers = json.at("moe").items();
-    if (run.steps == 0) {
-      require(!layers.empty(), where, ": moe: found no layer with experts, allowed: at least one");
-      run.first_step = step;
-      for (const Json& layer : layers)
-        run.layers.push_back({layer.at("layer").integer(0, kMostLayers)});
-    }
-    const int64_t allowed = run.first_step + run.steps;
-    require(step == allowed, where, ": step: found ", step, ", allowed: ", allowed);
-    require(layers.size() == run.layers.size(), where, ": moe: found ", layers.size(),
-        " layers, allowed: ", run.layers.size());
-    for (size_t i = 0; i < layers.size(); ++i) {
-      LayerHistory& layer = run.layers[i];
-      layers[i].at("layer").integer(layer.layer, layer.layer);
-      add_step(layers[i].at("tokens_per_expert"), layer.experts);
-      const auto ranks = layers[i].find("tokens_per_rank");
-      require(run.steps == 0 || !ranks == layer.ranks.empty(), where, ": tokens_per_rank: found ",
-          ranks ? "it" : "none", ", allowed: in all lines or in none");
-      if (ranks) add_step(*ranks, layer.ranks);
-      const auto replan = layers[i].find("replan");
-      if (replan && replan->at("moves").integer(0, kMostTokens) > 0) layer.moved.push_back(step);
-    }
-  }
-  require(run.steps > 0, path, ": found no whole line, allowed: at least one, of a step");
-  return run;
-}
 
 Tokens loads_in_order(const Tokens& experts, size_t ranks) {
   Tokens loads(experts.size(), std::vector<double>(ranks, 0));

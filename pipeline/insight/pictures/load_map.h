@@ -7,31 +7,11 @@
 // load / mean load of the step.
 // Read next: timeline.h.
 #pragma once
-#include <cstdint>
 #include <iosfwd>
-#include <string>
-#include <vector>
+
+#include "pipeline/insight/pictures/loads.h"
 
 namespace duet {
-
-struct LayerHistory {
-  using Tokens = std::vector<std::vector<double>>;
-  int64_t layer = 0;
-  Tokens experts;  // [steps, experts] that chose each logical expert
-  // [steps, ranks] that each expert-parallel rank computed; empty if ep is 1
-  Tokens ranks;
-  std::vector<int64_t> moved;  // steps after which experts moved
-};
-struct RunLoads {
-  int64_t first_step = 1;
-  int64_t steps = 0;
-  std::vector<LayerHistory> layers;  // with experts
-};
-
-bool is_metrics(const std::string& text);  // of a file, by its first line
-// Throws UsageError that names the file, the line and the member where it is not what duet train
-// writes.
-RunLoads read_metrics(const std::string& text, const std::string& path);
 
 // Loads of ranks if every expert lay on one, the experts in order. [steps, ranks]
 LayerHistory::Tokens loads_in_order(const LayerHistory::Tokens& experts, size_t ranks);

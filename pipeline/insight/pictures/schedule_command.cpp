@@ -116,13 +116,11 @@ Comparison compare(const ScheduleOptions& options, const ScheduleSize& size) {
     return make_entry(name, size, options.cost, true);
   };
   Comparison result{size, options.cost.stages[0], entry("1f1b").timing.makespan};
-  std::vector<std::string> names = split(options.schedule);
-  if (names.empty())
-    for (const ScheduleKind& kind : schedule_kinds()) names.push_back(kind.name);
-  for (const std::string& name : names) try {
+  const bool all = options.schedule.empty();
+  for (const std::string& name : split(all ? schedule_names() : options.schedule)) try {
       result.entries.push_back(entry(name));
     } catch (const UsageError& why) {
-      if (!options.schedule.empty()) throw;
+      if (!all) throw;
       result.left_out.push_back(why.what());
     }
   return result;
@@ -206,9 +204,7 @@ void add_schedule_command(CLI::App& duet, int&) {
       "draw, check and time a schedule; without options DualPipe, 8 ranks, 20 microbatches");
   const auto o = std::make_shared<ScheduleOptions>();
   cli.text("--schedule", o->schedule,
-      "gpipe, 1f1b, interleaved, zb1p, zbv, dualpipe, dualpipev, a CSV file, or - for one on "
-      "stdin; "
-      "default: dualpipe");
+      cat(schedule_names(), ", a CSV file, or - for one on stdin; default: dualpipe"));
   cli.number("--pp", o->pp, 0, 4096, "pipeline ranks; 0: 8, or the file's");
   cli.number(
       "--microbatches", o->microbatches, 0, 1 << 20, "per step; 0: 20 or 2 a rank, or the file's");

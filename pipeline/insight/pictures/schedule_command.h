@@ -15,7 +15,7 @@
 // the same ranks. The costs are then those of one pp-th of the model, and a stage that is 1/k of
 // the model costs pp/k times that. One activation counts as one microbatch in one pp-th of the
 // model.
-// Read next: load_map.h.
+// Read next: loads.h.
 #pragma once
 #include <iosfwd>
 #include <string>

@@ -83,8 +83,9 @@ const Json& own_clusters() {
   return all;
 }
 
-Cluster read(const Json& json, const std::string& where) {
-  const Fields f(json, where);
+Cluster read(const Json& json) {
+  const Fields f(json);
+  const std::string where = f.where();
   Cluster c;
   c.name = f.text("name"), c.source = f.text_or("source", ""), c.core = f.flag("core", false);
   std::vector<std::string> known = {"name", "source", "core"};
@@ -209,15 +210,14 @@ double all_to_all_seconds(const Cluster& c, const RankGroup& g, const TokenExcha
 
 Cluster find_cluster(const std::string& name) {
   std::string names;
-  if (const auto own = find_named(own_clusters(), name, names))
-    return read(*own, "clusters/" + lower(name) + ".json");
+  if (const auto own = find_named(own_clusters(), name, names)) return read(*own);
   require(name.find('.') != name.npos, "--cluster: found ", name, ", allowed: ", names,
       "or the path of a cluster file");
-  return read(Json::load(name), name);
+  return read(Json::load(name));
 }
 
 Cluster read_cluster(const std::string& text, const std::string& where) {
-  return read(Json::parse(text, where), where);
+  return read(Json::parse(text, where));
 }
 
 std::string write_cluster(const Cluster& c) {

@@ -1,13 +1,12 @@
-// Fields: a JSON object that is read field by field, with ranges and defaults on top of Json's own
-// errors. All of plan's files are read through it.
+// Fields: a JSON object that is read field by field, with defaults. All of plan's files are read
+// through it.
 //
-//   const Fields f(Json::load("cluster.json"), "cluster.json");
+//   const Fields f(Json::load("cluster.json"));
 //   cluster.sms = f.number("sms", 1, 1000);      // required
 //   if (f.has("name")) name = f.text("name");    // null counts as missing
 //
 // Read next: cluster.h.
 #pragma once
-#include <cmath>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -37,27 +36,21 @@ namespace duet {
 
 class Fields {
  public:
-  Fields(Json json, std::string where) : json_(std::move(json)), where_(std::move(where)) {}
-  const std::string& where() const { return where_; }
+  explicit Fields(Json json) : json_(std::move(json)) {}
+  std::string where() const { return json_.where(); }
   bool has(const std::string& key) const {
     const auto value = json_.find(key);
     return value && !value->is_null();
   }
   Json at(const std::string& key) const {
-    require(has(key), where_, ": ", key, " is missing");
+    require(has(key), where(), ": ", key, " is missing");
     return json_.at(key);
   }
   double number(const std::string& key, double lo, double hi) const {
-    const double value = at(key).number();
-    require(value >= lo && value <= hi, where_, ": ", key, ": expected a number, ", lo, " to ", hi,
-        ", found ", value);
-    return value;
+    return at(key).number(lo, hi);
   }
   int64_t integer(const std::string& key, int64_t lo, int64_t hi = int64_t(1) << 40) const {
-    const double value = number(key, double(lo), double(hi));
-    require(
-        value == std::floor(value), where_, ": ", key, ": expected a whole number, found ", value);
-    return int64_t(value);
+    return at(key).integer(lo, hi);
   }
   std::vector<int64_t> integers(const std::string& key) const {
     std::vector<int64_t> all;
@@ -77,11 +70,10 @@ class Fields {
   double number_or(const std::string& key, double otherwise, double lo, double hi) const {
     return has(key) ? number(key, lo, hi) : otherwise;
   }
-  Fields object(const std::string& key) const { return {at(key), where_ + ": " + key}; }
+  Fields object(const std::string& key) const { return Fields(at(key)); }
 
  private:
   Json json_;
-  std::string where_;
 };
 
 // The one of a table that has this "name", in any case; else their names are added to `names`.

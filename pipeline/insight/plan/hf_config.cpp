@@ -129,10 +129,10 @@ PlanModel sizes_of(const Fields& f) {
 
 }  // namespace
 
-PlanModel read_published_model(const Json& json, const std::string& where) {
-  PlanModel m = sizes_of({json, where});
+PlanModel read_published_model(const Json& json) {
+  PlanModel m = sizes_of(Fields(json));
   const std::string types = " gpt llama mixtral qwen3 moe gpt_oss deepseek_v2 deepseek_v3 ";
-  require(types.find(cat(' ', m.type, ' ')) != types.npos, where, ": type: found ", m.type,
+  require(types.find(cat(' ', m.type, ' ')) != types.npos, json.where(), ": type: found ", m.type,
       ", allowed:", types);
   if (m.type == "deepseek_v3" && m.experts == 256) m.groups = 8, m.topk_groups = 4;
   return m;
@@ -140,27 +140,27 @@ PlanModel read_published_model(const Json& json, const std::string& where) {
 
 PlanModel read_hf_config(const std::string& text, const std::string& where) {
   Json config = Json::parse(text, where);
-  if (Fields(config, where).has("text_config"))  // of a model of more than text, which counts first
+  if (Fields(config).has("text_config"))  // of a model of more than text, which counts first
     for (const auto& [key, value] : config.at("text_config").members()) config.set(key, value);
-  const std::string type = Fields(config, where).text("model_type");
+  const std::string type = Fields(config).text("model_type");
   const Json::Object defaults = defaults_of(type).members();
   std::vector<std::string> notes;
   for (const auto& [key, value] : defaults) {
-    const Fields f(config, where);
+    const Fields f(config);
     const bool may_be_null =
         key == "q_lora_rank" || key == "num_key_value_heads" || key == "sliding_window";
     if (f.has(own_key(f, key)) || (may_be_null && config.find(key))) continue;
     config.set(key, value);
     notes.push_back(cat(key, " is missing: ", value.dump(), ", the default of ", type));
   }
-  const auto missing = not_modelled(Fields(config, where));
+  const auto missing = not_modelled(Fields(config));
   require(!missing, where, ": ", type, " has ", missing.value_or(""),
       ", which is not modelled; allowed: models without it");
   std::string allowed;
   for (const auto& [name, _] : family_table("defaults").members()) allowed += cat(' ', name);
   require(!defaults.empty(), where, ": model_type: found ", type, ", allowed:", allowed);
   config.set("name", where);
-  const Fields f(config, where);
+  const Fields f(config);
   PlanModel m = sizes_of(f);
   m.notes = notes;
   if (m.gated && !m.kv_lora && !f.has("num_key_value_heads"))

@@ -36,9 +36,7 @@ constexpr Key kKeys[] = {{"dp", "data-parallel ranks; default: GPUs / (tp x pp x
         &PlanLayout::overlap_dp, 0, 1, -1},
     {"overlap-tp", "1: tensor-parallel communication hides; default: 1, which is never slower",
         &PlanLayout::overlap_tp, 0, 1, -1},
-    {"schedule",
-        "gpipe, 1f1b, interleaved, zb1p, zb-h2, zb2p, zbv, v-half, v-min, dualpipe, dualpipev, or "
-        "a CSV file"},
+    {"schedule", ", or a CSV file"},  // after planned_schedules
     {"split",
         "layers of each stage, e.g. 3,4,4,3 (in --layouts 3+4+4+3); not searched, default: even, "
         "what is left over in the middle"},
@@ -59,10 +57,12 @@ bool two_stages_a_rank(const std::string& schedule) {
 
 }  // namespace
 
+std::string planned_schedules() { return schedule_names() + ", zb-h2, zb2p, v-half, v-min"; }
+
 KeyValues layout_keys() {
   KeyValues keys;
   for (const Key& key : kKeys) {
-    const std::string help = key.help;
+    const std::string help = (key.help[0] == ',' ? planned_schedules() : "") + key.help;
     keys.push_back(
         {key.name, help.find("default: ") == help.npos ? help + "; default: searched for" : help});
   }

@@ -63,7 +63,8 @@ KeyValues read_layout_text(const std::string& text, const std::string& where);
 void set_layout(PlanLayout& layout, const std::string& key, const std::string& value);
 PlanLayout with_options(PlanLayout layout, const KeyValues& options);
 PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::string& where);
-KeyValues layout_keys();  // name, help
+KeyValues layout_keys();          // name, help
+std::string planned_schedules();  // make_schedule's and list_schedule's, with commas between
 
 // What becomes of a flag that is free. Hiding what can hide is never slower, so gradients and
 // tensor parallelism hide; that all-to-alls hide outside of a schedule's own pairs needs a

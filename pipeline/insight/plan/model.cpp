@@ -68,8 +68,7 @@ PlanModel find_model(const std::string& name) {
     names += cat(preset.name, ", ");
   }
   const Json table = Json::parse(public_models, "models/public.json");
-  if (const auto model = find_named(table, name, names))
-    return read_published_model(*model, lower(name));
+  if (const auto model = find_named(table, name, names)) return read_published_model(*model);
   const std::string inside = name + "/config.json";
   if (std::filesystem::is_directory(name)) return read_hf_config(read_file(inside), inside);
   require(name.find('.') != name.npos, "--model: found ", name, ", allowed: ", names,

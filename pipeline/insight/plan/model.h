@@ -61,6 +61,6 @@ PlanModel find_model(const std::string& name_or_path);
 // The text of a config.json; `where` names it.
 PlanModel read_hf_config(const std::string& text, const std::string& where);
 // The model of a published run (validate.h), whose sizes have names of their own.
-PlanModel read_published_model(const Json& json, const std::string& where);
+PlanModel read_published_model(const Json& json);
 
 }  // namespace duet

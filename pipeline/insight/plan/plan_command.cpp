@@ -9,6 +9,7 @@
 
 #include "model/base/command_line.h"
 #include "pipeline/checkpoint/durable.h"
+#include "pipeline/insight/pictures/loads.h"
 #include "pipeline/insight/plan/cluster.h"
 #include "pipeline/insight/plan/report.h"
 #include "pipeline/insight/plan/validate.h"
@@ -40,21 +41,13 @@ void write_file(const std::string& path, const std::string& text) {
 
 void print(std::ostream& out, const Json& json) { out << json.dump(1) << "\n"; }
 
-std::vector<std::vector<float>> read_loads(const std::string& path, int64_t experts) {
+Loads loads_of(const std::string& path, int64_t experts) {
   if (path.empty()) return {};
   require(experts > 0, "--loads: found with a model without routed experts");
-  const Json json = Json::load(path);
-  std::vector<std::vector<float>> layers;
-  for (const Json& layer : json.is_array() ? Json::Array{json} : json.at("weight").items()) {
-    layers.emplace_back();
-    for (const Json& load : layer.items()) layers.back().push_back(float(load.number(0, 1e30)));
-  }
-  if (layers.empty()) layers.emplace_back();
-  for (const std::vector<float>& loads : layers)
-    require(int64_t(loads.size()) == experts, "--loads: ", path, ": expected ", experts,
-        " tokens of each layer, one a routed expert, as [..] or {\"weight\": [[..], ..]}, found ",
-        loads.size());
-  return layers;
+  const Loads loads = read_loads(path);
+  require(int64_t(loads[0].size()) == experts, "--loads: ", path, ": found ", loads[0].size(),
+      " loads of a layer, allowed: the model's ", experts, " routed experts");
+  return loads;
 }
 
 // Which of the options is to blame that no layout is legal: one that leaves none by itself, or one
@@ -200,7 +193,7 @@ void plan_command(const PlanOptions& o, std::ostream& out) {
   require(o.loads.empty() || !o.layout.contains("imbalance"),
       "--imbalance: found with --loads, which have an imbalance of their own, allowed: one of "
       "them");
-  job.loads = read_loads(o.loads, job.model.experts);
+  job.loads = loads_of(o.loads, job.model.experts);
   PlanLayout free;
   if (!job.cluster.peak[size_t(Precision::bf16)]) {
     free.precision = Precision::fp32;
@@ -241,8 +234,7 @@ void add_plan_command(CLI::App& duet, int&) {
         "--" + key, [o, name = key](const std::string& value) { o->layout[name] = value; }, help);
   cli.text("--layouts", o->layouts, "layouts side by side, e.g. \"tp=8,pp=4; tp=4,pp=8\"");
   cli.text("--loads", o->loads,
-      "JSON: tokens of each routed expert, of one layer or of several, whose imbalances are "
-      "averaged");
+      cat("tokens of each routed expert, in layers whose imbalances are averaged: ", kLoadsFile));
   cli.number("--replicas", o->replicas, 0, 1 << 20,
       "physical experts a layer under EPLB; 0: one more a rank");
   cli.text("--profile", o->profile, "a cost profile to run the layout's schedule against");

@@ -57,25 +57,30 @@ PlanLayout read_layout(const Fields& f, const PlanModel& m, const std::string& p
 }
 
 void read_measured(const Fields& f, Record& r) {
-  for (const char* kind : {"step_s", "tokens_per_s", "tflops_per_gpu", "mfu", "bubble_rate"})
-    if (f.has(kind)) r.kind = kind, r.measured = f.number(kind, 0, 1e15);
-  if (f.flag("out_of_memory", false)) r.kind = "out_of_memory";
-  require(!r.kind.empty(), f.where(),
+  for (size_t k = 0; k < size_t(Measured::out_of_memory); ++k)
+    if (f.has(kMeasured[k])) r.kind = Measured(k), r.measured = f.number(kMeasured[k], 0, 1e15);
+  if (f.flag("out_of_memory", false)) r.kind = Measured::out_of_memory;
+  require(r.kind.has_value(), f.where(),
       ": expected one of step_s, tokens_per_s, tflops_per_gpu, mfu, bubble_rate, out_of_memory");
-  r.formula = f.text_or("flops_formula", ""), r.attention = f.text_or("flops_attention", "");
-  if (r.kind == "mfu") r.peak_flops = f.number("peak_tflops", 1, 1e5) * 1e12;
+  const std::string formula = f.text_or("flops_formula", ""),
+                    attention = f.text_or("flops_attention", "");
+  if (formula == "6N") r.formula = Flops::six_n;
+  if (formula == "6N+attention") r.formula = Flops::six_n_attention;
+  if (formula == "incl_recompute") r.formula = Flops::with_recompute;
+  if (attention == "full" || attention == "causal") r.causal = attention == "causal";
+  if (r.kind == Measured::mfu) r.peak_flops = f.number("peak_tflops", 1, 1e5) * 1e12;
   r.memory_gib = f.number_or("memory_gib", 0, 0, 1e4);
 }
 
 }  // namespace
 
-Record read_record(const Json& json, const std::string& where) {
-  const Fields f(json, where);
+Record read_record(const Json& json) {
+  const Fields f(json);
   Record r;
   r.id = f.text("id"), r.suite = f.text("suite");
   const Fields hardware = f.object("hardware"), batch = f.object("batch");
   PlanJob& job = r.job;
-  job.model = read_published_model(f.at("model"), f.where() + ": model");
+  job.model = read_published_model(f.at("model"));
   const std::string gpu = hardware.text("gpu");
   const double hbm = hardware.number_or("hbm_gb", 0, 1, 4000) * 1e9;
   job.cluster = find_cluster(gpu == "H100" && hbm == 96e9 ? "h100-96g" : gpu);

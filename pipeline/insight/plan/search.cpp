@@ -7,6 +7,8 @@
 #include <memory>
 #include <queue>
 
+#include "model/base/text.h"
+
 namespace duet {
 namespace {
 
@@ -30,9 +32,6 @@ std::vector<int> powers_in(int64_t n) {
 template <class T> std::vector<T> choice(T fixed, T free, std::vector<T> otherwise) {
   return fixed == free ? otherwise : std::vector<T>{fixed};
 }
-
-constexpr const char* kSchedules[] = {"1f1b", "gpipe", "interleaved", "zb1p", "zb-h2", "zb2p",
-    "zbv", "v-half", "v-min", "dualpipe", "dualpipev"};
 
 class Search {
  public:
@@ -207,7 +206,7 @@ class Search {
   }
 
   template <class Then> void for_schedules(PlanLayout l, Then then) {
-    std::vector<std::string> all(kSchedules, l.pp == 1 ? kSchedules + 1 : std::end(kSchedules));
+    std::vector<std::string> all = l.pp == 1 ? std::vector<std::string>{"1f1b"} : schedules_;
     if (fixed_.virtual_stages > 1) all = {"interleaved"};
     for (const std::string& name : choice(fixed_.schedule, {}, all)) {
       const bool chunks = name == "interleaved";
@@ -318,6 +317,7 @@ class Search {
   PlanJob quickest_;
   const PlanLayout& fixed_;
   const PlanLayout* wanted_;
+  const std::vector<std::string> schedules_ = split(planned_schedules());
   bool only_legal_ = false;
   SearchResult result_;
   struct {

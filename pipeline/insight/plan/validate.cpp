@@ -24,17 +24,13 @@ double bubble_rate(const Record& r) {
 
 // In the unit that was measured; where the source leaves the count of attention open, the nearer.
 double in_unit(const Record& r, double step) {
-  if (r.kind == "step_s") return step;
-  if (r.kind == "tokens_per_s") return double(r.job.batch * r.job.seq_len) / step;
-  const Flops formula = r.formula == "6N" ? Flops::six_n
-      : r.formula == "6N+attention"       ? Flops::six_n_attention
-      : r.formula == "incl_recompute"     ? Flops::with_recompute
-                                          : Flops::megatron;
+  if (r.kind == Measured::step_s) return step;
+  if (r.kind == Measured::tokens_per_s) return double(r.job.batch * r.job.seq_len) / step;
   const auto rate = [&](bool causal) {
-    const double flops = step_flops(r.job, formula, causal) / step / double(r.job.gpus);
-    return r.kind == "mfu" ? flops / r.peak_flops : flops / 1e12;
+    const double flops = step_flops(r.job, r.formula, causal) / step / double(r.job.gpus);
+    return r.kind == Measured::mfu ? flops / r.peak_flops : flops / 1e12;
   };
-  if (r.attention == "full" || r.attention == "causal") return rate(r.attention == "causal");
+  if (r.causal) return rate(*r.causal);
   const double full = rate(false), causal = rate(true);
   return std::abs(full - r.measured) < std::abs(causal - r.measured) ? full : causal;
 }
@@ -157,8 +153,9 @@ Json document_of(const Validation& v) {
   }
   for (const Record& r : v.records) {
     all.push_back(&r);
-    records.push(Json::object({{"id", r.id}, {"kind", r.kind}, {"predicted", r.predicted},
-        {"measured", r.ran() ? Json(r.measured) : Json()}, {"fits", r.fits}}));
+    records.push(Json::object(
+        {{"id", r.id}, {"kind", kMeasured[size_t(*r.kind)]}, {"predicted", r.predicted},
+            {"measured", r.ran() ? Json(r.measured) : Json()}, {"fits", r.fits}}));
   }
   for (const auto& [id, reason] : v.unpredicted)
     unpredicted.push(Json::object({{"id", id}, {"reason", reason}}));
@@ -175,7 +172,7 @@ Validation validate(const std::string& path) {
     std::string id = cat("records[", v.records.size() + v.unpredicted.size(), "]");
     try {
       id = record.at("id").string();
-      Record r = read_record(record, id);
+      Record r = read_record(record);
       predict_record(r);
       v.records.push_back(std::move(r));
     } catch (const UsageError& error) {

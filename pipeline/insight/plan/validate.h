@@ -21,6 +21,10 @@
 
 namespace duet {
 
+enum class Measured { step_s, tokens_per_s, tflops_per_gpu, mfu, bubble_rate, out_of_memory };
+inline constexpr const char* kMeasured[] = {  // as files have it
+    "step_s", "tokens_per_s", "tflops_per_gpu", "mfu", "bubble_rate", "out_of_memory"};
+
 // A record of a file of published training runs becomes a job and a layout; what it lacks is filled
 // in by rules:
 //   dp                  GPUs / (tp x pp x cp); tp, pp, cp, ep, etp: 1
@@ -46,24 +50,25 @@ struct Record {
   std::string id, suite, scan;  // scan: what it shares with other layouts of the same job
   PlanJob job;
   PlanLayout layout;
-  std::string kind;  // of what was measured: step_s, tokens_per_s, ..., out_of_memory
+  std::optional<Measured> kind;
   double measured = 0;
-  std::string formula, attention;  // of FLOP; "" where not stated
-  double peak_flops = 0;           // that an MFU is divided by
-  double memory_gib = 0;           // 0: not measured
+  Flops formula = Flops::megatron;
+  std::optional<bool> causal;  // what the formula counts of attention; empty: not stated
+  double peak_flops = 0;       // that an MFU is divided by
+  double memory_gib = 0;       // 0: not measured
   std::optional<CostProfile> profile;
   // what is predicted: in the unit of what was measured; seconds
   double predicted = 0, predicted_step = 0, predicted_gib = 0;
   bool fits = true;
 
-  bool ran() const { return kind != "out_of_memory"; }
-  bool is_bubble() const { return kind == "bubble_rate"; }
+  bool ran() const { return kind != Measured::out_of_memory; }
+  bool is_bubble() const { return kind == Measured::bubble_rate; }
   // in proportion: 1 / speed where a speed was measured
-  double measured_step() const { return kind == "step_s" ? measured : 1 / measured; }
+  double measured_step() const { return kind == Measured::step_s ? measured : 1 / measured; }
 };
 
 // Throws UsageError for what the schema does not allow.
-Record read_record(const Json& json, const std::string& where);
+Record read_record(const Json& json);
 
 struct Validation {
   std::vector<Record> records;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <random>
 
+#include "model/base/text.h"
 #include "moe/eplb.h"
 
 namespace duet {
@@ -61,8 +62,8 @@ std::vector<Change> what_if(const PlanJob& job, const Prediction& now, int64_t r
     const Prediction p = predict(job, changed);
     changes.push_back({what, p.step, p.fits});
   };
-  for (const char* schedule : {"1f1b", "interleaved", "zb1p", "zbv", "dualpipe", "dualpipev"}) {
-    if (l.pp == 1 || l.schedule == schedule) continue;
+  for (const std::string& schedule : split(schedule_names())) {
+    if (l.pp == 1 || l.schedule == schedule || schedule == "gpipe") continue;
     PlanLayout changed = l;
     set_layout(changed, "schedule", schedule);
     changed.virtual_stages = changed.schedule == "interleaved" ? 2 : 1;

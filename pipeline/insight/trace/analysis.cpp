@@ -97,7 +97,7 @@ std::vector<std::tuple<int32_t, int64_t, int64_t>> Analysis::most_time(size_t n)
 }
 
 Analysis analyze(const AnalyzeOptions& options) {
-  const Classifier classifier(options.rules, options.class_by == "annotation");
+  const Classifier classifier(options.rules, options.by_annotation);
   const double start = seconds_now();
   Analysis a;
   for (const std::string& file : files_of(options.traces))

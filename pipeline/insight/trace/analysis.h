@@ -14,7 +14,7 @@ struct AnalyzeOptions {
   std::vector<std::string> traces;  // files or folders; none: a demonstration
   Format format = Format::text;     // or json, svg
   std::string rules;                // --classify
-  std::string class_by = "name";    // or annotation
+  bool by_annotation = false;       // classify.h
   int top = 0;                      // conflict points listed; 0: ten in text, all in JSON
   std::string profile;              // file; empty: none
 };

@@ -1,14 +1,13 @@
 // See analyze_command.h.
 #include "pipeline/insight/trace/analyze_command.h"
 
-#include <unistd.h>
-
-#include <filesystem>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <sstream>
 
 #include "model/base/command_line.h"
+#include "model/base/temporary_folder.h"
 #include "pipeline/checkpoint/durable.h"
 #include "pipeline/insight/pictures/timeline.h"
 #include "pipeline/insight/trace/report.h"
@@ -17,15 +16,14 @@ namespace duet {
 
 void analyze_command(const AnalyzeOptions& options, const RecordRun& record, std::ostream& out) {
   AnalyzeOptions o = options;
-  const bool demonstration = o.traces.empty();
-  if (demonstration) {
+  std::optional<TemporaryFolder> folder;
+  if (o.traces.empty()) {
     std::ostringstream lines;
-    o.traces = {std::filesystem::temp_directory_path() / cat("duet-trace-", getpid(), ".json")};
+    o.traces = {folder.emplace().path + "/trace.json"};
     record(o.traces[0], o.format == Format::text ? out : lines);
     if (o.format == Format::text) out << "\n";
   }
   const Analysis analysis = analyze(o);
-  if (demonstration) std::filesystem::remove(o.traces[0]);
   if (!o.profile.empty()) {
     FileWriter file(o.profile);
     file.write(profile_json(analysis));
@@ -46,8 +44,9 @@ void add_analyze_command(CLI::App& duet, int&, RecordRun record) {
       "svg: the timeline");
   cli.text("--classify", o->rules,
       "JSON file of rules that say what is communication, tried before the built-in ones");
-  cli.choice("--class-by", o->class_by, {std::string("name"), std::string("annotation")},
-      std::identity(),
+  cli.choice(
+      "--class-by", o->by_annotation, {false, true},
+      [](bool annotation) { return annotation ? "annotation" : "name"; },
       "name: by kernels' names; annotation: also what dispatch and combine launch");
   cli.number("--top", o->top, 0, 1 << 20, "conflict points listed; 0: ten in text, all in JSON");
   cli.text("--profile", o->profile, "write the costs of components to this JSON file");

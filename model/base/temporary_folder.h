@@ -1,0 +1,25 @@
+// A folder that nobody else has, gone with its owner.
+// Read next: json.h.
+#pragma once
+#include <stdlib.h>
+
+#include <filesystem>
+#include <string>
+
+#include "model/base/check.h"
+
+namespace duet {
+
+struct TemporaryFolder {
+  TemporaryFolder() : path((std::filesystem::temp_directory_path() / "duet-XXXXXX").string()) {
+    if (!mkdtemp(path.data())) throw Error(path + cannot_be("made"));
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path, ignored);
+  }
+  std::string path;
+};
+
+}  // namespace duet
