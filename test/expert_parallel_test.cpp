@@ -106,15 +106,17 @@ void expect_plain_plan(
 void expect_rows_of_tokens(
     const ExchangePlan& plan, const std::vector<int32_t>& mine, int topk, int slots) {
   for (size_t t = 0; t * size_t(topk) < mine.size(); ++t) {
-    std::set<int> homes;
-    for (int k = 0; k < topk; ++k) homes.insert(mine[t * size_t(topk) + size_t(k)] / slots);
-    for (int k = 0; k < topk; ++k) {
-      const int32_t row = plan.leave.pos[t * size_t(topk) + size_t(k)];
-      EXPECT_EQ(row >= 0, k < int(homes.size()));
-      if (row >= 0) {
-        EXPECT_EQ(plan.leave.token[size_t(row)], int32_t(t));
-      }
+    std::set<int> homes, sent;
+    for (size_t i = t * size_t(topk); i < (t + 1) * size_t(topk); ++i) {
+      homes.insert(mine[i] / slots);
+      const int32_t row = plan.leave.pos[i];
+      if (row < 0) continue;
+      EXPECT_EQ(plan.leave.token[size_t(row)], int32_t(t));
+      EXPECT_GE(row, plan.leave.offsets[size_t(mine[i] / slots)]);
+      EXPECT_LT(row, plan.leave.offsets[size_t(mine[i] / slots) + 1]);
+      EXPECT_TRUE(sent.insert(mine[i] / slots).second);
     }
+    EXPECT_EQ(sent, homes);
   }
 }
 
