@@ -57,11 +57,12 @@ TEST_F(Cuda, ProductsOfEveryFormAndType) {
         }
 }
 
-// Of groups of rows, in a batch that shares A.
-void multiply_groups(Rig& rig, Form form, std::vector<int64_t> offsets, bool accumulate,
-    bool acc_out, int batch = 1) {
+// Of groups of rows, in a batch that shares A. aligned: every row begins at 16 bytes.
+void multiply_groups(Rig& rig, Form form, std::vector<int64_t> offsets, bool aligned,
+    bool accumulate, bool acc_out, int batch = 1) {
   const bool tn = form == Form::TN, nt = form == Form::NT;
-  const int64_t rows = offsets.back() + 5, k = 33, n = 45, groups = int64_t(offsets.size()) - 1;
+  const int64_t rows = offsets.back() + 5, k = aligned ? 72 : 33, n = aligned ? 56 : 45,
+                groups = int64_t(offsets.size()) - 1;
   const auto out = [&](int64_t r, int64_t c) { return acc_out ? rig.acc(r, c) : rig.real(r, c); };
   const int64_t b_rows = nt ? n : k, b_cols = nt ? k : n, matrices = groups * batch;
   const Tensor a = rig.real(rows, k);
@@ -89,8 +90,10 @@ TEST_F(Cuda, GroupedProducts) {
         SCOPED_TRACE(cat("form ", int(form)));
         const auto expect = [&, to_acc = acc_out, type = dtype](
                                 const std::vector<int64_t>& offsets, int batch) {
-          expect_product(type,
-              [&](Rig& rig) { multiply_groups(rig, form, offsets, accumulate, to_acc, batch); });
+          for (bool aligned : {false, true})
+            expect_product(type, [&](Rig& rig) {
+              multiply_groups(rig, form, offsets, aligned, accumulate, to_acc, batch);
+            });
         };
         expect({2, 2, 40, 41, 41, 390, 390}, 1);
         expect({2, 2, 40, 41, 41, 390, 390}, 2);
