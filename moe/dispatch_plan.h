@@ -39,7 +39,7 @@ struct DispatchPlan {
 struct ExchangePlan {
   DispatchPlan leave;             // my tokens to ranks, each rank once, ascending
   std::vector<int64_t> received;  // [ranks + 1] offsets of the tokens that come
-  DispatchPlan local;             // of the received rows into expert order; without pos
+  DispatchPlan local;             // of the received rows into expert order
   DispatchPlan back;              // of the rows in expert order to the ranks of their tokens
   std::vector<int64_t> returned;  // [ranks + 1] offsets of the results that come back
   std::vector<int32_t> pos;       // [tokens, topk] where each of my choices comes back

@@ -131,6 +131,32 @@ TEST_F(CudaAttention, IsAttention) {
     for (Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16}) expect_definition(dtype, s);
 }
 
+// Of a long sequence with scores far apart: what was summed under a maximum that stays is not
+// touched with every tile of keys. lse against its definition, in units of its last place.
+TEST_F(CudaAttention, ManyTilesOfKeysLeaveAStandingMaximumAlone) {
+  const Shape s = {1, 16, 8, 16, 1500, 1};
+  Rig rig(*gpu, Dtype::f32, false);
+  const Tensors t(rig, s);
+  const Tensor q = rig.real(s.tokens(), s.qk(), -20, 20), k = rig.real(s.tokens(), s.qk(), -20, 20);
+  rig.stream().copy(t.x.data, q.data, size_t(q.bytes()));
+  rig.stream().copy(t.k.data, k.data, size_t(k.bytes()));
+  t.launch(rig.stream(), s, 0, 1);
+  const std::vector<Values> found = rig.results();
+  for (int64_t query = 0; query < s.seq_len; ++query) {
+    std::vector<double> scores;
+    for (int64_t key = 0; key <= query; ++key)
+      scores.push_back(
+          std::inner_product(&found[kQ][size_t(query * s.qk())],
+              &found[kQ][size_t((query + 1) * s.qk())], &found[kK][size_t(key * s.qk())], 0.0) /
+          std::sqrt(s.qk()) / std::log(2));
+    const double top = *std::max_element(scores.begin(), scores.end());
+    double sum = 0;
+    for (double score : scores) sum += std::exp2(score - top);
+    const double lse = top + std::log2(sum), unit = std::exp2(std::ilogb(lse) - 23);
+    EXPECT_NEAR(found[kStats][size_t(query * 2)], lse, 6 * unit) << "query " << query;
+  }
+}
+
 // The exactness ladder's first row: which sequences are beside it changes no bit of a sequence.
 TEST_F(CudaAttention, ASequencesBitsAreItsOwn) {
   for (Dtype dtype : {Dtype::f32, Dtype::bf16}) {

@@ -150,6 +150,7 @@ TEST_F(Cuda, ExactSumsOfManyPieces) {
 TEST_F(Cuda, GroupsOfBf16DoNotDependOnOtherRows) {
   const int64_t rows = 300, k = 70, n = 150;
   Rig rig(*gpu, Dtype::bf16, false);
+  // a launch's sums stay below 8 (grid.h)
   const Tensor x = rig.real(rows, k), w = rig.real(2 * k, n), dy = rig.real(rows, n, -0.1, 0.1),
                y = rig.real(rows, n), again = rig.real(rows, n), grad = rig.f64(2 * k, n),
                in_parts = rig.f64(2 * k, n);

@@ -366,7 +366,6 @@ std::pair<int, cudaError_t> find_devices() {
       "a kernel loaded at its first launch waits for the GPU, on which NCCL's wait for it");
   set_environment("CUDA_DEVICE_MAX_CONNECTIONS", "32",
       "streams that share one of the GPU's queues wait for one another");
-  keep_freed_memory();
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) cudaGetLastError();
@@ -393,6 +392,7 @@ std::unique_ptr<Device> make_cuda_device(int index, int threads, int peers) {
       "); use --device cpu");
   require(index >= 0 && index < count, "--device cuda: expected a GPU number in 0..", count - 1,
       ", found ", index);
+  keep_freed_memory();
   return std::make_unique<CudaDevice>(index, threads, peers);
 }
 

@@ -60,8 +60,9 @@ template <class T, int kExtent, int kDeep, bool by_k> struct Slice {
   static constexpr int kVector = 16 / sizeof(T), kVectors = kInner / kVector;
   static constexpr int kLd = kInner + kVector;  // odd in vectors: neighbours lie in other banks
   static constexpr int kRowsAtOnce = kGemmThreads / kVectors;
+  static_assert(kGemmThreads % kVectors == 0 && kOuter % kRowsAtOnce == 0);
 
-  alignas(32) T values[kOuter * kLd];
+  alignas(16) T values[kOuter * kLd];
 
   // This thread's part of it; zeros where the operand ends.
   __device__ void fetch(const T* from, int64_t ld, int outer, int inner, bool aligned) {
@@ -83,7 +84,8 @@ template <int kDown, int kAcross, class Visit> __device__ void each_element(Visi
 }
 
 // add: p += the products of `depth` indices k of the slices, from row i0 of A's and column j0 of
-// B's on. Of a fragment's elements a lane's first four are in row lane / 4, the others 8 below.
+// B's on; tensor cores take 16 at a time, of which those behind are zeros. Of a fragment's elements
+// a lane's first four are in row lane / 4, the others 8 below.
 template <class T, class A, class B, int kDown, int kAcross> struct Fragments {
   static constexpr bool kTensorCores = false;
   using Sum = Acc<T>;

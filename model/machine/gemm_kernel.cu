@@ -41,8 +41,8 @@ template <class T, Form form, bool exact> struct TileOf {
   using Warp = Fragments<T, A, B, kDown, kAcross>;
   // that a multiprocessor is to have room for
   static constexpr int kBlocks = kOneSum ? 2 : kHalf ? 3 : 1;
-  static constexpr int kStages = kOneSum ? 2 : exact ? 4 : 3;  // slices under way or in use
-  struct Stage {
+  static constexpr int kSlices = kOneSum ? 2 : exact ? 4 : 3;  // under way or in use
+  struct Slices {
     A a;
     B b;
   };
@@ -121,15 +121,15 @@ template <class T, Form form, bool exact> struct BlockOf {
     const int depth = int(std::min(int64_t(Tile::kDeep), last - k));
     return {k, depth, piece, k + depth == last};
   }
-  // Begins to copy a slice, as a batch, which is empty behind the last.
-  __device__ void fetch(typename Tile::Stage& to, const Step& s) const {
+  // Begins to copy a step's slices; behind the last step there is nothing to copy.
+  __device__ void fetch(typename Tile::Slices& to, const Step& s) const {
     if (s.depth > 0) {
       to.a.fetch(
           a + s.k * (tn ? g.lda : 1), g.lda, tn ? s.depth : rows, tn ? rows : s.depth, g.aligned_a);
       to.b.fetch(
           b + s.k * (nt ? 1 : g.ldb), g.ldb, nt ? cols : s.depth, nt ? s.depth : cols, g.aligned_b);
     }
-    end_batch();
+    end_copies();
   }
   // The elements of C that this lane holds.
   template <class Visit> __device__ void each(const typename Tile::Warp& warp, Visit visit) const {
@@ -180,7 +180,7 @@ template <Form form> struct Sums<bf16, form, false> {
   static constexpr int kEight = 8, kRows = Tile::kDown * kFragment,
                        kCols = Tile::kAcross * kFragment, kLd = kCols + 2;
   static_assert(
-      kGemmThreads / 32 * kRows * kLd * 4 <= Tile::kStages * sizeof(typename Tile::Stage));
+      kGemmThreads / 32 * kRows * kLd * 4 <= Tile::kSlices * sizeof(typename Tile::Slices));
   __device__ void begin(const Work&, const Block&, const typename Tile::Warp&) {}
   __device__ void add(const Work&, const typename Tile::Warp&) {}
   __device__ void end(const Work& g, const Block& block, const typename Tile::Warp& warp) const {
@@ -221,26 +221,26 @@ template <class T, Form form, bool exact>
 __global__ void __launch_bounds__(kGemmThreads, TileOf<T, form, exact>::kBlocks)
     multiply(const Work g) {
   using Tile = TileOf<T, form, exact>;
-  constexpr int kStages = Tile::kStages;
-  auto* stages = reinterpret_cast<typename Tile::Stage*>(dynamic_shared());
+  constexpr int kSlices = Tile::kSlices;
+  auto* slices = reinterpret_cast<typename Tile::Slices*>(dynamic_shared());
   const BlockOf<T, form, exact> block(g);
   if (block.empty()) return;
   Step now = block.first(), ahead = now;
-  UNROLL for (int n = 0; n < kStages - 1; ++n) {
-    block.fetch(stages[n], ahead);
+  UNROLL for (int n = 0; n < kSlices - 1; ++n) {
+    block.fetch(slices[n], ahead);
     ahead = block.after(ahead);
   }
   typename Tile::Warp warp;
   Sums<T, form, exact> sums;
   sums.begin(g, block, warp);
   warp.clear();
-  for (int turn = 0; now.depth > 0; turn = turn + 1 < kStages ? turn + 1 : 0) {
-    await_batches<kStages - 2>();
+  for (int turn = 0; now.depth > 0; turn = turn + 1 < kSlices ? turn + 1 : 0) {
+    await_copies<kSlices - 2>();
     __syncthreads();  // the slice is there, and nobody reads the one before it any more
-    block.fetch(stages[turn > 0 ? turn - 1 : kStages - 1], ahead);
+    block.fetch(slices[turn > 0 ? turn - 1 : kSlices - 1], ahead);
     ahead = block.after(ahead);
     if (block.i0 < block.rows && block.j0 < block.cols) {
-      warp.add(stages[turn].a, block.i0, stages[turn].b, block.j0, now.depth);
+      warp.add(slices[turn].a, block.i0, slices[turn].b, block.j0, now.depth);
       if (now.last && !Tile::kOneSum) {
         sums.add(g, warp);
         warp.clear();
@@ -264,7 +264,7 @@ void enqueue(cudaStream_t stream, const Work& w, int64_t batch) {
   if (down == 0 || across == 0 || batch == 0) return;
   DUET_CHECK(down <= kMostBlocks && batch <= kMostBlocks, "GEMM on CUDA: expected at most ",
       kMostBlocks, " tiles of rows and products of a batch, found ", down, " and ", batch);
-  const int shared = Tile::kStages * int(sizeof(typename Tile::Stage));
+  const int shared = Tile::kSlices * int(sizeof(typename Tile::Slices));
   CUDA_CHECK(cudaFuncSetAttribute(
       multiply<T, form, exact>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   const cudaLaunchConfig_t config{

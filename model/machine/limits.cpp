@@ -98,7 +98,7 @@ double usable_threads(const std::string& root) {
 
 void keep_freed_memory() {
 #if defined(__GLIBC__)
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that all versions take
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
 #endif
 }

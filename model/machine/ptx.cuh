@@ -2,7 +2,8 @@
 // memory that nobody waits for until they are needed, and the tensor cores, with bf16. Which
 // elements of an operand a lane holds is laid down there ("Matrix fragments for mma.m16n8k16"): of
 // a product, those of rows lane / 4 and lane / 4 + 8, in columns lane % 4 * 2 and the next of each
-// eight. test/emulated/ptx.h has all for the host.
+// eight. Older GPUs wait for their copies and have no bf16. test/emulated/ptx.h has all for the
+// host.
 // Read next: gemm_fragments.cuh.
 #pragma once
 #include <cstdint>
@@ -15,7 +16,7 @@
 namespace duet {
 
 // Of `size` bytes of shared memory, 8 or 16, the first `bytes` become those at `from`, the others
-// zero: both begin at `size` bytes.
+// zero. Both are aligned to `size` bytes.
 template <int size = 16> __device__ void copy_async(void* to, const void* from, int bytes) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const uint32_t shared = uint32_t(__cvta_generic_to_shared(to));
@@ -29,27 +30,27 @@ template <int size = 16> __device__ void copy_async(void* to, const void* from, 
                  :
                  : "r"(shared), "l"(from), "r"(bytes)
                  : "memory");
-#elif defined(__NVCC__)  // older GPUs wait
+#elif defined(__NVCC__)
   for (int i = 0; i < size; ++i)
     static_cast<char*>(to)[i] = i < bytes ? static_cast<const char*>(from)[i] : 0;
 #else
   emulated::copy_async(to, from, bytes, size);
 #endif
 }
-// What a thread copied since the last time is a batch.
-__device__ inline void end_batch() {
+// What a thread has begun to copy since the last time is one group of copies.
+__device__ inline void end_copies() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");
 #elif !defined(__NVCC__)
-  emulated::end_batch();
+  emulated::end_copies();
 #endif
 }
-// This thread's batches are there, all but the last `under_way`.
-template <int under_way> __device__ void await_batches() {
+// This thread's groups of copies are there, all but the last `under_way`.
+template <int under_way> __device__ void await_copies() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(under_way) : "memory");
 #elif !defined(__NVCC__)
-  emulated::await_batches(under_way);
+  emulated::await_copies(under_way);
 #endif
 }
 

@@ -71,7 +71,7 @@ struct CrossEntropy {
     const A p = A(a.scale) / sum;
     each(
         g, n, [&](int, T& xi) { xi = T(exp_(A(xi) - top) * p); }, x);
-    g.sync();
+    g.sync();  // another lane may have written x[target]
     if (g.lane() == 0) x[target] = T(exp_(at_target - top) * p - A(a.scale));
   }
 };

@@ -17,7 +17,7 @@ template <class A> inline constexpr A kLog2E = A(1.4426950408889634);
 
 // A block: rows of its own, a warp for each 16 of them, visit tiles of others. Wide tiles cost
 // registers and spare instructions.
-template <class T, int kQk, int kV, bool wide> struct Sizes {
+template <class T, int kQk, bool wide> struct Sizes {
   static constexpr int kOwn = sizeof(T) * kQk <= 384 ? 64 : sizeof(T) * kQk <= 768 ? 32 : 16;
   static constexpr int kWarps = kOwn / kFragment, kThreads = kWarps * 32;
   static constexpr int kOther = std::max(wide ? kOwn : kOwn / 2, kFragment);
@@ -28,17 +28,17 @@ template <class T, int kQk, int kV, bool wide> struct Sizes {
 
 // work(tile, i) for the tiles of others from `first` up to `end`, each copied by copy(tile, i)
 // before.
-template <class Of, class Tile, class Copy, class Work>
+template <class Of, class Others, class Copy, class Work>
 __device__ void visit_tiles(
-    Tile (&tiles)[Of::kTiles], int64_t first, int64_t end, Copy copy, Work work) {
+    Others (&tiles)[Of::kTiles], int64_t first, int64_t end, Copy copy, Work work) {
   const auto begin = [&](int64_t i) {
     if (i < end) copy(tiles[i / Of::kOther % Of::kTiles], i);
-    end_batch();
+    end_copies();
   };
   if (Of::kTiles > 1) begin(first);
   for (int64_t i = first; i < end; i += Of::kOther) {
     begin(Of::kTiles > 1 ? i + Of::kOther : i);
-    await_batches<Of::kTiles - 1>();
+    await_copies<Of::kTiles - 1>();
     __syncthreads();
     work(tiles[i / Of::kOther % Of::kTiles], i);
     __syncthreads();  // nobody reads the tile any more
@@ -48,16 +48,16 @@ __device__ void visit_tiles(
 // --- forward -------------------------------------------------------------------------------------
 
 template <class T, int kQk, int kV>
-struct Forward : Sizes<T, kQk, kV, std::is_same_v<T, bf16> && kQk <= 96> {
+struct Forward : Sizes<T, kQk, std::is_same_v<T, bf16> && kQk <= 96> {
   using A = Acc<T>;
-  using Base = Sizes<T, kQk, kV, std::is_same_v<T, bf16> && kQk <= 96>;
+  using Base = Sizes<T, kQk, std::is_same_v<T, bf16> && kQk <= 96>;
   using Base::kOwn, Base::kOther, Base::kWarps, Base::kWide;
   using Keys = Panel<T, kOther, kQk>;
   using Values = Panel<T, kOther, kV>;
   using Weights = Panel<T, kFragment, kOther>;
   struct Memory {
     Panel<T, kOwn, kQk> q;
-    struct Tile {
+    struct Others {
       Keys k;
       Values v;
     } tiles[Base::kTiles];
@@ -81,21 +81,22 @@ struct Forward : Sizes<T, kQk, kV, std::is_same_v<T, bf16> && kQk <= 96> {
         if (ahead + n * kFragment + s.col(i) > s.row(i)) value = -INFINITY;
       });
   }
-  // P, but for the sum that divides it; what was summed before shrinks as the maximum rises. Four
-  // lanes have a row.
+  // P, but for the sum that divides it; what was summed before shrinks as the maximum rises, and is
+  // not touched where it stays. Four lanes have a row.
   __device__ void soften() {
-    A highest[2] = {top[0], top[1]}, shrunk[2], shift[2];
+    A highest[2] = {-INFINITY, -INFINITY}, shrunk[2];
     s.each([&](int, int i, A value) { highest[i / 4] = ::fmax(highest[i / 4], value); });
     UNROLL for (int h = 0; h < 2; ++h) {
-      UNROLL for (int d = 1; d < 4; d *= 2) highest[h] =
-          ::fmax(highest[h], __shfl_xor_sync(~0u, highest[h], d));
-      shift[h] = -factor * highest[h];
-      shrunk[h] = power_of_2(madd(factor, top[h], shift[h]));
-      top[h] = highest[h];
+      UNROLL for (int d = 1; d < 4; d *= 2) {
+        highest[h] = ::fmax(highest[h], __shfl_xor_sync(~0u, highest[h], d));
+      }
+      const A next = ::fmax(top[h], factor * highest[h]);
+      shrunk[h] = power_of_2(top[h] - next);
+      top[h] = next;
       sum[h] *= shrunk[h];
     }
     s.each([&](int, int i, A& value) {
-      value = power_of_2(madd(factor, value, shift[i / 4]));
+      value = power_of_2(madd(factor, value, -top[i / 4]));
       sum[i / 4] += value;
     });
     mix.each([&](int, int i, A& value) { value *= shrunk[i / 4]; });
@@ -103,7 +104,7 @@ struct Forward : Sizes<T, kQk, kV, std::is_same_v<T, bf16> && kQk <= 96> {
 };
 
 template <class T, int kQk, int kV>
-__global__ void __launch_bounds__(Sizes<T, kQk, kV, false>::kThreads)
+__global__ void __launch_bounds__(Sizes<T, kQk, false>::kThreads)
     forward(const FusedAttentionF::Args a) {
   using F = Forward<T, kQk, kV>;
   using A = Acc<T>;
@@ -116,11 +117,11 @@ __global__ void __launch_bounds__(Sizes<T, kQk, kV, false>::kThreads)
                 query = first + f.warp * kFragment, end = std::min(q.rows, first + F::kOwn);
   f.mix.clear();
   m.q.template load<F::kThreads>(q, first);
-  const auto copy = [&](typename F::Memory::Tile& tile, int64_t key) {
+  const auto copy = [&](typename F::Memory::Others& tile, int64_t key) {
     tile.k.template load<F::kThreads>(k, key);
     tile.v.template load<F::kThreads>(v, key);
   };
-  visit_tiles<F>(m.tiles, 0, end, copy, [&](typename F::Memory::Tile& tile, int64_t key) {
+  visit_tiles<F>(m.tiles, 0, end, copy, [&](typename F::Memory::Others& tile, int64_t key) {
     if (query >= q.rows || key >= query + kFragment) return;
     f.score(tile.k, q.cols, int(key - query));
     f.soften();
@@ -132,7 +133,7 @@ __global__ void __launch_bounds__(Sizes<T, kQk, kV, false>::kThreads)
     f.sum[h] += __shfl_xor_sync(~0u, f.sum[h], 2);
     const int64_t row = query + f.lane / 4 + h * 8;
     if (f.lane % 4 == 0 && row < q.rows)
-      *stats_of<A>(a.stats, a.shape, row) = f.factor * f.top[h] + log2_(f.sum[h]);
+      *stats_of<A>(a.stats, a.shape, row) = f.top[h] + log2_(f.sum[h]);
     f.sum[h] = 1 / f.sum[h];
   }
   f.mix.store(mix, query, [&](A value, int i) { return value * f.sum[i / 4]; });
@@ -142,9 +143,9 @@ __global__ void __launch_bounds__(Sizes<T, kQk, kV, false>::kThreads)
 
 // Own rows are queries, which visit keys; or, `of_keys`, keys, which visit queries. Beside a
 // query lies its dmix, beside a key its value.
-template <class T, int kQk, int kV, bool of_keys> struct Backward : Sizes<T, kQk, kV, false> {
+template <class T, int kQk, int kV, bool of_keys> struct Backward : Sizes<T, kQk, false> {
   using A = Acc<T>;
-  using Base = Sizes<T, kQk, kV, false>;
+  using Base = Sizes<T, kQk, false>;
   using Base::kOwn, Base::kOther, Base::kWarps, Base::kWide;
   using X = Panel<T, kOther, kQk>;
   using Y = Panel<T, kOther, kV>;
@@ -152,7 +153,7 @@ template <class T, int kQk, int kV, bool of_keys> struct Backward : Sizes<T, kQk
   struct Memory {
     Panel<T, kOwn, kQk> own_x;
     Panel<T, kOwn, kV> own_y;
-    struct Tile {
+    struct Others {
       X x;
       Y y;
       A stats[kOther][2];  // of visited queries: lse, delta
@@ -186,7 +187,7 @@ template <class T, int kQk, int kV, bool of_keys> struct Backward : Sizes<T, kQk
     }
   }
   // Of visited ones.
-  __device__ void load_stats(typename Memory::Tile& tile, int64_t query) {
+  __device__ void load_stats(typename Memory::Others& tile, int64_t query) {
     const int t = int(threadIdx.x), size = 2 * int(sizeof(A));
     if (t < kOther)
       copy_async<2 * sizeof(A)>(tile.stats[t], stats_of<A>(a.stats, a.shape, query + t),
@@ -195,7 +196,7 @@ template <class T, int kQk, int kV, bool of_keys> struct Backward : Sizes<T, kQk
 
   // A tile of the others, the first of them `ahead` of this warp's first: keys are seen from
   // queries of their own place on.
-  __device__ void visit(typename Memory::Tile& tile, int ahead) {
+  __device__ void visit(typename Memory::Others& tile, int ahead) {
     s.clear();
     dp.clear();
     s.add(memory.own_x.rows(), i0, tile.x.rows(), a.shape.nope + a.shape.rope);
@@ -218,7 +219,7 @@ template <class T, int kQk, int kV, bool of_keys> struct Backward : Sizes<T, kQk
 };
 
 template <class T, int kQk, int kV, bool of_keys>
-__global__ void __launch_bounds__(Sizes<T, kQk, kV, false>::kThreads)
+__global__ void __launch_bounds__(Sizes<T, kQk, false>::kThreads)
     backward(const FusedAttentionB::Args a) {
   using B = Backward<T, kQk, kV, of_keys>;
   using A = Acc<T>;
@@ -234,17 +235,17 @@ __global__ void __launch_bounds__(Sizes<T, kQk, kV, false>::kThreads)
   b.dy.clear();
   m.own_x.template load<B::kThreads>(of_keys ? k : q, first);
   m.own_y.template load<B::kThreads>(of_keys ? v : dmix, first);
-  end_batch();
-  await_batches<0>();
+  end_copies();
+  await_copies<0>();
   __syncthreads();
   if (!of_keys) b.make_delta(mix, own);
-  const auto copy = [&](typename B::Memory::Tile& tile, int64_t other) {
+  const auto copy = [&](typename B::Memory::Others& tile, int64_t other) {
     tile.x.template load<B::kThreads>(of_keys ? q : k, other);
     tile.y.template load<B::kThreads>(of_keys ? dmix : v, other);
     if (of_keys) b.load_stats(tile, other);
   };
-  visit_tiles<B>(
-      m.tiles, of_keys ? first : 0, end, copy, [&](typename B::Memory::Tile& tile, int64_t other) {
+  visit_tiles<B>(m.tiles, of_keys ? first : 0, end, copy,
+      [&](typename B::Memory::Others& tile, int64_t other) {
         const bool seen = of_keys ? other + B::kOther > own : other < own + kFragment;
         if (own < n && seen) b.visit(tile, int(other - own));
       });

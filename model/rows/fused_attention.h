@@ -22,7 +22,8 @@
 // Exactness. Tiles are counted from a sequence's start and visited in ascending order, no sum is
 // divided, nothing is added by atomics. So a row's bits depend on its own sequence and head alone,
 // and are the same in every run. In bf16, products are the tensor cores', P and dS are rounded to
-// bf16 before them, sums and softmax are fp32; in fp32 and fp64 all is.
+// bf16 before them, sums and softmax are fp32; in fp32 and fp64 everything is in that type. fp32
+// heads of over 32 want 96 KB of shared memory, which Turing lacks.
 //
 // Any size of heads up to these; 16-byte loads where a head's columns begin at 16 bytes.
 // Read next: panel.cuh.

@@ -49,7 +49,7 @@ template <class T, int kRows, int kCols> struct Panel {
   static constexpr int kLd = kCols + kVector;  // odd in vectors: neighbours lie in other banks
   using Rows = View<T, kLd, false>;            // i a row, k a column
   using Turned = View<T, kLd, true>;           // i a column, k a row
-  alignas(32) T values[kRows * kLd];
+  alignas(16) T values[kRows * kLd];
 
   __device__ Rows rows() const { return {values}; }
   __device__ Turned turned() const { return {values}; }

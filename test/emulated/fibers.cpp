@@ -26,6 +26,14 @@ struct Copy {  // to shared memory: of `size` bytes the first `bytes`, the other
   void* to;
   const void* from;
   int bytes, size;
+  void run() const {
+    if (bytes == 16) {
+      memcpy(to, from, 16);
+    } else {
+      memset(to, 0, size_t(size));
+      memcpy(to, from, size_t(bytes));
+    }
+  }
 };
 struct Fiber {
   void* point[5];
@@ -54,6 +62,7 @@ class Block {
   Met meet(At where, unsigned mask, const void* value, size_t size);
   void misuse(const char* what) { misuse_ = what; }
   Fiber& running() { return fibers_[current_]; }
+  void copy(const Copy& copy);
   void await(size_t under_way);
 
  private:
@@ -163,20 +172,18 @@ Met Block::meet(At where, unsigned mask, const void* value, size_t size) {
   return {slots, int(lane), int(n)};
 }
 
+// A copy happens as late as it may; or, where blocks run in descending order, at once.
+void Block::copy(const Copy& copy) {
+  if (descending_) copy.run();
+  running().copies.push_back(copy);
+}
+
 // All but the last `under_way` batches of what the running lane copies.
 void Block::await(size_t under_way) {
   Fiber& f = running();
   if (f.batches.size() <= under_way) return;
   const size_t end = f.batches[f.batches.size() - under_way - 1];
-  for (; f.copied < end; f.copied++) {
-    const Copy& c = f.copies[f.copied];
-    if (c.bytes == 16) {
-      memcpy(c.to, c.from, 16);
-    } else {
-      memset(c.to, 0, size_t(c.size));
-      memcpy(c.to, c.from, size_t(c.bytes));
-    }
-  }
+  for (; f.copied < end; f.copied++) f.copies[f.copied].run();
   if (f.copied == f.copies.size()) f.copies.clear(), f.batches.clear(), f.copied = 0;
 }
 
@@ -233,15 +240,15 @@ void misuse(const char* what) { Block::of_thread().misuse(what); }
 void copy_async(void* to, const void* from, int bytes, int size) {
   if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % uintptr_t(size) != 0)
     misuse("a copy to shared memory is not aligned to its size");
-  Block::of_thread().running().copies.push_back({to, from, bytes, size});
+  Block::of_thread().copy({to, from, bytes, size});
 }
 
-void end_batch() {
+void end_copies() {
   Fiber& f = Block::of_thread().running();
   f.batches.push_back(f.copies.size());
 }
 
-void await_batches(int under_way) { Block::of_thread().await(size_t(under_way)); }
+void await_copies(int under_way) { Block::of_thread().await(size_t(under_way)); }
 
 std::string run_kernel(const dim3& grid, const dim3& block, int shared, bool descending,
     const std::function<void()>& thread) {

@@ -10,8 +10,8 @@ namespace emulated {
 
 // fibers.cpp: of the running thread.
 void copy_async(void* to, const void* from, int bytes, int size);
-void end_batch();
-void await_batches(int under_way);
+void end_copies();
+void await_copies(int under_way);
 
 // Four matrices of 8 x 8: matrix m's rows are where lanes 8 m and on say. Of each a lane gets two
 // neighbours of row lane / 4, or, turned, of column lane / 4.
