@@ -83,25 +83,29 @@ template <int kDown, int kAcross, class Visit> __device__ void each_element(Visi
   }
 }
 
-// add: p += the products of `depth` indices k of the slices, from row i0 of A's and column j0 of
-// B's on; tensor cores take 16 at a time, of which those behind are zeros. Of a fragment's elements
-// a lane's first four are in row lane / 4, the others 8 below.
-template <class T, class A, class B, int kDown, int kAcross> struct Fragments {
-  static constexpr bool kTensorCores = false;
-  using Sum = Acc<T>;
+// Sums that a warp has begun. Of a fragment's elements a lane's first four are in row lane / 4, the
+// others 8 below.
+template <class Sum, int kDown, int kAcross> struct Held {
   Sum p[kDown][kAcross][kOfLane];
 
   __device__ int row(int i) const { return int(threadIdx.x) % 32 / 4 + i / 4 * 8; }
+  __device__ void clear() {
+    each_element<kDown, kAcross>([&](int m, int n, int i) { p[m][n][i] = 0; });
+  }
+};
+
+// add: p += the products of `depth` indices k of the slices, from row i0 of A's and column j0 of
+// B's on; tensor cores take 16 at a time, of which those behind are zeros.
+template <class T, class A, class B, int kDown, int kAcross>
+struct Fragments : Held<Acc<T>, kDown, kAcross> {
+  static constexpr bool kTensorCores = false;
+  using Held<Acc<T>, kDown, kAcross>::p, Held<Acc<T>, kDown, kAcross>::row;
+
   // Of a slice that is by_k four columns are one load; else lanes' columns lie side by side, so
   // that they are in unlike banks.
   __device__ int col(int i) const {
     const int lane = int(threadIdx.x) % 4;
     return B::kByK ? lane * 4 + i % 4 : lane + i % 4 * 4;
-  }
-  __device__ Sum value(int m, int n, int i) const { return p[m][n][i]; }
-  __device__ Sum& value(int m, int n, int i) { return p[m][n][i]; }
-  __device__ void clear() {
-    each_element<kDown, kAcross>([&](int m, int n, int i) { p[m][n][i] = 0; });
   }
   __device__ void add(const A& a, int i0, const B& b, int j0, int depth) {
     constexpr int kTogether = 16 / sizeof(T);  // are read before they are used
@@ -137,17 +141,12 @@ template <class T, class A, class B, int kDown, int kAcross> struct Fragments {
 };
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // others have no tensor cores for bf16
-template <class A, class B, int kDown, int kAcross> struct Fragments<bf16, A, B, kDown, kAcross> {
+template <class A, class B, int kDown, int kAcross>
+struct Fragments<bf16, A, B, kDown, kAcross> : Held<float, kDown, kAcross> {
   static constexpr bool kTensorCores = true;
-  float p[kDown][kAcross][kOfLane];
+  using Held<float, kDown, kAcross>::p;
 
-  __device__ int row(int i) const { return int(threadIdx.x) % 32 / 4 + i / 4 * 8; }
   __device__ int col(int i) const { return int(threadIdx.x) % 4 * 2 + i % 2 + i % 4 / 2 * 8; }
-  __device__ float value(int m, int n, int i) const { return p[m][n][i]; }
-  __device__ float& value(int m, int n, int i) { return p[m][n][i]; }
-  __device__ void clear() {
-    each_element<kDown, kAcross>([&](int m, int n, int i) { p[m][n][i] = 0; });
-  }
   // Of each operand a lane reads row lane % 8 of quarter lane / 8.
   static __device__ Operand read_a(const A& a, int i0, int k) {
     const int lane = int(threadIdx.x) % 32, r = lane % 8, down = lane / 8 % 2 * 8,

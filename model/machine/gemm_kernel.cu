@@ -158,9 +158,9 @@ template <class T, Form form, bool exact> struct Sums {
   __device__ void add(const Work& g, const typename Tile::Warp& warp) {
     each_element<Tile::kDown, Tile::kAcross>([&](int m, int n, int i) {
       if constexpr (exact)
-        sum[m][n][i] = grid_add(sum[m][n][i], double(warp.value(m, n, i)));
+        sum[m][n][i] = grid_add(sum[m][n][i], double(warp.p[m][n][i]));
       else
-        sum[m][n][i] = madd(T(g.alpha), warp.value(m, n, i), sum[m][n][i]);
+        sum[m][n][i] = madd(T(g.alpha), warp.p[m][n][i], sum[m][n][i]);
     });
   }
   __device__ void end(
@@ -189,7 +189,7 @@ template <Form form> struct Sums<bf16, form, false> {
     const float alpha = float(g.alpha);
     each_element<Tile::kDown, Tile::kAcross>([&](int m, int n, int i) {
       mine[(m * kFragment + warp.row(i)) * kLd + n * kFragment + warp.col(i)] =
-          alpha * warp.value(m, n, i);
+          alpha * warp.p[m][n][i];
     });
     __syncwarp();
     if (g.out == Dtype::f32)

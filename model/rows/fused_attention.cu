@@ -205,14 +205,14 @@ template <class T, int kQk, int kV, bool of_keys> struct Backward : Sizes<T, kQk
     s.each([&](int n, int i, A& p) {
       const A* stats = of_keys ? tile.stats[n * kFragment + s.col(i)] : memory.stats[i0 + s.row(i)];
       p = power_of_2(madd(factor, p, -stats[0]));
-      dp.value(0, n, i) -= stats[1];
+      dp.p[0][n][i] -= stats[1];
     });
     if (of_keys ? ahead < kFragment : ahead + kOther > 1)  // on the diagonal
       s.each([&](int n, int i, A& p) {
         const int row = s.row(i), col = ahead + n * kFragment + s.col(i);
         if (of_keys ? row > col : col > row) p = 0;
       });
-    s.each([&](int n, int i, A p) { dp.value(0, n, i) *= p; });
+    s.each([&](int n, int i, A p) { dp.p[0][n][i] *= p; });
     if (of_keys) dy.add_product(s, memory.weights[warp], tile.y.turned());
     dx.add_product(dp, memory.weights[warp], tile.x.turned());
   }

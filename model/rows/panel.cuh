@@ -104,7 +104,7 @@ template <class T, class X, class Y, int kWide> struct Product : Fragments<T, X,
   }
   // This lane's elements: fragment n, the i-th of it.
   template <class Visit> __device__ void each(Visit visit) {
-    each_element<1, kWide>([&](int, int n, int i) { visit(n, i, this->value(0, n, i)); });
+    each_element<1, kWide>([&](int, int n, int i) { visit(n, i, this->p[0][n][i]); });
   }
   // The rows from `row` on.
   template <class Value> __device__ void store(const Strip<T>& to, int64_t row, Value value) {
