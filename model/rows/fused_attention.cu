@@ -26,6 +26,10 @@ template <class T, int kQk, bool wide> struct Sizes {
   static constexpr int kTiles = sizeof(T) * kQk <= 768 ? 2 : 1;
 };
 
+template <class T, int kQk>
+using ForwardSizes = Sizes<T, kQk, std::is_same_v<T, bf16> && kQk <= 96>;
+template <class T, int kQk> using BackwardSizes = Sizes<T, kQk, false>;
+
 // work(tile, i) for the tiles of others from `first` up to `end`, each copied by copy(tile, i)
 // before.
 template <class Of, class Others, class Copy, class Work>
@@ -47,10 +51,9 @@ __device__ void visit_tiles(
 
 // --- forward -------------------------------------------------------------------------------------
 
-template <class T, int kQk, int kV>
-struct Forward : Sizes<T, kQk, std::is_same_v<T, bf16> && kQk <= 96> {
+template <class T, int kQk, int kV> struct Forward : ForwardSizes<T, kQk> {
   using A = Acc<T>;
-  using Base = Sizes<T, kQk, std::is_same_v<T, bf16> && kQk <= 96>;
+  using Base = ForwardSizes<T, kQk>;
   using Base::kOwn, Base::kOther, Base::kWarps, Base::kWide;
   using Keys = Panel<T, kOther, kQk>;
   using Values = Panel<T, kOther, kV>;
@@ -104,7 +107,7 @@ struct Forward : Sizes<T, kQk, std::is_same_v<T, bf16> && kQk <= 96> {
 };
 
 template <class T, int kQk, int kV>
-__global__ void __launch_bounds__(Sizes<T, kQk, false>::kThreads)
+__global__ void __launch_bounds__(ForwardSizes<T, kQk>::kThreads)
     forward(const FusedAttentionF::Args a) {
   using F = Forward<T, kQk, kV>;
   using A = Acc<T>;
@@ -143,9 +146,9 @@ __global__ void __launch_bounds__(Sizes<T, kQk, false>::kThreads)
 
 // Own rows are queries, which visit keys; or, `of_keys`, keys, which visit queries. Beside a
 // query lies its dmix, beside a key its value.
-template <class T, int kQk, int kV, bool of_keys> struct Backward : Sizes<T, kQk, false> {
+template <class T, int kQk, int kV, bool of_keys> struct Backward : BackwardSizes<T, kQk> {
   using A = Acc<T>;
-  using Base = Sizes<T, kQk, false>;
+  using Base = BackwardSizes<T, kQk>;
   using Base::kOwn, Base::kOther, Base::kWarps, Base::kWide;
   using X = Panel<T, kOther, kQk>;
   using Y = Panel<T, kOther, kV>;
@@ -219,7 +222,7 @@ template <class T, int kQk, int kV, bool of_keys> struct Backward : Sizes<T, kQk
 };
 
 template <class T, int kQk, int kV, bool of_keys>
-__global__ void __launch_bounds__(Sizes<T, kQk, false>::kThreads)
+__global__ void __launch_bounds__(BackwardSizes<T, kQk>::kThreads)
     backward(const FusedAttentionB::Args a) {
   using B = Backward<T, kQk, kV, of_keys>;
   using A = Acc<T>;
