@@ -107,7 +107,7 @@ void Comm::exchange(Stream* stream, const char* name, const PartOf& send, const 
   const Bytes from = send(rank_), to = recv(rank_);
   DUET_CHECK(from.size() == to.size(), name, ": a rank sends itself ", from.size(),
       " bytes and expects ", to.size());
-  Collective c{name, id_, collectives_++ & 4095, ranks_};
+  Collective c{name, id_, collectives_++ & 2047, ranks_};
   for (int i = 1; i < size(); i++) {
     const int r = (rank_ + i) % size();
     c.legs.push_back({r, send(r), recv(r)});
@@ -149,20 +149,21 @@ static int64_t slice_of(int64_t elements, int ranks) {
   return (elements + ranks - 1) / ranks / 64 * 64 + 64;
 }
 
-int64_t Comm::scratch_size(int64_t elements) const { return slice_of(elements, size()) * size(); }
+// Of the others' parts of a slice, in fp64, and of all slices' sums, in fp32.
+int64_t Comm::scratch_size(int64_t elements) const {
+  return slice_of(elements, size()) * (3 * size() - 2) / 2;
+}
 
 // The slice of t that rank r of `ranks` sums. [1, n]
 static Tensor slice(const Tensor& t, int r, int ranks) {
-  const int64_t step = slice_of(t.size(), ranks), begin = std::min(r * step, t.size());
-  return t.reshape(1, t.size()).col_slice(begin, std::min(step, t.size() - begin));
+  const int64_t step = slice_of(t.cols, ranks), begin = std::min(r * step, t.cols);
+  return t.col_slice(begin, std::min(step, t.cols - begin));
 }
 
-static int64_t blocks_of(const Tensor& t) {
-  return (t.cols + OrderedSum::kBlock - 1) / OrderedSum::kBlock;
-}
+static int64_t blocks_of(const Tensor& t) { return (t.cols + kSumBlock - 1) / kSumBlock; }
 
-// Each rank collects everyone's part of its own slice, sums it in rank order, in place, and gives
-// the rounded sum to all.
+// Each rank collects everyone's part of its own slice, adds it to its own, and gives the rounded
+// sum to all.
 void Comm::all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch) {
   if (size() == 1) return;
   DUET_CHECK(t.dtype == Dtype::f64 && scratch.dtype == Dtype::f64 &&
@@ -170,19 +171,21 @@ void Comm::all_reduce(Stream& stream, const Tensor& t, const Tensor& scratch) {
       "all-reduce: expected sums in fp64 and a scratch of ", scratch_size(t.size()), ", found ",
       dtype_name(t.dtype), " and ", scratch.size());
   bytes_of(t), bytes_of(scratch);  // contiguous
-  const Tensor mine = slice(t, rank_, size()), all = t.reshape(1, t.size());
-  const Tensor collected{scratch.data, t.dtype, size(), mine.cols, mine.cols};
+  const Tensor all = t.reshape(1, t.size()), mine = slice(all, rank_, size());
+  const int64_t step = slice_of(t.size(), size());
+  const Tensor others{scratch.data, Dtype::f64, size() - 1, mine.cols, mine.cols};
+  const Tensor sums{
+      scratch.row<double>(0) + (size() - 1) * step, Dtype::f32, 1, t.size(), t.size()};
+  const auto of_rank = [&](int r) { return slice(sums, r, size()); };
   exchange(
-      &stream, "all-reduce", [&](int r) { return bytes_of(slice(t, r, size())); },
-      [&](int r) { return bytes_of(collected.row_slice(r, 1)); });
-  launch<OrderedSum>(stream, blocks_of(mine), {.x = collected, .y = mine});
-  const Tensor rounded{scratch.data, Dtype::f32, 1, t.size(), t.size()};
-  const auto of_rank = [&](int r) { return slice(rounded, r, size()); };
-  launch<Rounded>(stream, blocks_of(mine), {of_rank(rank_), mine, false});
+      &stream, "all-reduce",
+      [&](int r) { return r == rank_ ? Bytes() : bytes_of(slice(all, r, size())); },
+      [&](int r) { return r == rank_ ? Bytes() : bytes_of(others.row_slice(r - (r > rank_), 1)); });
+  launch<SumParts>(stream, blocks_of(mine), {others, mine, of_rank(rank_)});
   exchange(
       &stream, "all-reduce", [&](int) { return bytes_of(of_rank(rank_)); },
       [&](int r) { return bytes_of(of_rank(r)); });
-  launch<Rounded>(stream, blocks_of(all), {rounded, all, true});
+  launch<Widen>(stream, blocks_of(all), {sums, all});
 }
 
 // --- of host values ------------------------------------------------------------------------------

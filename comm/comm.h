@@ -28,9 +28,8 @@
 // computation goes on. On CUDA the host may block: between threads until the peer has called its
 // side, between processes, where messages go by way of host memory, until the message is there.
 //
-// EXACTNESS. Sums are formed in rank order, ((rank 0 + rank 1) + rank 2) + ..., element by element,
-// whatever the transport: never MPI_Allreduce, never ncclAllReduce, which choose an order by size
-// and machine.
+// EXACTNESS. The one sum between ranks is of exact sums (model/machine/grid.h), whose order changes
+// no bit; it is formed here, on all transports alike.
 //
 // Contract: one thread per rank, the rank's own, uses its Comms. Tensors are contiguous (ld ==
 // cols), of equal dtype and stated shape on all ranks, and live until the message is done. A broken

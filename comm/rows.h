@@ -5,4 +5,4 @@
 #include "comm/link_times.h"
 #include "comm/sum.h"
 
-#define DUET_COMM_ROWS(X) X(OrderedSum) X(Rounded) X(LinkBook) X(LinkWait)
+#define DUET_COMM_ROWS(X) X(SumParts) X(Widen) X(LinkBook) X(LinkWait)

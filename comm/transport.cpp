@@ -29,7 +29,7 @@ std::string Collective::text() const { return cat(name, " ", number, " of group 
 
 std::string Side::text() const {
   const std::string action = collective
-      ? Collective{collective, tag >> 12 & 1023, tag & 4095, {}}.text()
+      ? Collective{collective, tag >> 11 & 2047, tag & 2047, {}}.text()
       : action_text(tag);
   return cat(action, send ? " to be taken by rank " : " from rank ", peer);
 }
@@ -198,8 +198,8 @@ std::shared_ptr<Message> Transport::begin(const Side& side, Stream* after) {
 }
 
 void Transport::exchange(const Collective& c, Stream* stream) {
-  DUET_CHECK(c.group < 1024, "a world has at most 1023 groups a rank");
-  const uint32_t tag = 1u << 22 | c.group << 12 | c.number;
+  DUET_CHECK(c.group < 2048, "a world has at most 2047 groups a rank");
+  const uint32_t tag = 1u << 22 | c.group << 11 | c.number;
   std::vector<std::shared_ptr<Message>> sides;
   for (const bool send : {false, true})
     for (const Leg& leg : c.legs)

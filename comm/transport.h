@@ -40,8 +40,8 @@
 
 namespace duet {
 
-// Tags travel as 23 bits, what every MPI gives: 0, kind 2, stage 9, microbatch 11; or 1, group 10,
-// number of the collective 12.
+// Tags travel as 23 bits, what every MPI gives: 0, kind 2, stage 9, microbatch 11; or 1, group 11,
+// number of the collective 11.
 constexpr int kTagBits = 23;
 constexpr uint32_t kHeaderTag = 3u << 20;  // no Tag's: an NCCL message's announcement
 uint32_t pack(Tag tag);
@@ -162,7 +162,7 @@ struct Leg {
 };
 struct Collective {
   const char* name;
-  uint32_t group, number;      // number: of the group's collectives, modulo 4096
+  uint32_t group, number;      // number: of the group's collectives, modulo 2048
   std::span<const int> ranks;  // the group's, of the world
   std::vector<Leg> legs = {};
   std::string text() const;  // "all-reduce 3 of group 1"

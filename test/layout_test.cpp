@@ -29,12 +29,14 @@ TEST(Layout, EveryRankHasOnePlaceAndKnowsItsNeighbours) {
     EXPECT_EQ(layout.rank(p, d), rank);
     places.emplace(p, d);
     ASSERT_EQ(layout.pipeline_of(rank).size(), 4u);
-    ASSERT_EQ(layout.replicas_of(rank).size(), 3u);
     for (int q = 0; q < 4; ++q) EXPECT_EQ(layout.pipeline_of(rank)[size_t(q)], layout.rank(q, d));
-    for (int e = 0; e < 3; ++e) EXPECT_EQ(layout.replicas_of(rank)[size_t(e)], layout.rank(p, e));
   }
   EXPECT_EQ(places.size(), 12u);
-  EXPECT_EQ(layout.replicas_of(4), (std::vector<int>{3, 4, 5}));  // of one stage: neighbours
+  EXPECT_EQ(layout.copies_of({1}), (std::vector<int>{3, 4, 5}));  // of one stage: neighbours
+  EXPECT_EQ(layout.copies_of({1, 3}), (std::vector<int>{3, 4, 5, 9, 10, 11}));
+  const Layout sharded{.dp = 4, .pp = 2, .ep = 2};
+  EXPECT_EQ(sharded.experts_of(7), (std::vector<int>{6, 7}));
+  EXPECT_EQ(sharded.expert_copies_of(7, {0, 1}), (std::vector<int>{1, 3, 5, 7}));
 }
 
 // --- split ---------------------------------------------------------------------------------------

@@ -22,19 +22,27 @@ struct Layout {
   int rank(int pp_rank, int dp_rank) const { return pp_rank * dp + dp_rank; }
   // the ranks with the same dp_rank, by pp_rank
   std::vector<int> pipeline_of(int r) const { return every(dp, dp_rank(r), pp); }
-  // the ranks with the same pp_rank, by dp_rank
-  std::vector<int> replicas_of(int r) const { return every(1, r - dp_rank(r), dp); }
-  // of these, the ones that together have all experts
+  // of the ranks with the same pp_rank, the ones that together have all experts
   std::vector<int> experts_of(int r) const { return every(1, r - dp_rank(r) % ep, ep); }
-  // of these, the ones that have the same experts
-  std::vector<int> expert_replicas_of(int r) const {
-    return every(ep, rank(pp_rank(r), dp_rank(r) % ep), dp / ep);
+  // the ranks that have a part of the model, which those of these pp_ranks have; and of them the
+  // ones that have the same of its experts as r
+  std::vector<int> copies_of(const std::vector<int>& pp_ranks) const {
+    return every_of(pp_ranks, 1, 0);
+  }
+  std::vector<int> expert_copies_of(int r, const std::vector<int>& pp_ranks) const {
+    return every_of(pp_ranks, ep, dp_rank(r) % ep);
   }
 
  private:
   static std::vector<int> every(int step, int first, int n) {
     std::vector<int> ranks;
     for (int i = 0; i < n; ++i) ranks.push_back(first + i * step);
+    return ranks;
+  }
+  std::vector<int> every_of(const std::vector<int>& pp_ranks, int step, int first) const {
+    std::vector<int> ranks;
+    for (int p : pp_ranks)
+      for (int r : every(step, rank(p, first), dp / step)) ranks.push_back(r);
     return ranks;
   }
 };

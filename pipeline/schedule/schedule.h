@@ -20,6 +20,7 @@
 // Read next: published/published.h.
 #pragma once
 #include <iosfwd>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,13 @@ struct Schedule {
   // which of them `stage` computes
   int model_stage(int stage) const { return stage % model_stages(); }
   int weight_copies() const { return two_directions ? 2 : 1; }
+  // the ranks that have a part of the model, ascending: two as a rule where there are two
+  // directions
+  std::vector<int> ranks_of(int model_stage) const {
+    std::set<int> ranks;
+    for (int s = model_stage; s < stages(); s += model_stages()) ranks.insert(rank_of[size_t(s)]);
+    return {ranks.begin(), ranks.end()};
+  }
   // a stage as a part of a pp-th of the model
   double stage_share() const { return double(pp) / model_stages(); }
   // 0 or 1: of two directions, the one that the microbatch goes in

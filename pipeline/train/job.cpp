@@ -180,7 +180,6 @@ std::vector<std::pair<int, int>> message_pairs(const Job& job) {
   for (int stage = 0; stage < s.stages(); ++stage) {
     const int rank = s.rank_of[size_t(stage)];
     if (stage + 1 < s.stages()) add(rank, s.rank_of[size_t(stage) + 1]);
-    if (s.two_directions) add(rank, s.rank_of[size_t((stage + s.stages() / 2) % s.stages())]);
   }
   // experts and the gradients of their replicas travel
   if (job.options.redundant_experts || job.options.eplb_interval)

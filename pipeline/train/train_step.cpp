@@ -16,59 +16,26 @@ namespace {
 
 // --- gradients -----------------------------------------------------------------------------------
 
-// A part of the model on this rank, one set of its parameters.
-struct Part {
-  Stage* stage;
-  Params* params;
-};
-
-// By number and set, the order in which all ranks that have a part reduce it: DualPipe's two
-// mirrored ranks list their stages in opposite orders.
-std::map<std::pair<int, int>, std::vector<Part>> parts_of(const Trainer& t) {
-  std::map<std::pair<int, int>, std::vector<Part>> parts;
+// The parts of the model on this rank, by number and set (Stage::param_sets), the order in which
+// all ranks that have a part reduce it. Stages, as DualPipe's mirrored ranks list them in opposite
+// orders; more than one where a rank has both copies of two directions.
+std::map<std::pair<int, int>, std::vector<Stage*>> parts_of(const Trainer& t) {
+  std::map<std::pair<int, int>, std::vector<Stage*>> parts;
   for (const auto& [s, stage] : t.stages)
     for (int set : {0, 1})
-      if (Params* params = stage->param_sets()[size_t(set)]; params->elements() > 0)
-        parts[{t.job.schedule.model_stage(s), set}].push_back({stage.get(), params});
+      if (stage->param_sets()[size_t(set)]->elements() > 0)
+        parts[{t.job.schedule.model_stage(s), set}].push_back(stage.get());
   return parts;
 }
 
-constexpr int64_t kBucket = 4 << 20;  // elements reduced at a time, so that scratch stays small
+constexpr int64_t kBucket =
+    1 << 20;  // elements reduced at a time: caches hold them, and scratch is small
 
-// DualPipe's two copies of a part of the model, one in each direction, each have half of the
-// microbatches: they add each other's sums to their own. `copies` are this rank's, one as a rule.
-void add_mirrored(Trainer& t, int part, int set, const std::vector<Part>& copies) {
-  const Schedule& s = t.job.schedule;
-  Stream& stream = t.context.stream();
-  Scope scope(
-      t.context.recorder, stream, {"add mirrored", "comm", copies[0].stage->options().index});
-  const int64_t elements = copies[0].params->elements();
-  for (int64_t at = 0; at < elements; at += kBucket) {
-    const int64_t rows = std::min(kBucket, elements - at) / kBlockAlign;
-    std::vector<std::pair<Tensor, Buf>> sums;  // first += second
-    std::vector<Request> requests;
-    for (const Part& copy : copies) {
-      const int index = copy.stage->options().index, direction = index >= s.stages() / 2;
-      const int peer = s.rank_of[size_t((index + s.stages() / 2) % s.stages())];
-      const auto tag = [&](int from) { return Tag{Tag::W, part, 2 * set + from}; };
-      const Tensor grad = copy.params->grad_arena().col_slice(at, rows * kBlockAlign);
-      const auto& [mine, theirs] = sums.emplace_back(grad.reshape(rows, kBlockAlign),
-          t.device.buffer(rows, kBlockAlign, Dtype::f64, Use::messages));
-      requests.push_back(t.pipeline.irecv(stream, theirs, peer, tag(!direction)));
-      requests.push_back(t.pipeline.isend(stream, mine, peer, tag(direction)));
-    }
-    for (const Request& request : requests) t.pipeline.wait(stream, request);
-    for (const auto& [mine, theirs] : sums) launch<Add>(stream, rows, {.x = theirs, .y = mine});
-  }
-}
-
-void add_replicas(Trainer& t, int set, const Part& part) {
-  Comm& ranks = set == 0 ? t.replicas : t.expert_replicas;
+void reduce_over_ranks(Trainer& t, Comm& ranks, const Tensor& grad, int stage) {
   if (ranks.size() == 1) return;
   Stream& stream = t.context.stream();
-  const Tensor grad = part.params->grad_arena();
-  Scope scope(t.context.recorder, stream,
-      {"reduce gradients", "comm", part.stage->options().index, -1, -1, grad.bytes()});
+  Scope scope(
+      t.context.recorder, stream, {"reduce gradients", "comm", stage, -1, -1, grad.bytes()});
   Buf scratch = t.device.buffer(
       1, ranks.scratch_size(std::min(kBucket, grad.cols)), Dtype::f64, Use::messages);
   for (int64_t at = 0; at < grad.cols; at += kBucket) {
@@ -77,18 +44,27 @@ void add_replicas(Trainer& t, int set, const Part& part) {
   }
 }
 
-// Gradients are exact sums: the replicas of an expert, the copies of a part of the model and the
-// data-parallel ranks add up in whatever order.
+// Gradients are exact sums: the replicas of an expert and all copies of a part of the model, those
+// of data-parallel ranks and of two directions, add up in whatever order.
 void reduce_gradients(Trainer& t) {
-  for (const auto& [key, copies] : parts_of(t)) {
-    const auto [number, set] = key;
-    for (const Part& copy : copies) {
-      if (t.world.size() > 1) copy.params->look(t.context.stream(), Params::Look::before);
-      for (Moe* moe : copy.stage->moe())
+  Stream& stream = t.context.stream();
+  for (const auto& [key, stages] : parts_of(t)) {
+    const auto [part, set] = key;
+    std::vector<Tensor> grads;
+    for (Stage* stage : stages) {
+      Params& params = *stage->param_sets()[size_t(set)];
+      if (t.world.size() > 1) params.look(stream, Params::Look::before);
+      for (Moe* moe : stage->moe())
         if (moe && set == 1) sum_replicas(t.experts, t.device, *moe);
+      grads.push_back(params.grad_arena().reshape(params.elements() / kBlockAlign, kBlockAlign));
     }
-    if (t.job.schedule.two_directions) add_mirrored(t, number, set, copies);
-    for (const Part& copy : copies) add_replicas(t, set, copy);
+    const Tensor& sum = grads[0];
+    for (size_t i = 1; i < grads.size(); ++i)
+      launch<Add>(stream, sum.rows, {.x = grads[i], .y = sum});
+    reduce_over_ranks(
+        t, t.copies_of(part, set), sum.reshape(1, sum.size()), stages[0]->options().index);
+    for (size_t i = 1; i < grads.size(); ++i)
+      stream.copy(grads[i].data, sum.data, size_t(sum.bytes()));
   }
 }
 
@@ -113,14 +89,13 @@ Facts facts_of_step(Trainer& t, bool gave_up) {
   const int microbatches = int(t.job.options.microbatches), dp = t.job.layout.dp;
   const int size = int(t.job.options.micro_batch_size);
   std::vector<Params*> first;  // sets whose copies, on other ranks, are copies of these
-  for (auto& [s, stage] : t.stages) {
-    Scope scope(t.context.recorder, t.context.stream(), {"gradient norm", "compute", s});
-    for (Params* set : stage->param_sets()) {
-      const Comm& copies = set == &stage->params() ? t.replicas : t.expert_replicas;
-      if (copies.rank() != 0 || set->elements() == 0) continue;
-      set->look(t.context.stream(), Params::Look::finished);
-      first.push_back(set);
-    }
+  for (const auto& [key, stages] : parts_of(t)) {
+    const auto [part, set] = key;
+    if (t.copies_of(part, set).rank() != 0) continue;
+    Scope scope(t.context.recorder, t.context.stream(),
+        {"gradient norm", "compute", stages[0]->options().index});
+    first.push_back(stages[0]->param_sets()[size_t(set)]);
+    first.back()->look(t.context.stream(), Params::Look::finished);
   }
   t.context.stream().synchronize();
   for (Params* set : first) {

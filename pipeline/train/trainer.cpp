@@ -28,14 +28,31 @@ static void make_stages(Trainer& t) {
   }
 }
 
+// One group after the other: those of a schedule's two directions may overlap.
+static std::map<std::vector<int>, Trainer::Copies> group_copies(const Job& job, Comm& world) {
+  const Layout& layout = job.layout;
+  const int me = world.rank();
+  std::map<std::vector<int>, Trainer::Copies> copies;
+  for (int part = 0; part < job.schedule.model_stages(); ++part) {
+    const std::vector<int> pp_ranks = job.schedule.ranks_of(part);
+    if (copies.contains(pp_ranks)) continue;
+    const bool mine = std::ranges::count(pp_ranks, layout.pp_rank(me)) > 0;
+    const auto group = [&](const std::vector<int>& ranks) {
+      return world.group(mine ? ranks : std::vector<int>{me});
+    };
+    copies.emplace(pp_ranks,
+        Trainer::Copies{
+            group(layout.copies_of(pp_ranks)), group(layout.expert_copies_of(me, pp_ranks))});
+  }
+  return copies;
+}
+
 Trainer::Trainer(const Job& job, Comm& world, Device& device)
     : job(job), world(world), device(device), dp_rank(job.layout.dp_rank(world.rank())),
       pp_rank(job.layout.pp_rank(world.rank())),
       channels(world, device, message_pairs(job), Carries::host_values),
       pipeline(world.group(job.layout.pipeline_of(world.rank()), Carries::host_values)),
-      replicas(world.group(job.layout.replicas_of(world.rank()))),
-      experts(world.group(job.layout.experts_of(world.rank()))),
-      expert_replicas(world.group(job.layout.expert_replicas_of(world.rank()))),
+      experts(world.group(job.layout.experts_of(world.rank()))), copies(group_copies(job, world)),
       context{device, job.config, *job.options.dtype, job.options.seq_len,
           job.options.micro_batch_size, 1 / double(job.global_sequences() * job.options.seq_len),
           job.options.balance_loss / double(job.global_sequences()), job.options.segment_tokens},

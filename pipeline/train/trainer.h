@@ -33,8 +33,14 @@ struct Trainer {
   Comm& world;
   Device& device;
   const int dp_rank, pp_rank;
-  Channels channels;                                  // before the groups
-  Comm pipeline, replicas, experts, expert_replicas;  // groups (pipeline/schedule/layout.h)
+  Channels channels;       // before the groups
+  Comm pipeline, experts;  // groups (pipeline/schedule/layout.h)
+  // Of the ranks that have copies of a part of the model, and of those that have the same of its
+  // experts; by the pipeline's ranks that have the part. Alone for a part that is not this rank's.
+  struct Copies {
+    Comm all, experts;
+  };
+  std::map<std::vector<int>, Copies> copies;
   Context context;
   std::optional<CommStream> comm;  // of the all-to-alls, with --overlap on; outlives the stages
   LoadMonitor monitor;             // where experts are, of all layers
@@ -43,6 +49,11 @@ struct Trainer {
   bool long_steps = true;  // the last one, or the first, takes over a second; on all ranks
 
   std::vector<Params*> param_sets() const;  // of all stages
+  // The ranks with copies of a part of the model, of its set 0 or 1 (Stage::param_sets).
+  Comm& copies_of(int model_stage, int set) {
+    Copies& ranks = copies.at(job.schedule.ranks_of(model_stage));
+    return set == 0 ? ranks.all : ranks.experts;
+  }
   // The layers with a mixture of experts: of the model, in order; and fn(layer, moe, virtual stage)
   // for each one in this rank's stages.
   std::vector<int64_t> moe_layers() const;
@@ -111,7 +122,7 @@ struct StepHooks {
 // Step `step` (from 1) of the run:
 //
 //   the schedule's list on this rank's stages      gradients as exact sums (executor.h)
-//   the sums of replicas, of mirrored stages (DualPipe) and of data-parallel ranks
+//   their sums over the replicas of an expert, and over all ranks that have copies of a stage
 //   one exchange of losses, squares and expert loads; the gradient norm; clipping; AdamW; router
 //     bias
 //   every --eplb-interval steps, experts move to where their tokens are

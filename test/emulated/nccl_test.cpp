@@ -265,7 +265,7 @@ TEST_F(Nccl, EveryKernelIsLoadedBeforeAMessageIsUnderWay) {
   EXPECT_STREQ(getenv("CUDA_DEVICE_MAX_CONNECTIONS"), "32");
 }
 
-// Training steps, with every kind of traffic that there is: neighbours both ways, mirrored halves,
+// Training steps, with every kind of traffic that there is: neighbours both ways, copies of stages,
 // tokens to experts, replicas, and experts that move after the second step.
 class NcclTrainer : public RunTest {};
 
@@ -273,10 +273,16 @@ int communicators_of(const Job& job) {
   std::set<std::pair<int, int>> pairs;
   for (const auto& [a, b] : message_pairs(job)) pairs.insert(std::minmax(a, b));
   int all = 4 * int(pairs.size());
-  for (int r = 0; r < job.layout.world(); r++)
-    for (const std::vector<int>& group :
-        {job.layout.replicas_of(r), job.layout.experts_of(r), job.layout.expert_replicas_of(r)})
-      all += group.size() > 1;
+  std::set<std::vector<int>> parts;  // by the pipeline's ranks that have them
+  for (int part = 0; part < job.schedule.model_stages(); part++)
+    parts.insert(job.schedule.ranks_of(part));
+  for (int r = 0; r < job.layout.world(); r++) {
+    all += job.layout.experts_of(r).size() > 1;
+    for (const std::vector<int>& pp_ranks : parts)
+      for (const std::vector<int>& group :
+          {job.layout.copies_of(pp_ranks), job.layout.expert_copies_of(r, pp_ranks)})
+        all += group.size() > 1 && std::ranges::count(group, r);
+  }
   return all;
 }
 
