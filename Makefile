@@ -187,6 +187,8 @@ $(filter $(BUILD)/test/emulated/%,$(EMULATED_TESTOBJ)): CPPFLAGS += -Itest/emula
 OPTIONS := %_command.cpp $(addprefix pipeline/train/,options.cpp generate.cpp bench.cpp)
 $(patsubst %,$(BUILD)/%.o,$(filter $(OPTIONS),$(ALL_CPP))): \
   FLAGS += -O1
+# Nor are tests worth optimizing for long: what they test is compiled as ever.
+$(TESTOBJ) $(EMULATED_TESTOBJ): FLAGS += -O1
 $(CUBUILD)/%.cu.o: %.cu | found
 	@mkdir -p $(@D)
 	$(call say,NVCC,$<)
