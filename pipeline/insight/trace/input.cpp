@@ -15,23 +15,13 @@ constexpr size_t kLongestString = 1 << 16, kBlock = 1 << 18;
 
 // Characters that stay as they are, inside strings and outside: most of them, so they go in runs.
 using Set = std::array<bool, 256>;
-constexpr Set kInside = [] {
+constexpr Set set_of(int from, int to, std::string_view without) {
   Set set{};
-  for (int c = 0x20; c < 0x80; ++c) set[size_t(c)] = c != '"' && c != '\\';
+  for (int c = from; c < to; ++c) set[size_t(c)] = without.find(char(c)) == without.npos;
   return set;
-}();
-constexpr Set kOutside = [] {
-  Set set{};
-  for (int c = 1; c < 0x100; ++c)
-    set[size_t(c)] = c != '"' && c != ' ' && c != '\n' && c != '\t' && c != '\r';
-  return set;
-}();
-// After these a space tells nothing.
-constexpr Set kEnding = [] {
-  Set set{};
-  for (const char c : {'{', '[', '}', ']', ',', ':'}) set[size_t(c)] = true;
-  return set;
-}();
+}
+constexpr Set kInside = set_of(0x20, 0x80, "\"\\"), kOutside = set_of(1, 0x100, "\" \n\t\r");
+constexpr std::string_view kEnding = "{[}],:";  // after these a space tells nothing
 
 // As character_length() of an escape: half of a surrogate pair is none.
 size_t escape_length(std::string_view s) {
@@ -66,7 +56,7 @@ size_t Input::clean(State& state, std::string_view raw, bool last, std::string& 
       const size_t most = std::min(raw.size() - i, limit - size_t(out - begin));
       while (n < most && same[uint8_t(raw[i + n])]) ++n;
       take(n);
-      state.space = kEnding[uint8_t(raw[i - 1])];
+      state.space = kEnding.find(raw[i - 1]) != kEnding.npos;
     } else if (c == '"') {
       *out++ = c, ++i;
       state = {.in_string = !state.in_string};
@@ -92,7 +82,7 @@ size_t Input::clean(State& state, std::string_view raw, bool last, std::string& 
 
 Input::Input(const std::string& file, ReadBytes read) : unpack_(file, std::move(read)) {
   fill(now_);
-  if (!now_.last) reader_ = std::jthread([this](std::stop_token stop) { read_ahead(stop); });
+  read_ahead({});
 }
 
 void Input::fill(Block& block) {
@@ -109,17 +99,12 @@ void Input::fill(Block& block) {
   start_ += int64_t(taken);
 }
 
-void Input::read_ahead(const std::stop_token& stop) {
-  Block block;
-  for (bool last = false; !last;) {
+void Input::read_ahead(Block used) {
+  if (now_.last) return;
+  next_ = std::async(std::launch::async, [this, block = std::move(used)]() mutable {
     fill(block);
-    last = block.last;
-    std::unique_lock lock(mutex_);
-    if (!changed_.wait(lock, stop, [&] { return !full_; })) return;
-    std::swap(next_, block);  // the parser's old one comes back
-    full_ = true;
-    changed_.notify_all();
-  }
+    return std::move(block);
+  });
 }
 
 std::string_view Input::head() const {
@@ -132,11 +117,7 @@ bool Input::more() {
     if (at) {  // not the first time
       if (now_.error) std::rethrow_exception(now_.error);
       if (over_ = now_.last; over_) return false;
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [&] { return full_; });
-      std::swap(now_, next_);
-      full_ = false;
-      changed_.notify_all();
+      read_ahead(std::exchange(now_, next_.get()));
     }
     at = now_.clean.data(), end = at + now_.clean.size();
   } while (at == end);
