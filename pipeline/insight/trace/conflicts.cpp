@@ -86,9 +86,8 @@ std::vector<Conflict> slowed_by_comm(const RankTrace& rank, size_t index) {
   const Times comm_apart = without(rank.comm, rank.wait);
   for (const GpuEvent& e : rank.events) {
     if (e.work != Work::compute) continue;
-    const Interval time{e.begin, e.end};
-    kernels[{e.component, e.ordinal, e.name, e.grid}].push_back({&e,
-        e.end - e.begin - length(clipped(rank.wait, time)), length(clipped(comm_apart, time))});
+    kernels[{e.component, e.ordinal, e.name, e.grid}].push_back(
+        {&e, e.end - e.begin - length(clipped(rank.wait, e)), length(clipped(comm_apart, e))});
   }
   std::vector<Conflict> points;
   const Sorted comm(rank, Work::comm);
@@ -103,9 +102,8 @@ std::vector<Conflict> slowed_by_comm(const RankTrace& rank, size_t index) {
     const int64_t usual = median(alone);
     for (const Sample& s : samples) {
       if (s.beside * 2 < s.duration || s.duration <= usual) continue;
-      const Interval time{s.event->begin, s.event->end};
-      const Times covered = clipped(comm_apart, time);
-      points.push_back({Cause::contention, index, time, s.duration - usual,
+      const Times covered = clipped(comm_apart, *s.event);
+      points.push_back({Cause::contention, index, *s.event, s.duration - usual,
           comm.going_on(covered[0].begin), s.event, with, int64_t(alone.size())});
     }
   }

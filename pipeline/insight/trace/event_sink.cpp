@@ -11,12 +11,12 @@ constexpr WideInt kFarthest = WideInt(1) << 53;  // ns from the first event: 104
 constexpr int64_t kCovered = 100;                // kernels under one of their own stream
 
 struct Class {
-  Category category;
+  Source source;
   Work work = Work::compute;  // of GPU work: what it is until classify.h knows better
 };
 
 Class class_of(std::string_view cat) {
-  using enum Category;
+  using enum Source;
   constexpr std::pair<std::string_view, Class> kClasses[] = {{"kernel", {kernel}},
       {"concurrent_kernel", {kernel}}, {"gpu_memcpy", {copy, Work::memory}},
       {"gpu_memset", {copy, Work::memory}}, {"memcpy", {copy, Work::memory}},
@@ -109,7 +109,7 @@ void EventSink::add() {
   if (phase != "B" && phase != "E") return;
   std::vector<std::unique_ptr<RawEvent>>& open = open_[thread_of(event)];
   if (phase == "B") {
-    const bool wanted = class_of(event["cat"]).category != Category::none;
+    const bool wanted = class_of(event["cat"]).source != Source::none;
     open.push_back(wanted ? std::make_unique<RawEvent>(event) : nullptr);
   } else if (open.empty()) {
     ++recording_.left_out["an end without its beginning"];
@@ -120,17 +120,17 @@ void EventSink::add() {
 }
 
 void EventSink::add_complete(const RawEvent& e, const Number& end) {
-  const auto [category, work] = class_of(e["cat"]);
-  if (category == Category::none) return;
+  const auto [source, work] = class_of(e["cat"]);
+  if (source == Source::none) return;
   const Number ts = e.number("ts"), duration = end && ts ? Number(*end - *ts) : e.number("dur");
   const bool no_number = (!ts && !e["ts"].empty()) || (!duration && !e["dur"].empty());
-  const char* wrong = no_number      ? "a time that is no number"
-      : !ts                          ? "no timestamp"
-      : category == Category::launch ? nullptr
-      : !duration                    ? "no duration"
-      : *duration < 0                ? "a negative duration"
-      : *duration > kFarthest        ? "a time beyond 104 days of the first"
-                                     : nullptr;
+  const char* wrong = no_number  ? "a time that is no number"
+      : !ts                      ? "no timestamp"
+      : source == Source::launch ? nullptr
+      : !duration                ? "no duration"
+      : *duration < 0            ? "a negative duration"
+      : *duration > kFarthest    ? "a time beyond 104 days of the first"
+                                 : nullptr;
   const auto far = [&](WideInt time) { return time > kFarthest || time < -kFarthest; };
   if (!wrong && !base_) base_ = *ts;
   if (!wrong && *base_ == 0 && far(*ts)) {  // what came before was at 0, and wrong
@@ -146,13 +146,13 @@ void EventSink::add_complete(const RawEvent& e, const Number& end) {
     return;
   }
   const int64_t begin = int64_t(*ts - *base_), length = int64_t(duration.value_or(0));
-  if (category == Category::launch) {
+  if (source == Source::launch) {
     if (e.number("correlation"))
       recording_.launches.push_back({e.whole("correlation", 0), begin, thread_of(e)});
-  } else if (category == Category::annotation) {
+  } else if (source == Source::annotation) {
     recording_.annotations.push_back({begin, begin + length, names_.id(e["name"]), thread_of(e)});
   } else {
-    add_gpu(e, Source(category), work, {begin, begin + length});
+    add_gpu(e, source, work, {begin, begin + length});
   }
 }
 
@@ -163,17 +163,14 @@ void EventSink::add_gpu(const RawEvent& e, Source source, Work work, const Inter
   // what a rank does by itself for a message is not the message
   const bool local = lane && work == Work::compute &&
       (name.starts_with("dispatch") || name.starts_with("combine"));
-  GpuEvent& gpu = recording_.gpu.emplace_back(GpuEvent{.begin = time.begin,
-      .end = time.end,
-      .correlation = e.whole("correlation", -1),
-      .name = names_.id(name),
-      .stream = stream_of(e),
-      .component = lane ? names_.id((local ? "local " : "") + name) : -1,
-      .layer = int32_t(e.whole("layer", -1)),
-      .grid = e.grid,
-      .source = source,
-      .work = work,
-      .blocks = !e["blocks"].empty() && work == Work::comm});
+  GpuEvent& gpu = recording_.gpu.emplace_back(GpuEvent{time});
+  gpu.correlation = e.whole("correlation", -1);
+  gpu.name = names_.id(name);
+  gpu.stream = stream_of(e);
+  if (lane) gpu.component = names_.id((local ? "local " : "") + name);
+  gpu.layer = int32_t(e.whole("layer", -1));
+  gpu.grid = e.grid, gpu.source = source, gpu.work = work;
+  gpu.blocks = !e["blocks"].empty() && work == Work::comm;
   describe_message(e, gpu);
 }
 
@@ -200,7 +197,7 @@ int32_t EventSink::stream_of(const RawEvent& e) {
   const auto [found, added] =
       streams_.emplace(Thread{device, number}, int32_t(recording_.streams.size()));
   if (added) {
-    const bool lane = class_of(e["cat"]).category == Category::lane;
+    const bool lane = class_of(e["cat"]).source == Source::lane;
     const bool named = !e.number("stream") && !e.number("tid") && !e["tid"].empty();
     recording_.streams.push_back({device,
         lane        ? e["cat"]
@@ -250,7 +247,7 @@ void EventSink::drop_covering() {
 Recording EventSink::finish() {
   for (const auto& [thread, open] : open_)
     for (const auto& e : open)
-      if (e && class_of((*e)["cat"]).category <= Category::lane)
+      if (e && class_of((*e)["cat"]).source <= Source::lane)
         ++recording_.left_out["a beginning without its end"];
   drop_timestamps_of_zero();
   drop_covering();

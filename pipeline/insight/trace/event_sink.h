@@ -7,7 +7,6 @@
 #include <memory>
 
 #include "pipeline/insight/trace/events.h"
-#include "pipeline/insight/trace/intervals.h"
 
 namespace duet {
 
@@ -37,8 +36,6 @@ struct RawEvent {
   Number number(Field f) const;
   int64_t whole(Field f, int64_t otherwise) const;
 };
-
-enum class Category { kernel, copy, lane, launch, annotation, none };  // first as Source
 
 class EventSink {
  public:

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "model/base/text.h"
+#include "pipeline/insight/trace/intervals.h"
 
 namespace duet {
 
@@ -28,7 +29,8 @@ using WideInt = __int128;  // absolute nanoseconds
 // wait, step and pair are lanes of duet's own traces (trace.h)
 enum class Work : uint8_t { compute, comm, memory, wait, step, pair };
 constexpr const char* kWorks[] = {"compute", "communication", "memory", "wait", "step", "pair"};
-enum class Source : uint8_t { kernel, copy, lane };  // lane: the file says what it is
+// of an event: the first three are GPU work; lane: the file says what it is
+enum class Source : uint8_t { kernel, copy, lane, launch, annotation, none };
 
 // Strings as small numbers, in the order in which they came. One table serves all files of a job.
 class Names {
@@ -46,8 +48,7 @@ class Names {
   std::unordered_map<std::string_view, int32_t> ids_;
 };
 
-struct GpuEvent {
-  int64_t begin = 0, end = 0;
+struct GpuEvent : Interval {
   int64_t correlation = -1;
   int32_t name = 0;
   int32_t stream = 0;      // in Recording::streams
@@ -80,7 +81,6 @@ struct Annotation {
 struct StreamRow {
   int64_t device;
   std::string label;
-  auto operator<=>(const StreamRow&) const = default;
 };
 
 struct Recording {  // one file

@@ -12,7 +12,6 @@
 #include <algorithm>
 
 #include "pipeline/insight/trace/events.h"
-#include "pipeline/insight/trace/intervals.h"
 
 namespace duet {
 
