@@ -106,9 +106,8 @@ Sums parse_layers(const Json& json, const std::string& where) {
 Sums parse_json(const std::string& text, const std::string& path) {
   const Json json = Json::parse(text, path);
   if (json.is_array()) return parse_layers(json, path);
-  if (const auto sglang = json.find("logical_count"))
-    return parse_layers(*sglang, path + ": logical_count");
-  return parse_layers(json.at("weight"), path + ": weight");
+  const char* const key = json.find("logical_count") ? "logical_count" : "weight";
+  return parse_layers(json.at(key), cat(path, ": ", key));
 }
 
 // A line of a CSV with commas between, and where it stands.
