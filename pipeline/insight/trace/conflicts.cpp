@@ -132,19 +132,16 @@ std::vector<Slack> slack_of_dependencies(const RankTrace& rank, size_t index, co
     const auto& [part, pass] = parts[e.component];
     if (part.empty() || (pass != 'F' && pass != 'B')) continue;
     if (part != "dispatch" && part != "combine") {
-      if (e.work == Work::compute)
-        begins[{part, pass, e.source == Source::lane ? e.layer : -1}].push_back(&e);
+      if (e.work == Work::compute) begins[{part, pass, e.lane ? e.layer : -1}].push_back(&e);
       continue;
     }
     const auto found = last.find({e.component, e.stream});
-    if (found != last.end() && e.source != Source::lane &&
-        transfers[found->second].result.layer == e.layer) {
+    if (found != last.end() && !e.lane && transfers[found->second].result.layer == e.layer) {
       transfers[found->second].end = std::max(transfers[found->second].end, e.end);
       continue;
     }
     last[{e.component, e.stream}] = transfers.size();
-    transfers.push_back(
-        {e.begin, e.end, e.stream, e.source == Source::lane, {index, e.component, -1, e.layer}});
+    transfers.push_back({e.begin, e.end, e.stream, e.lane, {index, e.component, -1, e.layer}});
   }
   std::vector<Slack> slacks;
   std::map<int32_t, std::pair<int64_t, int64_t>>

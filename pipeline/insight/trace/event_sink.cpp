@@ -10,17 +10,18 @@ namespace {
 constexpr WideInt kFarthest = WideInt(1) << 53;  // ns from the first event: 104 days
 constexpr int64_t kCovered = 100;                // kernels under one of their own stream
 
+enum class Row { gpu, lane, launch, annotation, none };
 struct Class {
-  Source source;
+  Row row;
   Work work = Work::compute;  // of GPU work: what it is until classify.h knows better
 };
 
 Class class_of(std::string_view cat) {
-  using enum Source;
-  constexpr std::pair<std::string_view, Class> kClasses[] = {{"kernel", {kernel}},
-      {"concurrent_kernel", {kernel}}, {"gpu_memcpy", {copy, Work::memory}},
-      {"gpu_memset", {copy, Work::memory}}, {"memcpy", {copy, Work::memory}},
-      {"memset", {copy, Work::memory}}, {"compute", {lane}}, {"comm", {lane, Work::comm}},
+  using enum Row;
+  constexpr std::pair<std::string_view, Class> kClasses[] = {{"kernel", {gpu}},
+      {"concurrent_kernel", {gpu}}, {"gpu_memcpy", {gpu, Work::memory}},
+      {"gpu_memset", {gpu, Work::memory}}, {"memcpy", {gpu, Work::memory}},
+      {"memset", {gpu, Work::memory}}, {"compute", {lane}}, {"comm", {lane, Work::comm}},
       {"wait", {lane, Work::wait}}, {"step", {lane, Work::step}}, {"actions", {lane, Work::pair}},
       {"user_annotation", {annotation}}};
   const std::string name = lower(cat);
@@ -109,7 +110,7 @@ void EventSink::add() {
   if (phase != "B" && phase != "E") return;
   std::vector<std::unique_ptr<RawEvent>>& open = open_[thread_of(event)];
   if (phase == "B") {
-    const bool wanted = class_of(event["cat"]).source != Source::none;
+    const bool wanted = class_of(event["cat"]).row != Row::none;
     open.push_back(wanted ? std::make_unique<RawEvent>(event) : nullptr);
   } else if (open.empty()) {
     ++recording_.left_out["an end without its beginning"];
@@ -120,17 +121,17 @@ void EventSink::add() {
 }
 
 void EventSink::add_complete(const RawEvent& e, const Number& end) {
-  const auto [source, work] = class_of(e["cat"]);
-  if (source == Source::none) return;
+  const auto [row, work] = class_of(e["cat"]);
+  if (row == Row::none) return;
   const Number ts = e.number("ts"), duration = end && ts ? Number(*end - *ts) : e.number("dur");
   const bool no_number = (!ts && !e["ts"].empty()) || (!duration && !e["dur"].empty());
-  const char* wrong = no_number  ? "a time that is no number"
-      : !ts                      ? "no timestamp"
-      : source == Source::launch ? nullptr
-      : !duration                ? "no duration"
-      : *duration < 0            ? "a negative duration"
-      : *duration > kFarthest    ? "a time beyond 104 days of the first"
-                                 : nullptr;
+  const char* wrong = no_number ? "a time that is no number"
+      : !ts                     ? "no timestamp"
+      : row == Row::launch      ? nullptr
+      : !duration               ? "no duration"
+      : *duration < 0           ? "a negative duration"
+      : *duration > kFarthest   ? "a time beyond 104 days of the first"
+                                : nullptr;
   const auto far = [&](WideInt time) { return time > kFarthest || time < -kFarthest; };
   if (!wrong && !base_) base_ = *ts;
   if (!wrong && *base_ == 0 && far(*ts)) {  // what came before was at 0, and wrong
@@ -146,20 +147,19 @@ void EventSink::add_complete(const RawEvent& e, const Number& end) {
     return;
   }
   const int64_t begin = int64_t(*ts - *base_), length = int64_t(duration.value_or(0));
-  if (source == Source::launch) {
+  if (row == Row::launch) {
     if (e.number("correlation"))
       recording_.launches.push_back({e.whole("correlation", 0), begin, thread_of(e)});
-  } else if (source == Source::annotation) {
+  } else if (row == Row::annotation) {
     recording_.annotations.push_back({begin, begin + length, names_.id(e["name"]), thread_of(e)});
   } else {
-    add_gpu(e, source, work, {begin, begin + length});
+    add_gpu(e, row == Row::lane, work, {begin, begin + length});
   }
 }
 
-void EventSink::add_gpu(const RawEvent& e, Source source, Work work, const Interval& time) {
+void EventSink::add_gpu(const RawEvent& e, bool lane, Work work, const Interval& time) {
   const std::string& name = e["name"];
   if (work == Work::pair && name != "pair") return;
-  const bool lane = source == Source::lane;
   // what a rank does by itself for a message is not the message
   const bool local = lane && work == Work::compute &&
       (name.starts_with("dispatch") || name.starts_with("combine"));
@@ -169,7 +169,7 @@ void EventSink::add_gpu(const RawEvent& e, Source source, Work work, const Inter
   gpu.stream = stream_of(e);
   if (lane) gpu.component = names_.id((local ? "local " : "") + name);
   gpu.layer = int32_t(e.whole("layer", -1));
-  gpu.grid = e.grid, gpu.source = source, gpu.work = work;
+  gpu.grid = e.grid, gpu.lane = lane, gpu.work = work;
   gpu.blocks = !e["blocks"].empty() && work == Work::comm;
   describe_message(e, gpu);
 }
@@ -197,7 +197,7 @@ int32_t EventSink::stream_of(const RawEvent& e) {
   const auto [found, added] =
       streams_.emplace(Thread{device, number}, int32_t(recording_.streams.size()));
   if (added) {
-    const bool lane = class_of(e["cat"]).source == Source::lane;
+    const bool lane = class_of(e["cat"]).row == Row::lane;
     const bool named = !e.number("stream") && !e.number("tid") && !e["tid"].empty();
     recording_.streams.push_back({device,
         lane        ? e["cat"]
@@ -227,14 +227,14 @@ void EventSink::drop_timestamps_of_zero() {
 void EventSink::drop_covering() {
   std::vector<std::vector<int64_t>> begins(recording_.streams.size()), ends(begins.size());
   for (const GpuEvent& e : recording_.gpu) {
-    if (e.source != Source::kernel) continue;
+    if (e.lane || e.work != Work::compute) continue;
     begins[size_t(e.stream)].push_back(e.begin);
     ends[size_t(e.stream)].push_back(e.end);
   }
   for (auto* times : {&begins, &ends})
     for (auto& stream : *times) std::sort(stream.begin(), stream.end());
   const auto covering = [&](const GpuEvent& e) {
-    if (e.source != Source::kernel) return false;
+    if (e.lane || e.work != Work::compute) return false;
     const auto &b = begins[size_t(e.stream)], &n = ends[size_t(e.stream)];
     const auto ended = std::upper_bound(n.begin(), n.end(), e.end) - n.begin();
     const auto begun = std::lower_bound(b.begin(), b.end(), e.begin) - b.begin();
@@ -247,7 +247,7 @@ void EventSink::drop_covering() {
 Recording EventSink::finish() {
   for (const auto& [thread, open] : open_)
     for (const auto& e : open)
-      if (e && class_of((*e)["cat"]).source <= Source::lane)
+      if (e && class_of((*e)["cat"]).row <= Row::lane)
         ++recording_.left_out["a beginning without its end"];
   drop_timestamps_of_zero();
   drop_covering();

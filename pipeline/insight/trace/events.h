@@ -29,8 +29,6 @@ using WideInt = __int128;  // absolute nanoseconds
 // wait, step and pair are lanes of duet's own traces (trace.h)
 enum class Work : uint8_t { compute, comm, memory, wait, step, pair };
 constexpr const char* kWorks[] = {"compute", "communication", "memory", "wait", "step", "pair"};
-// of an event: the first three are GPU work; lane: the file says what it is
-enum class Source : uint8_t { kernel, copy, lane, launch, annotation, none };
 
 // Strings as small numbers, in the order in which they came. One table serves all files of a job.
 class Names {
@@ -57,8 +55,8 @@ struct GpuEvent : Interval {
   int32_t ordinal = 0;     // of its launch within the annotation
   int32_t message = -1;    // a name, equal on all ranks that take part; -1: unknown
   uint32_t grid = 0;       // a hash of the launch's dimensions
-  Source source = Source::kernel;
   Work work = Work::compute;
+  bool lane = false;             // of duet's own: the file says what it is
   bool blocks = false;           // communication on the compute stream itself
   int64_t launched = INT64_MIN;  // when the CPU launched it; INT64_MIN: unknown
   // that this rank puts in; 0: unknown; -1: neither NCCL's metadata nor duet say it is a message

@@ -26,7 +26,7 @@ void measure_components(RankTrace& rank, const Names& names) {
     p.durations.push_back(e.end - e.begin - waits);
     p.layers[e.layer].push_back(e);
     p.by_work[int(e.work)] += e.end - e.begin;
-    p.lane |= e.source == Source::lane;
+    p.lane |= e.lane;
   }
   for (auto& [name, p] : parts) {
     Component& c = rank.components[name];
