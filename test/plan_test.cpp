@@ -15,14 +15,15 @@ namespace {
 TEST(PlanCluster, FilesReadBackAndAreChecked) {
   for (const char* name : {"a100-40g", "a100-80g", "h100", "h100-96g", "h800", "h200", "b200",
            "b300", "gb200", "gb300"}) {
-    const Cluster c = find_cluster(name), again = read_cluster(write_cluster(c), "again");
+    const Cluster c = find_cluster(name),
+                  again = read_cluster(Json::parse(write_cluster(c), "again"));
     EXPECT_EQ(write_cluster(again), write_cluster(c)) << name;
   }
   const auto refused = [](const char* key, const char* value, std::vector<std::string> words) {
     Json json = Json::parse(write_cluster(find_cluster("h100")), "h100");
     json.set(key, Json::parse(value, "value"));
     words.insert(words.end(), {"c.json", key});
-    expect_plan_refused([&] { read_cluster(json.dump(), "c.json"); }, words);
+    expect_plan_refused([&] { read_cluster(Json::parse(json.dump(), "c.json")); }, words);
   };
   refused("hbm_gb_s", "null", {"is missing"});
   refused("hbm_gb_s", "\"3350 GB/s\"", {"number"});
@@ -90,13 +91,13 @@ TEST(PlanCosts, ACoreFetchesWhatFitsFromItsCache) {
 TEST(PlanCluster, MeasuresThisMachine) {
   const Cluster c = measure_cluster();
   EXPECT_TRUE(!c.core || c.cache_bytes_s > c.hbm_bytes_s);
-  EXPECT_EQ(write_cluster(read_cluster(write_cluster(c), "here")), write_cluster(c));
+  EXPECT_EQ(write_cluster(read_cluster(Json::parse(write_cluster(c), "here"))), write_cluster(c));
   for (double rate : {c.wide_peak(), c.attention_f, c.attention_b, c.hbm(), c.nvlink_bytes_s})
     EXPECT_GT(rate, 0);
   Cluster stopped = c;
   stopped.hbm_bytes_s = 0;
   expect_plan_refused(
-      [&] { read_cluster(write_cluster(stopped), "c.json"); }, {"c.json", "hbm_gb_s"});
+      [&] { read_cluster(Json::parse(write_cluster(stopped), "c.json")); }, {"c.json", "hbm_gb_s"});
 }
 
 TEST(PlanNetwork, RingsOfTheClosedForm) {
@@ -262,7 +263,8 @@ TEST(PlanSchedules, FillBubblesWithinTheirMemory) {
     check(s);
     const double span = longest_span(simulate(s, {{{F, I, W, F + I + W}}, message, message}));
     EXPECT_NEAR(100 * (1 - M * (F + I + W) / span), percent, 0.01) << P << " " << M;
-    for (const auto& of_rank : shape_of(s, std::vector<double>(size_t(P), 1), waiting).peaks)
+    for (const auto& of_rank :
+        shape_of(s, s.microbatches, std::vector<double>(size_t(P), 1), waiting).peaks)
       for (const auto& [stage, alive] : of_rank) EXPECT_LE(alive, 2 * P);
   }
   // an activation that is there until its W leaves room for fewer Ws that wait

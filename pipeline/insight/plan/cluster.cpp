@@ -15,11 +15,8 @@ DUET_EMBED(clusters,
 namespace duet {
 namespace {
 
-enum class Kept {
-  always,
-  whole,
-  of_core
-};  // whole: in whole numbers; of_core: and of nothing else
+// whole: in whole numbers; of_core: of a core alone
+enum class Kept { always, whole, of_core };
 struct ClusterField {
   const char* key;
   double Cluster::*member;
@@ -83,7 +80,9 @@ const Json& own_clusters() {
   return all;
 }
 
-Cluster read(const Json& json) {
+}  // namespace
+
+Cluster read_cluster(const Json& json) {
   const Fields f(json);
   const std::string where = f.where();
   Cluster c;
@@ -118,8 +117,6 @@ Cluster read(const Json& json) {
         ", which is no field; units are part of the names, e.g. memory_gb, hbm_gb_s, launch_us");
   return c;
 }
-
-}  // namespace
 
 Precision parse_precision(const std::string& text, const std::string& where) {
   for (size_t p = 0; p < 5; ++p)
@@ -210,14 +207,10 @@ double all_to_all_seconds(const Cluster& c, const RankGroup& g, const TokenExcha
 
 Cluster find_cluster(const std::string& name) {
   std::string names;
-  if (const auto own = find_named(own_clusters(), name, names)) return read(*own);
+  if (const auto own = find_named(own_clusters(), name, names)) return read_cluster(*own);
   require(name.find('.') != name.npos, "--cluster: found ", name, ", allowed: ", names,
       "or the path of a cluster file");
-  return read(Json::load(name));
-}
-
-Cluster read_cluster(const std::string& text, const std::string& where) {
-  return read(Json::parse(text, where));
+  return read_cluster(Json::load(name));
 }
 
 std::string write_cluster(const Cluster& c) {

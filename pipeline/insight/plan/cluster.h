@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "model/base/json.h"
+
 namespace duet {
 
 // What products of matrices compute in.
@@ -109,7 +111,7 @@ double all_to_all_seconds(
 // A name ("h100") or the path of a file. Throws UsageError that names what is missing, or out of
 // the range that its unit allows.
 Cluster find_cluster(const std::string& name_or_path);
-Cluster read_cluster(const std::string& text, const std::string& where);
+Cluster read_cluster(const Json& json);
 std::string write_cluster(const Cluster& cluster);  // reads back
 
 // `duet plan --measure FILE`: a cluster file of this machine, from duet's own operations at sizes

@@ -125,10 +125,6 @@ PlanLayout with_options(PlanLayout layout, const KeyValues& options) {
   return layout;
 }
 
-PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::string& where) {
-  return with_options(std::move(layout), read_layout_text(text, where));
-}
-
 int usual_flag(const PlanLayout& l, int PlanLayout::*flag) {
   if (flag == &PlanLayout::overlap_dp) return 1;
   return flag == &PlanLayout::overlap_ep ? has_pairs(l) : l.tp > 1;

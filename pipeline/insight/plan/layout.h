@@ -45,7 +45,7 @@ struct PlanLayout {
   double imbalance = 1;       // the busiest GPU's tokens, of the mean
   int64_t replicas = 0;       // physical experts of a layer under EPLB; 0: one of each
 
-  std::string text() const;  // "tp=8,pp=4,..." which parse_layout reads
+  std::string text() const;  // "tp=8,pp=4,..." which read_layout_text reads
 };
 
 struct PlanJob {
@@ -62,7 +62,6 @@ using KeyValues = std::vector<std::pair<std::string, std::string>>;
 KeyValues read_layout_text(const std::string& text, const std::string& where);
 void set_layout(PlanLayout& layout, const std::string& key, const std::string& value);
 PlanLayout with_options(PlanLayout layout, const KeyValues& options);
-PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::string& where);
 KeyValues layout_keys();          // name, help
 std::string planned_schedules();  // make_schedule's and list_schedule's, with commas between
 

@@ -55,7 +55,8 @@ double waiting_share(const PlanJob& job, const PlanLayout& l) {
   return made_bytes(job, l, moe, true) / made_bytes(job, l, moe, false);
 }
 
-ScheduleShape shape_of(const Schedule& s, const std::vector<double>& stage_bytes, double waiting) {
+ScheduleShape shape_of(
+    const Schedule& s, int M, const std::vector<double>& stage_bytes, double waiting) {
   ScheduleShape shape;
   shape.stages.resize(size_t(s.pp));
   for (int stage = 0; stage < s.stages(); ++stage)
@@ -75,7 +76,8 @@ ScheduleShape shape_of(const Schedule& s, const std::vector<double>& stage_bytes
       });
     shape.peaks.emplace_back();
     for (size_t stage = 0; stage < at_peak.size(); ++stage)
-      if (at_peak[stage] > 0) shape.peaks.back().push_back({int(stage), at_peak[stage]});
+      if (at_peak[stage] > 0)  // gpipe keeps all
+        shape.peaks.back().push_back({int(stage), s.name == "gpipe" ? M : at_peak[stage]});
   }
   return shape;
 }

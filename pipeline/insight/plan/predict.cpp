@@ -22,13 +22,10 @@ struct Run {
 
 Run run(const Schedule& s, const CostProfile& profile) {
   const Timing timing = simulate(s, profile);
-  Run run;
-  for (size_t r = 0; r < timing.spans.size(); ++r) {
-    const double busy = timing.makespan * (1 - timing.bubble_fraction[r]);
-    if (busy > run.busy) run.busy = busy, run.busiest = r;
-  }
-  run.length = ranks_part_ways(s.name) ? longest_span(timing) : timing.makespan;
-  return run;
+  const auto busy = [&](double bubble) { return timing.makespan * (1 - bubble); };
+  const auto busiest = std::ranges::max_element(timing.bubble_fraction, {}, busy);
+  return {ranks_part_ways(s.name) ? longest_span(timing) : timing.makespan, busy(*busiest),
+      size_t(busiest - timing.bubble_fraction.begin())};
 }
 
 // The parts of what the busiest rank computes, and time by kind of action.
@@ -116,7 +113,7 @@ Prediction predict(const PlanJob& job, const PlanLayout& l, double most_actions)
   const StageCosts& typical = profile.stages[profile.stages.size() / 2];
   const double waiting = waiting_share(job, l);
   const Schedule s = layout_schedule(l, few, typical, waiting);
-  const ScheduleShape shape = layout_shape(s, all, stage_activation_bytes(job, l), waiting);
+  const ScheduleShape shape = shape_of(s, all, stage_activation_bytes(job, l), waiting);
   const Run first = run(s, profile);
   add_parts(s, profile, stages, first.busiest, p);
   p.pipeline = first.length;
@@ -149,15 +146,6 @@ int few_microbatches(const PlanLayout& l, int M) {
   // Its peak follows from its largest group (interleaved.cpp), of which there are as many here.
   const int groups = 6, largest = (M + M / P - 1) / (M / P);
   return groups * P + std::min(P - 1, (largest - P) * groups);
-}
-
-ScheduleShape layout_shape(
-    const Schedule& few, int M, const std::vector<double>& stage_bytes, double waiting) {
-  ScheduleShape shape = shape_of(few, stage_bytes, waiting);
-  if (few.name == "gpipe")  // keeps all
-    for (auto& peaks : shape.peaks)
-      for (auto& [_, count] : peaks) count = count * M / few.microbatches;
-  return shape;
 }
 
 double least_step(const PlanJob& job, const PlanLayout& l, const ScheduleShape& shape) {

@@ -45,7 +45,9 @@ NamedValues step_parts(const Prediction& p) {
   return parts;
 }
 
-NamedValues differing_parts(const Prediction& now, const Prediction& other) {
+// Why the best of the others is slower than `now`, or faster: the parts of the step that differ
+// most, which are at least a tenth of all that differs.
+static NamedValues differing_parts(const Prediction& now, const Prediction& other) {
   std::map<std::string, double> by_name;
   for (const auto& [name, seconds] : step_parts(other)) by_name[name] += seconds;
   for (const auto& [name, seconds] : step_parts(now)) by_name[name] -= seconds;

@@ -307,8 +307,7 @@ class Search {
         shapes_[{l.schedule, l.pp, l.virtual_stages, l.schedule == "gpipe" ? M : few, waiting}];
     if (!made) {
       const std::vector<double> alike(size_t(model_stages(l)), 1.0);
-      made =
-          std::make_unique<ScheduleShape>(layout_shape(layout_schedule(l, few), M, alike, waiting));
+      made = std::make_unique<ScheduleShape>(shape_of(layout_schedule(l, few), M, alike, waiting));
     }
     return *made;
   }

@@ -10,24 +10,20 @@
 
 namespace duet {
 
-double expert_imbalance(const std::vector<float>& loads, int gpus, int64_t replicas) {
-  const int experts = int(loads.size());
-  std::vector<double> gpu(size_t(gpus), 0);
-  if (replicas > experts) {
-    gpu =
-        gpu_load(plan_experts(loads, {.experts = experts, .replicas = int(replicas), .gpus = gpus},
-                     {.policy = EplbPolicy::balanced}),
-            loads);
-  } else {
-    for (int e = 0; e < experts; ++e) gpu[size_t(e * gpus / experts)] += loads[size_t(e)];
-  }
-  return 1 / balancedness(gpu);
-}
-
 double expert_imbalance(const std::vector<std::vector<float>>& layers, int gpus, int64_t replicas) {
+  const EplbOptions balanced{.policy = EplbPolicy::balanced};
   double sum = 0;
-  for (const std::vector<float>& loads : layers)
-    sum += std::max(1.0, expert_imbalance(loads, gpus, replicas));
+  for (const std::vector<float>& loads : layers) {
+    const int experts = int(loads.size());
+    std::vector<double> gpu(size_t(gpus), 0);
+    if (replicas > experts) {
+      const EplbShape shape{.experts = experts, .replicas = int(replicas), .gpus = gpus};
+      gpu = gpu_load(plan_experts(loads, shape, balanced), loads);
+    } else {
+      for (int e = 0; e < experts; ++e) gpu[size_t(e * gpus / experts)] += loads[size_t(e)];
+    }
+    sum += std::max(1.0, 1 / balancedness(gpu));
+  }
   return sum / double(layers.size());
 }
 
@@ -45,7 +41,7 @@ std::vector<float> made_up_loads(int64_t experts, int gpus, double imbalance) {
       for (int i = 0; i < 12; ++i) normal += random() / 4294967296.0;
       load = float(std::exp(sigma * normal));
     }
-    (expert_imbalance(loads, gpus, 0) < imbalance ? lo : hi) = sigma;
+    (expert_imbalance({loads}, gpus, 0) < imbalance ? lo : hi) = sigma;
   }
   return loads;
 }
@@ -87,7 +83,7 @@ std::vector<Change> what_if(const PlanJob& job, const Prediction& now, int64_t r
     std::vector<std::vector<float>> loads = job.loads;
     if (loads.empty()) loads = {made_up_loads(job.model.experts, l.ep, l.imbalance)};
     PlanLayout changed = l;
-    changed.imbalance = std::max(1.0, expert_imbalance(loads, l.ep, slots));
+    changed.imbalance = expert_imbalance(loads, l.ep, slots);
     changed.replicas = slots;
     consider(format("EPLB, %d replicas: busiest GPU %.2f of the mean, not %.2f", int(slots),
                  changed.imbalance, l.imbalance),
