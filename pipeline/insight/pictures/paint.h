@@ -12,7 +12,6 @@
 #include <string>
 
 #include "pipeline/schedule/checker.h"
-#include "pipeline/schedule/schedule.h"
 #include "pipeline/schedule/simulator.h"
 
 namespace duet {

@@ -7,7 +7,6 @@
 #include <optional>
 
 #include "model/base/command_line.h"
-#include "model/base/json.h"
 
 namespace duet {
 namespace {

@@ -8,7 +8,6 @@
 #pragma once
 #include <array>
 #include <string>
-#include <vector>
 
 #include "model/base/json.h"
 

@@ -2,7 +2,6 @@
 #include "pipeline/insight/plan/costs.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace duet {
 namespace {

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "pipeline/insight/plan/layout.h"
-
 namespace duet {
 namespace {
 

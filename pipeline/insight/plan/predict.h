@@ -7,7 +7,6 @@
 //
 // Read next: search.h.
 #pragma once
-#include <string>
 #include <vector>
 
 #include "pipeline/insight/plan/costs.h"

@@ -5,7 +5,6 @@
 #include <numeric>
 #include <ostream>
 
-#include "pipeline/insight/plan/layout.h"
 #include "pipeline/insight/plan/search.h"
 
 namespace duet {

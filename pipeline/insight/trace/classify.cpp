@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <regex>
 
-#include "model/base/check.h"
 #include "model/base/json.h"
 
 namespace duet {

@@ -2,7 +2,6 @@
 #include "pipeline/insight/trace/event_sink.h"
 
 #include "model/base/check.h"
-#include "model/base/text.h"
 
 namespace duet {
 namespace {

@@ -4,7 +4,6 @@
 #include <ostream>
 
 #include "model/base/check.h"
-#include "model/base/text.h"
 #include "pipeline/insight/trace/report.h"
 
 namespace duet {
