@@ -45,35 +45,24 @@ std::optional<WideInt> thousandths(std::string_view text) {
   constexpr WideInt kMost = WideInt(1'000'000'000'000'000) * 1'000'000'000'000'000'000;  // 1e33
   const bool negative = text.starts_with('-');
   const size_t e = std::min(text.find_first_of("eE"), text.size());
-  int exponent = 3;
-  if (e < text.size()) {
-    const std::string_view power = text.substr(e + (text.substr(e + 1).starts_with('+') ? 2 : 1));
-    const std::optional<int> x = parse_number<int>(power);
-    if (!x || std::abs(*x) > 99) return std::nullopt;
-    exponent += *x;
-  }
+  std::optional<int> power = 0;
+  if (e < text.size())
+    power = parse_number<int>(text.substr(e + (text.substr(e + 1).starts_with('+') ? 2 : 1)));
+  const std::string_view number = text.substr(negative, e - negative);
+  const size_t point = std::min(number.find('.'), number.size());
+  const bool digits = number.size() > (point < number.size() ? 1 : 0);
+  if (!power || std::abs(*power) > 99 || !digits) return std::nullopt;
   WideInt value = 0;
-  bool point = false, digits = false;
-  for (const char c : text.substr(negative, e - negative)) {
-    const bool digit = std::isdigit(uint8_t(c));
-    if (!digit && (c != '.' || point)) return std::nullopt;
-    if (!digit) {
-      point = true;
-    } else if (value <= kMost) {
-      value = value * 10 + (c - '0');
-      exponent -= point;
-    } else if (!point) {
-      return std::nullopt;
-    }  // else a decimal without weight
-    digits |= digit;
+  int64_t more = int64_t(point) + 3 + *power;  // digits that count, zeros where the text is over
+  bool up = false;
+  for (size_t i = 0; i < number.size() || (more > 0 && value > 0); ++i) {
+    const char c = i < number.size() ? number[i] : '0';
+    if (i == point && c == '.') continue;
+    if (!std::isdigit(uint8_t(c)) || (more > 0 && value > kMost)) return std::nullopt;
+    if (more > 0) value = value * 10 + (c - '0');
+    if (more-- == 0) up = c >= '5';
   }
-  if (!digits) return std::nullopt;
-  for (; exponent > 0 && value != 0; --exponent) {
-    if (value > kMost) return std::nullopt;
-    value *= 10;
-  }
-  for (; exponent < -1 && value != 0; ++exponent) value /= 10;
-  if (exponent < 0) value = (value + 5) / 10;
+  value += up;
   return negative ? -value : value;
 }
 
