@@ -114,8 +114,7 @@ TEST(PlanNetwork, RingsOfTheClosedForm) {
   EXPECT_EQ(reduce(1, 1), 0);
   // every token to the one other node: half of them
   c.nvlink_efficiency = 1e-9, c.nvlink_bytes_s = 1e18;
-  const double sent =
-      all_to_all_seconds(c, rank_group(c, 2, 8), {.tokens = 1000, .bytes = 2, .topk = 50});
+  const double sent = all_to_all_seconds(c, rank_group(c, 2, 8), 2000, 50);
   EXPECT_NEAR(sent, 1000 * 2 * 2 * 0.5 / network, 1e-9);
 }
 

@@ -188,18 +188,16 @@ double message_seconds(const Cluster& c, double stride, double bytes) {
       : bytes / network(c) + call + c.network_latency_s;
 }
 
-double all_to_all_seconds(const Cluster& c, const RankGroup& g, const TokenExchange& x) {
-  if (g.size <= 1 || x.tokens <= 0) return 0;
+double all_to_all_seconds(
+    const Cluster& c, const RankGroup& g, double bytes, double topk, double max_domains) {
+  if (g.size <= 1 || bytes <= 0) return 0;
   const double domains = g.domains();
-  const auto visited = [&](double places) {
-    return places * (1 - std::pow(1 - 1 / places, x.topk));
-  };
+  const auto visited = [&](double places) { return places * (1 - std::pow(1 - 1 / places, topk)); };
   double reached = visited(domains);
-  if (x.max_domains > 0) reached = std::min(reached, x.max_domains);
-  const double sent = x.tokens * x.bytes;
-  const double between = sent * reached * (domains - 1) / domains / network(c);
+  if (max_domains > 0) reached = std::min(reached, max_domains);
+  const double between = bytes * reached * (domains - 1) / domains / network(c);
   const double inside =
-      g.local > 1 ? sent * visited(g.size) * (g.local - 1) / g.local / nvlink(c) : 0;
+      g.local > 1 ? bytes * visited(g.size) * (g.local - 1) / g.local / nvlink(c) : 0;
   return std::max(between, inside) + latency(c, g);
 }
 

@@ -96,14 +96,9 @@ double gather_seconds(const Cluster& cluster, const RankGroup& group, double byt
 // bytes from one rank to one `stride` ranks further.
 double message_seconds(const Cluster& cluster, double stride, double bytes);
 
-struct TokenExchange {
-  double tokens = 0;  // of one rank
-  double bytes = 0;   // of a token
-  double topk = 1;
-  double max_domains = 0;  // that a token's experts may lie in; 0: any
-};
-double all_to_all_seconds(
-    const Cluster& cluster, const RankGroup& group, const TokenExchange& exchange);
+// bytes: of one rank's tokens, each once. max_domains: that a token's experts may lie in; 0: any.
+double all_to_all_seconds(const Cluster& cluster, const RankGroup& group, double bytes, double topk,
+    double max_domains = 0);
 
 // --- files ---------------------------------------------------------------------------------------
 

@@ -132,11 +132,9 @@ class LayerCost {
 
     const RankGroup group = rank_group(c_, l_.ep, l_.etp);
     const double domains = m_.topk_groups < m_.groups ? double(m_.topk_groups) : 0;
-    TokenExchange x{
-        own * l_.imbalance, h * (l_.precision > Precision::bf16 ? 1 : 2), double(m_.topk), domains};
-    cost_.expert_comm = all_to_all_seconds(c_, group, x);
-    x.bytes = h * 2;
-    cost_.expert_comm += all_to_all_seconds(c_, group, x);
+    for (const double wide : {l_.precision > Precision::bf16 ? 1 : 2, 2})  // dispatch, combine
+      cost_.expert_comm +=
+          all_to_all_seconds(c_, group, own * l_.imbalance * (h * wide), double(m_.topk), domains);
     if (l_.etp > 1)
       cost_.expert_comm += 2 * gather_seconds(c_, rank_group(c_, l_.etp, 1), copies * h * 2);
     cost_.F[kExpertComm] += cost_.expert_comm;
@@ -147,12 +145,12 @@ class LayerCost {
     const RankGroup group = rank_group(c_, l_.tp, 1);
     const double gather = gather_seconds(c_, group, tokens_ * double(m_.hidden) * 2);
     const double products = cost_.F[kProducts] + cost_.F[kExperts];
-    const double forward = 4 * gather;
-    cost_.F[kTensor] += l_.overlap_tp == 1 ? exposed_seconds(c_, forward, products) : forward;
+    const auto exposed = [&](double comm) {
+      return l_.overlap_tp == 1 ? exposed_seconds(c_, comm, products) : comm;
+    };
+    cost_.F[kTensor] += exposed(4 * gather);
     cost_.I[kTensor] += exposed_seconds(c_, 4 * gather, cost_.W.sum());
-    if (l_.sequence_parallel == 1)
-      cost_.I[kTensor] +=
-          l_.overlap_tp == 1 ? exposed_seconds(c_, 2 * gather, products) : 2 * gather;
+    if (l_.sequence_parallel == 1) cost_.I[kTensor] += exposed(2 * gather);
   }
 
   void host(double more) {

@@ -66,7 +66,8 @@ class Search {
       else
         take(predict(job_, l), keep);
     }
-    if (best.empty() && smallest_.layout.dp) result_.smallest = predict(job_, smallest_.layout);
+    if (best.empty() && smallest_.memory < INFINITY)
+      result_.smallest = predict(job_, smallest_.layout);
     return std::move(result_);
   }
 
@@ -259,7 +260,7 @@ class Search {
   }
 
   bool may_be_smallest(double memory) const {
-    return !result_.fitting && (!smallest_.layout.dp || memory < smallest_.memory);
+    return !result_.fitting && memory < smallest_.memory;
   }
 
   void consider(const PlanLayout& l) {
@@ -272,7 +273,7 @@ class Search {
   }
 
   void too_large(const PlanLayout& l, double memory) {
-    if (!smallest_.layout.dp || memory < smallest_.memory) smallest_ = {l, memory};
+    if (memory < smallest_.memory) smallest_ = {l, memory};
   }
 
   void take(Prediction p, size_t keep) {
@@ -320,8 +321,8 @@ class Search {
   SearchResult result_;
   struct {
     PlanLayout layout;
-    double memory = 0;
-  } smallest_;
+    double memory = INFINITY;
+  } smallest_;  // of those that do not fit
   std::priority_queue<Node, std::vector<Node>, std::greater<>> open_;
   std::vector<PlanLayout> layouts_;
   std::map<int, double> imbalances_;  // by ep
