@@ -90,9 +90,11 @@ class Search {
     open_.push({changes(l), bound, level, layouts_.size()});
     layouts_.push_back(l);
   }
-  void broken(const std::string& rule) {
+  bool broken(const std::string& rule) {
+    if (rule.empty()) return false;
     if (result_.first_rule.empty()) result_.first_rule = rule;
     result_.rules.try_emplace(rule.substr(0, rule.find(':')), rule);
+    return true;
   }
   bool found_legal() const { return only_legal_ && result_.legal; }
 
@@ -120,8 +122,7 @@ class Search {
   }
 
   template <class Then> void for_flags(PlanLayout l, Then then) {
-    const std::string rule = broken_size(job_, l);
-    if (!rule.empty()) return broken(rule);
+    if (broken(broken_size(job_, l))) return;
     if (job_.gpus % (int64_t(l.ep) * l.etp)) {
       if (fixed_.ep || fixed_.etp)
         broken(cat("--ep: found ep x etp = ", l.ep * l.etp, ", allowed: a divisor of the ",
@@ -192,9 +193,7 @@ class Search {
       PlanLayout plain = l;  // of which nothing else is illegal
       plain.schedule = "1f1b", plain.list = nullptr, plain.split.clear();
       plain.virtual_stages = 1, plain.zero = 0;
-      const std::string rule = broken_rule(job_, plain);
-      if (!rule.empty()) broken(rule);
-      if (!rule.empty()) continue;
+      if (broken(broken_rule(job_, plain))) continue;
       std::vector<int> zeros = {1, 0, 2, 3};
       if (l.dp * l.cp == 1 || only_legal_) zeros.resize(1);  // one rank alone divides nothing
       if (wanted_ && wanted_->zero >= 0) zeros.push_back(wanted_->zero);
@@ -224,10 +223,9 @@ class Search {
 
   bool is_legal(const PlanLayout& l) {
     ++result_.tried;
-    const std::string rule = broken_rule(job_, l);
-    if (!rule.empty()) broken(rule);
-    result_.legal += rule.empty();
-    return rule.empty();
+    const bool legal = !broken(broken_rule(job_, l));
+    result_.legal += legal;
+    return legal;
   }
 
   // Microbatches that may fit. The smallest layout of all has as few sequences as there may be.
