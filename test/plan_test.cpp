@@ -238,7 +238,7 @@ TEST(PlanSchedules, ListsKeepTheirPromises) {
     for (int M : {2 * P, 5 * P})
       for (const char* name : {"zb-h2", "zb2p", "v-half", "v-min"}) {
         SCOPED_TRACE(cat(name, ", ", P, " ranks, ", M, " microbatches"));
-        const Schedule s = list_schedule(name, P, M, {1, 1, 1, 3});
+        const Schedule s = planned_schedule(name, {P, M}, {1, 1, 1, 3});
         const double share = check(s).peak() * s.stage_share();  // in P-ths of the model
         const bool v = s.name.starts_with("v");
         EXPECT_LE(share, s.name == "v-half" ? 0.75 * P + 1 : v ? 0.34 * P + 2 : 2 * P - 1);
@@ -258,7 +258,7 @@ TEST(PlanSchedules, FillBubblesWithinTheirMemory) {
       {std::tuple(8, 24, 18.522, 18.086, 9.337, 0.601, 0.39, 4.33),
           {8, 64, 18.546, 18.097, 9.321, 0.762, 0.39, 0.26},
           {16, 48, 11.347, 11.248, 8.132, 0.377, 0.46, 0.66}}) {
-    const Schedule s = list_schedule("zb2p", P, M, {F, I, W, F + I + W}, waiting);
+    const Schedule s = planned_schedule("zb2p", {P, M}, {F, I, W, F + I + W}, waiting);
     check(s);
     const double span = longest_span(simulate(s, {{{F, I, W, F + I + W}}, message, message}));
     EXPECT_NEAR(100 * (1 - M * (F + I + W) / span), percent, 0.01) << P << " " << M;
@@ -269,7 +269,7 @@ TEST(PlanSchedules, FillBubblesWithinTheirMemory) {
   // an activation that is there until its W leaves room for fewer Ws that wait
   for (double F : {1.0, 0.0})
     for (double W : {0.3, 0.0})
-      EXPECT_LE(check(list_schedule("zb2p", 8, 64, {F, 2 * F, W, 3 * F + W})).peak(), 16);
+      EXPECT_LE(check(planned_schedule("zb2p", {8, 64}, {F, 2 * F, W, 3 * F + W})).peak(), 16);
 }
 
 TEST(PlanProfile, SimulatesStagesAndMessages) {

@@ -272,8 +272,8 @@ std::string broken_rule(const PlanJob& job, const PlanLayout& l) {
 
 Schedule layout_schedule(const PlanLayout& l, int M, const StageCosts& costs, double waiting) {
   if (l.list) return *l.list;
-  if (is_list_schedule(l.schedule)) return list_schedule(l.schedule, l.pp, M, costs, waiting);
-  return make_schedule(l.pp == 1 ? "1f1b" : l.schedule, {l.pp, M, l.virtual_stages});
+  const std::string& name = l.pp == 1 ? "1f1b" : l.schedule;
+  return planned_schedule(name, {l.pp, M, l.virtual_stages}, costs, waiting);
 }
 
 }  // namespace duet

@@ -27,7 +27,7 @@ struct PlanLayout {
   int virtual_stages = 0, micro_batch = 0;
   int zero = -1;
   Recompute recompute = Recompute::unset;
-  std::string schedule;  // as make_schedule's, or is_list_schedule's, or a file's name
+  std::string schedule;  // planned_schedule's, or a file's name
   // the file's: pp and the number of microbatches are fixed by it
   std::shared_ptr<const Schedule> list;
   std::vector<int> split;  // layers of each stage; empty: even
@@ -63,7 +63,7 @@ KeyValues read_layout_text(const std::string& text, const std::string& where);
 void set_layout(PlanLayout& layout, const std::string& key, const std::string& value);
 PlanLayout with_options(PlanLayout layout, const KeyValues& options);
 KeyValues layout_keys();          // name, help
-std::string planned_schedules();  // make_schedule's and list_schedule's, with commas between
+std::string planned_schedules();  // planned_schedule's, with commas between
 
 // What becomes of a flag that is free. Hiding what can hide is never slower, so gradients and
 // tensor parallelism hide; that all-to-alls hide outside of a schedule's own pairs needs a
@@ -132,9 +132,9 @@ Schedule layout_schedule(const PlanLayout& layout, int microbatches,
 //   v-half  ("Pipeline Parallelism with Controllable Memory") two stages a rank in a V; the pattern
 //   v-min   of one microbatch is repeated every six actions, and a pattern that is longer keeps
 //           more: half, or a third, of 1F1B's activations
-bool is_list_schedule(const std::string& name);
-Schedule list_schedule(
-    const std::string& name, int pp, int microbatches, const StageCosts& costs, double waiting = 1);
+// and make_schedule's others.
+Schedule planned_schedule(
+    const std::string& name, const ScheduleSize& size, const StageCosts& costs, double waiting = 1);
 
 // From a rank's first action to its last, of the rank that takes longest: the step, where ranks
 // start their next one while others finish this one.

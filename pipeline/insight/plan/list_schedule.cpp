@@ -85,16 +85,14 @@ double longest_span(const Timing& timing) {
   return longest;
 }
 
-bool is_list_schedule(const std::string& name) {
-  return name == "zb-h2" || name == "zb2p" || name == "v-half" || name == "v-min";
-}
-
-Schedule list_schedule(
-    const std::string& name, int pp, int M, const StageCosts& costs, double waiting) {
-  if (name == "v-min") return v_pattern(name, pp, M, 1);
-  if (name == "v-half") return v_pattern(name, pp, M, 2);
-  if (name == "zb-h2") return zero_bubble(name, pp, M, {1, 1, 1, 3}, 1);
-  return zero_bubble(name, pp, M, costs, waiting);
+Schedule planned_schedule(
+    const std::string& name, const ScheduleSize& size, const StageCosts& costs, double waiting) {
+  const int P = size.pp, M = size.microbatches;
+  if (name == "v-min") return v_pattern(name, P, M, 1);
+  if (name == "v-half") return v_pattern(name, P, M, 2);
+  if (name == "zb-h2") return zero_bubble(name, P, M, {1, 1, 1, 3}, 1);
+  if (name == "zb2p") return zero_bubble(name, P, M, costs, waiting);
+  return make_schedule(name, size);
 }
 
 }  // namespace duet

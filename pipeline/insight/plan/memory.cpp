@@ -4,10 +4,9 @@
 #include <algorithm>
 
 namespace duet {
-namespace {
 
 // All that a layer makes and its backward reads; `kept`: only what selective recomputation keeps.
-double made_bytes(const PlanJob& job, const PlanLayout& l, bool moe, bool kept) {
+static double made_bytes(const PlanJob& job, const PlanLayout& l, bool moe, bool kept) {
   const PlanModel& m = job.model;
   const double tokens = tokens_of(job, l), split = row_tokens_of(job, l);
   const double h = double(m.hidden), tp = l.tp;
@@ -41,8 +40,6 @@ double made_bytes(const PlanJob& job, const PlanLayout& l, bool moe, bool kept) 
   }
   return bytes;
 }
-
-}  // namespace
 
 double layer_activation_bytes(const PlanJob& job, const PlanLayout& l, bool moe) {
   if (l.recompute == Recompute::full) return row_tokens_of(job, l) * double(job.model.hidden) * 2;

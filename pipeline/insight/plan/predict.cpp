@@ -168,15 +168,11 @@ double least_step(const PlanJob& job, const PlanLayout& l, const ScheduleShape& 
       kLess;
 }
 
-namespace {
-
 // All on one rank of which there are as many.
-PlanLayout as_one_stage(PlanLayout l) {
+static PlanLayout as_one_stage(PlanLayout l) {
   l.pp = l.virtual_stages = 1, l.schedule = "1f1b", l.list = nullptr, l.split.clear();
   return l;
 }
-
-}  // namespace
 
 double least_work(const PlanJob& job, const PlanLayout& l) {
   const PlanModel& m = job.model;

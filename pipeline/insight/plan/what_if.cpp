@@ -27,10 +27,8 @@ double expert_imbalance(const std::vector<std::vector<float>>& layers, int gpus,
   return sum / double(layers.size());
 }
 
-namespace {
-
 // Lognormal loads whose busiest GPU has `imbalance` times the mean: the spread is found by halving.
-std::vector<float> made_up_loads(int64_t experts, int gpus, double imbalance) {
+static std::vector<float> made_up_loads(int64_t experts, int gpus, double imbalance) {
   std::vector<float> loads(static_cast<size_t>(experts));
   double lo = 0, hi = 4;
   for (int step = 0; step < 30; ++step) {
@@ -45,8 +43,6 @@ std::vector<float> made_up_loads(int64_t experts, int gpus, double imbalance) {
   }
   return loads;
 }
-
-}  // namespace
 
 std::vector<Change> what_if(const PlanJob& job, const Prediction& now, int64_t replicas) {
   std::vector<Change> changes;

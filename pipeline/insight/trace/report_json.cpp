@@ -106,12 +106,10 @@ void report_json(std::ostream& out, const Analysis& a, int top) {
   out << all.dump(2, ' ', false, Json::error_handler_t::replace) << "\n";
 }
 
-namespace {
-
 using Seconds = std::map<std::string, double>;  // by kind of action, or "s"
 
 // A rehearsal's actions are its components; a B without I and W beside it is split evenly.
-Seconds rehearsed_stage(const std::map<std::string, Seconds>& components) {
+static Seconds rehearsed_stage(const std::map<std::string, Seconds>& components) {
   const auto action = [&](const char* name, double otherwise) {
     const auto found = components.find(name);
     return found == components.end() ? otherwise : found->second.at("s");
@@ -121,8 +119,6 @@ Seconds rehearsed_stage(const std::map<std::string, Seconds>& components) {
   if (!F || !I) return {};
   return {{"F", F}, {"I", I}, {"W", W}, {"FB", action("pair", F + I + W)}};
 }
-
-}  // namespace
 
 std::string profile_json(const Analysis& a) {
   std::map<int32_t, std::vector<const Component*>> components;  // by name, of the ranks
