@@ -7,6 +7,7 @@
 
 #include "model/base/text.h"
 #include "moe/eplb.h"
+#include "pipeline/insight/pictures/load_map.h"
 
 namespace duet {
 
@@ -14,14 +15,10 @@ double expert_imbalance(const std::vector<std::vector<float>>& layers, int gpus,
   const EplbOptions balanced{.policy = EplbPolicy::balanced};
   double sum = 0;
   for (const std::vector<float>& loads : layers) {
-    const int experts = int(loads.size());
-    std::vector<double> gpu(size_t(gpus), 0);
-    if (replicas > experts) {
-      const EplbShape shape{.experts = experts, .replicas = int(replicas), .gpus = gpus};
-      gpu = gpu_load(plan_experts(loads, shape, balanced), loads);
-    } else {
-      for (int e = 0; e < experts; ++e) gpu[size_t(e * gpus / experts)] += loads[size_t(e)];
-    }
+    const EplbShape shape{.experts = int(loads.size()), .replicas = int(replicas), .gpus = gpus};
+    const std::vector<double> gpu = replicas > shape.experts
+        ? gpu_load(plan_experts(loads, shape, balanced), loads)
+        : loads_in_order({{loads.begin(), loads.end()}}, size_t(gpus))[0];
     sum += std::max(1.0, 1 / balancedness(gpu));
   }
   return sum / double(layers.size());
