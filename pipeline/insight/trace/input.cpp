@@ -21,7 +21,7 @@ constexpr Set set_of(int from, int to, std::string_view without) {
   return set;
 }
 constexpr Set kInside = set_of(0x20, 0x80, "\"\\"), kOutside = set_of(1, 0x100, "\" \n\t\r");
-constexpr std::string_view kEnding = "{[}],:";  // after these a space tells nothing
+constexpr Set kGoingOn = set_of(0, 0x100, "{[}],:");  // after others a space tells nothing
 
 // As character_length() of an escape: half of a surrogate pair is none.
 size_t escape_length(std::string_view s) {
@@ -56,7 +56,7 @@ size_t Input::clean(State& state, std::string_view raw, bool last, std::string& 
       const size_t most = std::min(raw.size() - i, limit - size_t(out - begin));
       while (n < most && same[uint8_t(raw[i + n])]) ++n;
       take(n);
-      state.space = kEnding.find(raw[i - 1]) != kEnding.npos;
+      state.space = !kGoingOn[uint8_t(raw[i - 1])];
     } else if (c == '"') {
       *out++ = c, ++i;
       state = {.in_string = !state.in_string};
@@ -82,7 +82,7 @@ size_t Input::clean(State& state, std::string_view raw, bool last, std::string& 
 
 Input::Input(const std::string& file, ReadBytes read) : unpack_(file, std::move(read)) {
   fill(now_);
-  read_ahead({});
+  if (!now_.last) reader_ = std::jthread([this](std::stop_token stop) { read_ahead(stop); });
 }
 
 void Input::fill(Block& block) {
@@ -99,12 +99,17 @@ void Input::fill(Block& block) {
   start_ += int64_t(taken);
 }
 
-void Input::read_ahead(Block used) {
-  if (now_.last) return;
-  next_ = std::async(std::launch::async, [this, block = std::move(used)]() mutable {
+void Input::read_ahead(const std::stop_token& stop) {
+  Block block;
+  for (bool last = false; !last;) {
     fill(block);
-    return std::move(block);
-  });
+    last = block.last;
+    std::unique_lock lock(mutex_);
+    if (!changed_.wait(lock, stop, [&] { return !full_; })) return;
+    std::swap(next_, block);  // the parser's old one comes back
+    full_ = true;
+    changed_.notify_all();
+  }
 }
 
 std::string_view Input::head() const {
@@ -117,7 +122,11 @@ bool Input::more() {
     if (at) {  // not the first time
       if (now_.error) std::rethrow_exception(now_.error);
       if (over_ = now_.last; over_) return false;
-      read_ahead(std::exchange(now_, next_.get()));
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return full_; });
+      std::swap(now_, next_);
+      full_ = false;
+      changed_.notify_all();
     }
     at = now_.clean.data(), end = at + now_.clean.size();
   } while (at == end);

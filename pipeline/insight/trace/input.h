@@ -4,17 +4,19 @@
 // backslashes of halved surrogate pairs question marks; what is beyond 64 KiB of one string is
 // dropped; white space goes where a bracket, comma, colon or quote ends what is before it, and
 // shrinks to one space elsewhere. Everything else is left as it is. All that happens on a thread of
-// its own, a block ahead of the parser, whose time is what reading takes.
+// its own, a block or two ahead of the parser, whose time is what reading takes.
 // Read next: reader.h.
 #pragma once
 #include <zlib.h>
 
+#include <condition_variable>
 #include <cstdint>
 #include <exception>
 #include <functional>
-#include <future>
+#include <mutex>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 namespace duet {
@@ -82,17 +84,22 @@ class Input {
   // half a character is left for the next block, unless this is the last one.
   static size_t clean(State& state, std::string_view raw, bool last, std::string& to, size_t limit);
   void fill(Block& block);
-  void read_ahead(Block used);  // the block after now_, in the memory of one that is used up
+  void read_ahead(const std::stop_token& stop);
 
   Block now_;  // the parser's
   bool over_ = false;
 
-  // The reading thread's, while there is one.
+  // The reading thread's, if the text has more than one block.
   Unpack unpack_;
   std::string rest_;   // of the last block
   int64_t start_ = 0;  // of rest_ in the text
   State state_;
-  std::future<Block> next_;  // last, for its thread uses the others
+
+  std::mutex mutex_;
+  std::condition_variable_any changed_;
+  Block next_;  // handed over: the reader's while not full_, else the parser's
+  bool full_ = false;
+  std::jthread reader_;  // last, for it uses the others until it is stopped
 };
 
 // What nlohmann's parser reads an Input through: a pair of iterators, the second one empty.
