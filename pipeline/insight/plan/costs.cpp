@@ -63,21 +63,20 @@ class LayerCost {
     const double h = double(m_.hidden), tp = l_.tp, heads = double(m_.heads) / tp;
     double made = 0;  // elements that rotations and head-wise norms pass over
     if (m_.kv_lora) {
-      const double q = heads * double(m_.nope + m_.rope);
-      if (m_.q_lora) product(kProducts, tokens_, double(m_.q_lora), h);
-      product(kProducts, tokens_, q, double(m_.q_lora ? m_.q_lora : m_.hidden));
-      product(kProducts, tokens_, double(m_.kv_lora + m_.rope), h);
-      product(kProducts, tokens_, heads * double(m_.nope + m_.v_dim), double(m_.kv_lora));
-      latents_up_ = product_seconds(c_, l_.precision, tokens_, q, double(m_.q_lora)) +
-          product_seconds(
-              c_, l_.precision, tokens_, heads * double(m_.nope + m_.v_dim), double(m_.kv_lora));
-      made = 2 * q + double(m_.q_lora + m_.kv_lora) + heads * double(m_.v_dim);
+      const double q = heads * (m_.nope + m_.rope), kv = heads * (m_.nope + m_.v_dim);
+      if (m_.q_lora) product(kProducts, tokens_, m_.q_lora, h);
+      product(kProducts, tokens_, q, m_.q_lora ? m_.q_lora : m_.hidden);
+      product(kProducts, tokens_, m_.kv_lora + m_.rope, h);
+      product(kProducts, tokens_, kv, m_.kv_lora);
+      latents_up_ = product_seconds(c_, l_.precision, tokens_, q, m_.q_lora) +
+          product_seconds(c_, l_.precision, tokens_, kv, m_.kv_lora);
+      made = 2 * q + (m_.q_lora + m_.kv_lora) + heads * m_.v_dim;
     } else {
       const double kv = std::max(double(m_.kv_heads) / tp, 1.0);
-      made = (heads + 2 * kv) * double(m_.head_dim);
+      made = (heads + 2 * kv) * m_.head_dim;
       product(kProducts, tokens_, made, h);
     }
-    product(kProducts, tokens_, h, heads * double(m_.kv_lora ? m_.v_dim : m_.head_dim));
+    product(kProducts, tokens_, h, heads * (m_.kv_lora ? m_.v_dim : m_.head_dim));
     rows(tokens_ * made * 2 * 2, tokens_ * made * 2 * 2);
   }
 
@@ -121,20 +120,19 @@ class LayerCost {
     const double up = m_.gated ? 2 : 1;
     // Tokens are spread over the ranks of tensor parallelism before they are dispatched.
     const double own = tokens_ / l_.tp, local = physical_experts(m_, l_) / l_.ep;
-    const double copies = own * double(m_.topk) * l_.etp * l_.imbalance;  // that this rank computes
+    const double copies = own * m_.topk * l_.etp * l_.imbalance;  // that this rank computes
     product(kExperts, copies / local, up * width, h, local);
     product(kExperts, copies / local, h, width, local);
     rows(copies * width * (up + 1) * 2, copies * width * (2 * up + 1) * 2);
     rows(copies * h * 4 * 2, copies * h * 4 * 2);  // permuted and back: read and written twice
-    rows(
-        own * double(m_.experts) * 4 * 4, own * double(m_.experts) * 4 * 4);  // the router's scores
+    rows(own * m_.experts * 4 * 4, own * m_.experts * 4 * 4);  // the router's scores
     if (m_.shared_ffn) mlp(double(m_.shared_ffn) / l_.tp, kExperts);
 
     const RankGroup group = rank_group(c_, l_.ep, l_.etp);
     const double domains = m_.topk_groups < m_.groups ? double(m_.topk_groups) : 0;
     for (const double wide : {l_.precision > Precision::bf16 ? 1 : 2, 2})  // dispatch, combine
       cost_.expert_comm +=
-          all_to_all_seconds(c_, group, own * l_.imbalance * (h * wide), double(m_.topk), domains);
+          all_to_all_seconds(c_, group, own * l_.imbalance * (h * wide), m_.topk, domains);
     if (l_.etp > 1)
       cost_.expert_comm += 2 * gather_seconds(c_, rank_group(c_, l_.etp, 1), copies * h * 2);
     cost_.F[kExpertComm] += cost_.expert_comm;
@@ -143,7 +141,7 @@ class LayerCost {
 
   void tensor_comm() {
     const RankGroup group = rank_group(c_, l_.tp, 1);
-    const double gather = gather_seconds(c_, group, tokens_ * double(m_.hidden) * 2);
+    const double gather = gather_seconds(c_, group, tokens_ * m_.hidden * 2);
     const double products = cost_.F[kProducts] + cost_.F[kExperts];
     const auto exposed = [&](double comm) {
       return l_.overlap_tp == 1 ? exposed_seconds(c_, comm, products) : comm;

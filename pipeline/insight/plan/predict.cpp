@@ -180,9 +180,8 @@ double least_work(const PlanJob& job, const PlanLayout& l) {
   const int64_t sparse = m.moe_layers(), dense = m.layers - sparse;
   const bool windowed = m.window > 0;  // some are not, and take longer
   Cost with, without;                  // layers that have all-to-alls, and all else
-  if (sparse) with.add(layer_cost(job, l, true, windowed), double(sparse + m.mtp));
-  if (dense)
-    without.add(layer_cost(job, l, false, windowed), double(sparse ? dense : dense + m.mtp));
+  if (sparse) with.add(layer_cost(job, l, true, windowed), sparse + m.mtp);
+  if (dense) without.add(layer_cost(job, l, false, windowed), sparse ? dense : dense + m.mtp);
   without.add(head_cost(job, l), double(1 + m.mtp));
   const auto sum = [](const Cost& cost) { return cost.F.sum() + cost.I.sum() + cost.W.sum(); };
   const double comm = with.F[kExpertComm] + with.I[kExpertComm], work = sum(with) - comm,

@@ -6,7 +6,7 @@
 namespace duet {
 
 Held layer_held(const PlanModel& m, const PlanLayout& l, bool moe) {
-  const double experts = moe ? physical_experts(m, l) * double(m.mlp_parameters(m.expert_ffn)) : 0;
+  const double experts = moe ? physical_experts(m, l) * m.mlp_parameters(m.expert_ffn) : 0;
   return {double(m.layer_parameters(moe, 0)) / l.tp, experts / (double(l.ep) * l.etp)};
 }
 
@@ -84,8 +84,8 @@ CostProfile cost_profile(const PlanJob& job, const PlanLayout& l, const std::vec
     }
     profile.stages.push_back(s);
   }
-  const double bytes =
-      tokens_of(job, l) * double(job.model.hidden) * 2 / l.tp;  // each tensor rank its part
+  // each tensor rank its part
+  const double bytes = tokens_of(job, l) * job.model.hidden * 2 / l.tp;
   const double message = l.pp > 1 ? message_seconds(c, double(l.tp) * l.cp * l.dp, bytes) : 0;
   profile.forward_message = profile.backward_message = message;
   return profile;
