@@ -130,13 +130,12 @@ class LayerCost {
 
     const RankGroup group = rank_group(c_, l_.ep, l_.etp);
     const double domains = m_.topk_groups < m_.groups ? double(m_.topk_groups) : 0;
+    double comm = 0;  // of F and of I each, before anything hides
     for (const double wide : {l_.precision > Precision::bf16 ? 1 : 2, 2})  // dispatch, combine
-      cost_.expert_comm +=
-          all_to_all_seconds(c_, group, own * l_.imbalance * (h * wide), m_.topk, domains);
-    if (l_.etp > 1)
-      cost_.expert_comm += 2 * gather_seconds(c_, rank_group(c_, l_.etp, 1), copies * h * 2);
-    cost_.F[kExpertComm] += cost_.expert_comm;
-    cost_.I[kExpertComm] += cost_.expert_comm;
+      comm += all_to_all_seconds(c_, group, own * l_.imbalance * (h * wide), m_.topk, domains);
+    if (l_.etp > 1) comm += 2 * gather_seconds(c_, rank_group(c_, l_.etp, 1), copies * h * 2);
+    cost_.F[kExpertComm] += comm;
+    cost_.I[kExpertComm] += comm;
   }
 
   void tensor_comm() {

@@ -76,11 +76,10 @@ CostProfile cost_profile(const PlanJob& job, const PlanLayout& l, const std::vec
       const double together = comm > 0
           ? std::max(work * c.lending(), comm) + (1 - c.hidden) * std::min(comm, work)
           : work;
-      if (!pairs && s.FB > 0) {  // neighbouring microbatches overlap under any schedule
-        const double factor = std::min(1.0, together / s.FB);
-        s.F *= factor, s.I *= factor, s.W *= factor;
-      }
-      s.FB = std::min(s.FB, together);
+      const double whole = s.FB;
+      // neighbouring microbatches overlap under any schedule
+      if (!pairs && whole > 0) s = s.scaled(std::min(1.0, together / whole));
+      s.FB = std::min(whole, together);
     }
     profile.stages.push_back(s);
   }
