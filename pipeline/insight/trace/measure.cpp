@@ -59,20 +59,20 @@ void measure(RankTrace& rank, const Names& names) {
     streams[e.stream][size_t(e.work)].push_back(e);
   }
   const auto times = [&](Work work) { return merged(std::move(of[int(work)])); };
-  rank.window = times(Work::step);
-  if (rank.window.empty())
-    rank.window =
+  Times window = times(Work::step);
+  if (window.empty())
+    window =
         merged({{rank.events[0].begin, std::ranges::max(rank.events, {}, &GpuEvent::end).end}});
   rank.wait = times(Work::wait);
-  const Times compute = without(times(Work::compute), rank.wait), comm = times(Work::comm);
-  rank.compute = common(rank.window, compute);
-  rank.comm = common(rank.window, comm);
-  rank.memory = common(rank.window, times(Work::memory));
+  const Times compute = without(times(Work::compute), rank.wait), comm = times(Work::comm),
+              memory = common(window, times(Work::memory));
+  rank.compute = common(window, compute);
+  rank.comm = common(window, comm);
 
-  m.overlap = overlap_within(rank.window, compute, comm);
+  m.overlap = overlap_within(window, compute, comm);
   rank.pairs = overlap_within(times(Work::pair), compute, comm);
-  m.memory = length(rank.memory);
-  m.idle = length(without(without(without(rank.window, rank.compute), rank.comm), rank.memory));
+  m.memory = length(memory);
+  m.idle = length(without(without(without(window, rank.compute), rank.comm), memory));
   for (auto& [stream, works] : streams)
     for (size_t w = 0; w < 3; ++w)
       rank.streams[stream].busy[w] = length(merged(std::move(works[w])));
