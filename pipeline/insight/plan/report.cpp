@@ -25,9 +25,8 @@ NamedValues memory_parts(const Memory& m) {
 }
 
 std::string bottleneck(const Prediction& p) {
-  auto parts = step_parts(p);
-  const auto worst = std::max_element(
-      parts.begin(), parts.end(), [](auto& a, auto& b) { return a.second < b.second; });
+  const NamedValues parts = step_parts(p);
+  const auto worst = std::ranges::max_element(parts, {}, [](auto& part) { return part.second; });
   return format("%s, %.0f%% of the step", worst->first.c_str(), 100 * worst->second / p.step);
 }
 

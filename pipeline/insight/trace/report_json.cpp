@@ -16,8 +16,7 @@ Json or_null(const std::optional<double>& value) { return value ? Json(*value) :
 Json components_of(const RankTrace& rank, const Names& names) {
   std::vector<std::pair<int32_t, const Component*>> order;  // most busy first
   for (const auto& [name, c] : rank.components) order.push_back({name, &c});
-  std::stable_sort(order.begin(), order.end(),
-      [](const auto& a, const auto& b) { return a.second->busy > b.second->busy; });
+  std::ranges::stable_sort(order, std::greater{}, [](const auto& x) { return x.second->busy; });
   Json all = Json::object();
   for (const auto& [name, c] : order) {
     Json j = {{"busy_us", us(c->busy)}, {"count", c->count}, {"median_us", us(c->median)},
