@@ -31,7 +31,7 @@ class LayerCost {
     if (moe) {
       experts();
     } else {
-      mlp(double(m_.ffn) / l_.tp, kProducts);
+      mlp(kProducts, tokens_, double(m_.ffn) / l_.tp);
     }
     if (l_.tp > 1) tensor_comm();
     host((moe ? kKernelsExperts : 0) + kUnfusedKernels * (l_.row_passes - 1));
@@ -108,25 +108,23 @@ class LayerCost {
     }
   }
 
-  void mlp(double width, Part part) {
+  // `count` of them, among which the tokens are divided.
+  void mlp(Part part, double tokens, double width, double count = 1) {
     const double h = double(m_.hidden), up = m_.gated ? 2 : 1;
-    product(part, tokens_, up * width, h);
-    product(part, tokens_, h, width);
-    rows(tokens_ * width * (up + 1) * 2, tokens_ * width * (2 * up + 1) * 2);
+    product(part, tokens / count, up * width, h, count);
+    product(part, tokens / count, h, width, count);
+    rows(tokens * width * (up + 1) * 2, tokens * width * (2 * up + 1) * 2);
   }
 
   void experts() {
     const double h = double(m_.hidden), width = double(m_.expert_ffn) / l_.etp;
-    const double up = m_.gated ? 2 : 1;
     // Tokens are spread over the ranks of tensor parallelism before they are dispatched.
     const double own = tokens_ / l_.tp, local = physical_experts(m_, l_) / l_.ep;
     const double copies = own * m_.topk * l_.etp * l_.imbalance;  // that this rank computes
-    product(kExperts, copies / local, up * width, h, local);
-    product(kExperts, copies / local, h, width, local);
-    rows(copies * width * (up + 1) * 2, copies * width * (2 * up + 1) * 2);
+    mlp(kExperts, copies, width, local);
     rows(copies * h * 4 * 2, copies * h * 4 * 2);  // permuted and back: read and written twice
     rows(own * m_.experts * 4 * 4, own * m_.experts * 4 * 4);  // the router's scores
-    if (m_.shared_ffn) mlp(double(m_.shared_ffn) / l_.tp, kExperts);
+    if (m_.shared_ffn) mlp(kExperts, tokens_, double(m_.shared_ffn) / l_.tp);
 
     const RankGroup group = rank_group(c_, l_.ep, l_.etp);
     const double domains = m_.topk_groups < m_.groups ? double(m_.topk_groups) : 0;
