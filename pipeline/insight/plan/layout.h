@@ -122,7 +122,7 @@ std::string broken_size(const PlanJob& job, const PlanLayout& layout);
 Schedule layout_schedule(const PlanLayout& layout, int microbatches,
     const StageCosts& costs = {1, 1, 1, 3}, double waiting = 1);
 
-// Schedules that are published as a rule rather than as a list:
+// make_schedule's schedules, and those that are published as a rule rather than as a list:
 //   zb-h2   ("Zero Bubble Pipeline Parallelism") for actions of equal cost: 2 (P - rank) - 1 Fs,
 //           then I, W, F; Ws wait on the lower ranks, two more on each, so that the last ranks
 //           hurry at the end. No bubble where costs are equal, (P-1) (F + I - 2 W) where they are
@@ -132,7 +132,6 @@ Schedule layout_schedule(const PlanLayout& layout, int microbatches,
 //   v-half  ("Pipeline Parallelism with Controllable Memory") two stages a rank in a V; the pattern
 //   v-min   of one microbatch is repeated every six actions, and a pattern that is longer keeps
 //           more: half, or a third, of 1F1B's activations
-// and make_schedule's others.
 Schedule planned_schedule(
     const std::string& name, const ScheduleSize& size, const StageCosts& costs, double waiting = 1);
 
