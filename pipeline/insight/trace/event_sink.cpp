@@ -9,14 +9,14 @@ namespace {
 constexpr WideInt kFarthest = WideInt(1) << 53;  // ns from the first event: 104 days
 constexpr int64_t kCovered = 100;                // kernels under one of their own stream
 
-enum class Row { gpu, lane, launch, annotation, none };
+enum class Category { gpu, lane, launch, annotation, none };
 struct Class {
-  Row row;
+  Category category;
   Work work = Work::compute;  // of GPU work: what it is until classify.h knows better
 };
 
 Class class_of(std::string_view cat) {
-  using enum Row;
+  using enum Category;
   constexpr std::pair<std::string_view, Class> kClasses[] = {{"kernel", {gpu}},
       {"concurrent_kernel", {gpu}}, {"gpu_memcpy", {gpu, Work::memory}},
       {"gpu_memset", {gpu, Work::memory}}, {"memcpy", {gpu, Work::memory}},
@@ -98,7 +98,7 @@ void EventSink::add() {
   if (phase != "B" && phase != "E") return;
   std::vector<std::unique_ptr<RawEvent>>& open = open_[thread_of(event)];
   if (phase == "B") {
-    const bool wanted = class_of(event["cat"]).row != Row::none;
+    const bool wanted = class_of(event["cat"]).category != Category::none;
     open.push_back(wanted ? std::make_unique<RawEvent>(event) : nullptr);
   } else if (open.empty()) {
     ++recording_.left_out["an end without its beginning"];
@@ -109,17 +109,17 @@ void EventSink::add() {
 }
 
 void EventSink::add_complete(const RawEvent& e, const Number& end) {
-  const auto [row, work] = class_of(e["cat"]);
-  if (row == Row::none) return;
+  const auto [category, work] = class_of(e["cat"]);
+  if (category == Category::none) return;
   const Number ts = e.number("ts"), duration = end && ts ? Number(*end - *ts) : e.number("dur");
   const bool no_number = (!ts && !e["ts"].empty()) || (!duration && !e["dur"].empty());
-  const char* wrong = no_number ? "a time that is no number"
-      : !ts                     ? "no timestamp"
-      : row == Row::launch      ? nullptr
-      : !duration               ? "no duration"
-      : *duration < 0           ? "a negative duration"
-      : *duration > kFarthest   ? "a time beyond 104 days of the first"
-                                : nullptr;
+  const char* wrong = no_number      ? "a time that is no number"
+      : !ts                          ? "no timestamp"
+      : category == Category::launch ? nullptr
+      : !duration                    ? "no duration"
+      : *duration < 0                ? "a negative duration"
+      : *duration > kFarthest        ? "a time beyond 104 days of the first"
+                                     : nullptr;
   const auto far = [&](WideInt time) { return time > kFarthest || time < -kFarthest; };
   if (!wrong && !base_) base_ = *ts;
   if (!wrong && *base_ == 0 && far(*ts)) {  // what came before was at 0, and wrong
@@ -135,13 +135,13 @@ void EventSink::add_complete(const RawEvent& e, const Number& end) {
     return;
   }
   const int64_t begin = int64_t(*ts - *base_), length = int64_t(duration.value_or(0));
-  if (row == Row::launch) {
+  if (category == Category::launch) {
     if (e.number("correlation"))
       recording_.launches.push_back({e.whole("correlation", 0), begin, thread_of(e)});
-  } else if (row == Row::annotation) {
+  } else if (category == Category::annotation) {
     recording_.annotations.push_back({begin, begin + length, names_.id(e["name"]), thread_of(e)});
   } else {
-    add_gpu(e, row == Row::lane, work, {begin, begin + length});
+    add_gpu(e, category == Category::lane, work, {begin, begin + length});
   }
 }
 
@@ -185,7 +185,7 @@ int32_t EventSink::stream_of(const RawEvent& e) {
   const auto [found, added] =
       streams_.emplace(Thread{device, number}, int32_t(recording_.streams.size()));
   if (added) {
-    const bool lane = class_of(e["cat"]).row == Row::lane;
+    const bool lane = class_of(e["cat"]).category == Category::lane;
     const bool named = !e.number("stream") && !e.number("tid") && !e["tid"].empty();
     recording_.streams.push_back({device,
         lane        ? e["cat"]
@@ -235,7 +235,7 @@ void EventSink::drop_covering() {
 Recording EventSink::finish() {
   for (const auto& [thread, open] : open_)
     for (const auto& e : open)
-      if (e && class_of((*e)["cat"]).row <= Row::lane)
+      if (e && class_of((*e)["cat"]).category <= Category::lane)
         ++recording_.left_out["a beginning without its end"];
   drop_timestamps_of_zero();
   drop_covering();
