@@ -20,7 +20,7 @@ namespace {
 TEST(PlanWhatIf, EplbLevelsTheBusiestGpu) {
   std::vector<float> loads(64, 1);
   loads[0] = 8;
-  const double before = expert_imbalance(loads, 8, 64), after = expert_imbalance(loads, 8, 72);
+  const double before = expert_imbalance({loads}, 8, 64), after = expert_imbalance({loads}, 8, 72);
   EXPECT_NEAR(before, 15.0 / (71.0 / 8), 1e-6);
   EXPECT_LT(after, 1.1);
 }

@@ -61,7 +61,7 @@ class Everything {
 // The best three at several sizes of memory; the smallest where none fits; the nearest of each of a
 // few layouts.
 void expect_the_best_of_all(PlanJob job, const std::string& fixed_text) {
-  const PlanLayout fixed = parse_layout(fixed_text, {}, "test");
+  const PlanLayout fixed = with_options({}, read_layout_text(fixed_text, "test"));
   std::vector<Prediction> all = Everything(job, fixed).all;
   ASSERT_GT(all.size(), 100u);
   std::vector<double> memory;
@@ -135,7 +135,8 @@ TEST(PlanSearch, FindsTheBestOfAllLayoutsOfExperts) {
 TEST(PlanSearch, EveryLegalTextReadsBack) {
   const PlanJob job = plan_job(find_model("mixtral-8x7b"), 64, 256, 4096, "h100");
   for (const Prediction& p : search(job, {}, 5).best) {
-    const PlanLayout again = filled(job, parse_layout(p.layout.text(), {}, "text"));
+    const PlanLayout again =
+        filled(job, with_options({}, read_layout_text(p.layout.text(), "text")));
     EXPECT_EQ(again.text(), p.layout.text());
     EXPECT_EQ(broken_rule(job, p.layout), "");
   }

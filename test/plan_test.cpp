@@ -15,14 +15,15 @@ namespace {
 TEST(PlanCluster, FilesReadBackAndAreChecked) {
   for (const char* name : {"a100-40g", "a100-80g", "h100", "h100-96g", "h800", "h200", "b200",
            "b300", "gb200", "gb300"}) {
-    const Cluster c = find_cluster(name), again = read_cluster(write_cluster(c), "again");
+    const Cluster c = find_cluster(name),
+                  again = read_cluster(Json::parse(write_cluster(c), "again"));
     EXPECT_EQ(write_cluster(again), write_cluster(c)) << name;
   }
   const auto refused = [](const char* key, const char* value, std::vector<std::string> words) {
     Json json = Json::parse(write_cluster(find_cluster("h100")), "h100");
     json.set(key, Json::parse(value, "value"));
     words.insert(words.end(), {"c.json", key});
-    expect_plan_refused([&] { read_cluster(json.dump(), "c.json"); }, words);
+    expect_plan_refused([&] { read_cluster(Json::parse(json.dump(), "c.json")); }, words);
   };
   refused("hbm_gb_s", "null", {"is missing"});
   refused("hbm_gb_s", "\"3350 GB/s\"", {"number"});
@@ -90,13 +91,13 @@ TEST(PlanCosts, ACoreFetchesWhatFitsFromItsCache) {
 TEST(PlanCluster, MeasuresThisMachine) {
   const Cluster c = measure_cluster();
   EXPECT_TRUE(!c.core || c.cache_bytes_s > c.hbm_bytes_s);
-  EXPECT_EQ(write_cluster(read_cluster(write_cluster(c), "here")), write_cluster(c));
+  EXPECT_EQ(write_cluster(read_cluster(Json::parse(write_cluster(c), "here"))), write_cluster(c));
   for (double rate : {c.wide_peak(), c.attention_f, c.attention_b, c.hbm(), c.nvlink_bytes_s})
     EXPECT_GT(rate, 0);
   Cluster stopped = c;
   stopped.hbm_bytes_s = 0;
   expect_plan_refused(
-      [&] { read_cluster(write_cluster(stopped), "c.json"); }, {"c.json", "hbm_gb_s"});
+      [&] { read_cluster(Json::parse(write_cluster(stopped), "c.json")); }, {"c.json", "hbm_gb_s"});
 }
 
 TEST(PlanNetwork, RingsOfTheClosedForm) {
@@ -113,8 +114,7 @@ TEST(PlanNetwork, RingsOfTheClosedForm) {
   EXPECT_EQ(reduce(1, 1), 0);
   // every token to the one other node: half of them
   c.nvlink_efficiency = 1e-9, c.nvlink_bytes_s = 1e18;
-  const double sent =
-      all_to_all_seconds(c, rank_group(c, 2, 8), {.tokens = 1000, .bytes = 2, .topk = 50});
+  const double sent = all_to_all_seconds(c, rank_group(c, 2, 8), 2000, 50);
   EXPECT_NEAR(sent, 1000 * 2 * 2 * 0.5 / network, 1e-9);
 }
 
@@ -238,7 +238,7 @@ TEST(PlanSchedules, ListsKeepTheirPromises) {
     for (int M : {2 * P, 5 * P})
       for (const char* name : {"zb-h2", "zb2p", "v-half", "v-min"}) {
         SCOPED_TRACE(cat(name, ", ", P, " ranks, ", M, " microbatches"));
-        const Schedule s = list_schedule(name, P, M, {1, 1, 1, 3});
+        const Schedule s = planned_schedule(name, {P, M}, {1, 1, 1, 3});
         const double share = check(s).peak() * s.stage_share();  // in P-ths of the model
         const bool v = s.name.starts_with("v");
         EXPECT_LE(share, s.name == "v-half" ? 0.75 * P + 1 : v ? 0.34 * P + 2 : 2 * P - 1);
@@ -258,17 +258,18 @@ TEST(PlanSchedules, FillBubblesWithinTheirMemory) {
       {std::tuple(8, 24, 18.522, 18.086, 9.337, 0.601, 0.39, 4.33),
           {8, 64, 18.546, 18.097, 9.321, 0.762, 0.39, 0.26},
           {16, 48, 11.347, 11.248, 8.132, 0.377, 0.46, 0.66}}) {
-    const Schedule s = list_schedule("zb2p", P, M, {F, I, W, F + I + W}, waiting);
+    const Schedule s = planned_schedule("zb2p", {P, M}, {F, I, W, F + I + W}, waiting);
     check(s);
     const double span = longest_span(simulate(s, {{{F, I, W, F + I + W}}, message, message}));
     EXPECT_NEAR(100 * (1 - M * (F + I + W) / span), percent, 0.01) << P << " " << M;
-    for (const auto& of_rank : shape_of(s, std::vector<double>(size_t(P), 1), waiting).peaks)
+    for (const auto& of_rank :
+        shape_of(s, s.microbatches, std::vector<double>(size_t(P), 1), waiting).peaks)
       for (const auto& [stage, alive] : of_rank) EXPECT_LE(alive, 2 * P);
   }
   // an activation that is there until its W leaves room for fewer Ws that wait
   for (double F : {1.0, 0.0})
     for (double W : {0.3, 0.0})
-      EXPECT_LE(check(list_schedule("zb2p", 8, 64, {F, 2 * F, W, 3 * F + W})).peak(), 16);
+      EXPECT_LE(check(planned_schedule("zb2p", {8, 64}, {F, 2 * F, W, 3 * F + W})).peak(), 16);
 }
 
 TEST(PlanProfile, SimulatesStagesAndMessages) {

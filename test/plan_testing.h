@@ -36,9 +36,10 @@ inline PlanJob plan_job(
   return {m, find_cluster(cluster), gpus, batch, seq};
 }
 inline PlanLayout plan_layout(const PlanJob& job, const std::string& text) {
-  PlanLayout l = filled(job, parse_layout("zero=1,recompute=none,micro-batch-size=1", {}, "test"));
+  const KeyValues usual = {{"zero", "1"}, {"recompute", "none"}, {"micro-batch-size", "1"}};
+  PlanLayout l = filled(job, with_options({}, usual));
   l.dp = 0;
-  return filled(job, parse_layout(text, l, "test"));
+  return filled(job, with_options(l, read_layout_text(text, "test")));
 }
 
 }  // namespace duet

@@ -1,5 +1,5 @@
 // A folder that nobody else has, gone with its owner.
-// Read next: json.h.
+// Read next: embed.h.
 #pragma once
 #include <stdlib.h>
 

@@ -28,8 +28,7 @@ std::string ignored_nodes(const EplbShape& shape) {
 
 Json to_json(
     const std::vector<ExpertPlacement>& plan, const Loads& loads, const std::string& remark) {
-  int max_count = 0;
-  for (const ExpertPlacement& p : plan) max_count = std::max(max_count, p.max_count);
+  const int max_count = std::ranges::max(plan, {}, &ExpertPlacement::max_count).max_count;
   Json phy2log = Json::array(), log2phy = Json::array(), logcnt = Json::array(),
        gpu = Json::array(), balance = Json::array();
   for (size_t layer = 0; layer < plan.size(); ++layer) {

@@ -106,9 +106,8 @@ Sums parse_layers(const Json& json, const std::string& where) {
 Sums parse_json(const std::string& text, const std::string& path) {
   const Json json = Json::parse(text, path);
   if (json.is_array()) return parse_layers(json, path);
-  if (const auto sglang = json.find("logical_count"))
-    return parse_layers(*sglang, path + ": logical_count");
-  return parse_layers(json.at("weight"), path + ": weight");
+  const char* const key = json.find("logical_count") ? "logical_count" : "weight";
+  return parse_layers(json.at(key), cat(path, ": ", key));
 }
 
 // A line of a CSV with commas between, and where it stands.
@@ -125,32 +124,30 @@ struct Row {
 
 // vLLM's: an expert a line, under these names; what comes again, another step's, is added.
 Sums parse_listed(const std::vector<Row>& rows) {
-  constexpr const char* kNames[] = {"layer_id", "expert_id", "count"};
-  constexpr int kBelow[] = {4096, kMaxReplicas};
-  size_t columns[3];
-  for (size_t i = 0; i < 3; ++i) {
+  const auto column = [&](const char* name) {
     const std::vector<std::string>& header = rows[0].cells;
-    columns[i] = size_t(std::find(header.begin(), header.end(), kNames[i]) - header.begin());
-    require(columns[i] < header.size(), rows[0].where, ": expected a column ", kNames[i],
-        ", found none");
-  }
+    const auto found = std::ranges::find(header, name);
+    require(found != header.end(), rows[0].where, ": expected a column ", name, ", found none");
+    return size_t(found - header.begin());
+  };
+  const size_t layer_id = column("layer_id"), expert_id = column("expert_id"),
+               count = column("count");
   std::map<int, std::vector<double>> layers;
   size_t experts = 0;
   for (const Row& row : std::span(rows).subspan(1)) {
     require(row.cells.size() == rows[0].cells.size(), row.where, ": expected ",
         rows[0].cells.size(), " columns, found ", row.cells.size());
-    int id[2];  // layer, expert
-    for (size_t i = 0; i < 2; ++i) {
-      const std::string& cell = row.cells[columns[i]];
-      const std::optional<int> x = parse_number<int>(cell);
-      require(x && *x >= 0 && *x < kBelow[i], row.where, ": ", kNames[i], ": found '",
-          shortened(cell), "', allowed: 0 to ", kBelow[i] - 1);
-      id[i] = *x;
-    }
-    std::vector<double>& layer = layers[id[0]];
-    experts = std::max(experts, size_t(id[1]) + 1);
+    const auto id = [&](size_t at, int below) {
+      const std::optional<int> x = parse_number<int>(row.cells[at]);
+      require(x && *x >= 0 && *x < below, row.where, ": ", rows[0].cells[at], ": found '",
+          shortened(row.cells[at]), "', allowed: 0 to ", below - 1);
+      return *x;
+    };
+    std::vector<double>& layer = layers[id(layer_id, 4096)];
+    const auto expert = size_t(id(expert_id, kMaxReplicas));
+    experts = std::max(experts, expert + 1);
     layer.resize(std::max(layer.size(), experts));
-    layer[size_t(id[1])] += row.number(columns[2]);
+    layer[expert] += row.number(count);
   }
   Sums sum;
   for (auto& [id, layer] : layers) {

@@ -11,7 +11,7 @@
 #include <span>
 #include <string>
 
-#include "pipeline/schedule/schedule.h"
+#include "pipeline/schedule/checker.h"
 #include "pipeline/schedule/simulator.h"
 
 namespace duet {
@@ -26,11 +26,13 @@ Terminal terminal_of_stdout();  // colour only where stdout is a terminal and NO
 void paint_text(
     std::ostream& out, const Schedule& schedule, const Timing& timing, const Terminal& terminal);
 
+// A schedule with all that is known about it.
 struct Panel {
-  const Schedule& schedule;
-  const Timing& timing;
-  const StageCosts& costs;  // what an F and a B cost: where a pair is divided
-  std::string caption;      // beside the schedule's title
+  Schedule schedule;
+  StageCosts costs;  // of its stages, on average: where a pair is divided
+  Usage usage;
+  Timing timing;
+  std::string caption;  // beside the schedule's title
 };
 // The panels below each other to one scale in time, with one legend.
 void paint_svg(std::ostream& out, std::span<const Panel> panels);

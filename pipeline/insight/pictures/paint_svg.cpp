@@ -28,26 +28,23 @@ std::string color_of(Kind kind, int chunk, int chunks) {
   return blend(paint.light, paint.dark, chunks > 1 ? double(chunk) / (chunks - 1) : 0);
 }
 
-struct Drawer : Svg {
-  double scale = 1;  // pixels for one unit of time
-};
-
 int chunks_of(const Schedule& s) {
   const std::vector<int> chunk = chunk_of_stage(s);
   return *std::max_element(chunk.begin(), chunk.end()) + 1;
 }
 
-void draw_rank(Drawer& draw, const Panel& panel, int rank, double y) {
+// scale: pixels for one unit of time.
+void draw_rank(Svg& draw, double scale, const Panel& panel, int rank, double y) {
   const Schedule& s = panel.schedule;
   const std::vector<int> chunk = chunk_of_stage(s);
   const int chunks = chunks_of(s);
   const double B_of_pair = panel.costs.B() / (panel.costs.F + panel.costs.B());
   draw.text(kMargin, y + kRow / 2 + 4, "r", cat("rank ", rank));
-  draw.box(kLabel, y, panel.timing.makespan * draw.scale, kRow, "fill='url(#idle)'");
+  draw.box(kLabel, y, panel.timing.makespan * scale, kRow, "fill='url(#idle)'");
   for (size_t i = 0; i < s.ranks[rank].size(); ++i) {
     const Action& action = s.ranks[rank][i];
-    const double x = kLabel + panel.timing.spans[rank][i].start * draw.scale;
-    const double width = kLabel + panel.timing.spans[rank][i].end * draw.scale - x;
+    const double x = kLabel + panel.timing.spans[rank][i].start * scale;
+    const double width = kLabel + panel.timing.spans[rank][i].end * scale - x;
     for_parts(action, [&](const Action& part) {
       const bool is_B = action.overlapped() && part.kind == Kind::B;
       const double share = !action.overlapped() ? 1 : is_B ? B_of_pair : 1 - B_of_pair;
@@ -62,7 +59,7 @@ void draw_rank(Drawer& draw, const Panel& panel, int rank, double y) {
   }
 }
 
-void draw_legend(Drawer& draw, std::span<const Panel> panels, double y) {
+void draw_legend(Svg& draw, std::span<const Panel> panels, double y) {
   std::array<int, 4> shades{};  // by Kind: the most chunks of a panel that has such actions
   bool pairs = false, directions = true;
   for (const Panel& panel : panels) {
@@ -113,13 +110,14 @@ double choose_scale(std::span<const Panel> panels) {
 }  // namespace
 
 void paint_svg(std::ostream& out, std::span<const Panel> panels) {
-  Drawer draw{{}, choose_scale(panels)};
+  Svg draw;
+  const double scale = choose_scale(panels);
   double longest = 0, height = kMargin + kLegend;
   for (const Panel& panel : panels) {
     longest = std::max(longest, panel.timing.makespan);
     height += kTitle + panel.schedule.pp * (kRow + kRowGap) + kPanelGap;
   }
-  const double width = std::max(kLabel + longest * draw.scale + kMargin, 960.0);
+  const double width = std::max(kLabel + longest * scale + kMargin, 960.0);
   double y = kMargin;
   for (const Panel& panel : panels) {
     const std::string title = title_of(panel.schedule);
@@ -127,7 +125,7 @@ void paint_svg(std::ostream& out, std::span<const Panel> panels) {
     draw.text(kLabel + 10.2 * title.size() + 14, y + 16, "c", panel.caption);
     y += kTitle - 6;
     for (int rank = 0; rank < panel.schedule.pp; ++rank, y += kRow + kRowGap)
-      draw_rank(draw, panel, rank, y);
+      draw_rank(draw, scale, panel, rank, y);
     y += kPanelGap + 6;
   }
   draw_legend(draw, panels, y + 4);

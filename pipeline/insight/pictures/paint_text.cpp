@@ -4,11 +4,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cctype>
 #include <cmath>
 #include <cstdlib>
 #include <ostream>
 
+#include "model/base/text.h"
 #include "pipeline/insight/pictures/paint.h"
 
 namespace duet {
@@ -42,20 +42,18 @@ double columns_per_unit(const Schedule& s, const Timing& timing) {
 
 void paint_action(std::vector<Glyph>& row, const Action& action, const std::vector<int>& chunks,
     int begin, int end) {
-  std::string text = action.overlapped() ? "[" : "";
-  std::vector<int> colors(text.size(), color_of(Kind::F, chunks[action.stage] > 0));
+  const bool pair = action.overlapped();
+  std::vector<Glyph> glyphs;
+  if (pair) glyphs.push_back({'[', color_of(Kind::F, chunks[action.stage] > 0)});
   for_parts(action, [&](const Action& part) {
     const bool later = chunks[part.stage] > 0;
-    const char letter = kind_name(part.kind)[0];
-    text += later ? char(std::tolower(letter)) : letter;
-    text += std::to_string(part.microbatch);
-    colors.resize(text.size(), color_of(part.kind, later));
+    const std::string label = cat(kind_name(part.kind), part.microbatch);
+    for (char c : later ? lower(label) : label) glyphs.push_back({c, color_of(part.kind, later)});
   });
-  const int room = std::max(int(text.size()), end - begin - int(action.overlapped()));
-  text.resize(room, ' ');
-  if (action.overlapped()) text += ']';
-  colors.resize(text.size(), colors.back());
-  for (int i = begin; i < end; ++i) row[i] = {text[i - begin], colors[i - begin]};
+  const int color = glyphs.back().color;
+  glyphs.resize(std::max(int(glyphs.size()), end - begin - pair), {' ', color});
+  if (pair) glyphs.push_back({']', color});
+  std::copy_n(glyphs.begin(), end - begin, row.begin() + begin);
 }
 
 void print(std::ostream& out, const std::vector<Glyph>& row, size_t begin, size_t end, bool color) {

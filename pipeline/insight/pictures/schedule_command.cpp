@@ -7,20 +7,9 @@
 #include <optional>
 
 #include "model/base/command_line.h"
-#include "model/base/json.h"
-#include "pipeline/schedule/checker.h"
-#include "pipeline/schedule/simulator.h"
 
 namespace duet {
 namespace {
-
-// A schedule with all that is known about it.
-struct Entry {
-  Schedule schedule;
-  StageCosts costs;  // of its stages, on average
-  Usage usage;
-  Timing timing;
-};
 
 StageCosts mean_of(const CostProfile& profile) {
   StageCosts sum{0, 0, 0, 0};
@@ -29,22 +18,24 @@ StageCosts mean_of(const CostProfile& profile) {
   return sum.scaled(1 / double(profile.stages.size()));
 }
 
-// With `equal_work` the costs are those of one pp-th of the model.
-Entry make_entry(const std::string& name, const ScheduleSize& size, const CostProfile& profile,
-    bool equal_work = false) {
-  Entry e{make_schedule(name, size), mean_of(profile), {}, {}};
-  e.usage = check(e.schedule);
-  require(profile.fits(e.schedule), "--cost: found a profile of ", profile.stages.size(),
-      " stages, allowed: 1 or the schedule's ", e.schedule.model_stages());
-  if (equal_work) e.costs = e.costs.scaled(e.schedule.stage_share());
-  e.timing = simulate(e.schedule, equal_work ? CostProfile{{e.costs}} : profile);
-  return e;
-}
-
 std::string percent(double fraction) { return format("%.1f%%", 100 * fraction); }
 
 // At most two decimals, none that are zero: "57.6".
 std::string rounded(double value) { return format("%.12g", std::round(value * 100) / 100); }
+
+// With `equal_work` the costs are those of one pp-th of the model.
+Panel make_panel(const std::string& name, const ScheduleSize& size, const CostProfile& profile,
+    bool equal_work = false) {
+  Panel p{make_schedule(name, size), mean_of(profile), {}, {}, {}};
+  p.usage = check(p.schedule);
+  require(profile.fits(p.schedule), "--cost: found a profile of ", profile.stages.size(),
+      " stages, allowed: 1 or the schedule's ", p.schedule.model_stages());
+  if (equal_work) p.costs = p.costs.scaled(p.schedule.stage_share());
+  p.timing = simulate(p.schedule, equal_work ? CostProfile{{p.costs}} : profile);
+  p.caption = cat(p.schedule.pp, " ranks, ", p.schedule.microbatches, " microbatches  ·  time ",
+      rounded(p.timing.makespan), "  ·  bubble ", percent(p.timing.bubble()));
+  return p;
+}
 
 std::string describe(const StageCosts& c) {
   return cat("F=", rounded(c.F), " I=", rounded(c.I), " W=", rounded(c.W), " B=", rounded(c.B()),
@@ -57,20 +48,15 @@ std::string describe_overlap(const StageCosts& c) {
                                  : cat("a pair saves ", percent(hidden), " of F + B");
 }
 
-std::string caption_of(const Entry& e) {
-  return cat(e.schedule.pp, " ranks, ", e.schedule.microbatches, " microbatches  ·  time ",
-      rounded(e.timing.makespan), "  ·  bubble ", percent(e.timing.bubble()));
-}
-
-void print_text(std::ostream& out, const Entry& e, const Terminal& terminal) {
-  const Schedule& s = e.schedule;
+void print_text(std::ostream& out, const Panel& p, const Terminal& terminal) {
+  const Schedule& s = p.schedule;
   out << title_of(s) << ": " << s.pp << " ranks, " << s.microbatches << " microbatches, "
       << s.stages() << " stages"
       << (s.two_directions ? cat(" in two directions (", s.model_stages(),
                                  " parts of the model, each held twice)")
                            : "")
       << "\n\n";
-  paint_text(out, s, e.timing, terminal);
+  paint_text(out, s, p.timing, terminal);
   out << "\n F forward  B full backward  I backward for inputs  W backward for weights  [F B] "
          "overlapped pair"
       << (terminal.color ? "\n" : "  . idle\n") << " Second "
@@ -78,14 +64,14 @@ void print_text(std::ostream& out, const Entry& e, const Terminal& terminal) {
       << (terminal.color ? "darker, and " : "")
       << "small letters.\n\n rank    bubble   peak activations\n";
   for (int rank = 0; rank < s.pp; ++rank)
-    out << format("%5d%10s%19d\n", rank, percent(e.timing.bubble_fraction[rank]).c_str(),
-        e.usage.peak_activations[rank]);
-  out << "\n makespan " << rounded(e.timing.makespan) << ", bubble " << percent(e.timing.bubble())
-      << ", with " << describe(e.costs) << " (" << describe_overlap(e.costs) << ")\n";
+    out << format("%5d%10s%19d\n", rank, percent(p.timing.bubble_fraction[rank]).c_str(),
+        p.usage.peak_activations[rank]);
+  out << "\n makespan " << rounded(p.timing.makespan) << ", bubble " << percent(p.timing.bubble())
+      << ", with " << describe(p.costs) << " (" << describe_overlap(p.costs) << ")\n";
 }
 
-void print_json(std::ostream& out, const Entry& e) {
-  const Schedule& s = e.schedule;
+void print_json(std::ostream& out, const Panel& p) {
+  const Schedule& s = p.schedule;
   Json ranks = Json::array();
   for (const auto& actions : s.ranks) {
     Json row = Json::array();
@@ -93,9 +79,9 @@ void print_json(std::ostream& out, const Entry& e) {
     ranks.push(std::move(row));
   }
   out << Json::object({{"schedule", s.name}, {"pp", s.pp}, {"microbatches", s.microbatches},
-                          {"ranks", ranks}, {"makespan", e.timing.makespan},
-                          {"bubble_fraction", Json(e.timing.bubble_fraction)},
-                          {"peak_activations", Json(e.usage.peak_activations)}})
+                          {"ranks", ranks}, {"makespan", p.timing.makespan},
+                          {"bubble_fraction", Json(p.timing.bubble_fraction)},
+                          {"peak_activations", Json(p.usage.peak_activations)}})
              .dump(2)
       << "\n";
 }
@@ -106,19 +92,19 @@ struct Comparison {
   ScheduleSize size;
   StageCosts costs;     // of one pp-th of the model
   double baseline = 0;  // makespan of 1F1B
-  std::vector<Entry> entries = {};
+  std::vector<Panel> panels = {};
   std::vector<std::string> left_out = {};  // why
-  double gain(const Entry& e) const { return baseline / e.timing.makespan - 1; }
+  double gain(const Panel& p) const { return baseline / p.timing.makespan - 1; }
 };
 
 Comparison compare(const ScheduleOptions& options, const ScheduleSize& size) {
-  const auto entry = [&](const std::string& name) {
-    return make_entry(name, size, options.cost, true);
+  const auto panel = [&](const std::string& name) {
+    return make_panel(name, size, options.cost, true);
   };
-  Comparison result{size, options.cost.stages[0], entry("1f1b").timing.makespan};
+  Comparison result{size, options.cost.stages[0], panel("1f1b").timing.makespan};
   const bool all = options.schedule.empty();
   for (const std::string& name : split(all ? schedule_names() : options.schedule)) try {
-      result.entries.push_back(entry(name));
+      result.panels.push_back(panel(name));
     } catch (const UsageError& why) {
       if (!all) throw;
       result.left_out.push_back(why.what());
@@ -128,11 +114,11 @@ Comparison compare(const ScheduleOptions& options, const ScheduleSize& size) {
 
 // What part of F + B a pair must save for the schedule to be `gain` faster than 1F1B; nothing if no
 // FB >= max(F, B) does it.
-std::optional<double> saving_for(double gain, const Entry& e, double baseline) {
-  const double none = e.costs.F + e.costs.B(), most = std::max(e.costs.F, e.costs.B());
+std::optional<double> saving_for(double gain, const Panel& p, double baseline) {
+  const double none = p.costs.F + p.costs.B(), most = std::max(p.costs.F, p.costs.B());
   const auto reaches = [&](double FB) {
-    const StageCosts costs{e.costs.F, e.costs.I, e.costs.W, FB};
-    return baseline / simulate(e.schedule, {{costs}}).makespan >= 1 + gain;
+    const StageCosts costs{p.costs.F, p.costs.I, p.costs.W, FB};
+    return baseline / simulate(p.schedule, {{costs}}).makespan >= 1 + gain;
   };
   if (!reaches(most)) return std::nullopt;
   double slow = none, fast = most;
@@ -146,11 +132,11 @@ void print_comparison(std::ostream& out, const Comparison& c) {
       << " microbatches, the same model under each\n\n"
       << " schedule          stages  makespan   bubble  activations  weight copies  speed over "
          "1F1B\n";
-  for (const Entry& e : c.entries) {
-    const Schedule& s = e.schedule;
-    const double gain = std::round(1000 * c.gain(e)) / 10 + 0.0;  // percent; + 0.0: never -0
+  for (const Panel& p : c.panels) {
+    const Schedule& s = p.schedule;
+    const double gain = std::round(1000 * c.gain(p)) / 10 + 0.0;  // percent; + 0.0: never -0
     out << format(" %-18s%6d%10.2f%9s%13.1f%15d%+16.1f%%\n", title_of(s).c_str(), s.stages(),
-        e.timing.makespan, percent(e.timing.bubble()).c_str(), e.usage.peak() * s.stage_share(),
+        p.timing.makespan, percent(p.timing.bubble()).c_str(), p.usage.peak() * s.stage_share(),
         s.weight_copies(), gain);
   }
   for (const std::string& why : c.left_out) out << " left out: " << why << "\n";
@@ -158,10 +144,10 @@ void print_comparison(std::ostream& out, const Comparison& c) {
       << describe_overlap(c.costs) << ". Messages take no time, all stages cost the same.\n"
       << " bubble: mean over ranks. activations: the largest rank's, one = a microbatch in one "
       << c.size.pp << "-th of the model.\n";
-  for (const Entry& e : c.entries) {
-    if (std::ranges::none_of(e.schedule.ranks[0], &Action::overlapped)) continue;
-    const auto saving = saving_for(0.30, e, c.baseline);
-    out << " For +30% over 1F1B a pair of " << title_of(e.schedule) << " must "
+  for (const Panel& p : c.panels) {
+    if (std::ranges::none_of(p.schedule.ranks[0], &Action::overlapped)) continue;
+    const auto saving = saving_for(0.30, p, c.baseline);
+    out << " For +30% over 1F1B a pair of " << title_of(p.schedule) << " must "
         << (saving ? "save " + percent(*saving) : "cost less than its longer part: out of reach")
         << ".\n";
   }
@@ -169,24 +155,18 @@ void print_comparison(std::ostream& out, const Comparison& c) {
 
 void print_comparison_json(std::ostream& out, const Comparison& c) {
   Json rows = Json::array();
-  for (const Entry& e : c.entries) {
-    const Schedule& s = e.schedule;
+  for (const Panel& p : c.panels) {
+    const Schedule& s = p.schedule;
     rows.push(Json::object({{"schedule", s.name}, {"stages", s.stages()},
-        {"makespan", e.timing.makespan}, {"bubble_fraction", e.timing.bubble()},
-        {"peak_activations", e.usage.peak() * s.stage_share()},
-        {"weight_copies", s.weight_copies()}, {"gain_over_1f1b", c.gain(e)}}));
+        {"makespan", p.timing.makespan}, {"bubble_fraction", p.timing.bubble()},
+        {"peak_activations", p.usage.peak() * s.stage_share()},
+        {"weight_copies", s.weight_copies()}, {"gain_over_1f1b", c.gain(p)}}));
   }
   out << Json::object(
              {{"pp", c.size.pp}, {"microbatches", c.size.microbatches}, {"cost", to_json(c.costs)},
                  {"schedules", rows}, {"left_out", Json(c.left_out)}})
              .dump(2)
       << "\n";
-}
-
-void paint_entries(std::ostream& out, std::span<const Entry> entries) {
-  std::vector<Panel> panels;
-  for (const Entry& e : entries) panels.push_back({e.schedule, e.timing, e.costs, caption_of(e)});
-  paint_svg(out, panels);
 }
 
 }  // namespace
@@ -236,14 +216,14 @@ void schedule_command(const ScheduleOptions& options, std::ostream& out, const T
         stages == 1, "--cost: found a profile of ", stages, " stages, allowed with --compare: 1");
     const Comparison all = compare(options, size);
     if (format == Format::json) return print_comparison_json(out, all);
-    if (format == Format::svg) return paint_entries(out, all.entries);
+    if (format == Format::svg) return paint_svg(out, all.panels);
     return print_comparison(out, all);
   }
-  const Entry entry = make_entry(name, size, options.cost);
-  if (format == Format::csv) write_csv(out, entry.schedule);
-  if (format == Format::json) print_json(out, entry);
-  if (format == Format::svg) paint_entries(out, {&entry, 1});
-  if (format == Format::text) print_text(out, entry, terminal);
+  const Panel panel = make_panel(name, size, options.cost);
+  if (format == Format::csv) write_csv(out, panel.schedule);
+  if (format == Format::json) print_json(out, panel);
+  if (format == Format::svg) paint_svg(out, {&panel, 1});
+  if (format == Format::text) print_text(out, panel, terminal);
 }
 
 }  // namespace duet

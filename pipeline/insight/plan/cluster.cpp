@@ -15,11 +15,8 @@ DUET_EMBED(clusters,
 namespace duet {
 namespace {
 
-enum class Kept {
-  always,
-  whole,
-  of_core
-};  // whole: in whole numbers; of_core: and of nothing else
+// whole: in whole numbers; of_core: of a core alone
+enum class Kept { always, whole, of_core };
 struct ClusterField {
   const char* key;
   double Cluster::*member;
@@ -83,7 +80,9 @@ const Json& own_clusters() {
   return all;
 }
 
-Cluster read(const Json& json) {
+}  // namespace
+
+Cluster read_cluster(const Json& json) {
   const Fields f(json);
   const std::string where = f.where();
   Cluster c;
@@ -118,8 +117,6 @@ Cluster read(const Json& json) {
         ", which is no field; units are part of the names, e.g. memory_gb, hbm_gb_s, launch_us");
   return c;
 }
-
-}  // namespace
 
 Precision parse_precision(const std::string& text, const std::string& where) {
   for (size_t p = 0; p < 5; ++p)
@@ -191,18 +188,16 @@ double message_seconds(const Cluster& c, double stride, double bytes) {
       : bytes / network(c) + call + c.network_latency_s;
 }
 
-double all_to_all_seconds(const Cluster& c, const RankGroup& g, const TokenExchange& x) {
-  if (g.size <= 1 || x.tokens <= 0) return 0;
+double all_to_all_seconds(
+    const Cluster& c, const RankGroup& g, double bytes, double topk, double max_domains) {
+  if (g.size <= 1 || bytes <= 0) return 0;
   const double domains = g.domains();
-  const auto visited = [&](double places) {
-    return places * (1 - std::pow(1 - 1 / places, x.topk));
-  };
+  const auto visited = [&](double places) { return places * (1 - std::pow(1 - 1 / places, topk)); };
   double reached = visited(domains);
-  if (x.max_domains > 0) reached = std::min(reached, x.max_domains);
-  const double sent = x.tokens * x.bytes;
-  const double between = sent * reached * (domains - 1) / domains / network(c);
+  if (max_domains > 0) reached = std::min(reached, max_domains);
+  const double between = bytes * reached * (domains - 1) / domains / network(c);
   const double inside =
-      g.local > 1 ? sent * visited(g.size) * (g.local - 1) / g.local / nvlink(c) : 0;
+      g.local > 1 ? bytes * visited(g.size) * (g.local - 1) / g.local / nvlink(c) : 0;
   return std::max(between, inside) + latency(c, g);
 }
 
@@ -210,14 +205,10 @@ double all_to_all_seconds(const Cluster& c, const RankGroup& g, const TokenExcha
 
 Cluster find_cluster(const std::string& name) {
   std::string names;
-  if (const auto own = find_named(own_clusters(), name, names)) return read(*own);
+  if (const auto own = find_named(own_clusters(), name, names)) return read_cluster(*own);
   require(name.find('.') != name.npos, "--cluster: found ", name, ", allowed: ", names,
       "or the path of a cluster file");
-  return read(Json::load(name));
-}
-
-Cluster read_cluster(const std::string& text, const std::string& where) {
-  return read(Json::parse(text, where));
+  return read_cluster(Json::load(name));
 }
 
 std::string write_cluster(const Cluster& c) {

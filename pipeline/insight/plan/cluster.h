@@ -8,7 +8,8 @@
 #pragma once
 #include <array>
 #include <string>
-#include <vector>
+
+#include "model/base/json.h"
 
 namespace duet {
 
@@ -95,21 +96,16 @@ double gather_seconds(const Cluster& cluster, const RankGroup& group, double byt
 // bytes from one rank to one `stride` ranks further.
 double message_seconds(const Cluster& cluster, double stride, double bytes);
 
-struct TokenExchange {
-  double tokens = 0;  // of one rank
-  double bytes = 0;   // of a token
-  double topk = 1;
-  double max_domains = 0;  // that a token's experts may lie in; 0: any
-};
-double all_to_all_seconds(
-    const Cluster& cluster, const RankGroup& group, const TokenExchange& exchange);
+// bytes: of one rank's tokens, each once. max_domains: that a token's experts may lie in; 0: any.
+double all_to_all_seconds(const Cluster& cluster, const RankGroup& group, double bytes, double topk,
+    double max_domains = 0);
 
 // --- files ---------------------------------------------------------------------------------------
 
 // A name ("h100") or the path of a file. Throws UsageError that names what is missing, or out of
 // the range that its unit allows.
 Cluster find_cluster(const std::string& name_or_path);
-Cluster read_cluster(const std::string& text, const std::string& where);
+Cluster read_cluster(const Json& json);
 std::string write_cluster(const Cluster& cluster);  // reads back
 
 // `duet plan --measure FILE`: a cluster file of this machine, from duet's own operations at sizes

@@ -2,7 +2,6 @@
 #include "pipeline/insight/plan/costs.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace duet {
 namespace {
@@ -32,7 +31,7 @@ class LayerCost {
     if (moe) {
       experts();
     } else {
-      mlp(double(m_.ffn) / l_.tp, kProducts);
+      mlp(kProducts, tokens_, double(m_.ffn) / l_.tp);
     }
     if (l_.tp > 1) tensor_comm();
     host((moe ? kKernelsExperts : 0) + kUnfusedKernels * (l_.row_passes - 1));
@@ -64,21 +63,20 @@ class LayerCost {
     const double h = double(m_.hidden), tp = l_.tp, heads = double(m_.heads) / tp;
     double made = 0;  // elements that rotations and head-wise norms pass over
     if (m_.kv_lora) {
-      const double q = heads * double(m_.nope + m_.rope);
-      if (m_.q_lora) product(kProducts, tokens_, double(m_.q_lora), h);
-      product(kProducts, tokens_, q, double(m_.q_lora ? m_.q_lora : m_.hidden));
-      product(kProducts, tokens_, double(m_.kv_lora + m_.rope), h);
-      product(kProducts, tokens_, heads * double(m_.nope + m_.v_dim), double(m_.kv_lora));
-      latents_up_ = product_seconds(c_, l_.precision, tokens_, q, double(m_.q_lora)) +
-          product_seconds(
-              c_, l_.precision, tokens_, heads * double(m_.nope + m_.v_dim), double(m_.kv_lora));
-      made = 2 * q + double(m_.q_lora + m_.kv_lora) + heads * double(m_.v_dim);
+      const double q = heads * (m_.nope + m_.rope), kv = heads * (m_.nope + m_.v_dim);
+      if (m_.q_lora) product(kProducts, tokens_, m_.q_lora, h);
+      product(kProducts, tokens_, q, m_.q_lora ? m_.q_lora : m_.hidden);
+      product(kProducts, tokens_, m_.kv_lora + m_.rope, h);
+      product(kProducts, tokens_, kv, m_.kv_lora);
+      latents_up_ = product_seconds(c_, l_.precision, tokens_, q, m_.q_lora) +
+          product_seconds(c_, l_.precision, tokens_, kv, m_.kv_lora);
+      made = 2 * q + (m_.q_lora + m_.kv_lora) + heads * m_.v_dim;
     } else {
       const double kv = std::max(double(m_.kv_heads) / tp, 1.0);
-      made = (heads + 2 * kv) * double(m_.head_dim);
+      made = (heads + 2 * kv) * m_.head_dim;
       product(kProducts, tokens_, made, h);
     }
-    product(kProducts, tokens_, h, heads * double(m_.kv_lora ? m_.v_dim : m_.head_dim));
+    product(kProducts, tokens_, h, heads * (m_.kv_lora ? m_.v_dim : m_.head_dim));
     rows(tokens_ * made * 2 * 2, tokens_ * made * 2 * 2);
   }
 
@@ -110,50 +108,44 @@ class LayerCost {
     }
   }
 
-  void mlp(double width, Part part) {
+  // `count` of them, among which the tokens are divided.
+  void mlp(Part part, double tokens, double width, double count = 1) {
     const double h = double(m_.hidden), up = m_.gated ? 2 : 1;
-    product(part, tokens_, up * width, h);
-    product(part, tokens_, h, width);
-    rows(tokens_ * width * (up + 1) * 2, tokens_ * width * (2 * up + 1) * 2);
+    product(part, tokens / count, up * width, h, count);
+    product(part, tokens / count, h, width, count);
+    rows(tokens * width * (up + 1) * 2, tokens * width * (2 * up + 1) * 2);
   }
 
   void experts() {
     const double h = double(m_.hidden), width = double(m_.expert_ffn) / l_.etp;
-    const double up = m_.gated ? 2 : 1;
     // Tokens are spread over the ranks of tensor parallelism before they are dispatched.
     const double own = tokens_ / l_.tp, local = physical_experts(m_, l_) / l_.ep;
-    const double copies = own * double(m_.topk) * l_.etp * l_.imbalance;  // that this rank computes
-    product(kExperts, copies / local, up * width, h, local);
-    product(kExperts, copies / local, h, width, local);
-    rows(copies * width * (up + 1) * 2, copies * width * (2 * up + 1) * 2);
+    const double copies = own * m_.topk * l_.etp * l_.imbalance;  // that this rank computes
+    mlp(kExperts, copies, width, local);
     rows(copies * h * 4 * 2, copies * h * 4 * 2);  // permuted and back: read and written twice
-    rows(
-        own * double(m_.experts) * 4 * 4, own * double(m_.experts) * 4 * 4);  // the router's scores
-    if (m_.shared_ffn) mlp(double(m_.shared_ffn) / l_.tp, kExperts);
+    rows(own * m_.experts * 4 * 4, own * m_.experts * 4 * 4);  // the router's scores
+    if (m_.shared_ffn) mlp(kExperts, tokens_, double(m_.shared_ffn) / l_.tp);
 
     const RankGroup group = rank_group(c_, l_.ep, l_.etp);
     const double domains = m_.topk_groups < m_.groups ? double(m_.topk_groups) : 0;
-    TokenExchange x{
-        own * l_.imbalance, h * (l_.precision > Precision::bf16 ? 1 : 2), double(m_.topk), domains};
-    cost_.expert_comm = all_to_all_seconds(c_, group, x);
-    x.bytes = h * 2;
-    cost_.expert_comm += all_to_all_seconds(c_, group, x);
-    if (l_.etp > 1)
-      cost_.expert_comm += 2 * gather_seconds(c_, rank_group(c_, l_.etp, 1), copies * h * 2);
-    cost_.F[kExpertComm] += cost_.expert_comm;
-    cost_.I[kExpertComm] += cost_.expert_comm;
+    double comm = 0;  // of F and of I each, before anything hides
+    for (const double wide : {l_.precision > Precision::bf16 ? 1 : 2, 2})  // dispatch, combine
+      comm += all_to_all_seconds(c_, group, own * l_.imbalance * (h * wide), m_.topk, domains);
+    if (l_.etp > 1) comm += 2 * gather_seconds(c_, rank_group(c_, l_.etp, 1), copies * h * 2);
+    cost_.F[kExpertComm] += comm;
+    cost_.I[kExpertComm] += comm;
   }
 
   void tensor_comm() {
     const RankGroup group = rank_group(c_, l_.tp, 1);
-    const double gather = gather_seconds(c_, group, tokens_ * double(m_.hidden) * 2);
+    const double gather = gather_seconds(c_, group, tokens_ * m_.hidden * 2);
     const double products = cost_.F[kProducts] + cost_.F[kExperts];
-    const double forward = 4 * gather;
-    cost_.F[kTensor] += l_.overlap_tp == 1 ? exposed_seconds(c_, forward, products) : forward;
+    const auto exposed = [&](double comm) {
+      return l_.overlap_tp == 1 ? exposed_seconds(c_, comm, products) : comm;
+    };
+    cost_.F[kTensor] += exposed(4 * gather);
     cost_.I[kTensor] += exposed_seconds(c_, 4 * gather, cost_.W.sum());
-    if (l_.sequence_parallel == 1)
-      cost_.I[kTensor] +=
-          l_.overlap_tp == 1 ? exposed_seconds(c_, 2 * gather, products) : 2 * gather;
+    if (l_.sequence_parallel == 1) cost_.I[kTensor] += exposed(2 * gather);
   }
 
   void host(double more) {

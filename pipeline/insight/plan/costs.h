@@ -53,10 +53,8 @@ struct Parts : std::array<double, kParts> {
 
 struct Cost {
   Parts F, I, W;
-  double expert_comm = 0;  // of F and of I each, before anything hides
   Cost& add(const Cost& other, double times = 1) {
     F.add(other.F, times), I.add(other.I, times), W.add(other.W, times);
-    expert_comm += other.expert_comm * times;
     return *this;
   }
 };

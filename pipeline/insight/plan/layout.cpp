@@ -125,10 +125,6 @@ PlanLayout with_options(PlanLayout layout, const KeyValues& options) {
   return layout;
 }
 
-PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::string& where) {
-  return with_options(std::move(layout), read_layout_text(text, where));
-}
-
 int usual_flag(const PlanLayout& l, int PlanLayout::*flag) {
   if (flag == &PlanLayout::overlap_dp) return 1;
   return flag == &PlanLayout::overlap_ep ? has_pairs(l) : l.tp > 1;
@@ -276,8 +272,8 @@ std::string broken_rule(const PlanJob& job, const PlanLayout& l) {
 
 Schedule layout_schedule(const PlanLayout& l, int M, const StageCosts& costs, double waiting) {
   if (l.list) return *l.list;
-  if (is_list_schedule(l.schedule)) return list_schedule(l.schedule, l.pp, M, costs, waiting);
-  return make_schedule(l.pp == 1 ? "1f1b" : l.schedule, {l.pp, M, l.virtual_stages});
+  const std::string& name = l.pp == 1 ? "1f1b" : l.schedule;
+  return planned_schedule(name, {l.pp, M, l.virtual_stages}, costs, waiting);
 }
 
 }  // namespace duet

@@ -27,7 +27,7 @@ struct PlanLayout {
   int virtual_stages = 0, micro_batch = 0;
   int zero = -1;
   Recompute recompute = Recompute::unset;
-  std::string schedule;  // as make_schedule's, or is_list_schedule's, or a file's name
+  std::string schedule;  // planned_schedule's, or a file's name
   // the file's: pp and the number of microbatches are fixed by it
   std::shared_ptr<const Schedule> list;
   std::vector<int> split;  // layers of each stage; empty: even
@@ -45,7 +45,7 @@ struct PlanLayout {
   double imbalance = 1;       // the busiest GPU's tokens, of the mean
   int64_t replicas = 0;       // physical experts of a layer under EPLB; 0: one of each
 
-  std::string text() const;  // "tp=8,pp=4,..." which parse_layout reads
+  std::string text() const;  // "tp=8,pp=4,..." which read_layout_text reads
 };
 
 struct PlanJob {
@@ -62,9 +62,8 @@ using KeyValues = std::vector<std::pair<std::string, std::string>>;
 KeyValues read_layout_text(const std::string& text, const std::string& where);
 void set_layout(PlanLayout& layout, const std::string& key, const std::string& value);
 PlanLayout with_options(PlanLayout layout, const KeyValues& options);
-PlanLayout parse_layout(const std::string& text, PlanLayout layout, const std::string& where);
 KeyValues layout_keys();          // name, help
-std::string planned_schedules();  // make_schedule's and list_schedule's, with commas between
+std::string planned_schedules();  // planned_schedule's, with commas between
 
 // What becomes of a flag that is free. Hiding what can hide is never slower, so gradients and
 // tensor parallelism hide; that all-to-alls hide outside of a schedule's own pairs needs a
@@ -123,7 +122,7 @@ std::string broken_size(const PlanJob& job, const PlanLayout& layout);
 Schedule layout_schedule(const PlanLayout& layout, int microbatches,
     const StageCosts& costs = {1, 1, 1, 3}, double waiting = 1);
 
-// Schedules that are published as a rule rather than as a list:
+// make_schedule's schedules, and those that are published as a rule rather than as a list:
 //   zb-h2   ("Zero Bubble Pipeline Parallelism") for actions of equal cost: 2 (P - rank) - 1 Fs,
 //           then I, W, F; Ws wait on the lower ranks, two more on each, so that the last ranks
 //           hurry at the end. No bubble where costs are equal, (P-1) (F + I - 2 W) where they are
@@ -133,9 +132,8 @@ Schedule layout_schedule(const PlanLayout& layout, int microbatches,
 //   v-half  ("Pipeline Parallelism with Controllable Memory") two stages a rank in a V; the pattern
 //   v-min   of one microbatch is repeated every six actions, and a pattern that is longer keeps
 //           more: half, or a third, of 1F1B's activations
-bool is_list_schedule(const std::string& name);
-Schedule list_schedule(
-    const std::string& name, int pp, int microbatches, const StageCosts& costs, double waiting = 1);
+Schedule planned_schedule(
+    const std::string& name, const ScheduleSize& size, const StageCosts& costs, double waiting = 1);
 
 // From a rank's first action to its last, of the rank that takes longest: the step, where ranks
 // start their next one while others finish this one.

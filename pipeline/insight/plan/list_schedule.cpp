@@ -2,7 +2,10 @@
 #include "pipeline/insight/plan/layout.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+
+#include "pipeline/schedule/published/published.h"
 
 namespace duet {
 namespace {
@@ -13,9 +16,9 @@ namespace {
 // hurry through their last Is, which is what the first wait for, and end with Ws. A rank keeps no
 // more than 2P activations, of each of which `waiting` is there until its W.
 Schedule zero_bubble(
-    const std::string& name, int P, int M, const StageCosts& costs, double waiting) {
-  Schedule s;
-  s.name = name, s.pp = P, s.microbatches = M;
+    const char* name, const ScheduleSize& size, const StageCosts& costs, double waiting) {
+  const int P = size.pp, M = size.microbatches;
+  Schedule s = looped(name, size, 1);
   for (int rank = 0; rank < P; ++rank) {
     const int below = P - 1 - rank;
     const double trip = costs.F + costs.I, least = 1e-6 * trip + 1e-300;
@@ -23,16 +26,15 @@ Schedule zero_bubble(
         {double(M), 2.0 * (P - rank), std::ceil(1 + below * trip / std::max(costs.F, least))}));
     const double held =
         std::min(rank * std::ceil(trip / std::max(costs.W, least)), (2 * P - warm_up) / waiting);
-    s.rank_of.push_back(rank);
-    auto& list = s.ranks.emplace_back();
-    int f = 0, w = 0;
-    while (f < warm_up) list.push_back({Kind::F, rank, f++});
-    for (int i = 0; i < M; ++i) {
-      list.push_back({Kind::I, rank, i});
-      if (i + 1 - w > held) list.push_back({Kind::W, rank, w++});
-      if (f < M) list.push_back({Kind::F, rank, f++});
-    }
-    while (w < M) list.push_back({Kind::W, rank, w++});
+    RankList list(s.ranks[rank]);
+    Chunk chunk{rank, 0, M};
+    repeat(warm_up, [&] { list.F(chunk); });
+    repeat(M, [&] {
+      list.I(chunk);
+      if (chunk.b - chunk.w > held) list.W(chunk);
+      list.F(chunk);
+    });
+    while (chunk.w < M) list.W(chunk);
   }
   return s;
 }
@@ -41,38 +43,33 @@ Schedule zero_bubble(
 // to rank on the outer legs and one on the inner. Every rank does six actions a microbatch; each is
 // put off until its place in the six is free there, so that the pattern fits between its
 // neighbours.
-Schedule v_pattern(const std::string& name, int P, int M, int slope) {
-  Schedule s;
-  s.name = name, s.pp = P, s.microbatches = M;
-  std::vector<std::vector<bool>> taken(size_t(P), std::vector<bool>(6, false));
-  std::vector<std::vector<std::pair<int, Action>>> pattern(static_cast<size_t>(P));
-  const auto place = [&](int rank, int time, Kind kind, int stage) {
-    while (taken[size_t(rank)][size_t(time % 6)]) ++time;
-    taken[size_t(rank)][size_t(time % 6)] = true;
-    pattern[size_t(rank)].push_back({time, {kind, stage, 0}});
+Schedule v_pattern(const char* name, const ScheduleSize& size, int slope) {
+  const int P = size.pp, M = size.microbatches;
+  Schedule s = v_shaped(name, size);
+  struct Place {
+    int time = -1;  // of the first microbatch; -1: free
+    Action action;
+  };
+  std::vector<std::array<Place, 6>> pattern(P);  // by rank
+  const auto place = [&](int stage, int time, Kind kind) {
+    std::array<Place, 6>& six = pattern[s.rank_of[stage]];
+    while (six[time % 6].time >= 0) ++time;
+    six[time % 6] = {time, {kind, stage}};
     return time;
   };
   int time = -slope;
-  std::vector<int> i_done(size_t(2 * P));
-  for (int stage = 0; stage < 2 * P; ++stage) {
-    s.rank_of.push_back(stage < P ? stage : 2 * P - 1 - stage);
-    time = place(s.rank_of.back(), time + (stage < P ? slope : 1), Kind::F, stage);
-  }
+  std::vector<int> i_done(2 * P);
+  for (int stage = 0; stage < 2 * P; ++stage)
+    time = place(stage, time + (stage < P ? slope : 1), Kind::F);
   for (int stage = 2 * P; stage-- > 0;)
-    i_done[size_t(stage)] = time =
-        place(s.rank_of[size_t(stage)], time + (stage < P - 1 ? slope : 1), Kind::I, stage);
-  for (int stage = 2 * P; stage-- > 0;)
-    place(s.rank_of[size_t(stage)], i_done[size_t(stage)] + 1, Kind::W, stage);
-  for (auto& once : pattern) {
-    std::vector<std::pair<int, Action>> all;
-    for (int m = 0; m < M; ++m)
-      for (const auto& [at, action] : once)
-        all.push_back({at + 6 * m, {action.kind, action.stage, m}});
-    std::sort(
-        all.begin(), all.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-    s.ranks.emplace_back();
-    for (const auto& [_, action] : all) s.ranks.back().push_back(action);
-  }
+    i_done[stage] = time = place(stage, time + (stage < P - 1 ? slope : 1), Kind::I);
+  for (int stage = 2 * P; stage-- > 0;) place(stage, i_done[stage] + 1, Kind::W);
+  for (int rank = 0; rank < P; ++rank)
+    for (int now = 0; int(s.ranks[rank].size()) < 6 * M; ++now) {
+      const auto& [first, action] = pattern[rank][now % 6];
+      const int m = (now - first) / 6;
+      if (now >= first && m < M) s.ranks[rank].push_back({action.kind, action.stage, m});
+    }
   return s;
 }
 
@@ -85,16 +82,13 @@ double longest_span(const Timing& timing) {
   return longest;
 }
 
-bool is_list_schedule(const std::string& name) {
-  return name == "zb-h2" || name == "zb2p" || name == "v-half" || name == "v-min";
-}
-
-Schedule list_schedule(
-    const std::string& name, int pp, int M, const StageCosts& costs, double waiting) {
-  if (name == "v-min") return v_pattern(name, pp, M, 1);
-  if (name == "v-half") return v_pattern(name, pp, M, 2);
-  if (name == "zb-h2") return zero_bubble(name, pp, M, {1, 1, 1, 3}, 1);
-  return zero_bubble(name, pp, M, costs, waiting);
+Schedule planned_schedule(
+    const std::string& name, const ScheduleSize& size, const StageCosts& costs, double waiting) {
+  if (name == "v-min") return v_pattern("v-min", size, 1);
+  if (name == "v-half") return v_pattern("v-half", size, 2);
+  if (name == "zb-h2") return zero_bubble("zb-h2", size, {1, 1, 1, 3}, 1);
+  if (name == "zb2p") return zero_bubble("zb2p", size, costs, waiting);
+  return make_schedule(name, size);
 }
 
 }  // namespace duet

@@ -4,10 +4,9 @@
 #include <algorithm>
 
 namespace duet {
-namespace {
 
 // All that a layer makes and its backward reads; `kept`: only what selective recomputation keeps.
-double made_bytes(const PlanJob& job, const PlanLayout& l, bool moe, bool kept) {
+static double made_bytes(const PlanJob& job, const PlanLayout& l, bool moe, bool kept) {
   const PlanModel& m = job.model;
   const double tokens = tokens_of(job, l), split = row_tokens_of(job, l);
   const double h = double(m.hidden), tp = l.tp;
@@ -18,8 +17,8 @@ double made_bytes(const PlanJob& job, const PlanLayout& l, bool moe, bool kept) 
       ? double(2 * m.q_width() + m.v_width()) / tp + double(m.q_lora + m.kv_lora)
       : double(m.heads + 2 * m.kv_heads) * double(m.head_dim) / tp;
   bytes += tokens * (lean && m.kv_lora ? double(m.q_lora + m.kv_lora) : qkv) * 2;
-  bytes += tokens * double(m.v_width()) / tp * in;
-  if (!fused && !kept) bytes += tokens * double(m.heads) / tp * double(job.seq_len) * 5;
+  bytes += tokens * m.v_width() / tp * in;
+  if (!fused && !kept) bytes += tokens * m.heads / tp * job.seq_len * 5;
   // norms that are not fused keep their input, its scaled form (32 bits each) and its cast
   if (l.row_passes > 3 && !lean) bytes += split * h * 2 * 10;
   const double up = m.gated ? 2 : 1;
@@ -31,9 +30,9 @@ double made_bytes(const PlanJob& job, const PlanLayout& l, bool moe, bool kept) 
     bytes += rows * width * (up * (lean && eight ? 1 : 2) + (lean ? 0 : in));
   };
   if (moe) {
-    const double copies = tokens / tp * double(m.topk) * l.etp * l.imbalance;
-    bytes +=
-        copies * h * (eight ? 1 : 2);  // the weight of an expert enters before its last product
+    const double copies = tokens / tp * m.topk * l.etp * l.imbalance;
+    // the weight of an expert enters before its last product
+    bytes += copies * h * (eight ? 1 : 2);
     inner(copies, double(m.expert_ffn) / l.etp);
     inner(tokens, double(m.shared_ffn) / tp);
   } else {
@@ -42,10 +41,8 @@ double made_bytes(const PlanJob& job, const PlanLayout& l, bool moe, bool kept) 
   return bytes;
 }
 
-}  // namespace
-
 double layer_activation_bytes(const PlanJob& job, const PlanLayout& l, bool moe) {
-  if (l.recompute == Recompute::full) return row_tokens_of(job, l) * double(job.model.hidden) * 2;
+  if (l.recompute == Recompute::full) return row_tokens_of(job, l) * job.model.hidden * 2;
   return made_bytes(job, l, moe, l.recompute == Recompute::selective);
 }
 
@@ -55,7 +52,8 @@ double waiting_share(const PlanJob& job, const PlanLayout& l) {
   return made_bytes(job, l, moe, true) / made_bytes(job, l, moe, false);
 }
 
-ScheduleShape shape_of(const Schedule& s, const std::vector<double>& stage_bytes, double waiting) {
+ScheduleShape shape_of(
+    const Schedule& s, int M, const std::vector<double>& stage_bytes, double waiting) {
   ScheduleShape shape;
   shape.stages.resize(size_t(s.pp));
   for (int stage = 0; stage < s.stages(); ++stage)
@@ -75,7 +73,8 @@ ScheduleShape shape_of(const Schedule& s, const std::vector<double>& stage_bytes
       });
     shape.peaks.emplace_back();
     for (size_t stage = 0; stage < at_peak.size(); ++stage)
-      if (at_peak[stage] > 0) shape.peaks.back().push_back({int(stage), at_peak[stage]});
+      if (at_peak[stage] > 0)  // gpipe keeps all
+        shape.peaks.back().push_back({int(stage), s.name == "gpipe" ? M : at_peak[stage]});
   }
   return shape;
 }
@@ -110,7 +109,7 @@ Memory memory_of(const PlanJob& job, const PlanLayout& l, const ScheduleShape& s
   // gathered under ZeRO-3: the largest layer, and the next
   const double whole_layers = l.zero == 3 ? 2 * 2 * (layer.shared + layer.experts) : 0;
   const double tokens = tokens_of(job, l);
-  const double working = tokens * double(m.hidden) * 2 * 4 +  // gradients within a layer
+  const double working = tokens * m.hidden * 2 * 4 +  // gradients within a layer
       (l.recompute == Recompute::full ? made_bytes(job, l, moe, false) : 0);
   Memory heaviest;
   for (size_t rank = 0; rank < shape.stages.size(); ++rank) {
@@ -118,7 +117,7 @@ Memory memory_of(const PlanJob& job, const PlanLayout& l, const ScheduleShape& s
     for (int stage : shape.stages[rank]) {
       add_states(job, l, held[size_t(stage)], memory);
       if (stage == int(held.size()) - 1)  // logits in 16 bits and in 32
-        memory.logits = tokens * double(m.vocab) / l.tp * 6;
+        memory.logits = tokens * m.vocab / l.tp * 6;
     }
     for (const auto& [stage, count] : shape.peaks[rank])
       memory.activations += count * stage_bytes[size_t(stage)];

@@ -51,13 +51,12 @@ int64_t PlanModel::active_parameters() const {
 }
 
 double PlanModel::forward_flops(int64_t seq_len, bool causal, bool with_head) const {
-  const double full = 2.0 * double(q_width() + v_width()) * double(seq_len) * (causal ? 0.5 : 1);
-  const double near = 2.0 * double(q_width() + v_width()) * double(std::min(window, seq_len));
-  const double attention =
-      full * double(layers - windowed_layers()) + near * double(windowed_layers());
-  return 2.0 * double(active_parameters() - vocab * hidden) + attention +
-      (with_head ? 2.0 * double(vocab * hidden) * double(1 + mtp) : 0) +
-      (mtp ? double(mtp) * (2.0 * double(layer_parameters(experts > 0, topk)) + full) : 0);
+  const double full = 2.0 * (q_width() + v_width()) * seq_len * (causal ? 0.5 : 1);
+  const double near = 2.0 * (q_width() + v_width()) * std::min(window, seq_len);
+  const double attention = full * (layers - windowed_layers()) + near * windowed_layers();
+  return 2.0 * (active_parameters() - vocab * hidden) + attention +
+      (with_head ? 2.0 * (vocab * hidden) * (1 + mtp) : 0) +
+      mtp * (2.0 * layer_parameters(experts > 0, topk) + full);
 }
 
 PlanModel find_model(const std::string& name) {

@@ -10,10 +10,8 @@
 #include "model/base/command_line.h"
 #include "pipeline/checkpoint/durable.h"
 #include "pipeline/insight/pictures/loads.h"
-#include "pipeline/insight/plan/cluster.h"
 #include "pipeline/insight/plan/report.h"
 #include "pipeline/insight/plan/validate.h"
-#include "pipeline/schedule/simulator.h"
 
 namespace duet {
 namespace {

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "pipeline/insight/plan/layout.h"
-
 namespace duet {
 namespace {
 
@@ -22,13 +20,10 @@ struct Run {
 
 Run run(const Schedule& s, const CostProfile& profile) {
   const Timing timing = simulate(s, profile);
-  Run run;
-  for (size_t r = 0; r < timing.spans.size(); ++r) {
-    const double busy = timing.makespan * (1 - timing.bubble_fraction[r]);
-    if (busy > run.busy) run.busy = busy, run.busiest = r;
-  }
-  run.length = ranks_part_ways(s.name) ? longest_span(timing) : timing.makespan;
-  return run;
+  const auto busy = [&](double bubble) { return timing.makespan * (1 - bubble); };
+  const auto busiest = std::ranges::max_element(timing.bubble_fraction, {}, busy);
+  return {ranks_part_ways(s.name) ? longest_span(timing) : timing.makespan, busy(*busiest),
+      size_t(busiest - timing.bubble_fraction.begin())};
 }
 
 // The parts of what the busiest rank computes, and time by kind of action.
@@ -116,7 +111,7 @@ Prediction predict(const PlanJob& job, const PlanLayout& l, double most_actions)
   const StageCosts& typical = profile.stages[profile.stages.size() / 2];
   const double waiting = waiting_share(job, l);
   const Schedule s = layout_schedule(l, few, typical, waiting);
-  const ScheduleShape shape = layout_shape(s, all, stage_activation_bytes(job, l), waiting);
+  const ScheduleShape shape = shape_of(s, all, stage_activation_bytes(job, l), waiting);
   const Run first = run(s, profile);
   add_parts(s, profile, stages, first.busiest, p);
   p.pipeline = first.length;
@@ -151,15 +146,6 @@ int few_microbatches(const PlanLayout& l, int M) {
   return groups * P + std::min(P - 1, (largest - P) * groups);
 }
 
-ScheduleShape layout_shape(
-    const Schedule& few, int M, const std::vector<double>& stage_bytes, double waiting) {
-  ScheduleShape shape = shape_of(few, stage_bytes, waiting);
-  if (few.name == "gpipe")  // keeps all
-    for (auto& peaks : shape.peaks)
-      for (auto& [_, count] : peaks) count = count * M / few.microbatches;
-  return shape;
-}
-
 double least_step(const PlanJob& job, const PlanLayout& l, const ScheduleShape& shape) {
   const std::vector<Cost> stages = stage_costs(job, l);
   const CostProfile profile = cost_profile(job, l, stages);
@@ -182,15 +168,11 @@ double least_step(const PlanJob& job, const PlanLayout& l, const ScheduleShape& 
       kLess;
 }
 
-namespace {
-
 // All on one rank of which there are as many.
-PlanLayout as_one_stage(PlanLayout l) {
+static PlanLayout as_one_stage(PlanLayout l) {
   l.pp = l.virtual_stages = 1, l.schedule = "1f1b", l.list = nullptr, l.split.clear();
   return l;
 }
-
-}  // namespace
 
 double least_work(const PlanJob& job, const PlanLayout& l) {
   const PlanModel& m = job.model;
@@ -198,9 +180,8 @@ double least_work(const PlanJob& job, const PlanLayout& l) {
   const int64_t sparse = m.moe_layers(), dense = m.layers - sparse;
   const bool windowed = m.window > 0;  // some are not, and take longer
   Cost with, without;                  // layers that have all-to-alls, and all else
-  if (sparse) with.add(layer_cost(job, l, true, windowed), double(sparse + m.mtp));
-  if (dense)
-    without.add(layer_cost(job, l, false, windowed), double(sparse ? dense : dense + m.mtp));
+  if (sparse) with.add(layer_cost(job, l, true, windowed), sparse + m.mtp);
+  if (dense) without.add(layer_cost(job, l, false, windowed), sparse ? dense : dense + m.mtp);
   without.add(head_cost(job, l), double(1 + m.mtp));
   const auto sum = [](const Cost& cost) { return cost.F.sum() + cost.I.sum() + cost.W.sum(); };
   const double comm = with.F[kExpertComm] + with.I[kExpertComm], work = sum(with) - comm,

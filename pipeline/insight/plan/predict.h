@@ -7,7 +7,6 @@
 //
 // Read next: search.h.
 #pragma once
-#include <string>
 #include <vector>
 
 #include "pipeline/insight/plan/costs.h"
@@ -46,9 +45,10 @@ struct ScheduleShape {
   std::vector<std::vector<int>> stages;                    // [pp] model stages, one for each copy
   std::vector<std::vector<std::pair<int, double>>> peaks;  // [pp] (model stage, activations alive)
 };
-// stage_bytes [model stages]: how much an activation of each weighs when the peak is looked for.
+// With all microbatches, from the schedule with a few (below) or all of them. stage_bytes [model
+// stages]: how much an activation of each weighs when the peak is looked for.
 ScheduleShape shape_of(
-    const Schedule& schedule, const std::vector<double>& stage_bytes, double waiting = 1);
+    const Schedule& few, int microbatches, const std::vector<double>& stage_bytes, double waiting);
 
 // Bytes that a microbatch keeps of each stage. [model stages]
 std::vector<double> stage_activation_bytes(const PlanJob& job, const PlanLayout& layout);
@@ -56,9 +56,6 @@ std::vector<double> stage_activation_bytes(const PlanJob& job, const PlanLayout&
 // Microbatches with which the layout's schedule has the peaks that it has with all of them (but
 // gpipe, which keeps all) and has come to its steady state: all, or a few rounds.
 int few_microbatches(const PlanLayout& layout, int microbatches);
-// The shape with all microbatches, from the schedule with a few.
-ScheduleShape layout_shape(
-    const Schedule& few, int microbatches, const std::vector<double>& stage_bytes, double waiting);
 
 // The heaviest rank's.
 Memory memory_of(const PlanJob& job, const PlanLayout& layout, const ScheduleShape& shape);

@@ -25,9 +25,8 @@ NamedValues memory_parts(const Memory& m) {
 }
 
 std::string bottleneck(const Prediction& p) {
-  auto parts = step_parts(p);
-  const auto worst = std::max_element(
-      parts.begin(), parts.end(), [](auto& a, auto& b) { return a.second < b.second; });
+  const NamedValues parts = step_parts(p);
+  const auto worst = std::ranges::max_element(parts, {}, [](auto& part) { return part.second; });
   return format("%s, %.0f%% of the step", worst->first.c_str(), 100 * worst->second / p.step);
 }
 
@@ -45,7 +44,9 @@ NamedValues step_parts(const Prediction& p) {
   return parts;
 }
 
-NamedValues differing_parts(const Prediction& now, const Prediction& other) {
+// Why the best of the others is slower than `now`, or faster: the parts of the step that differ
+// most, which are at least a tenth of all that differs.
+static NamedValues differing_parts(const Prediction& now, const Prediction& other) {
   std::map<std::string, double> by_name;
   for (const auto& [name, seconds] : step_parts(other)) by_name[name] += seconds;
   for (const auto& [name, seconds] : step_parts(now)) by_name[name] -= seconds;

@@ -23,10 +23,6 @@ struct Answer {
 using NamedValues = std::vector<std::pair<std::string, double>>;
 NamedValues step_parts(const Prediction& prediction);
 
-// Why the best of the others is slower than `now`, or faster: the parts of the step that differ
-// most, which are at least a tenth of all that differs.
-NamedValues differing_parts(const Prediction& now, const Prediction& other);
-
 // A step as a clock on a rank sees it: all else is spread over its actions (of_first, of_mean).
 NamedValues by_action(const Prediction& prediction, const ByAction& actions);
 

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <memory>
 #include <queue>
 
@@ -67,7 +66,8 @@ class Search {
       else
         take(predict(job_, l), keep);
     }
-    if (best.empty() && smallest_.layout.dp) result_.smallest = predict(job_, smallest_.layout);
+    if (best.empty() && smallest_.memory < INFINITY)
+      result_.smallest = predict(job_, smallest_.layout);
     return std::move(result_);
   }
 
@@ -90,9 +90,11 @@ class Search {
     open_.push({changes(l), bound, level, layouts_.size()});
     layouts_.push_back(l);
   }
-  void broken(const std::string& rule) {
+  bool broken(const std::string& rule) {
+    if (rule.empty()) return false;
     if (result_.first_rule.empty()) result_.first_rule = rule;
     result_.rules.try_emplace(rule.substr(0, rule.find(':')), rule);
+    return true;
   }
   bool found_legal() const { return only_legal_ && result_.legal; }
 
@@ -120,8 +122,7 @@ class Search {
   }
 
   template <class Then> void for_flags(PlanLayout l, Then then) {
-    const std::string rule = broken_size(job_, l);
-    if (!rule.empty()) return broken(rule);
+    if (broken(broken_size(job_, l))) return;
     if (job_.gpus % (int64_t(l.ep) * l.etp)) {
       if (fixed_.ep || fixed_.etp)
         broken(cat("--ep: found ep x etp = ", l.ep * l.etp, ", allowed: a divisor of the ",
@@ -192,9 +193,7 @@ class Search {
       PlanLayout plain = l;  // of which nothing else is illegal
       plain.schedule = "1f1b", plain.list = nullptr, plain.split.clear();
       plain.virtual_stages = 1, plain.zero = 0;
-      const std::string rule = broken_rule(job_, plain);
-      if (!rule.empty()) broken(rule);
-      if (!rule.empty()) continue;
+      if (broken(broken_rule(job_, plain))) continue;
       std::vector<int> zeros = {1, 0, 2, 3};
       if (l.dp * l.cp == 1 || only_legal_) zeros.resize(1);  // one rank alone divides nothing
       if (wanted_ && wanted_->zero >= 0) zeros.push_back(wanted_->zero);
@@ -224,10 +223,9 @@ class Search {
 
   bool is_legal(const PlanLayout& l) {
     ++result_.tried;
-    const std::string rule = broken_rule(job_, l);
-    if (!rule.empty()) broken(rule);
-    result_.legal += rule.empty();
-    return rule.empty();
+    const bool legal = !broken(broken_rule(job_, l));
+    result_.legal += legal;
+    return legal;
   }
 
   // Microbatches that may fit. The smallest layout of all has as few sequences as there may be.
@@ -260,7 +258,7 @@ class Search {
   }
 
   bool may_be_smallest(double memory) const {
-    return !result_.fitting && (!smallest_.layout.dp || memory < smallest_.memory);
+    return !result_.fitting && memory < smallest_.memory;
   }
 
   void consider(const PlanLayout& l) {
@@ -273,7 +271,7 @@ class Search {
   }
 
   void too_large(const PlanLayout& l, double memory) {
-    if (!smallest_.layout.dp || memory < smallest_.memory) smallest_ = {l, memory};
+    if (memory < smallest_.memory) smallest_ = {l, memory};
   }
 
   void take(Prediction p, size_t keep) {
@@ -307,8 +305,7 @@ class Search {
         shapes_[{l.schedule, l.pp, l.virtual_stages, l.schedule == "gpipe" ? M : few, waiting}];
     if (!made) {
       const std::vector<double> alike(size_t(model_stages(l)), 1.0);
-      made =
-          std::make_unique<ScheduleShape>(layout_shape(layout_schedule(l, few), M, alike, waiting));
+      made = std::make_unique<ScheduleShape>(shape_of(layout_schedule(l, few), M, alike, waiting));
     }
     return *made;
   }
@@ -322,8 +319,8 @@ class Search {
   SearchResult result_;
   struct {
     PlanLayout layout;
-    double memory = 0;
-  } smallest_;
+    double memory = INFINITY;
+  } smallest_;  // of those that do not fit
   std::priority_queue<Node, std::vector<Node>, std::greater<>> open_;
   std::vector<PlanLayout> layouts_;
   std::map<int, double> imbalances_;  // by ep

@@ -57,7 +57,6 @@ std::vector<Change> what_if(const PlanJob& job, const Prediction& now, int64_t r
 
 // The busiest GPU's load over the mean, of the experts as they are (replicas: 0) or as EPLB spreads
 // their replicas over the GPUs (moe/eplb). Of several layers their mean, since a step is their sum.
-double expert_imbalance(const std::vector<float>& loads, int gpus, int64_t replicas);
 double expert_imbalance(const std::vector<std::vector<float>>& layers, int gpus, int64_t replicas);
 
 // "products 1.4 times as fast", "no bubble: only +9%", ... each alone.

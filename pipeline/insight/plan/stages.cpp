@@ -6,7 +6,7 @@
 namespace duet {
 
 Held layer_held(const PlanModel& m, const PlanLayout& l, bool moe) {
-  const double experts = moe ? physical_experts(m, l) * double(m.mlp_parameters(m.expert_ffn)) : 0;
+  const double experts = moe ? physical_experts(m, l) * m.mlp_parameters(m.expert_ffn) : 0;
   return {double(m.layer_parameters(moe, 0)) / l.tp, experts / (double(l.ep) * l.etp)};
 }
 
@@ -76,16 +76,15 @@ CostProfile cost_profile(const PlanJob& job, const PlanLayout& l, const std::vec
       const double together = comm > 0
           ? std::max(work * c.lending(), comm) + (1 - c.hidden) * std::min(comm, work)
           : work;
-      if (!pairs && s.FB > 0) {  // neighbouring microbatches overlap under any schedule
-        const double factor = std::min(1.0, together / s.FB);
-        s.F *= factor, s.I *= factor, s.W *= factor;
-      }
-      s.FB = std::min(s.FB, together);
+      const double whole = s.FB;
+      // neighbouring microbatches overlap under any schedule
+      if (!pairs && whole > 0) s = s.scaled(std::min(1.0, together / whole));
+      s.FB = std::min(whole, together);
     }
     profile.stages.push_back(s);
   }
-  const double bytes =
-      tokens_of(job, l) * double(job.model.hidden) * 2 / l.tp;  // each tensor rank its part
+  // each tensor rank its part
+  const double bytes = tokens_of(job, l) * job.model.hidden * 2 / l.tp;
   const double message = l.pp > 1 ? message_seconds(c, double(l.tp) * l.cp * l.dp, bytes) : 0;
   profile.forward_message = profile.backward_message = message;
   return profile;

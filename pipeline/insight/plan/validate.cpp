@@ -5,7 +5,6 @@
 #include <numeric>
 #include <ostream>
 
-#include "pipeline/insight/plan/layout.h"
 #include "pipeline/insight/plan/search.h"
 
 namespace duet {
@@ -74,9 +73,8 @@ double pick_regret(const Records& records) {
     for (const Record* r : scan)
       if (r->ran()) best = std::min(best, r->measured_step());
     if (scan.size() < 2 || best == INFINITY) continue;
-    const Record* pick = *std::min_element(scan.begin(), scan.end(), [](auto* a, auto* b) {
-      return a->fits != b->fits ? a->fits : a->predicted_step < b->predicted_step;
-    });
+    const Record* pick = std::ranges::min(
+        scan, {}, [](const Record* r) { return std::pair(!r->fits, r->predicted_step); });
     regrets.push_back(pick->ran() ? pick->measured_step() / best - 1 : 1);
   }
   return mean(regrets);

@@ -7,34 +7,25 @@
 
 #include "model/base/text.h"
 #include "moe/eplb.h"
+#include "pipeline/insight/pictures/load_map.h"
 
 namespace duet {
 
-double expert_imbalance(const std::vector<float>& loads, int gpus, int64_t replicas) {
-  const int experts = int(loads.size());
-  std::vector<double> gpu(size_t(gpus), 0);
-  if (replicas > experts) {
-    gpu =
-        gpu_load(plan_experts(loads, {.experts = experts, .replicas = int(replicas), .gpus = gpus},
-                     {.policy = EplbPolicy::balanced}),
-            loads);
-  } else {
-    for (int e = 0; e < experts; ++e) gpu[size_t(e * gpus / experts)] += loads[size_t(e)];
-  }
-  return 1 / balancedness(gpu);
-}
-
 double expert_imbalance(const std::vector<std::vector<float>>& layers, int gpus, int64_t replicas) {
+  const EplbOptions balanced{.policy = EplbPolicy::balanced};
   double sum = 0;
-  for (const std::vector<float>& loads : layers)
-    sum += std::max(1.0, expert_imbalance(loads, gpus, replicas));
+  for (const std::vector<float>& loads : layers) {
+    const EplbShape shape{.experts = int(loads.size()), .replicas = int(replicas), .gpus = gpus};
+    const std::vector<double> gpu = replicas > shape.experts
+        ? gpu_load(plan_experts(loads, shape, balanced), loads)
+        : loads_in_order({{loads.begin(), loads.end()}}, size_t(gpus))[0];
+    sum += std::max(1.0, 1 / balancedness(gpu));
+  }
   return sum / double(layers.size());
 }
 
-namespace {
-
 // Lognormal loads whose busiest GPU has `imbalance` times the mean: the spread is found by halving.
-std::vector<float> made_up_loads(int64_t experts, int gpus, double imbalance) {
+static std::vector<float> made_up_loads(int64_t experts, int gpus, double imbalance) {
   std::vector<float> loads(static_cast<size_t>(experts));
   double lo = 0, hi = 4;
   for (int step = 0; step < 30; ++step) {
@@ -45,12 +36,10 @@ std::vector<float> made_up_loads(int64_t experts, int gpus, double imbalance) {
       for (int i = 0; i < 12; ++i) normal += random() / 4294967296.0;
       load = float(std::exp(sigma * normal));
     }
-    (expert_imbalance(loads, gpus, 0) < imbalance ? lo : hi) = sigma;
+    (expert_imbalance({loads}, gpus, 0) < imbalance ? lo : hi) = sigma;
   }
   return loads;
 }
-
-}  // namespace
 
 std::vector<Change> what_if(const PlanJob& job, const Prediction& now, int64_t replicas) {
   std::vector<Change> changes;
@@ -87,7 +76,7 @@ std::vector<Change> what_if(const PlanJob& job, const Prediction& now, int64_t r
     std::vector<std::vector<float>> loads = job.loads;
     if (loads.empty()) loads = {made_up_loads(job.model.experts, l.ep, l.imbalance)};
     PlanLayout changed = l;
-    changed.imbalance = std::max(1.0, expert_imbalance(loads, l.ep, slots));
+    changed.imbalance = expert_imbalance(loads, l.ep, slots);
     changed.replicas = slots;
     consider(format("EPLB, %d replicas: busiest GPU %.2f of the mean, not %.2f", int(slots),
                  changed.imbalance, l.imbalance),

@@ -5,7 +5,6 @@
 //
 // Read next: report.h.
 #pragma once
-#include "model/base/text.h"
 #include "pipeline/insight/trace/conflicts.h"
 
 namespace duet {

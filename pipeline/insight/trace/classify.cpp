@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <regex>
 
-#include "model/base/check.h"
 #include "model/base/json.h"
 
 namespace duet {
@@ -96,12 +95,12 @@ void Classifier::classify(Recording& recording, Names& names) const {
   };
   for (GpuEvent& e : recording.gpu) {
     const Rule* rule = rules_.empty() || e.work >= Work::wait ? nullptr : rule_for(e);
-    if (e.source != Source::lane) {
+    if (!e.lane) {
       const auto [named, added] = by_name.emplace(e.name, Work::compute);
       if (added) named->second = work_of_name(names[e.name]);
-      if (e.source == Source::kernel || named->second == Work::comm) e.work = named->second;
+      if (e.work == Work::compute || named->second == Work::comm) e.work = named->second;
       if (e.bytes >= 0) e.work = Work::comm;
-      if (by_annotation_ && e.source == Source::kernel && e.work == Work::compute) {
+      if (by_annotation_ && e.work == Work::compute) {
         const std::string annotation = lower(names[e.component]);
         if (annotation.starts_with("dispatch") || annotation.starts_with("combine"))
           e.work = Work::comm;

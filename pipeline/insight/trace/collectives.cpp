@@ -52,7 +52,7 @@ void align(std::vector<RankTrace>& ranks, const std::vector<Match>& matches) {
   for (const Match& match : matches)
     for (size_t i = 1; i < match.size(); ++i) {
       const Member &a = match[0], &b = match[i];
-      if (a.event->source == Source::lane) continue;  // duet's clocks are together
+      if (a.event->lane) continue;  // duet's clocks are together
       const int64_t difference =
           b.event->end + ranks[b.rank].to_common - (a.event->end + ranks[a.rank].to_common);
       later[{a.rank, b.rank}].push_back(difference);
@@ -61,13 +61,12 @@ void align(std::vector<RankTrace>& ranks, const std::vector<Match>& matches) {
   std::vector<int64_t> moved(ranks.size());
   std::vector<bool> placed(ranks.size());
   placed[0] = true;
+  const auto shared = [&](const auto& pair) {  // of one that is placed and one that is not
+    return placed[pair.first.first] && !placed[pair.first.second] ? pair.second.size() : 0;
+  };
   for (;;) {
-    const std::pair<const std::pair<size_t, size_t>, std::vector<int64_t>>* best = nullptr;
-    for (const auto& candidate : later)
-      if (placed[candidate.first.first] && !placed[candidate.first.second] &&
-          (!best || candidate.second.size() > best->second.size()))
-        best = &candidate;
-    if (!best) break;  // those left share nothing with the others
+    const auto best = std::ranges::max_element(later, {}, shared);
+    if (best == later.end() || !shared(*best)) break;  // those left share nothing with the others
     const auto [from, to] = best->first;
     const int64_t ahead = median(best->second);
     std::vector<int64_t> rest = best->second;

@@ -86,9 +86,8 @@ std::vector<Conflict> slowed_by_comm(const RankTrace& rank, size_t index) {
   const Times comm_apart = without(rank.comm, rank.wait);
   for (const GpuEvent& e : rank.events) {
     if (e.work != Work::compute) continue;
-    const Interval time{e.begin, e.end};
-    kernels[{e.component, e.ordinal, e.name, e.grid}].push_back({&e,
-        e.end - e.begin - length(clipped(rank.wait, time)), length(clipped(comm_apart, time))});
+    kernels[{e.component, e.ordinal, e.name, e.grid}].push_back(
+        {&e, e.end - e.begin - length(clipped(rank.wait, e)), length(clipped(comm_apart, e))});
   }
   std::vector<Conflict> points;
   const Sorted comm(rank, Work::comm);
@@ -103,9 +102,8 @@ std::vector<Conflict> slowed_by_comm(const RankTrace& rank, size_t index) {
     const int64_t usual = median(alone);
     for (const Sample& s : samples) {
       if (s.beside * 2 < s.duration || s.duration <= usual) continue;
-      const Interval time{s.event->begin, s.event->end};
-      const Times covered = clipped(comm_apart, time);
-      points.push_back({Cause::contention, index, time, s.duration - usual,
+      const Times covered = clipped(comm_apart, *s.event);
+      points.push_back({Cause::contention, index, *s.event, s.duration - usual,
           comm.going_on(covered[0].begin), s.event, with, int64_t(alone.size())});
     }
   }
@@ -116,16 +114,10 @@ std::vector<Conflict> slowed_by_comm(const RankTrace& rank, size_t index) {
 // --- slack ---
 
 std::vector<Slack> slack_of_dependencies(const RankTrace& rank, size_t index, const Names& names) {
-  struct Transfer {  // the kernels of one dispatch or combine
-    int64_t begin, end;
-    int32_t stream;
-    bool lane;
-    Slack result;
-  };
   std::map<int32_t, std::pair<std::string_view, char>> parts;  // by component
   for (const auto& [name, c] : rank.components)
     parts[name] = {part_of(names[name]), c.phase == 'I' ? 'B' : c.phase};
-  std::vector<Transfer> transfers;
+  std::vector<GpuEvent> transfers;  // the kernels of one dispatch or combine as one
   std::map<std::pair<int32_t, int32_t>, size_t> last;  // by component and stream
   // by part, pass and, of lanes, layer: annotations count as they come
   std::map<std::tuple<std::string_view, char, int32_t>, std::vector<const GpuEvent*>> begins;
@@ -134,28 +126,24 @@ std::vector<Slack> slack_of_dependencies(const RankTrace& rank, size_t index, co
     const auto& [part, pass] = parts[e.component];
     if (part.empty() || (pass != 'F' && pass != 'B')) continue;
     if (part != "dispatch" && part != "combine") {
-      if (e.work == Work::compute)
-        begins[{part, pass, e.source == Source::lane ? e.layer : -1}].push_back(&e);
+      if (e.work == Work::compute) begins[{part, pass, e.lane ? e.layer : -1}].push_back(&e);
       continue;
     }
     const auto found = last.find({e.component, e.stream});
-    if (found != last.end() && e.source != Source::lane &&
-        transfers[found->second].result.layer == e.layer) {
+    if (found != last.end() && !e.lane && transfers[found->second].layer == e.layer) {
       transfers[found->second].end = std::max(transfers[found->second].end, e.end);
       continue;
     }
     last[{e.component, e.stream}] = transfers.size();
-    transfers.push_back(
-        {e.begin, e.end, e.stream, e.source == Source::lane, {index, e.component, -1, e.layer}});
+    transfers.push_back(e);
   }
   std::vector<Slack> slacks;
-  std::map<int32_t, std::pair<int64_t, int64_t>>
-      later;  // by stream: the next one's begin and slack
+  std::map<int32_t, std::pair<int64_t, int64_t>> later;  // by stream: the next's begin and slack
   for (auto t = transfers.rbegin(); t != transfers.rend(); ++t) {
-    const auto& [part, pass] = parts[t->result.comm];
+    const auto& [part, pass] = parts[t->component];
     const bool to_experts = (part == "dispatch") == (pass == 'F');
     const int32_t layer =
-        !t->lane ? -1 : t->result.layer + (part == "combine" && pass == 'F');  // the next one's
+        !t->lane ? -1 : t->layer + (part == "combine" && pass == 'F');  // the next one's
     const auto& consumers = begins[{to_experts ? "experts" : "attention", pass, layer}];
     const auto consumer = std::ranges::lower_bound(consumers, t->end, {}, &GpuEvent::begin);
     const bool found = consumer != consumers.end();
@@ -165,10 +153,8 @@ std::vector<Slack> slack_of_dependencies(const RankTrace& rank, size_t index, co
         slack = std::min(slack, std::max<int64_t>(0, begin - t->end) + rest);
     later[t->stream] = {t->begin, slack};
     if (!found) continue;
-    t->result.consumer = (*consumer)->component;
-    t->result.duration = t->end - t->begin;
-    t->result.slack = slack;
-    slacks.push_back(t->result);
+    slacks.push_back(
+        {index, t->component, (*consumer)->component, t->layer, t->end - t->begin, slack});
   }
   std::reverse(slacks.begin(), slacks.end());
   return slacks;

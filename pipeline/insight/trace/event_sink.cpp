@@ -2,7 +2,6 @@
 #include "pipeline/insight/trace/event_sink.h"
 
 #include "model/base/check.h"
-#include "model/base/text.h"
 
 namespace duet {
 namespace {
@@ -10,6 +9,7 @@ namespace {
 constexpr WideInt kFarthest = WideInt(1) << 53;  // ns from the first event: 104 days
 constexpr int64_t kCovered = 100;                // kernels under one of their own stream
 
+enum class Category { gpu, lane, launch, annotation, none };
 struct Class {
   Category category;
   Work work = Work::compute;  // of GPU work: what it is until classify.h knows better
@@ -17,10 +17,10 @@ struct Class {
 
 Class class_of(std::string_view cat) {
   using enum Category;
-  constexpr std::pair<std::string_view, Class> kClasses[] = {{"kernel", {kernel}},
-      {"concurrent_kernel", {kernel}}, {"gpu_memcpy", {copy, Work::memory}},
-      {"gpu_memset", {copy, Work::memory}}, {"memcpy", {copy, Work::memory}},
-      {"memset", {copy, Work::memory}}, {"compute", {lane}}, {"comm", {lane, Work::comm}},
+  constexpr std::pair<std::string_view, Class> kClasses[] = {{"kernel", {gpu}},
+      {"concurrent_kernel", {gpu}}, {"gpu_memcpy", {gpu, Work::memory}},
+      {"gpu_memset", {gpu, Work::memory}}, {"memcpy", {gpu, Work::memory}},
+      {"memset", {gpu, Work::memory}}, {"compute", {lane}}, {"comm", {lane, Work::comm}},
       {"wait", {lane, Work::wait}}, {"step", {lane, Work::step}}, {"actions", {lane, Work::pair}},
       {"user_annotation", {annotation}}};
   const std::string name = lower(cat);
@@ -45,35 +45,24 @@ std::optional<WideInt> thousandths(std::string_view text) {
   constexpr WideInt kMost = WideInt(1'000'000'000'000'000) * 1'000'000'000'000'000'000;  // 1e33
   const bool negative = text.starts_with('-');
   const size_t e = std::min(text.find_first_of("eE"), text.size());
-  int exponent = 3;
-  if (e < text.size()) {
-    const std::string_view power = text.substr(e + (text.substr(e + 1).starts_with('+') ? 2 : 1));
-    const std::optional<int> x = parse_number<int>(power);
-    if (!x || std::abs(*x) > 99) return std::nullopt;
-    exponent += *x;
-  }
+  std::optional<int> power = 0;
+  if (e < text.size())
+    power = parse_number<int>(text.substr(e + (text.substr(e + 1).starts_with('+') ? 2 : 1)));
+  const std::string_view number = text.substr(negative, e - negative);
+  const size_t point = std::min(number.find('.'), number.size());
+  const bool digits = number.size() > (point < number.size() ? 1 : 0);
+  if (!power || std::abs(*power) > 99 || !digits) return std::nullopt;
   WideInt value = 0;
-  bool point = false, digits = false;
-  for (const char c : text.substr(negative, e - negative)) {
-    const bool digit = std::isdigit(uint8_t(c));
-    if (!digit && (c != '.' || point)) return std::nullopt;
-    if (!digit) {
-      point = true;
-    } else if (value <= kMost) {
-      value = value * 10 + (c - '0');
-      exponent -= point;
-    } else if (!point) {
-      return std::nullopt;
-    }  // else a decimal without weight
-    digits |= digit;
+  int64_t more = int64_t(point) + 3 + *power;  // digits that count, zeros where the text is over
+  bool up = false;
+  for (size_t i = 0; i < number.size() || (more > 0 && value > 0); ++i) {
+    const char c = i < number.size() ? number[i] : '0';
+    if (i == point && c == '.') continue;
+    if (!std::isdigit(uint8_t(c)) || (more > 0 && value > kMost)) return std::nullopt;
+    if (more > 0) value = value * 10 + (c - '0');
+    if (more-- == 0) up = c >= '5';
   }
-  if (!digits) return std::nullopt;
-  for (; exponent > 0 && value != 0; --exponent) {
-    if (value > kMost) return std::nullopt;
-    value *= 10;
-  }
-  for (; exponent < -1 && value != 0; ++exponent) value /= 10;
-  if (exponent < 0) value = (value + 5) / 10;
+  value += up;
   return negative ? -value : value;
 }
 
@@ -152,28 +141,24 @@ void EventSink::add_complete(const RawEvent& e, const Number& end) {
   } else if (category == Category::annotation) {
     recording_.annotations.push_back({begin, begin + length, names_.id(e["name"]), thread_of(e)});
   } else {
-    add_gpu(e, Source(category), work, {begin, begin + length});
+    add_gpu(e, category == Category::lane, work, {begin, begin + length});
   }
 }
 
-void EventSink::add_gpu(const RawEvent& e, Source source, Work work, const Interval& time) {
+void EventSink::add_gpu(const RawEvent& e, bool lane, Work work, const Interval& time) {
   const std::string& name = e["name"];
   if (work == Work::pair && name != "pair") return;
-  const bool lane = source == Source::lane;
   // what a rank does by itself for a message is not the message
   const bool local = lane && work == Work::compute &&
       (name.starts_with("dispatch") || name.starts_with("combine"));
-  GpuEvent& gpu = recording_.gpu.emplace_back(GpuEvent{.begin = time.begin,
-      .end = time.end,
-      .correlation = e.whole("correlation", -1),
-      .name = names_.id(name),
-      .stream = stream_of(e),
-      .component = lane ? names_.id((local ? "local " : "") + name) : -1,
-      .layer = int32_t(e.whole("layer", -1)),
-      .grid = e.grid,
-      .source = source,
-      .work = work,
-      .blocks = !e["blocks"].empty() && work == Work::comm});
+  GpuEvent& gpu = recording_.gpu.emplace_back(GpuEvent{time});
+  gpu.correlation = e.whole("correlation", -1);
+  gpu.name = names_.id(name);
+  gpu.stream = stream_of(e);
+  if (lane) gpu.component = names_.id((local ? "local " : "") + name);
+  gpu.layer = int32_t(e.whole("layer", -1));
+  gpu.grid = e.grid, gpu.lane = lane, gpu.work = work;
+  gpu.blocks = !e["blocks"].empty() && work == Work::comm;
   describe_message(e, gpu);
 }
 
@@ -230,14 +215,14 @@ void EventSink::drop_timestamps_of_zero() {
 void EventSink::drop_covering() {
   std::vector<std::vector<int64_t>> begins(recording_.streams.size()), ends(begins.size());
   for (const GpuEvent& e : recording_.gpu) {
-    if (e.source != Source::kernel) continue;
+    if (e.lane || e.work != Work::compute) continue;
     begins[size_t(e.stream)].push_back(e.begin);
     ends[size_t(e.stream)].push_back(e.end);
   }
   for (auto* times : {&begins, &ends})
     for (auto& stream : *times) std::sort(stream.begin(), stream.end());
   const auto covering = [&](const GpuEvent& e) {
-    if (e.source != Source::kernel) return false;
+    if (e.lane || e.work != Work::compute) return false;
     const auto &b = begins[size_t(e.stream)], &n = ends[size_t(e.stream)];
     const auto ended = std::upper_bound(n.begin(), n.end(), e.end) - n.begin();
     const auto begun = std::lower_bound(b.begin(), b.end(), e.begin) - b.begin();

@@ -7,7 +7,6 @@
 #include <memory>
 
 #include "pipeline/insight/trace/events.h"
-#include "pipeline/insight/trace/intervals.h"
 
 namespace duet {
 
@@ -38,8 +37,6 @@ struct RawEvent {
   int64_t whole(Field f, int64_t otherwise) const;
 };
 
-enum class Category { kernel, copy, lane, launch, annotation, none };  // first as Source
-
 class EventSink {
  public:
   EventSink(const std::string& file, Names& names) : names_(names) { recording_.file = file; }
@@ -51,7 +48,7 @@ class EventSink {
 
  private:
   void add_complete(const RawEvent& e, const Number& end = {});  // of a B: its E
-  void add_gpu(const RawEvent& e, Source source, Work work, const Interval& time);
+  void add_gpu(const RawEvent& e, bool lane, Work work, const Interval& time);
   void describe_message(const RawEvent& e, GpuEvent& gpu);
   Thread thread_of(const RawEvent& e);
   int32_t stream_of(const RawEvent& e);

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "model/base/text.h"
+#include "pipeline/insight/trace/intervals.h"
 
 namespace duet {
 
@@ -28,7 +29,6 @@ using WideInt = __int128;  // absolute nanoseconds
 // wait, step and pair are lanes of duet's own traces (trace.h)
 enum class Work : uint8_t { compute, comm, memory, wait, step, pair };
 constexpr const char* kWorks[] = {"compute", "communication", "memory", "wait", "step", "pair"};
-enum class Source : uint8_t { kernel, copy, lane };  // lane: the file says what it is
 
 // Strings as small numbers, in the order in which they came. One table serves all files of a job.
 class Names {
@@ -46,8 +46,7 @@ class Names {
   std::unordered_map<std::string_view, int32_t> ids_;
 };
 
-struct GpuEvent {
-  int64_t begin = 0, end = 0;
+struct GpuEvent : Interval {
   int64_t correlation = -1;
   int32_t name = 0;
   int32_t stream = 0;      // in Recording::streams
@@ -56,8 +55,8 @@ struct GpuEvent {
   int32_t ordinal = 0;     // of its launch within the annotation
   int32_t message = -1;    // a name, equal on all ranks that take part; -1: unknown
   uint32_t grid = 0;       // a hash of the launch's dimensions
-  Source source = Source::kernel;
   Work work = Work::compute;
+  bool lane = false;             // of duet's own: the file says what it is
   bool blocks = false;           // communication on the compute stream itself
   int64_t launched = INT64_MIN;  // when the CPU launched it; INT64_MIN: unknown
   // that this rank puts in; 0: unknown; -1: neither NCCL's metadata nor duet say it is a message
@@ -80,7 +79,6 @@ struct Annotation {
 struct StreamRow {
   int64_t device;
   std::string label;
-  auto operator<=>(const StreamRow&) const = default;
 };
 
 struct Recording {  // one file

@@ -15,23 +15,13 @@ constexpr size_t kLongestString = 1 << 16, kBlock = 1 << 18;
 
 // Characters that stay as they are, inside strings and outside: most of them, so they go in runs.
 using Set = std::array<bool, 256>;
-constexpr Set kInside = [] {
+constexpr Set set_of(int from, int to, std::string_view without) {
   Set set{};
-  for (int c = 0x20; c < 0x80; ++c) set[size_t(c)] = c != '"' && c != '\\';
+  for (int c = from; c < to; ++c) set[size_t(c)] = without.find(char(c)) == without.npos;
   return set;
-}();
-constexpr Set kOutside = [] {
-  Set set{};
-  for (int c = 1; c < 0x100; ++c)
-    set[size_t(c)] = c != '"' && c != ' ' && c != '\n' && c != '\t' && c != '\r';
-  return set;
-}();
-// After these a space tells nothing.
-constexpr Set kEnding = [] {
-  Set set{};
-  for (const char c : {'{', '[', '}', ']', ',', ':'}) set[size_t(c)] = true;
-  return set;
-}();
+}
+constexpr Set kInside = set_of(0x20, 0x80, "\"\\"), kOutside = set_of(1, 0x100, "\" \n\t\r");
+constexpr Set kGoingOn = set_of(0, 0x100, "{[}],:");  // after others a space tells nothing
 
 // As character_length() of an escape: half of a surrogate pair is none.
 size_t escape_length(std::string_view s) {
@@ -66,7 +56,7 @@ size_t Input::clean(State& state, std::string_view raw, bool last, std::string& 
       const size_t most = std::min(raw.size() - i, limit - size_t(out - begin));
       while (n < most && same[uint8_t(raw[i + n])]) ++n;
       take(n);
-      state.space = kEnding[uint8_t(raw[i - 1])];
+      state.space = !kGoingOn[uint8_t(raw[i - 1])];
     } else if (c == '"') {
       *out++ = c, ++i;
       state = {.in_string = !state.in_string};

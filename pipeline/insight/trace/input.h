@@ -34,7 +34,8 @@ class Unpack {
   ~Unpack();
   Unpack(const Unpack&) = delete;
 
-  // Appends the next bytes; false at the end. Throws UsageError where gzip is cut off or damaged.
+  // Appends the next bytes, or none so far; false at the end. Throws UsageError where gzip is cut
+  // off or damaged.
   bool append(std::string& out);
   std::vector<std::string> warnings;
 

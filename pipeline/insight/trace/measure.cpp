@@ -21,13 +21,12 @@ void measure_components(RankTrace& rank, const Names& names) {
   for (const GpuEvent& e : rank.events) {
     if (e.work >= Work::wait) continue;
     Parts& p = parts[e.component];
-    const Interval time{e.begin, e.end};
-    const int64_t waits = e.work == Work::compute ? length(clipped(rank.wait, time)) : 0;
-    p.times.push_back(time);
+    const int64_t waits = e.work == Work::compute ? length(clipped(rank.wait, e)) : 0;
+    p.times.push_back(e);
     p.durations.push_back(e.end - e.begin - waits);
-    p.layers[e.layer].push_back(time);
+    p.layers[e.layer].push_back(e);
     p.by_work[int(e.work)] += e.end - e.begin;
-    p.lane |= e.source == Source::lane;
+    p.lane |= e.lane;
   }
   for (auto& [name, p] : parts) {
     Component& c = rank.components[name];
@@ -49,32 +48,31 @@ void measure_components(RankTrace& rank, const Names& names) {
 void measure(RankTrace& rank, const Names& names) {
   std::ranges::sort(rank.events, {}, [](const GpuEvent& e) { return std::pair(e.begin, -e.end); });
   Measure& m = rank.measure;
-  std::vector<Interval> all, of[6];                                 // by Work
+  std::vector<Interval> of[6];                                      // by Work
   std::map<int32_t, std::array<std::vector<Interval>, 3>> streams;  // by Work
   for (const GpuEvent& e : rank.events) {
-    const Interval time{e.begin, e.end};
-    all.push_back(time);
-    of[int(e.work)].push_back(time);
-    if (e.blocks) of[int(Work::wait)].push_back(time);
+    of[int(e.work)].push_back(e);
+    if (e.blocks) of[int(Work::wait)].push_back(e);
     if (e.work >= Work::wait) continue;
     ++m.kernels[int(e.work)];
     ++rank.streams[e.stream].events;
-    streams[e.stream][size_t(e.work)].push_back(time);
+    streams[e.stream][size_t(e.work)].push_back(e);
   }
   const auto times = [&](Work work) { return merged(std::move(of[int(work)])); };
-  rank.window = times(Work::step);
-  if (rank.window.empty())
-    rank.window = merged({{all.front().begin, std::ranges::max(all, {}, &Interval::end).end}});
+  Times window = times(Work::step);
+  if (window.empty())
+    window =
+        merged({{rank.events[0].begin, std::ranges::max(rank.events, {}, &GpuEvent::end).end}});
   rank.wait = times(Work::wait);
-  const Times compute = without(times(Work::compute), rank.wait), comm = times(Work::comm);
-  rank.compute = common(rank.window, compute);
-  rank.comm = common(rank.window, comm);
-  rank.memory = common(rank.window, times(Work::memory));
+  const Times compute = without(times(Work::compute), rank.wait), comm = times(Work::comm),
+              memory = common(window, times(Work::memory));
+  rank.compute = common(window, compute);
+  rank.comm = common(window, comm);
 
-  m.overlap = overlap_within(rank.window, compute, comm);
+  m.overlap = overlap_within(window, compute, comm);
   rank.pairs = overlap_within(times(Work::pair), compute, comm);
-  m.memory = length(rank.memory);
-  m.idle = length(without(without(without(rank.window, rank.compute), rank.comm), rank.memory));
+  m.memory = length(memory);
+  m.idle = length(without(without(without(window, rank.compute), rank.comm), memory));
   for (auto& [stream, works] : streams)
     for (size_t w = 0; w < 3; ++w)
       rank.streams[stream].busy[w] = length(merged(std::move(works[w])));

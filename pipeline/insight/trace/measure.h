@@ -12,7 +12,6 @@
 #include <algorithm>
 
 #include "pipeline/insight/trace/events.h"
-#include "pipeline/insight/trace/intervals.h"
 
 namespace duet {
 
@@ -55,7 +54,7 @@ struct RankTrace {
   int64_t to_common = 0;         // added to its times: the clock all ranks share (collectives.h)
   int64_t clock_moved = 0, clock_error = 0;  // beyond what the files say of their clocks
 
-  Times window, compute, comm, memory, wait;  // merged; compute without waits
+  Times compute, comm, wait;  // merged; compute without waits
   Measure measure;
   Overlap pairs;  // of duet's overlapped pairs
   std::map<int32_t, Component> components;

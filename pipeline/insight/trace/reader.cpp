@@ -152,16 +152,10 @@ void refuse_others(const std::string& file, const Handler& h) {
       ": expected a Chrome trace, found JSON without \"traceEvents\": [...]");
 }
 
-std::string printable(std::string text) {
-  for (char& c : text)
-    if (c < 0x20 || c == 0x7f) c = '?';
-  return text;
-}
-
 // The parser's reason, with a name for what programs write though JSON does not have it.
 std::string excerpt(const Input& input, const std::string& reason) {
   const size_t last = reason.find("last read: ");
-  const std::string text = printable(reason.substr(0, 300));
+  const std::string text = shortened(reason.substr(0, 300), 300);
   if (last == reason.npos) return text;
   const std::string_view rest(input.at, std::min<size_t>(8, size_t(input.end - input.at)));
   for (const char* word : {"NaN", "Infinity", "N/A", "nan", "inf"})
@@ -183,9 +177,8 @@ Recording read_trace(const std::string& file, ReadBytes read, Names& names) {
       return lower(file).ends_with(format.first) || head.starts_with(format.first);
     });
     throw UsageError(cat(file, ": expected a Chrome trace (JSON), found ",
-        other != std::end(kOthers)
-            ? other->second
-            : cat("text that begins with '", printable(std::string(text)), "'")));
+        other != std::end(kOthers) ? other->second
+                                   : cat("text that begins with '", shortened(text), "'")));
   }
 
   EventSink sink(file, names);

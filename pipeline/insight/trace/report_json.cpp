@@ -16,8 +16,7 @@ Json or_null(const std::optional<double>& value) { return value ? Json(*value) :
 Json components_of(const RankTrace& rank, const Names& names) {
   std::vector<std::pair<int32_t, const Component*>> order;  // most busy first
   for (const auto& [name, c] : rank.components) order.push_back({name, &c});
-  std::stable_sort(order.begin(), order.end(),
-      [](const auto& a, const auto& b) { return a.second->busy > b.second->busy; });
+  std::ranges::stable_sort(order, std::greater{}, [](const auto& x) { return x.second->busy; });
   Json all = Json::object();
   for (const auto& [name, c] : order) {
     Json j = {{"busy_us", us(c->busy)}, {"count", c->count}, {"median_us", us(c->median)},
@@ -106,12 +105,10 @@ void report_json(std::ostream& out, const Analysis& a, int top) {
   out << all.dump(2, ' ', false, Json::error_handler_t::replace) << "\n";
 }
 
-namespace {
-
 using Seconds = std::map<std::string, double>;  // by kind of action, or "s"
 
 // A rehearsal's actions are its components; a B without I and W beside it is split evenly.
-Seconds rehearsed_stage(const std::map<std::string, Seconds>& components) {
+static Seconds rehearsed_stage(const std::map<std::string, Seconds>& components) {
   const auto action = [&](const char* name, double otherwise) {
     const auto found = components.find(name);
     return found == components.end() ? otherwise : found->second.at("s");
@@ -121,8 +118,6 @@ Seconds rehearsed_stage(const std::map<std::string, Seconds>& components) {
   if (!F || !I) return {};
   return {{"F", F}, {"I", I}, {"W", W}, {"FB", action("pair", F + I + W)}};
 }
-
-}  // namespace
 
 std::string profile_json(const Analysis& a) {
   std::map<int32_t, std::vector<const Component*>> components;  // by name, of the ranks

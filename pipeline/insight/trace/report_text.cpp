@@ -4,7 +4,6 @@
 #include <ostream>
 
 #include "model/base/check.h"
-#include "model/base/text.h"
 #include "pipeline/insight/trace/report.h"
 
 namespace duet {
@@ -30,9 +29,8 @@ std::string label(const Analysis& a, const GpuEvent* e, size_t n) {
   if (!e) return "nothing";
   const std::string& component = a.names[e->component];
   const bool known = component != "unattributed" && component != "outside annotations";
-  return e->source == Source::lane
-      ? fitted(component, n)
-      : fitted((known ? component + " " : "") + plain(a.names[e->name]), n);
+  return e->lane ? fitted(component, n)
+                 : fitted((known ? component + " " : "") + plain(a.names[e->name]), n);
 }
 
 void say_files(std::ostream& out, const Analysis& a) {
@@ -122,9 +120,8 @@ void say_conflicts(std::ostream& out, const Analysis& a, size_t top) {
     out << "  none\n";
     return;
   }
-  out << "\n   lost ms      at ms  cause       communication                       who waited, or "
-         "was "
-         "slowed\n";
+  out << "\n   lost ms      at ms  cause       communication                       "
+         "who waited, or was slowed\n";
   for (size_t i = 0; i < std::min(top, a.conflicts.size()); ++i) {
     const Conflict& c = a.conflicts[i];
     const std::string rank = a.ranks.size() > 1 ? cat("r", a.ranks[c.rank].number, " ") : "";
@@ -163,14 +160,11 @@ void say_collectives(std::ostream& out, const Analysis& a) {
         fitted(plain(a.names[name]), 33).c_str(), (long long)c.count, ms(c.waiting), ms(c.transfer),
         (long long)last->first, (long long)last->second);
     if (!c.bandwidth.empty()) {
-      double least = 1e300, most = 0;
-      for (const auto& [bytes, found] : c.bandwidth) {
-        least = std::min(least, found.second / double(found.first));
-        most = std::max(most, found.second / double(found.first));
-      }
+      const auto mean = [](const auto& x) { return x.second.second / double(x.second.first); };
+      const auto [least, most] = std::ranges::minmax_element(c.bandwidth, {}, mean);
       out << format("\n      %lld to %lld bytes, %.3f to %.3f GB/s",
-          (long long)c.bandwidth.begin()->first, (long long)c.bandwidth.rbegin()->first, least,
-          most);
+          (long long)c.bandwidth.begin()->first, (long long)c.bandwidth.rbegin()->first,
+          mean(*least), mean(*most));
     }
     out << "\n";
   }

@@ -20,8 +20,7 @@ constexpr std::string_view kLanes[] = {"step", "actions", "compute", "comm", "wa
 
 int thread_of(std::string_view lane) {
   const auto* found = std::ranges::find(kLanes, lane);
-  if (found == std::end(kLanes))
-    throw Error(cat("trace: expected a known lane, found '", lane, "'"));
+  DUET_CHECK(found != std::end(kLanes), "trace: expected a known lane, found '", lane, "'");
   return int(found - kLanes);
 }
 

@@ -54,30 +54,26 @@ bool Unpack::refill() {
 }
 
 bool Unpack::append(std::string& out) {
-  const size_t before = out.size();
-  while (out.size() == before) {
-    if (!refill()) {
-      require(state_ != State::inside, file_,
-          ": expected gzip data to go on, found their end after ", bytes_, " bytes (", unpacked_,
-          " unpacked): the file is cut off");
-      return false;
-    }
-    if (state_ == State::start)
-      state_ = packed_.starts_with("\x1f\x8b") ? State::between : State::plain;
-    if (state_ == State::between) {  // members
-      state_ = packed_[at_] == '\x1f' ? State::inside : State::over;
-      inflateReset(&stream_);
-      if (state_ == State::over)
-        warnings.push_back(cat("what follows the gzip data is left out, from byte ",
-            bytes_ - int64_t(packed_.size() - at_), " on"));
-    }
-    if (state_ == State::inside) {
-      inflate_some(out);
-      continue;
-    }
-    if (state_ == State::plain) out.append(packed_);
-    at_ = packed_.size();
+  if (!refill()) {
+    require(state_ != State::inside, file_, ": expected gzip data to go on, found their end after ",
+        bytes_, " bytes (", unpacked_, " unpacked): the file is cut off");
+    return false;
   }
+  if (state_ == State::start)
+    state_ = packed_.starts_with("\x1f\x8b") ? State::between : State::plain;
+  if (state_ == State::between) {  // members
+    state_ = packed_[at_] == '\x1f' ? State::inside : State::over;
+    inflateReset(&stream_);
+    if (state_ == State::over)
+      warnings.push_back(cat("what follows the gzip data is left out, from byte ",
+          bytes_ - int64_t(packed_.size() - at_), " on"));
+  }
+  if (state_ == State::inside) {
+    inflate_some(out);
+    return true;
+  }
+  if (state_ == State::plain) out.append(packed_);
+  at_ = packed_.size();
   return true;
 }
 
