@@ -105,10 +105,9 @@ struct CastRows {
     Tensor from;  // [rows, cols] accumulation type
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const Acc<T>* __restrict from = a.from.row<Acc<T>>(r);
-    T* __restrict x = a.x.row<T>(r);
     each(
-        g, int(a.x.cols), [&](int, const Acc<T>& value, T& xi) { xi = T(value); }, from, x);
+        g, int(a.x.cols), [](int, const Acc<T>& value, T& xi) { xi = T(value); },
+        a.from.row<const Acc<T>>(r), a.x.row<T>(r));
   }
 };
 
