@@ -145,11 +145,7 @@ void Params::adamw(Stream& stream, const AdamWOptions& o, double clip, int64_t s
           .v = v_,
           .blocks = blocks_,
           .clip = clip,
-          .lr = o.lr,
-          .beta1 = o.beta1,
-          .beta2 = o.beta2,
-          .eps = o.eps,
-          .decay = o.weight_decay,
+          .options = o,
           .correct1 = 1 / (1 - std::pow(o.beta1, double(step))),
           .correct2 = 1 / (1 - std::pow(o.beta2, double(step)))});
 }
