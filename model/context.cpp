@@ -45,12 +45,6 @@ void linear_w(const Context& context, const Tensor& x, const Tensor& dy, const P
       {.form = Form::TN, .a = x, .b = dy, .c = w.grad, .accumulate = true, .pieces = pieces});
 }
 
-Buf upload(const Context& context, std::span<const int32_t> values) {
-  Buf buf = context.device.buffer(int64_t(values.size()), 1, Dtype::i32, Use::activations);
-  context.stream().copy(buf->data, values.data(), values.size_bytes());
-  return buf;
-}
-
 std::vector<float> to_host(Stream& stream, const Tensor& x) {
   DUET_CHECK(x.dtype != Dtype::i32, "expected floating-point numbers, found ", dtype_name(x.dtype));
   std::vector<float> host(size_t(x.size()));

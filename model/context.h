@@ -67,8 +67,6 @@ void norm_i(const Context& context, const Normed& norm, const Param& gain, const
 // The gradient of the gain, added exactly.
 void norm_w(const Context& context, const Normed& norm, const Tensor& dy, const Param& gain);
 
-// Host integers to a [n, 1] i32 tensor on the device.
-Buf upload(const Context& context, std::span<const int32_t> values);
 // An fp32, bf16 or fp64 tensor to host floats, one row behind the other. Synchronizes.
 std::vector<float> to_host(Stream& stream, const Tensor& x);
 

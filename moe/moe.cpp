@@ -184,7 +184,7 @@ void Moe::dispatch_f(MoeSaved& s) {
     choose_slots(choices, placement_, options_.ranks_per_node);
   count_work(choices);
   s.plan = ExchangePlan(choices, shape_.topk, slots_, me_, context_.pieces());
-  s.pos = upload(context_, s.plan.pos);
+  s.pos = context_.device.upload(s.plan.pos, Use::activations);
   if (!alone())
     send(s, "dispatch F", gather_rows(s.x, s.plan.leave.token), s.plan.leave.offsets,
         s.plan.received);
@@ -257,8 +257,8 @@ Buf Moe::receive(MoeSaved& s) {
 
 Buf Moe::gather_rows(const Tensor& x, const std::vector<int32_t>& index) const {
   Buf rows = context_.activation(int64_t(index.size()), x.cols);
-  launch<GatherRows>(
-      context_.stream(), rows->rows, {.x = x, .index = upload(context_, index), .y = rows});
+  launch<GatherRows>(context_.stream(), rows->rows,
+      {.x = x, .index = context_.device.upload(index, Use::activations), .y = rows});
   return rows;
 }
 

@@ -114,7 +114,7 @@ class Stream {
 
   // Any direction. A host side should come from host_buffer, and be left alone until the copy is
   // done. Other host memory costs another copy or a wait; on compute() it may be let go at once
-  // where it is the source (upload in context.h does).
+  // where it is the source (Device::upload lets it).
   virtual void copy(void* dst, const void* src, size_t bytes) = 0;
   virtual void zero(void* dst, size_t bytes) = 0;
   // A host function in the stream's order. It neither calls the device nor owns Bufs or Events; on
@@ -186,6 +186,8 @@ class Device {
   // write: host_buffer (pinned on CUDA). On the CPU both are the same.
   Buf buffer(int64_t rows, int64_t cols, Dtype dtype, Use use);
   Buf host_buffer(int64_t rows, int64_t cols, Dtype dtype);
+  // [n, 1] i32: host integers, which may go at once
+  Buf upload(std::span<const int32_t> values, Use use);
 
   // of buffer(); host buffers are not counted
   MemoryStats memory(Use use) const { return stats_[int(use)]; }
