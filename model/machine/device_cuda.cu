@@ -47,63 +47,52 @@ void use_gpu(int gpu) {
   has_gpu = true;
 }
 
-struct RawEvent {
-  cudaEvent_t event;
-  explicit RawEvent(bool timed) {
-    CUDA_CHECK(cudaEventCreateWithFlags(&event, timed ? 0 : cudaEventDisableTiming));
-  }
-  RawEvent(const RawEvent&) = delete;
-  ~RawEvent() { cudaEventDestroy(event); }
-};
-
-double seconds_between(const RawEvent& first, const RawEvent& second) {
-  float milliseconds = 0;
-  CUDA_CHECK(cudaEventElapsedTime(&milliseconds, first.event, second.event));
-  return double(milliseconds) * 1e-3;
-}
-
-// From when an event's time is counted. CUDA gives times between two events, as a float that loses
-// the microsecond after some seconds; so the device begins a new era every few seconds, each
-// counted from the one before.
-struct Era {
-  RawEvent begin{true};
-  double seconds = 0;  // of begin, on the host's steady clock
-};
-
+// Its time is counted from its era's. CUDA gives times between two events, as a float that loses
+// the microsecond after some seconds; so the device begins a new era every few seconds, an event
+// that is itself counted from the one before.
 struct CudaEvent final : Event {
-  CudaEvent(int gpu, bool timed) : gpu(gpu), timed(timed), raw(timed) {}
+  CudaEvent(int gpu, bool timed) : gpu(gpu), timed(timed) {
+    CUDA_CHECK(cudaEventCreateWithFlags(&raw, timed ? 0 : cudaEventDisableTiming));
+  }
+  CudaEvent(const CudaEvent&) = delete;
+  ~CudaEvent() override { cudaEventDestroy(raw); }
   const int gpu;
   const bool timed;
-  RawEvent raw;
-  std::shared_ptr<const Era> era;  // null: never recorded, or not timed
+  cudaEvent_t raw;
+  std::shared_ptr<const CudaEvent> era;  // null: never recorded, not timed, or an era itself
+  double began = 0;                      // an era, on the host's steady clock
   bool done() const override {
     use_gpu(gpu);
-    const cudaError_t status = cudaEventQuery(raw.event);
+    const cudaError_t status = cudaEventQuery(raw);
     if (status == cudaErrorNotReady) return false;
     CUDA_CHECK(status);
     return true;
   }
-  void synchronize() override { CUDA_CHECK(cudaEventSynchronize(raw.event)); }
+  void synchronize() override { CUDA_CHECK(cudaEventSynchronize(raw)); }
   double seconds() const override {
-    return era ? era->seconds + seconds_between(era->begin, raw) : 0;
+    if (!era) return began;
+    float milliseconds = 0;
+    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, era->raw, raw));
+    return era->began + double(milliseconds) * 1e-3;
   }
 };
 
 class Clock {
  public:
-  std::shared_ptr<const Era> era() {
-    if (era_ && seconds_now() - era_->seconds < kEraSeconds) return era_;
-    auto next = std::make_shared<Era>();
+  std::shared_ptr<const CudaEvent> era(int gpu) {
+    if (era_ && seconds_now() - era_->began < kEraSeconds) return era_;
+    const auto next = std::make_shared<CudaEvent>(gpu, true);
     // in the default stream, which the device's streams do not wait for
-    CUDA_CHECK(cudaEventRecord(next->begin.event));
-    CUDA_CHECK(cudaEventSynchronize(next->begin.event));
-    next->seconds =
-        era_ ? era_->seconds + seconds_between(era_->begin, next->begin) : seconds_now();
+    CUDA_CHECK(cudaEventRecord(next->raw));
+    next->synchronize();
+    next->era = era_;
+    next->began = era_ ? next->seconds() : seconds_now();
+    next->era.reset();  // or it would keep all eras before it
     return era_ = next;
   }
 
  private:
-  std::shared_ptr<const Era> era_;
+  std::shared_ptr<const CudaEvent> era_;
 };
 
 // --- streams -------------------------------------------------------------------------------------
@@ -150,11 +139,11 @@ class CudaStream final : public Stream {
 
   void record(Event& event) override {
     CudaEvent& e = static_cast<CudaEvent&>(event);
-    if (e.timed) e.era = clock_.era();
-    CUDA_CHECK(cudaEventRecord(e.raw.event, stream_));
+    if (e.timed) e.era = clock_.era(gpu_);
+    CUDA_CHECK(cudaEventRecord(e.raw, stream_));
   }
   void wait(Event& event) override {
-    CUDA_CHECK(cudaStreamWaitEvent(stream_, static_cast<CudaEvent&>(event).raw.event, 0));
+    CUDA_CHECK(cudaStreamWaitEvent(stream_, static_cast<CudaEvent&>(event).raw, 0));
   }
   void synchronize() override {
     CUDA_CHECK(cudaStreamSynchronize(stream_));
