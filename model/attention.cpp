@@ -63,21 +63,21 @@ Buf Attention::forward(Saved& s, const Tensor& x) const {
 
   s.q = context_.activation(c_.n_heads * c_.qk_head_dim());
   if (q_proj_) {
-    linear_f(stream, x, *q_proj_, s.q);
+    linear_f(context_, x, *q_proj_, s.q);
   } else {
     s.qa = context_.activation(c_.q_lora_rank);
-    linear_f(stream, x, *q_a_, s.qa);
+    linear_f(context_, x, *q_a_, s.qa);
     s.qa_norm = norm_f(context_, s.qa, *q_a_norm_);
-    linear_f(stream, s.qa_norm.y, *q_b_, s.q);
+    linear_f(context_, s.qa_norm.y, *q_b_, s.q);
   }
   launch<RopeQuery>(stream, tokens, {.x = s.q, .shape = shape_, .sign = 1});
 
   s.kva = context_.activation(c_.kv_lora_rank + c_.qk_rope_head_dim);
   s.kv = context_.activation(c_.n_heads * (c_.qk_nope_head_dim + c_.v_head_dim));
   s.k = context_.activation(c_.n_heads * c_.qk_head_dim());
-  linear_f(stream, x, *kv_a_, s.kva);
+  linear_f(context_, x, *kv_a_, s.kva);
   s.latent = norm_f(context_, s.kva->col_slice(0, c_.kv_lora_rank), *kv_a_norm_);
-  linear_f(stream, s.latent.y, *kv_b_, s.kv);
+  linear_f(context_, s.latent.y, *kv_b_, s.kv);
   launch<KeyF>(stream, tokens,
       {.x = s.kv,
           .rotary = s.kva->col_slice(c_.kv_lora_rank, c_.qk_rope_head_dim),
@@ -87,7 +87,7 @@ Buf Attention::forward(Saved& s, const Tensor& x) const {
   s.mix = context_.activation(c_.n_heads * c_.v_head_dim);
   mix_heads(s);
   Buf y = context_.activation(c_.d_model);
-  linear_f(stream, s.mix, *o_, y);
+  linear_f(context_, s.mix, *o_, y);
   return y;
 }
 
@@ -96,7 +96,7 @@ Buf Attention::backward_input(Saved& s, const Tensor& dy) const {
   const int64_t tokens = context_.tokens();
 
   Buf dmix = context_.activation(s.mix->cols), dk = context_.activation(s.k->cols);
-  linear_i(stream, dy, *o_, dmix);
+  linear_i(context_, dy, *o_, dmix);
   s.dq = context_.activation(s.q->cols);
   s.dkv = context_.activation(s.kv->cols);
   mix_heads_backward(s, dmix, dk);
@@ -108,20 +108,20 @@ Buf Attention::backward_input(Saved& s, const Tensor& dy) const {
           .dkv = s.dkv,
           .drotary = s.dkva->col_slice(c_.kv_lora_rank, c_.qk_rope_head_dim),
           .shape = shape_});
-  linear_i(stream, s.dkv, *kv_b_, s.dlatent);
+  linear_i(context_, s.dkv, *kv_b_, s.dlatent);
   norm_i(context_, s.latent, *kv_a_norm_, s.dlatent, s.dkva->col_slice(0, c_.kv_lora_rank));
 
   Buf dx = context_.activation(c_.d_model);
-  linear_i(stream, s.dkva, *kv_a_, dx);
+  linear_i(context_, s.dkva, *kv_a_, dx);
   launch<RopeQuery>(stream, tokens, {.x = s.dq, .shape = shape_, .sign = -1});
   if (q_proj_) {
-    linear_i(stream, s.dq, *q_proj_, dx, true);
+    linear_i(context_, s.dq, *q_proj_, dx, true);
   } else {
     s.dqa_normed = context_.activation(c_.q_lora_rank);
     s.dqa = context_.activation(c_.q_lora_rank);
-    linear_i(stream, s.dq, *q_b_, s.dqa_normed);
+    linear_i(context_, s.dq, *q_b_, s.dqa_normed);
     norm_i(context_, s.qa_norm, *q_a_norm_, s.dqa_normed, s.dqa);
-    linear_i(stream, s.dqa, *q_a_, dx, true);
+    linear_i(context_, s.dqa, *q_a_, dx, true);
   }
   s.q = Buf();
   s.k = Buf();
@@ -178,7 +178,7 @@ template <class Fn> void Attention::for_head_chunks(int matrices, Fn fn) const {
 // elements.
 static void heads_gemm(Stream& stream, Form form, int64_t heads, double alpha,
     std::pair<Tensor, int64_t> a, std::pair<Tensor, int64_t> b, std::pair<Tensor, int64_t> c) {
-  stream.gemm({.form = form,
+  stream.device().gemm({.form = form,
       .a = a.first,
       .b = b.first,
       .c = c.first,

@@ -41,7 +41,7 @@ void norm_w(const Context& context, const Normed& norm, const Tensor& dy, const 
 
 void linear_w(const Context& context, const Tensor& x, const Tensor& dy, const Param& w) {
   const std::vector<int64_t> pieces = context.pieces().bounds();
-  context.stream().gemm(
+  context.device.gemm(
       {.form = Form::TN, .a = x, .b = dy, .c = w.grad, .accumulate = true, .pieces = pieces});
 }
 

@@ -61,7 +61,7 @@ void Head::forward(Saved& s, Buf x) {
         {.x = lm_head_.weight, .y = padded_});
   s.padded = context_.activation(weight().cols);
   s.logits = s.padded->col_slice(0, context_.config.vocab_size);
-  context_.stream().gemm({.a = s.norm.y, .b = weight(), .c = s.padded});
+  context_.device.gemm({.a = s.norm.y, .b = weight(), .c = s.padded});
 }
 
 void Head::loss(Saved& s, std::span<const int32_t> targets, const Tensor& loss_host) const {
@@ -76,7 +76,7 @@ void Head::loss(Saved& s, std::span<const int32_t> targets, const Tensor& loss_h
 
 Buf Head::backward_input(Saved& s) const {
   s.dx_normed = context_.activation(s.x->cols);
-  context_.stream().gemm({.form = Form::NT, .a = s.padded, .b = weight(), .c = s.dx_normed});
+  context_.device.gemm({.form = Form::NT, .a = s.padded, .b = weight(), .c = s.dx_normed});
   Buf dx = context_.activation(s.x->cols);
   norm_i(context_, s.norm, norm_, s.dx_normed, dx);
   return dx;

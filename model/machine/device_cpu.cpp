@@ -1,6 +1,6 @@
 // The CPU device. Its compute stream works at once, on the calling thread and the rank's pool; any
-// further stream is a thread with a queue, and its products run on that thread alone, so that they
-// leave the pool to the compute stream.
+// further stream is a thread with a queue, and works on that thread alone, so that it leaves the
+// pool to the compute stream.
 //
 // Failures on a stream's thread: the stream skips its remaining work, events recorded after the
 // failure carry it on to whoever waits for them, and it is rethrown at the stream's synchronize().
@@ -97,14 +97,6 @@ class CpuStream : public Stream {
     pool_.parallel_for(rows, rows * cost < kInlineCost ? rows : piece,
         [&](int64_t begin, int64_t end) { kernel.cpu(begin, end, args); });
   }
-  void gemm(const Gemm& g) override {
-    device_.flops += gemm_flops(g, {});
-    gemm_cpu(g, {}, pool_);
-  }
-  void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) override {
-    device_.flops += gemm_flops(g, offsets);
-    gemm_cpu(g, offsets, pool_);
-  }
   void copy(void* dst, const void* src, size_t bytes) override {
     pool_.parallel_for(int64_t(bytes), kCopyPiece, [&](int64_t begin, int64_t end) {
       memcpy(static_cast<char*>(dst) + begin, static_cast<const char*>(src) + begin,
@@ -152,16 +144,6 @@ class CpuQueueStream final : public Stream {
     const auto* p = static_cast<const std::byte*>(args);
     push([this, kernel, rows, row_cost, copied = std::vector<std::byte>(p, p + args_bytes)] {
       now_.launch(kernel, rows, copied.data(), copied.size(), row_cost);
-    });
-  }
-  void gemm(const Gemm& g) override {
-    device_.flops += gemm_flops(g, {});
-    push([this, g] { gemm_cpu(g, {}, alone_); });
-  }
-  void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) override {
-    device_.flops += gemm_flops(g, offsets);
-    push([this, g, copied = std::vector<int64_t>(offsets.begin(), offsets.end())] {
-      gemm_cpu(g, copied, alone_);
     });
   }
   void copy(void* dst, const void* src, size_t bytes) override {
@@ -223,7 +205,6 @@ class CpuDevice final : public Device {
     return cat("cpu, ", pool_.size(), pool_.size() == 1 ? " thread, " : " threads, ",
         cpu_instruction_set());
   }
-  double peak_flops(Dtype) const override { return 0; }
 
   Stream& compute() override { return compute_; }
   std::unique_ptr<Stream> make_stream() override { return std::make_unique<CpuQueueStream>(*this); }
@@ -231,6 +212,7 @@ class CpuDevice final : public Device {
   int threads() const override { return pool_.size(); }
 
  protected:
+  void multiply(const Gemm& g) override { gemm_cpu(g, pool_); }
   void* allocate(int64_t bytes, bool) override {
     void* p = ::operator new(size_t(bytes), alignment(bytes));
 #ifdef MADV_HUGEPAGE

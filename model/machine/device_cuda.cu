@@ -131,7 +131,6 @@ class CudaStream final : public Stream {
   }
   ~CudaStream() override {
     if (keeps_host_) cudaStreamSynchronize(stream_);
-    gemm_.reset();
     cudaStreamDestroy(stream_);  // does not wait: its work goes on
   }
   Device& device() override { return device_; }
@@ -163,25 +162,9 @@ class CudaStream final : public Stream {
     DUET_CHECK(status == cudaSuccess, "launch of ", kernel.name, ": found ",
         cudaGetErrorName(status), ", ", cudaGetErrorString(status));
   }
-  void gemm(const Gemm& g) override { grouped_gemm(g, {}); }
-  void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) override {
-    constexpr const char* forms[] = {"NN", "NT", "TN"};
-    device_.flops += gemm_flops(g, offsets);
-    const bool experts = offsets.size() > 2;  // one group is a plain product, too
-    const Scope scope = timed(
-        forms[int(g.form)], experts ? "experts" : "products", CudaGemm::sum_bytes(g, offsets));
-    products().grouped_gemm(g, offsets);
-  }
-
-  // Made when first needed, or asked for: most streams only copy.
-  CudaGemm& products() {
-    if (!gemm_) gemm_ = std::make_unique<CudaGemm>(device_, stream_);
-    return *gemm_;
-  }
   // Before the device's memory goes.
   void finish() {
     cudaStreamSynchronize(stream_);
-    gemm_.reset();
     staged_.clear();
     keeps_host_ = false;
   }
@@ -210,12 +193,6 @@ class CudaStream final : public Stream {
     keeps_host_ = true;
   }
 
- private:
-  struct Staged {
-    Buf bytes;
-    std::unique_ptr<CudaEvent> copied;
-  };
-
   // For the device's record of kernels. FLOPs counted since the last one are this one's; a row
   // operation that has some is attention's.
   Scope timed(const char* name, const char* kind, int64_t bytes) {
@@ -225,6 +202,12 @@ class CudaStream final : public Stream {
     return Scope(device_.kernels, *this,
         {.name = name, .lane = kind ? kind : "rows", .bytes = bytes, .flops = flops});
   }
+
+ private:
+  struct Staged {
+    Buf bytes;
+    std::unique_ptr<CudaEvent> copied;
+  };
 
   // The source is ordinary memory, which its owner may let go at once, and which CUDA would copy in
   // its own time or wait for: a pinned copy of it is made now.
@@ -243,7 +226,6 @@ class CudaStream final : public Stream {
   Clock& clock_;
   const int gpu_;
   cudaStream_t stream_ = nullptr;
-  std::unique_ptr<CudaGemm> gemm_;
   int64_t counted_ = 0;        // of the device's FLOPs
   std::deque<Staged> staged_;  // whose copies may still be under way
   std::shared_ptr<Failure> failure_ = std::make_shared<Failure>();
@@ -266,11 +248,12 @@ class CudaDevice final : public Device {
     CUDA_CHECK(cudaMallocHost(&pinned_, size_t(kPinnedBytes)));
     CUDA_CHECK(cudaStreamCreateWithFlags(&memory_, cudaStreamNonBlocking));
     compute_ = std::make_unique<CudaStream>(*this, clock_, index_, false);
-    compute_->products();
+    gemm_ = std::make_unique<CudaGemm>(*this, compute_->raw());
   }
   ~CudaDevice() override {
     returned_.clear();
     compute_->finish();
+    gemm_.reset();
     for (bool host : {false, true}) drain_pool(host);
     cudaStreamSynchronize(compute_->raw());
     cudaMemPoolTrimTo(pool_, 0);
@@ -296,6 +279,12 @@ class CudaDevice final : public Device {
   int threads() const override { return threads_; }
 
  protected:
+  void multiply(const Gemm& g) override {
+    const bool experts = g.groups.size() > 2;  // one group is a plain product
+    const Scope scope = compute_->timed(
+        form_name(g.form), experts ? "experts" : "products", CudaGemm::sum_bytes(g));
+    gemm_->multiply(g);
+  }
   void* allocate(int64_t bytes, bool host) override {
     if (host && bytes <= kPinnedBytes - pinned_used_)
       return pinned_ + std::exchange(pinned_used_, pinned_used_ + bytes);
@@ -346,6 +335,7 @@ class CudaDevice final : public Device {
   int64_t pinned_used_ = 0;  // of it, for good
   Clock clock_;
   std::unique_ptr<CudaStream> compute_;
+  std::unique_ptr<CudaGemm> gemm_;
 };
 
 // Any error means that there is no GPU to use: no driver, one too old, none visible.

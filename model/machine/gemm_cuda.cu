@@ -28,9 +28,7 @@ __global__ void __launch_bounds__(256)
 }
 
 // Of bf16, what is not in groups; a group alone is a plain product.
-bool by_cublas(const Gemm& g, std::span<const int64_t> offsets) {
-  return g.a.dtype == Dtype::bf16 && offsets.size() <= 2;
-}
+bool by_cublas(const Gemm& g) { return g.a.dtype == Dtype::bf16 && g.groups.size() == 2; }
 
 }  // namespace
 
@@ -55,32 +53,27 @@ CudaGemm::CudaGemm(Device& device, cudaStream_t stream)
 // cublasDestroy waits for the GPU, so that the workspace goes back to the pool unused.
 CudaGemm::~CudaGemm() { cublasDestroy(handle_); }
 
-void CudaGemm::grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) {
-  check_gemm(g, offsets);
+void CudaGemm::multiply(const Gemm& g) {
   const Dtype in = g.a.dtype, out = g.c.dtype;
   const bool exact = !g.pieces.empty();
   DUET_CHECK(in != Dtype::i32 && (exact || out == in || (in == Dtype::bf16 && out == Dtype::f32)),
       "GEMM on CUDA: expected C of the inputs' floating type, or fp32 from bf16; found inputs in ",
       dtype_name(in), " and C in ", dtype_name(out));
-  if (!by_cublas(g, offsets)) return gemm_kernel(stream_, g, offsets);
+  if (!by_cublas(g)) return gemm_kernel(stream_, g);
   Gemm one = g;
-  if (!offsets.empty()) {
-    const int64_t rows = offsets[1] - offsets[0];
-    one.a = g.a.row_slice(offsets[0], rows);
-    (g.form == Form::TN ? one.b : one.c) =
-        (g.form == Form::TN ? g.b : g.c).row_slice(offsets[0], rows);
-  }
+  for (Tensor* x : {&one.a, g.form == Form::TN ? &one.b : &one.c})
+    *x = x->row_slice(g.groups[0], g.groups[1] - g.groups[0]);
   if (one.c.rows == 0 || one.c.cols == 0 || one.batch == 0) return;
   const int64_t depth = g.form == Form::TN ? one.a.rows : one.a.cols;
-  if (depth > 0) return exact ? exact_sum(one) : multiply(one);
+  if (depth > 0) return exact ? exact_sum(one) : product(one);
   if (!g.accumulate) zero(one);  // an empty sum
 }
 
-int64_t CudaGemm::sum_bytes(const Gemm& g, std::span<const int64_t> offsets) {
+int64_t CudaGemm::sum_bytes(const Gemm& g) {
   if (g.pieces.empty()) return 0;
-  int64_t matrices = offsets.empty();
-  for (size_t e = 1; e < offsets.size(); ++e) matrices += offsets[e] > offsets[e - 1];
-  const int64_t of_row = 16 * g.c.cols + (by_cublas(g, offsets) ? 4 * g.b.cols + 4 * g.c.cols : 0);
+  int64_t matrices = 0;
+  for (size_t e = 1; e < g.groups.size(); ++e) matrices += g.groups[e] > g.groups[e - 1];
+  const int64_t of_row = 16 * g.c.cols + (by_cublas(g) ? 4 * g.b.cols + 4 * g.c.cols : 0);
   return g.batch * matrices * g.c.rows * of_row;
 }
 
@@ -92,7 +85,7 @@ void CudaGemm::exact_sum(const Gemm& g) {
   alone.c = sum->row_slice(0, g.c.rows);
   alone.stride_c = alone.c.size();
   alone.accumulate = false;
-  multiply(alone);
+  product(alone);
   const unsigned blocks = unsigned(std::min<int64_t>((g.c.cols + 1023) / 1024, 65536));
   const cudaLaunchConfig_t config{.gridDim = dim3(blocks, unsigned(g.c.rows), unsigned(g.batch)),
       .blockDim = dim3(256),
@@ -104,7 +97,7 @@ void CudaGemm::exact_sum(const Gemm& g) {
 // cuBLAS reads matrices by columns. A row-major matrix read so is its own transpose, hence C^T =
 // op(B)^T op(A)^T is asked for: the operands change places, and a form's transposition stays with
 // its operand.
-void CudaGemm::multiply(const Gemm& g) {
+void CudaGemm::product(const Gemm& g) {
   const cublasOperation_t op_b = g.form == Form::NT ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t op_a = g.form == Form::TN ? CUBLAS_OP_T : CUBLAS_OP_N;
   const int64_t m = g.c.rows, n = g.c.cols, k = g.form == Form::TN ? g.a.rows : g.a.cols;

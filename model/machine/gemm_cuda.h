@@ -22,22 +22,21 @@
 namespace duet {
 
 // The products of one stream. Its owner keeps the stream alive, and destroys this before the
-// stream.
+// stream. A Gemm is as Device::multiply is called.
 class CudaGemm {
  public:
   CudaGemm(Device& device, cudaStream_t stream);
   CudaGemm(const CudaGemm&) = delete;
   ~CudaGemm();
 
-  void gemm(const Gemm& g) { grouped_gemm(g, {}); }
-  void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets);
+  void multiply(const Gemm& g);
   // Read and written in memory by adding an exact sum to C: by duet's kernel C alone, behind cuBLAS
   // also the product in between. 0 of what is no exact sum.
-  static int64_t sum_bytes(const Gemm& g, std::span<const int64_t> offsets);
+  static int64_t sum_bytes(const Gemm& g);
 
  private:
   void exact_sum(const Gemm& g);  // these three by cuBLAS: bf16, neither empty nor in groups
-  void multiply(const Gemm& g);   // `causal` is not made use of
+  void product(const Gemm& g);    // `causal` is not made use of
   void zero(const Gemm& g);
 
   Device& device_;
