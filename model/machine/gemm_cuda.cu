@@ -12,11 +12,6 @@ namespace {
 // what NVIDIA recommends for Hopper; more than it does for older GPUs
 constexpr int64_t kWorkspaceBytes = 32 << 20;
 
-// The address of a matrix that starts so many elements further.
-char* at(const Tensor& t, int64_t elements) {
-  return static_cast<char*>(t.data) + elements * dtype_size(t.dtype);
-}
-
 // y += x, on the grid: in each matrix of a batch, a row of blocks for each row.
 __global__ void __launch_bounds__(256)
     grid_sum(int64_t cols, const float* x, int64_t ld_x, double* y, int64_t stride_y) {
@@ -109,10 +104,10 @@ void CudaGemm::product(const Gemm& g) {
 }
 
 void CudaGemm::zero(const Gemm& g) {
-  const size_t size = size_t(dtype_size(g.c.dtype)), width = size_t(g.c.cols) * size;
+  const int64_t size = dtype_size(g.c.dtype);
   for (int64_t i = 0; i < g.batch; ++i)
-    CUDA_CHECK(cudaMemset2DAsync(
-        at(g.c, i * g.stride_c), size_t(g.c.ld) * size, 0, width, size_t(g.c.rows), stream_));
+    CUDA_CHECK(cudaMemset2DAsync(static_cast<char*>(g.c.data) + i * g.stride_c * size,
+        size_t(g.c.ld * size), 0, size_t(g.c.cols * size), size_t(g.c.rows), stream_));
 }
 
 }  // namespace duet
