@@ -30,23 +30,17 @@ bool by_cublas(const Gemm& g) { return g.a.dtype == Dtype::bf16 && g.groups.size
 CudaGemm::CudaGemm(Device& device, cudaStream_t stream)
     : device_(device), stream_(stream),
       workspace_(device.buffer(1, kWorkspaceBytes / 4, Dtype::f32, Use::scratch)) {
-  CUDA_CHECK(cublasCreate(&handle_));
-  try {
-    CUDA_CHECK(cublasSetStream(handle_, stream));  // before the workspace, which it would reset
-    CUDA_CHECK(cublasSetWorkspace(handle_, workspace_->data, size_t(kWorkspaceBytes)));
-    CUDA_CHECK(cublasSetAtomicsMode(handle_, CUBLAS_ATOMICS_NOT_ALLOWED));
-    CUDA_CHECK(cublasSetPointerMode(handle_, CUBLAS_POINTER_MODE_HOST));
-    CUDA_CHECK(cublasSetMathMode(handle_,
-        cublasMath_t(
-            int(CUBLAS_DEFAULT_MATH) | int(CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION))));
-  } catch (...) {
-    cublasDestroy(handle_);
-    throw;
-  }
+  cublasHandle_t handle = nullptr;
+  CUDA_CHECK(cublasCreate(&handle));
+  handle_.reset(handle);
+  CUDA_CHECK(cublasSetStream(handle, stream));  // before the workspace, which it would reset
+  CUDA_CHECK(cublasSetWorkspace(handle, workspace_->data, size_t(kWorkspaceBytes)));
+  CUDA_CHECK(cublasSetAtomicsMode(handle, CUBLAS_ATOMICS_NOT_ALLOWED));
+  CUDA_CHECK(cublasSetPointerMode(handle, CUBLAS_POINTER_MODE_HOST));
+  CUDA_CHECK(cublasSetMathMode(handle,
+      cublasMath_t(
+          int(CUBLAS_DEFAULT_MATH) | int(CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION))));
 }
-
-// cublasDestroy waits for the GPU, so that the workspace goes back to the pool unused.
-CudaGemm::~CudaGemm() { cublasDestroy(handle_); }
 
 void CudaGemm::multiply(const Gemm& g) {
   const Dtype in = g.a.dtype, out = g.c.dtype;
@@ -98,7 +92,7 @@ void CudaGemm::product(const Gemm& g) {
   const int64_t m = g.c.rows, n = g.c.cols, k = g.form == Form::TN ? g.a.rows : g.a.cols;
   const cudaDataType_t in = CUDA_R_16BF, out = g.c.dtype == Dtype::f32 ? CUDA_R_32F : in;
   const float alpha = float(g.alpha), beta = g.accumulate ? 1 : 0;
-  CUDA_CHECK(cublasGemmStridedBatchedEx_64(handle_, op_b, op_a, n, m, k, &alpha, g.b.data, in,
+  CUDA_CHECK(cublasGemmStridedBatchedEx_64(handle_.get(), op_b, op_a, n, m, k, &alpha, g.b.data, in,
       g.b.ld, g.stride_b, g.a.data, in, g.a.ld, g.stride_a, &beta, g.c.data, out, g.c.ld,
       g.stride_c, g.batch, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
 }

@@ -26,8 +26,6 @@ namespace duet {
 class CudaGemm {
  public:
   CudaGemm(Device& device, cudaStream_t stream);
-  CudaGemm(const CudaGemm&) = delete;
-  ~CudaGemm();
 
   void multiply(const Gemm& g);
   // Read and written in memory by adding an exact sum to C: by duet's kernel C alone, behind cuBLAS
@@ -42,7 +40,8 @@ class CudaGemm {
   Device& device_;
   cudaStream_t stream_;
   Buf workspace_;
-  cublasHandle_t handle_ = nullptr;
+  // Destroying it waits for the GPU, so that the workspace goes back to the pool unused.
+  std::unique_ptr<cublasContext, decltype(&cublasDestroy)> handle_{nullptr, cublasDestroy};
 };
 
 }  // namespace duet
