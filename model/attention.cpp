@@ -200,7 +200,7 @@ void Attention::mix_heads(Saved& s) const {
   if (context_.device.is_cuda()) {
     context_.device.flops += score_pairs() * (c_.qk_head_dim() + c_.v_head_dim);
     s.stats = context_.row_stats(c_.n_heads * 2);
-    return launch_fused<FusedAttentionF>(context_.stream(), context_.tokens(),
+    return launch<FusedAttentionF>(context_.stream(), context_.tokens(),
         {.x = s.q, .k = s.k, .kv = s.kv, .mix = s.mix, .stats = s.stats, .shape = shape_});
   }
   const double scale = 1 / std::sqrt(double(c_.qk_head_dim()));
@@ -213,7 +213,7 @@ void Attention::mix_heads_backward(Saved& s, const Tensor& dmix, const Tensor& d
   Stream& stream = context_.stream();
   if (context_.device.is_cuda()) {
     context_.device.flops += score_pairs() * (3 * c_.qk_head_dim() + 2 * c_.v_head_dim);
-    return launch_fused<FusedAttentionB>(stream, context_.tokens(),
+    return launch<FusedAttentionB>(stream, context_.tokens(),
         {.x = s.q,
             .k = s.k,
             .kv = s.kv,
