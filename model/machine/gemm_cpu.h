@@ -24,7 +24,7 @@ namespace duet {
 
 inline constexpr int kBlock = 256;  // where the chain over k is cut
 
-// Works at once, on the pool's threads; as Device::multiply is called.
+// Works at once, on the pool's threads, as Device::multiply is asked to.
 void gemm_cpu(const Gemm& g, ThreadPool& pool);
 
 const char* cpu_instruction_set();

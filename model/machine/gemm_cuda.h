@@ -3,14 +3,13 @@
 //
 // Exactness. In fp32 every product has the CPU's bits, so the ladder's first row holds with layouts
 // as it does there. In bf16 the rows of routed experts, two or more on a rank, depend on no others.
-// cuBLAS's may: it has one handle with one workspace for each stream, no atomics, and sums in fp32,
+// cuBLAS's may: it has one handle with one workspace for the stream, no atomics, and sums in fp32,
 // and the same shapes on the same GPU then give the same bits, run after run, as NVIDIA's
 // documentation states under "Results reproducibility"; for other shapes it promises nothing.
 //
 // An exact sum (grid.h) by cuBLAS, which adds no product to an fp64 sum: all pieces of a call are
 // one product, summed in fp32 from zero and added to C on the grid by a kernel. The order of calls
-// does not matter then; the shapes of a call do. The scratch in between is the pool's: on compute()
-// only.
+// does not matter then; the shapes of a call do. The scratch in between is the pool's.
 //
 // fp32, fp64, and bf16 with C in bf16 or fp32. Not here: shapes and forms (Gemm in device.h).
 // Read next: gemm_kernel.h.
@@ -21,8 +20,8 @@
 
 namespace duet {
 
-// The products of one stream. Its owner keeps the stream alive, and destroys this before the
-// stream. A Gemm is as Device::multiply is called.
+// The products of a device's compute stream, as Device::multiply is asked for them. Its owner keeps
+// the stream alive, and destroys this before the stream.
 class CudaGemm {
  public:
   CudaGemm(Device& device, cudaStream_t stream);
