@@ -63,21 +63,21 @@ Buf Attention::forward(Saved& s, const Tensor& x) const {
 
   s.q = context_.activation(c_.n_heads * c_.qk_head_dim());
   if (q_proj_) {
-    linear_f(stream, x, *q_proj_, s.q);
+    linear_f(context_, x, *q_proj_, s.q);
   } else {
     s.qa = context_.activation(c_.q_lora_rank);
-    linear_f(stream, x, *q_a_, s.qa);
+    linear_f(context_, x, *q_a_, s.qa);
     s.qa_norm = norm_f(context_, s.qa, *q_a_norm_);
-    linear_f(stream, s.qa_norm.y, *q_b_, s.q);
+    linear_f(context_, s.qa_norm.y, *q_b_, s.q);
   }
   launch<RopeQuery>(stream, tokens, {.x = s.q, .shape = shape_, .sign = 1});
 
   s.kva = context_.activation(c_.kv_lora_rank + c_.qk_rope_head_dim);
   s.kv = context_.activation(c_.n_heads * (c_.qk_nope_head_dim + c_.v_head_dim));
   s.k = context_.activation(c_.n_heads * c_.qk_head_dim());
-  linear_f(stream, x, *kv_a_, s.kva);
+  linear_f(context_, x, *kv_a_, s.kva);
   s.latent = norm_f(context_, s.kva->col_slice(0, c_.kv_lora_rank), *kv_a_norm_);
-  linear_f(stream, s.latent.y, *kv_b_, s.kv);
+  linear_f(context_, s.latent.y, *kv_b_, s.kv);
   launch<KeyF>(stream, tokens,
       {.x = s.kv,
           .rotary = s.kva->col_slice(c_.kv_lora_rank, c_.qk_rope_head_dim),
@@ -87,7 +87,7 @@ Buf Attention::forward(Saved& s, const Tensor& x) const {
   s.mix = context_.activation(c_.n_heads * c_.v_head_dim);
   mix_heads(s);
   Buf y = context_.activation(c_.d_model);
-  linear_f(stream, s.mix, *o_, y);
+  linear_f(context_, s.mix, *o_, y);
   return y;
 }
 
@@ -96,7 +96,7 @@ Buf Attention::backward_input(Saved& s, const Tensor& dy) const {
   const int64_t tokens = context_.tokens();
 
   Buf dmix = context_.activation(s.mix->cols), dk = context_.activation(s.k->cols);
-  linear_i(stream, dy, *o_, dmix);
+  linear_i(context_, dy, *o_, dmix);
   s.dq = context_.activation(s.q->cols);
   s.dkv = context_.activation(s.kv->cols);
   mix_heads_backward(s, dmix, dk);
@@ -108,20 +108,20 @@ Buf Attention::backward_input(Saved& s, const Tensor& dy) const {
           .dkv = s.dkv,
           .drotary = s.dkva->col_slice(c_.kv_lora_rank, c_.qk_rope_head_dim),
           .shape = shape_});
-  linear_i(stream, s.dkv, *kv_b_, s.dlatent);
+  linear_i(context_, s.dkv, *kv_b_, s.dlatent);
   norm_i(context_, s.latent, *kv_a_norm_, s.dlatent, s.dkva->col_slice(0, c_.kv_lora_rank));
 
   Buf dx = context_.activation(c_.d_model);
-  linear_i(stream, s.dkva, *kv_a_, dx);
+  linear_i(context_, s.dkva, *kv_a_, dx);
   launch<RopeQuery>(stream, tokens, {.x = s.dq, .shape = shape_, .sign = -1});
   if (q_proj_) {
-    linear_i(stream, s.dq, *q_proj_, dx, true);
+    linear_i(context_, s.dq, *q_proj_, dx, true);
   } else {
     s.dqa_normed = context_.activation(c_.q_lora_rank);
     s.dqa = context_.activation(c_.q_lora_rank);
-    linear_i(stream, s.dq, *q_b_, s.dqa_normed);
+    linear_i(context_, s.dq, *q_b_, s.dqa_normed);
     norm_i(context_, s.qa_norm, *q_a_norm_, s.dqa_normed, s.dqa);
-    linear_i(stream, s.dqa, *q_a_, dx, true);
+    linear_i(context_, s.dqa, *q_a_, dx, true);
   }
   s.q = Buf();
   s.k = Buf();
@@ -147,67 +147,65 @@ void Attention::backward_weight(Saved& s, const Tensor& x, const Tensor& dy) con
 
 // --- the [query, key] part: a sequence at a time, and of its heads as many as fit ----------------
 
-// Some heads of one sequence: views into the [tokens, heads * dims] tensors, and one batched GEMM
-// over the heads.
-struct Attention::HeadChunk {
-  int64_t token, head, heads, seq_len;
-  // Head `head` of a tensor that has per_head columns a head, of which this is `cols` from `col`
-  // on.
-  Tensor of(const Tensor& x, int64_t per_head, int64_t col, int64_t cols) const {
-    return x.row_slice(token, seq_len).col_slice(head * per_head + col, cols);
-  }
-  // [heads * seq_len, seq_len]
-  Tensor scores(const Buf& buf) const { return buf->row_slice(0, heads * seq_len); }
+// Matrices of some heads: the first one's, and how many elements further the next one's begins.
+struct HeadMatrices {
+  Tensor first;
+  int64_t next;
 };
 
-template <class Fn> void Attention::for_head_chunks(int matrices, Fn fn) const {
+// Some heads of one sequence.
+struct Attention::HeadChunk {
+  Device& device;
+  int64_t token, seq_len, head, heads, all_heads;
+  // Their part of x [tokens, all_heads * dims], without the first `skip` dims of each.
+  HeadMatrices of(const Tensor& x, int64_t skip = 0) const {
+    const int64_t dims = x.cols / all_heads;
+    return {x.row_slice(token, seq_len).col_slice(head * dims + skip, dims - skip), dims};
+  }
+  void gemm(Form form, double alpha, const HeadMatrices& a, const HeadMatrices& b,
+      const HeadMatrices& c) const {
+    device.gemm({.form = form,
+        .a = a.first,
+        .b = b.first,
+        .c = c.first,
+        .alpha = alpha,
+        .batch = int(heads),
+        .stride_a = a.next,
+        .stride_b = b.next,
+        .stride_c = c.next,
+        .causal = true});
+  }
+};
+
+// fn(chunk, P, room for dP), each [seq_len, seq_len] a head: P is the softmax of the scores.
+template <class Fn>
+void Attention::for_head_chunks(const Saved& s, double scale, int matrices, Fn fn) const {
   const int64_t n = context_.seq_len, bytes = n * n * dtype_size(context_.dtype) * matrices;
   const int64_t at_once =
       std::clamp<int64_t>(kScoreBytes * context_.device.threads() / bytes, 1, c_.n_heads);
-  Buf p = context_.device.buffer(at_once * n, n, context_.dtype, Use::scratch);
-  Buf dp =
-      matrices > 1 ? context_.device.buffer(at_once * n, n, context_.dtype, Use::scratch) : Buf();
+  const Buf room = context_.device.buffer(matrices * at_once * n, n, context_.dtype, Use::scratch);
+  const HeadMatrices p{room->row_slice(0, n), n * n},
+      dp{room->row_slice((matrices - 1) * at_once * n, n), n * n};
   for (int64_t sequence = 0; sequence < context_.sequences; ++sequence)
     for (int64_t head = 0; head < c_.n_heads; head += at_once) {
-      const HeadChunk chunk{sequence * n, head, std::min(at_once, c_.n_heads - head), n};
-      fn(chunk, chunk.scores(p), dp ? chunk.scores(dp) : Tensor());
+      const HeadChunk h{
+          context_.device, sequence * n, n, head, std::min(at_once, c_.n_heads - head), c_.n_heads};
+      h.gemm(Form::NT, scale, h.of(s.q), h.of(s.k), p);
+      launch<CausalSoftmaxF>(context_.stream(), h.heads * n, {.x = p.first});
+      fn(h, p, dp);
     }
 }
 
-// One causal GEMM per head of a chunk. A stride is the distance from one head to the next, in
-// elements.
-static void heads_gemm(Stream& stream, Form form, int64_t heads, double alpha,
-    std::pair<Tensor, int64_t> a, std::pair<Tensor, int64_t> b, std::pair<Tensor, int64_t> c) {
-  stream.gemm({.form = form,
-      .a = a.first,
-      .b = b.first,
-      .c = c.first,
-      .alpha = alpha,
-      .batch = int(heads),
-      .stride_a = a.second,
-      .stride_b = b.second,
-      .stride_c = c.second,
-      .causal = true});
-}
-
 void Attention::mix_heads(Saved& s) const {
-  Stream& stream = context_.stream();
   if (context_.device.is_cuda()) {
     context_.device.flops += score_pairs() * (c_.qk_head_dim() + c_.v_head_dim);
     s.stats = context_.row_stats(c_.n_heads * 2);
-    return launch_fused<FusedAttentionF>(stream, context_.tokens(),
+    return launch<FusedAttentionF>(context_.stream(), context_.tokens(),
         {.x = s.q, .k = s.k, .kv = s.kv, .mix = s.mix, .stats = s.stats, .shape = shape_});
   }
-  const int64_t n = context_.seq_len, qk = c_.qk_head_dim(), nope = c_.qk_nope_head_dim,
-                v = c_.v_head_dim;
-  const double scale = 1 / std::sqrt(double(qk));
-  for_head_chunks(1, [&](const HeadChunk& h, const Tensor& p, const Tensor&) {
-    const Tensor one = p.row_slice(0, n);  // the first head's scores [seq_len, seq_len]
-    heads_gemm(stream, Form::NT, h.heads, scale, {h.of(s.q, qk, 0, qk), qk},
-        {h.of(s.k, qk, 0, qk), qk}, {one, n * n});
-    launch<CausalSoftmaxF>(stream, p.rows, {.x = p});
-    heads_gemm(stream, Form::NN, h.heads, 1, {one, n * n},
-        {h.of(s.kv, nope + v, nope, v), nope + v}, {h.of(s.mix, v, 0, v), v});
+  const double scale = 1 / std::sqrt(double(c_.qk_head_dim()));
+  for_head_chunks(s, scale, 1, [&](const HeadChunk& h, const HeadMatrices& p, const HeadMatrices&) {
+    h.gemm(Form::NN, 1, p, h.of(s.kv, c_.qk_nope_head_dim), h.of(s.mix));
   });
 }
 
@@ -215,7 +213,7 @@ void Attention::mix_heads_backward(Saved& s, const Tensor& dmix, const Tensor& d
   Stream& stream = context_.stream();
   if (context_.device.is_cuda()) {
     context_.device.flops += score_pairs() * (3 * c_.qk_head_dim() + 2 * c_.v_head_dim);
-    return launch_fused<FusedAttentionB>(stream, context_.tokens(),
+    return launch<FusedAttentionB>(stream, context_.tokens(),
         {.x = s.q,
             .k = s.k,
             .kv = s.kv,
@@ -227,25 +225,16 @@ void Attention::mix_heads_backward(Saved& s, const Tensor& dmix, const Tensor& d
             .dkv = s.dkv,
             .shape = shape_});
   }
-  const int64_t n = context_.seq_len, qk = c_.qk_head_dim(), nope = c_.qk_nope_head_dim,
-                v = c_.v_head_dim;
-  const double scale = 1 / std::sqrt(double(qk));
-  for_head_chunks(2, [&](const HeadChunk& h, const Tensor& p, const Tensor& dp) {
-    const Tensor one = p.row_slice(0, n), done = dp.row_slice(0, n);
-    const std::pair q{h.of(s.q, qk, 0, qk), qk}, k{h.of(s.k, qk, 0, qk), qk};
-    const std::pair value{h.of(s.kv, nope + v, nope, v), nope + v},
-        dvalue{h.of(s.dkv, nope + v, nope, v), nope + v};
-    const std::pair dout{h.of(dmix, v, 0, v), v};
-    heads_gemm(stream, Form::NT, h.heads, scale, q, k, {one, n * n});
-    launch<CausalSoftmaxF>(stream, p.rows, {.x = p});
-    heads_gemm(stream, Form::TN, h.heads, 1, {one, n * n}, dout, dvalue);  // dV = P^T dO
-    heads_gemm(stream, Form::NT, h.heads, 1, dout, value, {done, n * n});  // dP = dO V^T
-    launch<CausalSoftmaxB>(stream, p.rows, {.x = p, .dp = dp});
-    // dQ = dS K
-    heads_gemm(stream, Form::NN, h.heads, scale, {done, n * n}, k, {h.of(s.dq, qk, 0, qk), qk});
-    // dK = dS^T Q
-    heads_gemm(stream, Form::TN, h.heads, scale, {done, n * n}, q, {h.of(dk, qk, 0, qk), qk});
-  });
+  const int64_t nope = c_.qk_nope_head_dim;
+  const double scale = 1 / std::sqrt(double(c_.qk_head_dim()));
+  for_head_chunks(
+      s, scale, 2, [&](const HeadChunk& h, const HeadMatrices& p, const HeadMatrices& dp) {
+        h.gemm(Form::TN, 1, p, h.of(dmix), h.of(s.dkv, nope));  // dV = P^T dO
+        h.gemm(Form::NT, 1, h.of(dmix), h.of(s.kv, nope), dp);  // dP = dO V^T
+        launch<CausalSoftmaxB>(stream, h.heads * h.seq_len, {.x = p.first, .dp = dp.first});
+        h.gemm(Form::NN, scale, dp, h.of(s.k), h.of(s.dq));  // dQ = dS K
+        h.gemm(Form::TN, scale, dp, h.of(s.q), h.of(dk));    // dK = dS^T Q
+      });
 }
 
 }  // namespace duet

@@ -45,7 +45,8 @@ class Attention {
  private:
   void mix_heads(Saved& saved) const;
   void mix_heads_backward(Saved& saved, const Tensor& dmix, const Tensor& dk) const;
-  template <class Fn> void for_head_chunks(int matrices, Fn fn) const;
+  template <class Fn>
+  void for_head_chunks(const Saved& saved, double scale, int matrices, Fn fn) const;
   struct HeadChunk;
   // twice the pairs of a query and a key, half of which causal attention multiplies
   int64_t score_pairs() const { return context_.tokens() * context_.seq_len * c_.n_heads; }

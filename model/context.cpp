@@ -41,14 +41,8 @@ void norm_w(const Context& context, const Normed& norm, const Tensor& dy, const 
 
 void linear_w(const Context& context, const Tensor& x, const Tensor& dy, const Param& w) {
   const std::vector<int64_t> pieces = context.pieces().bounds();
-  context.stream().gemm(
+  context.device.gemm(
       {.form = Form::TN, .a = x, .b = dy, .c = w.grad, .accumulate = true, .pieces = pieces});
-}
-
-Buf upload(const Context& context, std::span<const int32_t> values) {
-  Buf buf = context.device.buffer(int64_t(values.size()), 1, Dtype::i32, Use::activations);
-  context.stream().copy(buf->data, values.data(), values.size_bytes());
-  return buf;
 }
 
 std::vector<float> to_host(Stream& stream, const Tensor& x) {

@@ -44,13 +44,14 @@ struct Context {
 };
 
 // x [tokens, in], y [tokens, out]; the weight is [in, out].
-inline void linear_f(Stream& s, const Tensor& x, const Param& w, const Tensor& y) {
-  s.gemm({.form = Form::NN, .a = x, .b = w.weight, .c = y});
+inline void linear_f(const Context& context, const Tensor& x, const Param& w, const Tensor& y) {
+  context.device.gemm({.form = Form::NN, .a = x, .b = w.weight, .c = y});
 }
 // dx = dy W^T, or dx += ...
-inline void linear_i(
-    Stream& s, const Tensor& dy, const Param& w, const Tensor& dx, bool accumulate = false) {
-  s.gemm({.form = Form::NT, .a = dy, .b = w.weight, .c = dx, .accumulate = accumulate});
+inline void linear_i(const Context& context, const Tensor& dy, const Param& w, const Tensor& dx,
+    bool accumulate = false) {
+  context.device.gemm(
+      {.form = Form::NT, .a = dy, .b = w.weight, .c = dx, .accumulate = accumulate});
 }
 // dW += x^T dy, exactly (grid.h).
 void linear_w(const Context& context, const Tensor& x, const Tensor& dy, const Param& w);
@@ -67,8 +68,6 @@ void norm_i(const Context& context, const Normed& norm, const Param& gain, const
 // The gradient of the gain, added exactly.
 void norm_w(const Context& context, const Normed& norm, const Tensor& dy, const Param& gain);
 
-// Host integers to a [n, 1] i32 tensor on the device.
-Buf upload(const Context& context, std::span<const int32_t> values);
 // An fp32, bf16 or fp64 tensor to host floats, one row behind the other. Synchronizes.
 std::vector<float> to_host(Stream& stream, const Tensor& x);
 

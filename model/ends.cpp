@@ -17,7 +17,7 @@ Embedding::Embedding(const Context& context, Params& params)
 
 Buf Embedding::forward(Saved& s, std::span<const int32_t> tokens) const {
   s.tokens.assign(tokens.begin(), tokens.end());
-  s.ids = upload(context_, s.tokens);
+  s.ids = context_.device.upload(s.tokens, Use::activations);
   Buf y = context_.activation(context_.config.d_model);
   launch<GatherRows>(context_.stream(), y->rows, {.x = table_.weight, .index = s.ids, .y = y});
   return y;
@@ -36,9 +36,9 @@ void Embedding::backward_weight(Saved& s) const {
   begins.push_back(int32_t(order.size()));
   launch_tiles<EmbedW>(context_.stream(), int64_t(ids.size()),
       {.x = s.dy,
-          .tokens = upload(context_, order),
-          .begins = upload(context_, begins),
-          .ids = upload(context_, ids),
+          .tokens = context_.device.upload(order, Use::activations),
+          .begins = context_.device.upload(begins, Use::activations),
+          .ids = context_.device.upload(ids, Use::activations),
           .grad = table_.grad});
   s = Saved();
 }
@@ -61,14 +61,14 @@ void Head::forward(Saved& s, Buf x) {
         {.x = lm_head_.weight, .y = padded_});
   s.padded = context_.activation(weight().cols);
   s.logits = s.padded->col_slice(0, context_.config.vocab_size);
-  context_.stream().gemm({.a = s.norm.y, .b = weight(), .c = s.padded});
+  context_.device.gemm({.a = s.norm.y, .b = weight(), .c = s.padded});
 }
 
 void Head::loss(Saved& s, std::span<const int32_t> targets, const Tensor& loss_host) const {
   Buf loss = context_.row_stats();
   launch<CrossEntropy>(context_.stream(), loss->rows,
       {.x = s.logits,
-          .target = upload(context_, targets),
+          .target = context_.device.upload(targets, Use::activations),
           .loss = loss,
           .scale = context_.loss_scale});
   context_.stream().copy(loss_host.data, loss->data, size_t(loss->bytes()));
@@ -76,7 +76,7 @@ void Head::loss(Saved& s, std::span<const int32_t> targets, const Tensor& loss_h
 
 Buf Head::backward_input(Saved& s) const {
   s.dx_normed = context_.activation(s.x->cols);
-  context_.stream().gemm({.form = Form::NT, .a = s.padded, .b = weight(), .c = s.dx_normed});
+  context_.device.gemm({.form = Form::NT, .a = s.padded, .b = weight(), .c = s.dx_normed});
   Buf dx = context_.activation(s.x->cols);
   norm_i(context_, s.norm, norm_, s.dx_normed, dx);
   return dx;

@@ -75,20 +75,19 @@ namespace {
 class Dense : public FeedForward {
  public:
   Dense(const Context& context, Params& params, const std::string& prefix)
-      : context_(context), swiglu_(context, params, std::span(&prefix, 1), context.config.d_ff),
-        all_{0, context.tokens()} {}
+      : context_(context), swiglu_(context, params, std::span(&prefix, 1), context.config.d_ff) {}
 
   std::unique_ptr<Saved> make_saved() const override { return std::make_unique<DenseSaved>(); }
   void run(Phase phase, Saved& saved) override {
     DenseSaved& s = static_cast<DenseSaved&>(saved);
     switch (phase) {
-      case Phase::experts_f: s.y = swiglu_.forward(s.swiglu, s.x, all_); break;
+      case Phase::experts_f: s.y = swiglu_.forward(s.swiglu, s.x); break;
       case Phase::combine_f:
         launch<Add>(context_.stream(), s.y->rows, {.x = s.residual, .y = s.y});
         break;
-      case Phase::experts_i: s.dx = swiglu_.backward_input(s.swiglu, s.dy, all_); break;
+      case Phase::experts_i: s.dx = swiglu_.backward_input(s.swiglu, s.dy); break;
       case Phase::experts_w:
-        swiglu_.backward_weight(s.swiglu, s.x, s.dy, all_, context_.pieces().bounds());
+        swiglu_.backward_weight(s.swiglu, s.x, s.dy, context_.pieces().bounds());
         break;
       default: break;
     }
@@ -101,7 +100,6 @@ class Dense : public FeedForward {
 
   const Context& context_;
   Swiglu swiglu_;
-  int64_t all_[2];
 };
 
 }  // namespace

@@ -68,14 +68,9 @@ void Params::allocate(Device& device, Dtype dtype, uint64_t seed) {
       decay.push_back(p.decay);
     }
   }
-  const auto upload = [&](const std::vector<int32_t>& v) {
-    Buf buf = device.buffer(int64_t(v.size()), 1, Dtype::i32, Use::scratch);
-    stream.copy(buf->data, v.data(), v.size() * 4);
-    return buf;
-  };
-  block_begin_ = upload(begin);
-  block_count_ = upload(count);
-  block_decay_ = upload(decay);
+  block_begin_ = device.upload(begin, Use::scratch);
+  block_count_ = device.upload(count, Use::scratch);
+  block_decay_ = device.upload(decay, Use::scratch);
   blocks_ = {block_begin_, block_count_, block_decay_};
   squares_ = device.buffer(int64_t(begin.size()), 2, Dtype::f64, Use::scratch);
   squares_host_ = device.host_buffer(2, 2 * int64_t(begin.size()), Dtype::f64);
@@ -145,11 +140,7 @@ void Params::adamw(Stream& stream, const AdamWOptions& o, double clip, int64_t s
           .v = v_,
           .blocks = blocks_,
           .clip = clip,
-          .lr = o.lr,
-          .beta1 = o.beta1,
-          .beta2 = o.beta2,
-          .eps = o.eps,
-          .decay = o.weight_decay,
+          .options = o,
           .correct1 = 1 / (1 - std::pow(o.beta1, double(step))),
           .correct2 = 1 / (1 - std::pow(o.beta2, double(step)))});
 }

@@ -39,10 +39,6 @@ struct Param {
   Tensor m, v;  // [rows, cols] accumulation type: AdamW's moments
 };
 
-struct AdamWOptions {
-  double lr = 3e-4, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
-};
-
 class Params {
  public:
   // Declares a parameter; the reference stays valid. Weight matrices decay, vectors and the

@@ -30,7 +30,8 @@ void Swiglu::product(Form form, const Tensor& a, const Param* w, const Tensor& c
   gemm.batch = batch;
   gemm.stride_b = stride_;
   gemm.stride_c = a.rows * width_;
-  context_.stream().grouped_gemm(gemm, offsets);
+  gemm.groups = offsets;
+  context_.device.gemm(gemm);
 }
 
 Buf Swiglu::forward(Saved& s, const Tensor& x, Offsets offsets) const {
@@ -53,14 +54,15 @@ Buf Swiglu::backward_input(Saved& s, const Tensor& dy, Offsets offsets) const {
 }
 
 void Swiglu::backward_weight(
-    Saved& s, const Tensor& x, const Tensor& dy, Offsets offsets, Offsets pieces) const {
+    Saved& s, const Tensor& x, const Tensor& dy, Offsets pieces, Offsets offsets) const {
   const auto product = [&](const Tensor& a, const Tensor& b, const Param* w, int batch) {
     Gemm gemm{Form::TN, a, b, w->grad, true};
     gemm.batch = batch;
     gemm.stride_b = b.size();
     gemm.stride_c = stride_;
     gemm.pieces = pieces;
-    context_.stream().grouped_gemm(gemm, offsets);
+    gemm.groups = offsets;
+    context_.device.gemm(gemm);
   };
   product(x, gate(s), gate_, 2);
   product(s.act, dy, down_, 1);

@@ -21,19 +21,19 @@ class Swiglu {
   Swiglu(
       const Context& context, Params& params, std::span<const std::string> prefixes, int64_t width);
 
-  // x [rows, d_model]; offsets [networks + 1]: network e works on rows offsets[e] ..
-  // offsets[e+1]-1.
-  // y [rows, d_model]
-  Buf forward(Saved& saved, const Tensor& x, std::span<const int64_t> offsets) const;
+  // Network e works on rows offsets[e] .. offsets[e+1]-1, one alone on all.
+  using Offsets = std::span<const int64_t>;
+
+  // x, y [rows, d_model]
+  Buf forward(Saved& saved, const Tensor& x, Offsets offsets = {}) const;
   // dx [rows, d_model]
-  Buf backward_input(Saved& saved, const Tensor& dy, std::span<const int64_t> offsets) const;
+  Buf backward_input(Saved& saved, const Tensor& dy, Offsets offsets = {}) const;
   // x and dy as before; the rows at which the pieces of their exact sums begin and end (grid.h).
   // Frees what is saved.
-  void backward_weight(Saved& saved, const Tensor& x, const Tensor& dy,
-      std::span<const int64_t> offsets, std::span<const int64_t> pieces) const;
+  void backward_weight(
+      Saved& saved, const Tensor& x, const Tensor& dy, Offsets pieces, Offsets offsets = {}) const;
 
  private:
-  using Offsets = std::span<const int64_t>;
   static Tensor gate(const Saved& s) { return s.gate_up->row_slice(0, s.gate_up->rows / 2); }
   static Tensor up(const Saved& s) {
     return s.gate_up->row_slice(s.gate_up->rows / 2, s.gate_up->rows / 2);

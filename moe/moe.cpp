@@ -67,27 +67,25 @@ std::unique_ptr<FeedForward::Saved> Moe::make_saved() const { return std::make_u
 
 void Moe::run(Phase phase, Saved& saved) {
   MoeSaved& s = static_cast<MoeSaved&>(saved);
-  const int64_t all[2] = {0, s.x.rows};
   switch (phase) {
     case Phase::router_f: return router_f(s);
     case Phase::dispatch_f: return alone() ? void() : dispatch_f(s);
     case Phase::shared_f:
-      if (shared_) s.y_shared = shared_->forward(s.shared, s.x, all);
+      if (shared_) s.y_shared = shared_->forward(s.shared, s.x);
       return;
     case Phase::experts_f: return experts_f(s);
     case Phase::combine_f: return combine_f(s);
     case Phase::combine_i: return combine_i(s);
     case Phase::shared_i:
-      s.dx =
-          shared_ ? shared_->backward_input(s.shared, s.dy, all) : context_.activation(s.dy.cols);
-      return linear_i(context_.stream(), s.scores, gate_, s.dx, shared_.has_value());
+      s.dx = shared_ ? shared_->backward_input(s.shared, s.dy) : context_.activation(s.dy.cols);
+      return linear_i(context_, s.scores, gate_, s.dx, shared_.has_value());
     case Phase::experts_i: return experts_i(s);
     case Phase::dispatch_i: return dispatch_i(s);
     case Phase::experts_w:
       linear_w(context_, s.x, s.scores, gate_);
-      if (shared_) shared_->backward_weight(s.shared, s.x, s.dy, all, context_.pieces().bounds());
+      if (shared_) shared_->backward_weight(s.shared, s.x, s.dy, context_.pieces().bounds());
       return routed_.backward_weight(
-          s.routed, s.rows, s.y_rows, s.plan.local.offsets, s.plan.pieces);
+          s.routed, s.rows, s.y_rows, s.plan.pieces, s.plan.local.offsets);
     case Phase::attention_f:
     case Phase::attention_i:
     case Phase::attention_w: return;
@@ -114,7 +112,7 @@ void Moe::router_f(MoeSaved& s) {
                 runs = (context_.seq_len + run - 1) / run;
   Buf sums = buffer(context_.sequences * runs, 2 * experts, acc);
   Buf share = buffer(context_.sequences, experts, acc), loss = buffer(context_.sequences, 1, acc);
-  linear_f(stream, s.x, gate_, s.scores);
+  linear_f(context_, s.x, gate_, s.scores);
   launch<RouterF>(stream, tokens,
       {.x = s.scores,
           .bias = bias_.master,
@@ -184,7 +182,7 @@ void Moe::dispatch_f(MoeSaved& s) {
     choose_slots(choices, placement_, options_.ranks_per_node);
   count_work(choices);
   s.plan = ExchangePlan(choices, shape_.topk, slots_, me_, context_.pieces());
-  s.pos = upload(context_, s.plan.pos);
+  s.pos = context_.device.upload(s.plan.pos, Use::activations);
   if (!alone())
     send(s, "dispatch F", gather_rows(s.x, s.plan.leave.token), s.plan.leave.offsets,
         s.plan.received);
@@ -257,8 +255,8 @@ Buf Moe::receive(MoeSaved& s) {
 
 Buf Moe::gather_rows(const Tensor& x, const std::vector<int32_t>& index) const {
   Buf rows = context_.activation(int64_t(index.size()), x.cols);
-  launch<GatherRows>(
-      context_.stream(), rows->rows, {.x = x, .index = upload(context_, index), .y = rows});
+  launch<GatherRows>(context_.stream(), rows->rows,
+      {.x = x, .index = context_.device.upload(index, Use::activations), .y = rows});
   return rows;
 }
 

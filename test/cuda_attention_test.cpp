@@ -40,9 +40,9 @@ struct Tensors {
         .sin = {}};
     const int64_t tokens = sequences * s.seq_len;
     const auto of = [&](const Tensor& t) { return t.row_slice(first * s.seq_len, tokens); };
-    launch_fused<FusedAttentionF>(stream, tokens,
+    duet::launch<FusedAttentionF>(stream, tokens,
         {.x = of(x), .k = of(k), .kv = of(kv), .mix = of(mix), .stats = of(stats), .shape = shape});
-    launch_fused<FusedAttentionB>(stream, tokens,
+    duet::launch<FusedAttentionB>(stream, tokens,
         {.x = of(x),
             .k = of(k),
             .kv = of(kv),

@@ -163,11 +163,7 @@ const RowCase kRowCases[] = {
                   .v = r.acc(1, kArena, 0, 1),
                   .blocks = blocks(r),
                   .clip = 0.5,
-                  .lr = 1e-2,
-                  .beta1 = 0.9,
-                  .beta2 = 0.95,
-                  .eps = 1e-8,
-                  .decay = 0.1,
+                  .options = {.lr = 1e-2},
                   .correct1 = 2,
                   .correct2 = 3});
         }},

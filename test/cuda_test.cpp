@@ -30,7 +30,7 @@ void multiply(Rig& rig, Form form, const Shape& s, bool accumulate, bool acc_out
   const Tensor a = rig.real(tn ? s.k : s.m, a_cols * s.batch),
                b = rig.real(nt ? s.n : s.k, b_cols * s.batch);
   const Tensor c = acc_out ? rig.acc(s.m, s.n * s.batch) : rig.real(s.m, s.n * s.batch);
-  rig.stream().gemm({.form = form,
+  rig.device().gemm({.form = form,
       .a = a.col_slice(0, a_cols),
       .b = b.col_slice(0, b_cols),
       .c = c.col_slice(0, s.n),
@@ -70,15 +70,15 @@ void multiply_groups(Rig& rig, Form form, std::vector<int64_t> offsets, bool ali
                       : rig.real(matrices * b_rows, b_cols).row_slice(0, b_rows);
   const Tensor c =
       tn ? out(matrices * k, n).row_slice(0, k) : out(rows * batch, n).row_slice(0, rows);
-  rig.stream().grouped_gemm({.form = form,
-                                .a = a,
-                                .b = b,
-                                .c = c,
-                                .accumulate = accumulate,
-                                .batch = batch,
-                                .stride_b = tn ? rows * n : k * n,
-                                .stride_c = tn ? k * n : rows * n},
-      offsets);
+  rig.device().gemm({.form = form,
+      .a = a,
+      .b = b,
+      .c = c,
+      .accumulate = accumulate,
+      .batch = batch,
+      .stride_b = tn ? rows * n : k * n,
+      .stride_c = tn ? k * n : rows * n,
+      .groups = offsets});
 }
 
 TEST_F(Cuda, GroupedProducts) {
@@ -108,7 +108,7 @@ TEST_F(Cuda, ExactSums) {
   const int64_t rows = 90, m = 33, n = 45, groups = int64_t(offsets.size()) - 1;
   for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16}) {
     expect_product(dtype, [&](Rig& rig) {
-      rig.stream().gemm({.form = Form::TN,
+      rig.device().gemm({.form = Form::TN,
           .a = rig.real(rows, m),
           .b = rig.real(rows, n, -0.1, 0.1),
           .c = rig.f64(m, n),
@@ -116,14 +116,14 @@ TEST_F(Cuda, ExactSums) {
           .pieces = pieces});
     });
     expect_product(dtype, [&](Rig& rig) {
-      rig.stream().grouped_gemm({.form = Form::TN,
-                                    .a = rig.real(rows, m),
-                                    .b = rig.real(rows, n, -0.1, 0.1),
-                                    .c = rig.f64(groups * m, n).row_slice(0, m),
-                                    .accumulate = true,
-                                    .stride_c = m * n,
-                                    .pieces = pieces},
-          offsets);
+      rig.device().gemm({.form = Form::TN,
+          .a = rig.real(rows, m),
+          .b = rig.real(rows, n, -0.1, 0.1),
+          .c = rig.f64(groups * m, n).row_slice(0, m),
+          .accumulate = true,
+          .stride_c = m * n,
+          .pieces = pieces,
+          .groups = offsets});
     });
   }
 }
@@ -135,14 +135,14 @@ TEST_F(Cuda, ExactSumsOfManyPieces) {
   std::iota(pieces.begin(), pieces.end(), 0);
   for (const Dtype dtype : {Dtype::f32, Dtype::bf16})
     expect_product(dtype, [&](Rig& rig) {
-      rig.stream().grouped_gemm({.form = Form::TN,
-                                    .a = rig.real(1700, 5, -0.1, 0.1),
-                                    .b = rig.real(1700, 7),
-                                    .c = rig.f64(15, 7).row_slice(0, 5),
-                                    .accumulate = true,
-                                    .stride_c = 35,
-                                    .pieces = pieces},
-          offsets);
+      rig.device().gemm({.form = Form::TN,
+          .a = rig.real(1700, 5, -0.1, 0.1),
+          .b = rig.real(1700, 7),
+          .c = rig.f64(15, 7).row_slice(0, 5),
+          .accumulate = true,
+          .stride_c = 35,
+          .pieces = pieces,
+          .groups = offsets});
     });
 }
 
@@ -161,16 +161,16 @@ TEST_F(Cuda, GroupsOfBf16DoNotDependOnOtherRows) {
     std::vector<int64_t> pieces;
     for (int64_t row = first; row < last; row += 20) pieces.push_back(row);
     pieces.push_back(last);
-    rig.stream().grouped_gemm(
-        {.a = x, .b = w.row_slice(0, k), .c = to, .stride_b = k * n}, offsets);
-    rig.stream().grouped_gemm({.form = Form::TN,
-                                  .a = x,
-                                  .b = dy,
-                                  .c = sum.row_slice(0, k),
-                                  .accumulate = true,
-                                  .stride_c = k * n,
-                                  .pieces = pieces},
-        offsets);
+    rig.device().gemm(
+        {.a = x, .b = w.row_slice(0, k), .c = to, .stride_b = k * n, .groups = offsets});
+    rig.device().gemm({.form = Form::TN,
+        .a = x,
+        .b = dy,
+        .c = sum.row_slice(0, k),
+        .accumulate = true,
+        .stride_c = k * n,
+        .pieces = pieces,
+        .groups = offsets});
   };
   work(y, grad, 0, 140, rows);
   work(again, in_parts, 40, 140, 180);  // the same in three calls, in another order
@@ -194,7 +194,7 @@ TEST_F(Cuda, ExactSumsDoNotDependOnTheirOrder) {
       rig.stream().zero(c.data, size_t(c.bytes()));
       for (int64_t i = 0; i < calls; i++) {
         const int64_t row = i * step % calls * rows;
-        rig.stream().gemm({.form = Form::TN,
+        rig.device().gemm({.form = Form::TN,
             .a = a.row_slice(row, rows),
             .b = b.row_slice(row, rows),
             .c = c,
@@ -218,10 +218,10 @@ TEST_F(Cuda, ProductsAreCountedAndWrongOnesRefused) {
   Buf c = gpu->buffer(6, 10, Dtype::f32, Use::scratch),
       wrong = gpu->buffer(6, 10, Dtype::bf16, Use::scratch);
   gpu->flops = 0;
-  gpu->compute().gemm({.a = a, .b = b, .c = c});
+  gpu->gemm({.a = a, .b = b, .c = c});
   EXPECT_EQ(gpu->flops, 2 * 6 * 4 * 10);
-  EXPECT_THROW(gpu->compute().gemm({.a = a, .b = c, .c = c}), Error);
-  EXPECT_THROW(gpu->compute().gemm({.a = a, .b = b, .c = wrong}), Error);
+  EXPECT_THROW(gpu->gemm({.a = a, .b = c, .c = c}), Error);
+  EXPECT_THROW(gpu->gemm({.a = a, .b = b, .c = wrong}), Error);
   const int64_t pieces[] = {0, 6};
   const Gemm apart{.form = Form::TN,
       .a = gpu->buffer(6, 4, Dtype::bf16, Use::scratch),
@@ -229,7 +229,7 @@ TEST_F(Cuda, ProductsAreCountedAndWrongOnesRefused) {
       .c = gpu->buffer(4, 12, Dtype::f64, Use::scratch)->col_slice(0, 10),
       .accumulate = true,
       .pieces = pieces};
-  EXPECT_THROW(gpu->compute().gemm(apart), Error);
+  EXPECT_THROW(gpu->gemm(apart), Error);
   gpu->compute().synchronize();
 }
 

@@ -21,6 +21,7 @@ class Rig {
   // `rounded`: the values of real() are bf16 numbers, whatever type holds them.
   Rig(Device& device, Dtype dtype, bool rounded)
       : device_(device), dtype_(dtype), rounded_(rounded) {}
+  Device& device() { return device_; }
   Stream& stream() { return device_.compute(); }
 
   Tensor real(int64_t rows, int64_t cols, double low = -1, double high = 1) {

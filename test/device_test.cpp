@@ -124,7 +124,7 @@ TEST(Streams, WorkInOrder) {
   EXPECT_EQ(order, expected);
 }
 
-TEST(Streams, GemmCopyAndZeroOnBothKinds) {
+TEST(Streams, CopyAndZeroOnBothKindsAndGemm) {
   auto device = make_cpu_device(2);
   auto other = device->make_stream();
   for (Stream* stream : {&device->compute(), other.get()}) {
@@ -135,10 +135,11 @@ TEST(Streams, GemmCopyAndZeroOnBothKinds) {
     device->flops = 0;
     stream->copy(a->data, values, sizeof values);
     stream->copy(b->data, a->data, sizeof values);
-    stream->gemm({.a = a, .b = b, .c = c});
+    stream->synchronize();
+    device->gemm({.a = a, .b = b, .c = c});
     const std::vector<int64_t> offsets = {0, 1, 2};
     // both groups with the same B
-    stream->grouped_gemm({.a = a, .b = b, .c = c, .accumulate = true}, offsets);
+    device->gemm({.a = a, .b = b, .c = c, .accumulate = true, .groups = offsets});
     stream->zero(a->data, sizeof values);
     stream->synchronize();
     const double* p = c->row<double>(0);

@@ -42,7 +42,7 @@ TYPED_TEST(GemmTest, EveryFormAndSizeHasTheContractsBits) {
   const int64_t sizes[][3] = {{1, 1, 1}, {1, 33, 7}, {12, 32, 64}, {13, 31, 5}, {25, 40, 300},
       {3, 36, 257}, {37, 96, 1}, {61, 17, 31}, {11, 48, 512}, {64, 32, 64}, {30, 20, 700},
       {7, 300, 19}, {600, 9, 10}};
-  ThreadPool pool(2);
+  const auto device = make_cpu_device(2);
   for (Form form : kForms)
     for (const auto& [m, n, k] : sizes)
       for (bool accumulate : {false, true}) {
@@ -54,7 +54,7 @@ TYPED_TEST(GemmTest, EveryFormAndSizeHasTheContractsBits) {
             .c = found.view,
             .accumulate = accumulate,
             .alpha = k % 2 ? 1 : 0.3};
-        gemm_cpu(g, {}, pool);
+        device->gemm(g);
         g.c = expected.view;
         oracle<T>(g);
         expect_same_bits(found, expected, cat("form ", int(form), " ", m, "x", n, "x", k));
@@ -69,8 +69,8 @@ TYPED_TEST(GemmTest, TheContractIsAProduct) {
     Matrix<T> c(m, n, 3), old = c;
     const Gemm g = {
         .form = form, .a = a.view, .b = b.view, .c = c.view, .accumulate = true, .alpha = -0.5};
-    ThreadPool pool(1);
-    gemm_cpu(g, {}, pool);
+    const auto device = make_cpu_device(1);
+    device->gemm(g);
     for (int64_t i = 0; i < m; i++)
       for (int64_t j = 0; j < n; j++) {
         double sum = 0;
@@ -83,14 +83,14 @@ TYPED_TEST(GemmTest, TheContractIsAProduct) {
 
 TYPED_TEST(GemmTest, NoInnerDimensionGivesZerosOrLeavesC) {
   using T = TypeParam;
-  ThreadPool pool(1);
+  const auto device = make_cpu_device(1);
   for (Form form : kForms)
     for (bool accumulate : {false, true}) {
       const Matrix<T> a = make_a<T>(form, 14, 0), b = make_b<T>(form, 35, 0);
       Matrix<T> found(14, 35, 3), expected = found;
       if (!accumulate) std::fill(expected.values.begin(), expected.values.end(), T(0));
-      gemm_cpu({.form = form, .a = a.view, .b = b.view, .c = found.view, .accumulate = accumulate},
-          {}, pool);
+      device->gemm(
+          {.form = form, .a = a.view, .b = b.view, .c = found.view, .accumulate = accumulate});
       expect_same_bits(found, expected, cat("form ", int(form)));
     }
 }
@@ -103,14 +103,14 @@ TYPED_TEST(GemmTest, BitsDependNeitherOnOtherRowsNorOnThreads) {
     const Matrix<T> a = make_a<T>(form, m, k), b = make_b<T>(form, n, k);
     Matrix<T> one(m, n, 3);
     Gemm g = {.form = form, .a = a.view, .b = b.view, .c = one.view};
-    ThreadPool pool(1);
-    gemm_cpu(g, {}, pool);
+    const auto device = make_cpu_device(1);
+    device->gemm(g);
     for (int threads : {2, 3}) {
-      ThreadPool several(threads);
+      const auto several = make_cpu_device(threads);
       Matrix<T> found(m, n, 4);
       Gemm h = g;
       h.c = found.view;
-      gemm_cpu(h, {}, several);
+      several->gemm(h);
       expect_same_bits(found, one, cat("threads ", threads));
     }
     for (auto [row, count] : {std::pair<int64_t, int64_t>{0, 1}, {5, 11}, {300, 1}, {77, 100}}) {
@@ -120,7 +120,7 @@ TYPED_TEST(GemmTest, BitsDependNeitherOnOtherRowsNorOnThreads) {
       Gemm h = g;
       h.a = form == Form::TN ? a.view.col_slice(row, count) : a.view.row_slice(row, count);
       h.c = found.view.row_slice(row, count);
-      gemm_cpu(h, {}, pool);
+      device->gemm(h);
       expect_same_bits(found, one, cat("rows from ", row));
     }
   }
@@ -142,8 +142,8 @@ TYPED_TEST(GemmTest, ABatchIsItsProductsOneByOne) {
         .stride_a = dim,
         .stride_b = shared ? 0 : dim,
         .stride_c = found.stride()};
-    ThreadPool pool(3);
-    gemm_cpu(g, {}, pool);
+    const auto device = make_cpu_device(3);
+    device->gemm(g);
     for (int h = 0; h < heads; h++) {
       Gemm one = {.form = Form::NT,
           .a = q.view.col_slice(h * dim, dim),
@@ -159,7 +159,7 @@ TYPED_TEST(GemmTest, ABatchIsItsProductsOneByOne) {
 // Lower triangles: causal gives the bits of the full product, in NT on and below the diagonal.
 TYPED_TEST(GemmTest, CausalSkipsOnlyZeros) {
   using T = TypeParam;
-  ThreadPool pool(2);
+  const auto device = make_cpu_device(2);
   for (int64_t seq : {1, 12, 40, 100, 300, 530})
     for (Form form : kForms)
       for (bool accumulate : {false, true}) {
@@ -175,7 +175,7 @@ TYPED_TEST(GemmTest, CausalSkipsOnlyZeros) {
             .accumulate = accumulate,
             .alpha = -0.25,
             .causal = true};
-        gemm_cpu(g, {}, pool);
+        device->gemm(g);
         g.c = expected.view;
         oracle<T>(g);
         if (nt) zero_above_diagonal(found), zero_above_diagonal(expected);
@@ -207,9 +207,10 @@ TYPED_TEST(GemmTest, GroupsAreTheirProductsOneByOne) {
             .accumulate = accumulate,
             .batch = batch,
             .stride_b = b.stride(),
-            .stride_c = found.stride()};
-        ThreadPool pool(threads);
-        gemm_cpu(g, offsets, pool);
+            .stride_c = found.stride(),
+            .groups = offsets};
+        const auto device = make_cpu_device(threads);
+        device->gemm(g);
         for (int i = 0; i < groups * batch; i++) {
           const int64_t begin = offsets[i % groups], count = offsets[i % groups + 1] - begin,
                         in_batch = i / groups * rows + begin;
@@ -232,19 +233,20 @@ TYPED_TEST(GemmTest, GroupsAreTheirProductsOneByOne) {
 }
 
 TEST(GemmErrors, NameWhatDoesNotFit) {
-  ThreadPool pool(1);
+  const auto device = make_cpu_device(1);
   Matrix<float> a(3, 4, 1), b(5, 6, 2), c(3, 6, 3);
-  EXPECT_THROW(gemm_cpu({.a = a.view, .b = b.view, .c = c.view}, {}, pool), Error);
+  EXPECT_THROW(device->gemm({.a = a.view, .b = b.view, .c = c.view}), Error);
   Matrix<double> d(4, 6, 2);
-  EXPECT_THROW(gemm_cpu({.a = a.view, .b = d.view, .c = c.view}, {}, pool), Error);
+  EXPECT_THROW(device->gemm({.a = a.view, .b = d.view, .c = c.view}), Error);
   const Matrix<float> fits(4, 6, 2);
   const std::vector<int64_t> beyond = {0, 4}, descending = {0, 2, 1};
-  EXPECT_THROW(gemm_cpu({.a = a.view, .b = fits.view, .c = c.view}, beyond, pool), Error);
-  EXPECT_THROW(gemm_cpu({.a = a.view, .b = fits.view, .c = c.view}, descending, pool), Error);
+  EXPECT_THROW(device->gemm({.a = a.view, .b = fits.view, .c = c.view, .groups = beyond}), Error);
+  EXPECT_THROW(
+      device->gemm({.a = a.view, .b = fits.view, .c = c.view, .groups = descending}), Error);
   std::vector<bf16> h(16);
   const Tensor t = {h.data(), Dtype::bf16, 4, 4, 4};
   try {
-    gemm_cpu({.a = t, .b = t, .c = t}, {}, pool);
+    device->gemm({.a = t, .b = t, .c = t});
     FAIL() << "bf16 was accepted";
   } catch (const Error& e) {
     EXPECT_NE(std::string(e.what()).find("bf16"), std::string::npos);
@@ -254,12 +256,19 @@ TEST(GemmErrors, NameWhatDoesNotFit) {
 TEST(GemmFlops, CountTwoPerMultiplyAddAndHalfWhereCausal) {
   Matrix<float> a(6, 4, 1), b(4, 10, 2), c(6, 10, 3);
   Gemm g = {.a = a.view, .b = b.view, .c = c.view, .batch = 3};
-  EXPECT_EQ(gemm_flops(g, {}), 2 * 6 * 4 * 10 * 3);
+  const auto device = make_cpu_device(1);
+  const auto flops = [&] {
+    device->flops = 0;
+    device->gemm(g);
+    return device->flops;
+  };
+  EXPECT_EQ(flops(), 2 * 6 * 4 * 10 * 3);
   g.causal = true;
-  EXPECT_EQ(gemm_flops(g, {}), 6 * 4 * 10 * 3);
+  EXPECT_EQ(flops(), 6 * 4 * 10 * 3);
   const std::vector<int64_t> offsets = {1, 3, 5};
   g.causal = false;
-  EXPECT_EQ(gemm_flops(g, offsets), 2 * 4 * 4 * 10 * 3);
+  g.groups = offsets;
+  EXPECT_EQ(flops(), 2 * 4 * 4 * 10 * 3);
 }
 
 }  // namespace

@@ -12,14 +12,6 @@
 
 namespace duet {
 
-template <class T> inline T madd(T a, T b, T c) {
-#if defined(__FMA__) || defined(__aarch64__)
-  return std::fma(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
 // A matrix within rows that are `gap` elements longer, so that strides are seen to be obeyed.
 template <class T> struct Matrix {
   std::vector<T> values;

@@ -47,8 +47,8 @@ TYPED_TEST(GridTest, ExactSumsHaveTheContractsBits) {
         Matrix<double> expected = found;
         Gemm g = {.form = Form::TN, .a = a.view, .b = b.view, .c = found.view, .accumulate = true};
         g.pieces = pieces;
-        ThreadPool pool(threads);
-        gemm_cpu(g, {}, pool);
+        const auto device = make_cpu_device(threads);
+        device->gemm(g);
         g.c = expected.view;
         exact_oracle<T>(g);
         expect_same_bits(found, expected, cat(m, "x", n, "x", pieces.back()));
@@ -68,21 +68,23 @@ TYPED_TEST(GridTest, ExactSumsForgetTheirOrderAndGrouping) {
     std::fill(c.values.begin(), c.values.end(), 0.0);
     return c;
   };
-  ThreadPool pool(2);
+  const auto device = make_cpu_device(2);
   Matrix<double> groups = zeros(4), whole = zeros(), backwards = zeros();
   Gemm g = {.form = Form::TN, .a = a.view, .b = b.view, .c = groups.view, .accumulate = true};
   g.pieces = pieces;
   g.stride_c = groups.stride();
-  gemm_cpu(g, offsets, pool);
+  g.groups = offsets;
+  device->gemm(g);
+  g.groups = {};
   g.c = whole.view;
-  gemm_cpu(g, {}, pool);
+  device->gemm(g);
   for (size_t p = pieces.size() - 1; p > 0; p--) {
     const int64_t begin = pieces[p - 1], count = pieces[p] - begin;
     const int64_t one[] = {0, count};
     Gemm h = g;
     h.a = a.view.row_slice(begin, count), h.b = b.view.row_slice(begin, count);
     h.c = backwards.view, h.pieces = one;
-    gemm_cpu(h, {}, pool);
+    device->gemm(h);
   }
   expect_same_bits(backwards, whole, "pieces backwards");
   Matrix<double> sum = zeros();
@@ -94,7 +96,7 @@ TYPED_TEST(GridTest, ExactSumsForgetTheirOrderAndGrouping) {
 
 // Halfway between two multiples of the grid the sum so far must not matter: 1 * x, by every parity.
 TEST(Grid, HalfwayValuesGoAwayFromZeroWhateverTheSum) {
-  ThreadPool pool(1);
+  const auto device = make_cpu_device(1);
   const double step = std::ldexp(1, -kGridBits);
   for (double halves : {0.5, 1.5, 2.5, -0.5, -1.5, -2.5})
     for (double before : {0., 1., 2., -1., -2., 12345677., -12345678.}) {
@@ -102,26 +104,26 @@ TEST(Grid, HalfwayValuesGoAwayFromZeroWhateverTheSum) {
       double c = before * step;
       ASSERT_EQ(double(x), halves * step);
       const int64_t pieces[] = {0, 1};
-      gemm_cpu({.form = Form::TN,
-                   .a = {&one, Dtype::f32, 1, 1, 1},
-                   .b = {&x, Dtype::f32, 1, 1, 1},
-                   .c = {&c, Dtype::f64, 1, 1, 1},
-                   .accumulate = true,
-                   .pieces = pieces},
-          {}, pool);
+      device->gemm({.form = Form::TN,
+          .a = {&one, Dtype::f32, 1, 1, 1},
+          .b = {&x, Dtype::f32, 1, 1, 1},
+          .c = {&c, Dtype::f64, 1, 1, 1},
+          .accumulate = true,
+          .pieces = pieces});
       EXPECT_EQ(c, (before + std::round(halves)) * step) << halves << " added to " << before;
     }
 }
 
 TEST(Grid, ExactSumsRefuseWhatTheyCannotBe) {
-  ThreadPool pool(1);
+  const auto device = make_cpu_device(1);
   Matrix<float> a(300, 4, 1), b(300, 5, 2), narrow(4, 5, 3);
   Matrix<double> c(4, 5, 3);
   Gemm g = {.form = Form::TN, .a = a.view, .b = b.view, .c = c.view, .accumulate = true};
   const auto refused = [&](std::vector<int64_t> pieces, std::vector<int64_t> offsets = {}) {
     Gemm h = g;
     h.pieces = pieces;
-    EXPECT_THROW(gemm_cpu(h, offsets, pool), Error);
+    h.groups = offsets;
+    EXPECT_THROW(device->gemm(h), Error);
   };
   refused({0, 300});
   refused({0, 200});

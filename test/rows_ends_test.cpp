@@ -153,11 +153,7 @@ TYPED_TEST(OptimizerRows, AdamW) {
             .v = v,
             .blocks = blocks,
             .clip = clip,
-            .lr = lr,
-            .beta1 = beta1,
-            .beta2 = beta2,
-            .eps = eps,
-            .decay = decay,
+            .options = {lr, beta1, beta2, eps, decay},
             .correct1 = 1 / (1 - beta1),
             .correct2 = 1 / (1 - beta2)});
     expect_close(m, dm, kTolerance<A>);

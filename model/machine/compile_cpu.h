@@ -24,3 +24,5 @@ template <class Op, class T> void cpu_rows(int64_t begin, int64_t end, const voi
                               : nullptr,              \
         nullptr};                                     \
   }
+#define DUET_NO_CPU(Op) \
+  template <> RowKernel row_kernel_cpu<Op>(Dtype) { return {#Op, nullptr, nullptr}; }

@@ -42,6 +42,12 @@ Buf Device::host_buffer(int64_t rows, int64_t cols, Dtype dtype) {
   return take(rows, cols, dtype, Use::scratch, true);
 }
 
+Buf Device::upload(std::span<const int32_t> values, Use use) {
+  Buf buf = buffer(int64_t(values.size()), 1, Dtype::i32, use);
+  compute().copy(buf->data, values.data(), values.size_bytes());
+  return buf;
+}
+
 std::unique_ptr<Stream> Device::borrow_stream() {
   const auto idle = std::find_if(
       returned_.begin(), returned_.end(), [](const Returned& r) { return r.idle->done(); });

@@ -1,8 +1,8 @@
 // Device, Stream, Event: what the model runs on. The seam between the mathematics and the machine.
 //
-// A Device owns memory and makes streams. A Stream is a queue of work done in order; everything
-// that computes is a method of a stream: row kernels (launch.h), GEMM, copies. Two streams know of
-// each other only through events. On the CPU the compute stream works at once, on the calling
+// A Device owns memory and makes streams. A Stream is a queue of work done in order: row kernels
+// (launch.h), copies, and on a device's compute stream products (GEMM). Two streams know of each
+// other only through events. On the CPU the compute stream works at once, on the calling
 // thread and the rank's thread pool, and any further stream is a thread of its own; on CUDA they
 // are CUDA streams. One rank uses one Device; a Device and its streams are used by one thread (the
 // rank's), the work itself runs wherever the backend puts it.
@@ -45,6 +45,9 @@ class Recorder;
 //   NT: A [m, k], B [n, k]     gradient for inputs (I), dx = dy W^T
 //   TN: A [k, m], B [k, n]     gradient for weights (W), dW = x^T dy
 enum class Form { NN, NT, TN };
+constexpr const char* form_name(Form f) {
+  return f == Form::NN ? "NN" : f == Form::NT ? "NT" : "TN";
+}
 
 struct Gemm {
   Form form = Form::NN;
@@ -63,12 +66,15 @@ struct Gemm {
   // among them. A piece's product is summed from zero and added to C on the grid. B may have more
   // columns than C, which do not count.
   std::span<const int64_t> pieces = {};
-};
+  // Groups of contiguous rows, empty: one, of all of A's. Group e owns rows groups[e] ..
+  // groups[e+1]-1 (one more entry than groups, ascending; empty groups allowed). NN and NT: those
+  // rows of A and C, with B matrix e at e * stride_b. TN: those rows of A and B, with C matrix e at
+  // e * stride_c; an empty group writes zeros, or adds nothing where `accumulate`. Product i of a
+  // batch has the same groups, and those matrices from i * groups on.
+  std::span<const int64_t> groups = {};
 
-// What every backend does first: throws where the shapes do not fit (`offsets`: as
-// Stream::grouped_gemm says, or empty), and counts 2 per multiply-add, half of it where causal.
-void check_gemm(const Gemm& g, std::span<const int64_t> offsets);
-int64_t gemm_flops(const Gemm& g, std::span<const int64_t> offsets);
+  int64_t flops() const;  // 2 per multiply-add, half of it where causal; of stated groups
+};
 
 // A mark in a stream's order of work. Recorded again, it forgets its earlier mark.
 class Event {
@@ -103,18 +109,9 @@ class Stream {
   virtual void launch(const RowKernel& kernel, int64_t rows, const void* args, size_t args_bytes,
       int64_t row_cost) = 0;
 
-  virtual void gemm(const Gemm& g) = 0;
-
-  // Grouped GEMM over contiguous rows: group e owns rows offsets[e] .. offsets[e+1]-1 (offsets has
-  // groups+1 entries, in host memory, ascending; empty groups allowed). NN and NT: those rows of A
-  // and C, with B matrix e at e * stride_b. TN: those rows of A and B, with C matrix e at e *
-  // stride_c; an empty group writes zeros, or adds nothing where `accumulate`. Product i of a batch
-  // has the same groups, and those matrices from i * groups on.
-  virtual void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) = 0;
-
   // Any direction. A host side should come from host_buffer, and be left alone until the copy is
   // done. Other host memory costs another copy or a wait; on compute() it may be let go at once
-  // where it is the source (upload in context.h does).
+  // where it is the source (Device::upload lets it).
   virtual void copy(void* dst, const void* src, size_t bytes) = 0;
   virtual void zero(void* dst, size_t bytes) = 0;
   // A host function in the stream's order. It neither calls the device nor owns Bufs or Events; on
@@ -169,11 +166,14 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual bool is_cuda() const = 0;
-  virtual std::string name() const = 0;            // e.g. "cpu, 2 threads, AVX-512"
-  virtual double peak_flops(Dtype) const = 0;      // of the datasheet, FLOP/s; 0 where unknown
-  virtual double peak_bytes() const { return 0; }  // of its memory, a second; likewise
+  virtual std::string name() const = 0;                 // e.g. "cpu, 2 threads, AVX-512"
+  virtual double peak_flops(Dtype) const { return 0; }  // of the datasheet, FLOP/s; 0: unknown
+  virtual double peak_bytes() const { return 0; }       // of its memory, a second; likewise
 
   virtual Stream& compute() = 0;  // the rank's main stream
+  // Work of compute(). Throws where shapes do not fit. Pieces and groups are read before it
+  // returns.
+  void gemm(Gemm g);
   // a further stream, concurrent with compute(), for messages: its work goes first
   virtual std::unique_ptr<Stream> make_stream() = 0;
   virtual std::unique_ptr<Event> make_event(bool timed = false) = 0;
@@ -186,17 +186,20 @@ class Device {
   // write: host_buffer (pinned on CUDA). On the CPU both are the same.
   Buf buffer(int64_t rows, int64_t cols, Dtype dtype, Use use);
   Buf host_buffer(int64_t rows, int64_t cols, Dtype dtype);
+  // [n, 1] i32: host integers, which may go at once
+  Buf upload(std::span<const int32_t> values, Use use);
 
   // of buffer(); host buffers are not counted
   MemoryStats memory(Use use) const { return stats_[int(use)]; }
   // device memory taken from the system so far
   int64_t pool_bytes() const { return pool_bytes_; }
 
-  int64_t flops = 0;  // of all GEMMs enqueued so far
+  int64_t flops = 0;  // of all products so far
   // Not null, on CUDA: is told when each kernel runs, by its name and, as the lane, its kind.
   Recorder* kernels = nullptr;
 
  protected:
+  virtual void multiply(const Gemm& g) = 0;  // which fits, and has groups
   // 256-byte aligned; throws where there is no more
   virtual void* allocate(int64_t bytes, bool host) = 0;
   virtual bool release(

@@ -47,63 +47,52 @@ void use_gpu(int gpu) {
   has_gpu = true;
 }
 
-struct RawEvent {
-  cudaEvent_t event;
-  explicit RawEvent(bool timed) {
-    CUDA_CHECK(cudaEventCreateWithFlags(&event, timed ? 0 : cudaEventDisableTiming));
-  }
-  RawEvent(const RawEvent&) = delete;
-  ~RawEvent() { cudaEventDestroy(event); }
-};
-
-double seconds_between(const RawEvent& first, const RawEvent& second) {
-  float milliseconds = 0;
-  CUDA_CHECK(cudaEventElapsedTime(&milliseconds, first.event, second.event));
-  return double(milliseconds) * 1e-3;
-}
-
-// From when an event's time is counted. CUDA gives times between two events, as a float that loses
-// the microsecond after some seconds; so the device begins a new era every few seconds, each
-// counted from the one before.
-struct Era {
-  RawEvent begin{true};
-  double seconds = 0;  // of begin, on the host's steady clock
-};
-
+// Its time is counted from its era's. CUDA gives times between two events, as a float that loses
+// the microsecond after some seconds; so the device begins a new era every few seconds, an event
+// that is itself counted from the one before.
 struct CudaEvent final : Event {
-  CudaEvent(int gpu, bool timed) : gpu(gpu), timed(timed), raw(timed) {}
+  CudaEvent(int gpu, bool timed) : gpu(gpu), timed(timed) {
+    CUDA_CHECK(cudaEventCreateWithFlags(&raw, timed ? 0 : cudaEventDisableTiming));
+  }
+  CudaEvent(const CudaEvent&) = delete;
+  ~CudaEvent() override { cudaEventDestroy(raw); }
   const int gpu;
   const bool timed;
-  RawEvent raw;
-  std::shared_ptr<const Era> era;  // null: never recorded, or not timed
+  cudaEvent_t raw;
+  std::shared_ptr<const CudaEvent> era;  // null: never recorded, not timed, or an era itself
+  double began = 0;                      // an era, on the host's steady clock
   bool done() const override {
     use_gpu(gpu);
-    const cudaError_t status = cudaEventQuery(raw.event);
+    const cudaError_t status = cudaEventQuery(raw);
     if (status == cudaErrorNotReady) return false;
     CUDA_CHECK(status);
     return true;
   }
-  void synchronize() override { CUDA_CHECK(cudaEventSynchronize(raw.event)); }
+  void synchronize() override { CUDA_CHECK(cudaEventSynchronize(raw)); }
   double seconds() const override {
-    return era ? era->seconds + seconds_between(era->begin, raw) : 0;
+    if (!era) return began;
+    float milliseconds = 0;
+    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, era->raw, raw));
+    return era->began + double(milliseconds) * 1e-3;
   }
 };
 
 class Clock {
  public:
-  std::shared_ptr<const Era> era() {
-    if (era_ && seconds_now() - era_->seconds < kEraSeconds) return era_;
-    auto next = std::make_shared<Era>();
+  std::shared_ptr<const CudaEvent> era(int gpu) {
+    if (era_ && seconds_now() - era_->began < kEraSeconds) return era_;
+    const auto next = std::make_shared<CudaEvent>(gpu, true);
     // in the default stream, which the device's streams do not wait for
-    CUDA_CHECK(cudaEventRecord(next->begin.event));
-    CUDA_CHECK(cudaEventSynchronize(next->begin.event));
-    next->seconds =
-        era_ ? era_->seconds + seconds_between(era_->begin, next->begin) : seconds_now();
+    CUDA_CHECK(cudaEventRecord(next->raw));
+    next->synchronize();
+    next->era = era_;
+    next->began = era_ ? next->seconds() : seconds_now();
+    next->era.reset();  // or it would keep all eras before it
     return era_ = next;
   }
 
  private:
-  std::shared_ptr<const Era> era_;
+  std::shared_ptr<const CudaEvent> era_;
 };
 
 // --- streams -------------------------------------------------------------------------------------
@@ -142,7 +131,6 @@ class CudaStream final : public Stream {
   }
   ~CudaStream() override {
     if (keeps_host_) cudaStreamSynchronize(stream_);
-    gemm_.reset();
     cudaStreamDestroy(stream_);  // does not wait: its work goes on
   }
   Device& device() override { return device_; }
@@ -150,11 +138,11 @@ class CudaStream final : public Stream {
 
   void record(Event& event) override {
     CudaEvent& e = static_cast<CudaEvent&>(event);
-    if (e.timed) e.era = clock_.era();
-    CUDA_CHECK(cudaEventRecord(e.raw.event, stream_));
+    if (e.timed) e.era = clock_.era(gpu_);
+    CUDA_CHECK(cudaEventRecord(e.raw, stream_));
   }
   void wait(Event& event) override {
-    CUDA_CHECK(cudaStreamWaitEvent(stream_, static_cast<CudaEvent&>(event).raw.event, 0));
+    CUDA_CHECK(cudaStreamWaitEvent(stream_, static_cast<CudaEvent&>(event).raw, 0));
   }
   void synchronize() override {
     CUDA_CHECK(cudaStreamSynchronize(stream_));
@@ -174,25 +162,9 @@ class CudaStream final : public Stream {
     DUET_CHECK(status == cudaSuccess, "launch of ", kernel.name, ": found ",
         cudaGetErrorName(status), ", ", cudaGetErrorString(status));
   }
-  void gemm(const Gemm& g) override { grouped_gemm(g, {}); }
-  void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets) override {
-    constexpr const char* forms[] = {"NN", "NT", "TN"};
-    device_.flops += gemm_flops(g, offsets);
-    const bool experts = offsets.size() > 2;  // one group is a plain product, too
-    const Scope scope = timed(
-        forms[int(g.form)], experts ? "experts" : "products", CudaGemm::sum_bytes(g, offsets));
-    products().grouped_gemm(g, offsets);
-  }
-
-  // Made when first needed, or asked for: most streams only copy.
-  CudaGemm& products() {
-    if (!gemm_) gemm_ = std::make_unique<CudaGemm>(device_, stream_);
-    return *gemm_;
-  }
   // Before the device's memory goes.
   void finish() {
     cudaStreamSynchronize(stream_);
-    gemm_.reset();
     staged_.clear();
     keeps_host_ = false;
   }
@@ -221,12 +193,6 @@ class CudaStream final : public Stream {
     keeps_host_ = true;
   }
 
- private:
-  struct Staged {
-    Buf bytes;
-    std::unique_ptr<CudaEvent> copied;
-  };
-
   // For the device's record of kernels. FLOPs counted since the last one are this one's; a row
   // operation that has some is attention's.
   Scope timed(const char* name, const char* kind, int64_t bytes) {
@@ -236,6 +202,12 @@ class CudaStream final : public Stream {
     return Scope(device_.kernels, *this,
         {.name = name, .lane = kind ? kind : "rows", .bytes = bytes, .flops = flops});
   }
+
+ private:
+  struct Staged {
+    Buf bytes;
+    std::unique_ptr<CudaEvent> copied;
+  };
 
   // The source is ordinary memory, which its owner may let go at once, and which CUDA would copy in
   // its own time or wait for: a pinned copy of it is made now.
@@ -254,7 +226,6 @@ class CudaStream final : public Stream {
   Clock& clock_;
   const int gpu_;
   cudaStream_t stream_ = nullptr;
-  std::unique_ptr<CudaGemm> gemm_;
   int64_t counted_ = 0;        // of the device's FLOPs
   std::deque<Staged> staged_;  // whose copies may still be under way
   std::shared_ptr<Failure> failure_ = std::make_shared<Failure>();
@@ -277,11 +248,12 @@ class CudaDevice final : public Device {
     CUDA_CHECK(cudaMallocHost(&pinned_, size_t(kPinnedBytes)));
     CUDA_CHECK(cudaStreamCreateWithFlags(&memory_, cudaStreamNonBlocking));
     compute_ = std::make_unique<CudaStream>(*this, clock_, index_, false);
-    compute_->products();
+    gemm_ = std::make_unique<CudaGemm>(*this, compute_->raw());
   }
   ~CudaDevice() override {
     returned_.clear();
     compute_->finish();
+    gemm_.reset();
     for (bool host : {false, true}) drain_pool(host);
     cudaStreamSynchronize(compute_->raw());
     cudaMemPoolTrimTo(pool_, 0);
@@ -307,6 +279,12 @@ class CudaDevice final : public Device {
   int threads() const override { return threads_; }
 
  protected:
+  void multiply(const Gemm& g) override {
+    const bool experts = g.groups.size() > 2;  // one group is a plain product
+    const Scope scope = compute_->timed(
+        form_name(g.form), experts ? "experts" : "products", CudaGemm::sum_bytes(g));
+    gemm_->multiply(g);
+  }
   void* allocate(int64_t bytes, bool host) override {
     if (host && bytes <= kPinnedBytes - pinned_used_)
       return pinned_ + std::exchange(pinned_used_, pinned_used_ + bytes);
@@ -357,6 +335,7 @@ class CudaDevice final : public Device {
   int64_t pinned_used_ = 0;  // of it, for good
   Clock clock_;
   std::unique_ptr<CudaStream> compute_;
+  std::unique_ptr<CudaGemm> gemm_;
 };
 
 // Any error means that there is no GPU to use: no driver, one too old, none visible.

@@ -127,31 +127,25 @@ void multiply(const Product<T>& p, int64_t i0, int64_t i1, int64_t j0, int64_t j
   }
 }
 
-// Product i: of a batch, or of its groups, those of a product of the batch one after the other.
-template <class T> Product<T> product(const Gemm& g, std::span<const int64_t> offsets, int64_t i) {
+// Product i: of a batch's groups, those of a product of the batch one after the other.
+template <class T> Product<T> product(const Gemm& g, int64_t i) {
   const bool tn = g.form == Form::TN, nt = g.form == Form::NT;
-  const int64_t groups = offsets.empty() ? 1 : int64_t(offsets.size()) - 1, of_batch = i / groups;
-  Product<T> p = {.a = g.a.row<T>(0) + of_batch * g.stride_a,
-      .b = g.b.row<T>(0) + (tn ? of_batch : i) * g.stride_b,
-      .c = static_cast<char*>(g.c.data) + (tn ? i : of_batch) * g.stride_c * dtype_size(g.c.dtype),
+  const int64_t groups = int64_t(g.groups.size()) - 1, of_batch = i / groups, e = i % groups,
+                begin = g.groups[e], n = g.groups[e + 1] - begin,
+                c = tn ? i * g.stride_c : of_batch * g.stride_c + begin * g.c.ld;
+  Product<T> p = {.a = g.a.row<T>(begin) + of_batch * g.stride_a,
+      .b = tn ? g.b.row<T>(begin) + of_batch * g.stride_b : g.b.row<T>(0) + i * g.stride_b,
+      .c = static_cast<char*>(g.c.data) + c * dtype_size(g.c.dtype),
       .a_row = tn ? 1 : g.a.ld,
       .a_k = tn ? g.a.ld : 1,
       .b_k = nt ? 1 : g.b.ld,
       .b_col = nt ? g.b.ld : 1,
       .ldc = g.c.ld,
-      .rows = tn ? g.a.cols : g.a.rows,
+      .rows = tn ? g.a.cols : n,
       .cols = g.c.cols,
-      .depth = tn ? g.a.rows : g.a.cols,
+      .depth = tn ? n : g.a.cols,
       .g = g,
       .pieces = g.pieces};
-  if (offsets.empty()) return p;
-  const int64_t begin = offsets[i % groups], n = offsets[i % groups + 1] - begin;
-  p.a += begin * g.a.ld;
-  if (tn)
-    p.b += begin * g.b.ld;
-  else
-    p.c += begin * g.c.ld * dtype_size(g.c.dtype);
-  (tn ? p.depth : p.rows) = n;
   if (!g.pieces.empty()) {
     const auto from = std::lower_bound(g.pieces.begin(), g.pieces.end(), begin);
     const auto to = std::lower_bound(from, g.pieces.end(), begin + n);
@@ -160,17 +154,12 @@ template <class T> Product<T> product(const Gemm& g, std::span<const int64_t> of
   return p;
 }
 
-template <class T>
-void gemm_typed(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& pool) {
-  const int64_t count = g.batch * (offsets.empty() ? 1 : int64_t(offsets.size()) - 1);
-  int64_t rows = 0, cols = 0;  // of the largest C
-  for (int64_t i = 0; i < count; i++) {
-    const Product<T> p = product<T>(g, offsets, i);
-    rows = std::max(rows, p.rows), cols = p.cols;
-    if (offsets.empty()) break;
-  }
+template <class T> void gemm_typed(const Gemm& g, ThreadPool& pool) {
+  const int64_t groups = int64_t(g.groups.size()) - 1, count = g.batch * groups, cols = g.c.cols;
+  int64_t rows = 0;  // of the largest C
+  for (int64_t e = 0; e < groups; e++) rows = std::max(rows, product<T>(g, e).rows);
   if (rows == 0 || cols == 0) return;
-  const bool parallel = pool.size() > 1 && gemm_flops(g, offsets) >= kParallelFlops;
+  const bool parallel = pool.size() > 1 && g.flops() >= kParallelFlops;
   // Row blocks: even ones of whole tiles, and more of them until all threads get the same number,
   // or many.
   const int64_t col_blocks = (cols + kCols - 1) / kCols, threads = pool.size();
@@ -184,7 +173,7 @@ void gemm_typed(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& poo
   const int64_t grain = parallel ? std::max<int64_t>(1, blocks / (8 * threads)) : blocks;
   pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; block++) {
-      const Product<T> p = product<T>(g, offsets, block / (row_blocks * col_blocks));
+      const Product<T> p = product<T>(g, block / (row_blocks * col_blocks));
       const int64_t i = block / col_blocks % row_blocks * row_step, j = block % col_blocks * kCols;
       if (i < p.rows)
         multiply(p, i, std::min(i + row_step, p.rows), j, std::min(j + kCols, p.cols));
@@ -194,14 +183,13 @@ void gemm_typed(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& poo
 
 }  // namespace
 
-void gemm_cpu(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& pool) {
-  check_gemm(g, offsets);
+void gemm_cpu(const Gemm& g, ThreadPool& pool) {
   const Dtype in = g.a.dtype, out = g.c.dtype;
   const Dtype sum = g.pieces.empty() ? in : Dtype::f64;
   DUET_CHECK(out == sum && (in == Dtype::f32 || in == Dtype::f64),
-      "GEMM on the CPU: expected all in fp32 or all in fp64, ", "found ", dtype_name(in),
-      " and C in ", dtype_name(out), " (bf16 needs a GPU; use --dtype fp32)");
-  in == Dtype::f32 ? gemm_typed<float>(g, offsets, pool) : gemm_typed<double>(g, offsets, pool);
+      "GEMM on the CPU: expected all in fp32 or all in fp64, found ", dtype_name(in), " and C in ",
+      dtype_name(out), " (bf16 needs a GPU; use --dtype fp32)");
+  in == Dtype::f32 ? gemm_typed<float>(g, pool) : gemm_typed<double>(g, pool);
 }
 
 const char* cpu_instruction_set() { return kInstructionSet; }

@@ -17,8 +17,6 @@
 // f32 and f64; bf16 is for CUDA and refused. Gemm (device.h) states shapes and forms.
 // Read next: gemm_cpu.cpp.
 #pragma once
-#include <span>
-
 #include "model/machine/device.h"
 #include "model/machine/thread_pool.h"
 
@@ -26,9 +24,8 @@ namespace duet {
 
 inline constexpr int kBlock = 256;  // where the chain over k is cut
 
-// Works at once, on the pool's threads. `offsets` is empty for a plain or batched product, else as
-// Stream::grouped_gemm says.
-void gemm_cpu(const Gemm& g, std::span<const int64_t> offsets, ThreadPool& pool);
+// Works at once, on the pool's threads, as Device::multiply is asked to.
+void gemm_cpu(const Gemm& g, ThreadPool& pool);
 
 const char* cpu_instruction_set();
 

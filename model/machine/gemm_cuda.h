@@ -3,14 +3,13 @@
 //
 // Exactness. In fp32 every product has the CPU's bits, so the ladder's first row holds with layouts
 // as it does there. In bf16 the rows of routed experts, two or more on a rank, depend on no others.
-// cuBLAS's may: it has one handle with one workspace for each stream, no atomics, and sums in fp32,
+// cuBLAS's may: it has one handle with one workspace for the stream, no atomics, and sums in fp32,
 // and the same shapes on the same GPU then give the same bits, run after run, as NVIDIA's
 // documentation states under "Results reproducibility"; for other shapes it promises nothing.
 //
 // An exact sum (grid.h) by cuBLAS, which adds no product to an fp64 sum: all pieces of a call are
 // one product, summed in fp32 from zero and added to C on the grid by a kernel. The order of calls
-// does not matter then; the shapes of a call do. The scratch in between is the pool's: on compute()
-// only.
+// does not matter then; the shapes of a call do. The scratch in between is the pool's.
 //
 // fp32, fp64, and bf16 with C in bf16 or fp32. Not here: shapes and forms (Gemm in device.h).
 // Read next: gemm_kernel.h.
@@ -21,29 +20,27 @@
 
 namespace duet {
 
-// The products of one stream. Its owner keeps the stream alive, and destroys this before the
-// stream.
+// The products of a device's compute stream, as Device::multiply is asked for them. Its owner keeps
+// the stream alive, and destroys this before the stream.
 class CudaGemm {
  public:
   CudaGemm(Device& device, cudaStream_t stream);
-  CudaGemm(const CudaGemm&) = delete;
-  ~CudaGemm();
 
-  void gemm(const Gemm& g) { grouped_gemm(g, {}); }
-  void grouped_gemm(const Gemm& g, std::span<const int64_t> offsets);
+  void multiply(const Gemm& g);
   // Read and written in memory by adding an exact sum to C: by duet's kernel C alone, behind cuBLAS
   // also the product in between. 0 of what is no exact sum.
-  static int64_t sum_bytes(const Gemm& g, std::span<const int64_t> offsets);
+  static int64_t sum_bytes(const Gemm& g);
 
  private:
   void exact_sum(const Gemm& g);  // these three by cuBLAS: bf16, neither empty nor in groups
-  void multiply(const Gemm& g);   // `causal` is not made use of
+  void product(const Gemm& g);    // `causal` is not made use of
   void zero(const Gemm& g);
 
   Device& device_;
   cudaStream_t stream_;
   Buf workspace_;
-  cublasHandle_t handle_ = nullptr;
+  // Destroying it waits for the GPU, so that the workspace goes back to the pool unused.
+  std::unique_ptr<cublasContext, decltype(&cublasDestroy)> handle_{nullptr, cublasDestroy};
 };
 
 }  // namespace duet

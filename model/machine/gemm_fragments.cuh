@@ -25,14 +25,6 @@ inline constexpr int kFragment = 16, kOfLane = kFragment * kFragment / 32;
 // Indices k that are multiplied together: 64 bytes of them.
 template <class T> inline constexpr int kSlice = 64 / sizeof(T);
 
-#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-HD float madd(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-HD double madd(double a, double b, double c) { return __builtin_fma(a, b, c); }
-#else  // as the CPU's kernel
-HD float madd(float a, float b, float c) { return a * b + c; }
-HD double madd(double a, double b, double c) { return a * b + c; }
-#endif
-
 // `vectors` of 16 bytes to shared memory, `apart` elements from one to the next: of the n-th the
 // first count(n) elements, then zeros. aligned: all begin at 16 bytes.
 template <int vectors, class T, class Count>

@@ -292,12 +292,9 @@ bool aligned(const Tensor& t, int64_t stride) {
 
 }  // namespace
 
-void gemm_kernel(cudaStream_t stream, const Gemm& g, std::span<const int64_t> offsets) {
-  const bool tn = g.form == Form::TN;
-  const int64_t whole[] = {0, g.a.rows};
-  if (offsets.empty()) offsets = whole;
-  DUET_CHECK(offsets.back() < (int64_t(1) << 31), "GEMM on CUDA: expected fewer than 2^31 rows, ",
-      "found ", offsets.back());
+void gemm_kernel(cudaStream_t stream, const Gemm& g) {
+  DUET_CHECK(g.groups.back() < (int64_t(1) << 31),
+      "GEMM on CUDA: expected fewer than 2^31 rows, found ", g.groups.back());
   Work w = {.a = g.a.data,
       .b = g.b.data,
       .c = g.c.data,
@@ -309,17 +306,17 @@ void gemm_kernel(cudaStream_t stream, const Gemm& g, std::span<const int64_t> of
       .stride_c = g.stride_c,
       .rows = g.c.rows,
       .cols = g.c.cols,
-      .depth = tn ? 0 : g.a.cols,
+      .depth = g.form == Form::TN ? 0 : g.a.cols,
       .alpha = g.alpha,
       .out = g.c.dtype,
       .accumulate = g.accumulate,
       .aligned_a = aligned(g.a, g.stride_a),
       .aligned_b = aligned(g.b, g.stride_b),
       .aligned_c = aligned(g.c, g.stride_c)};
-  w.of_all_groups = int(offsets.size()) - 1;
+  w.of_all_groups = int(g.groups.size()) - 1;
   for (w.first_group = 0; w.first_group < w.of_all_groups; w.first_group += w.groups) {
     w.groups = std::min(w.of_all_groups - w.first_group, kMostGroups);
-    std::copy_n(offsets.begin() + w.first_group, w.groups + 1, w.offsets);
+    std::copy_n(g.groups.begin() + w.first_group, w.groups + 1, w.offsets);
     std::span<const int64_t> left;  // pieces of these groups
     if (!g.pieces.empty()) {
       const auto at = [&](int64_t row) {

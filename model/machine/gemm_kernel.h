@@ -15,13 +15,11 @@
 #pragma once
 #include <cuda_runtime.h>
 
-#include <span>
-
 #include "model/machine/device.h"
 
 namespace duet {
 
-// Enqueues g, whose shapes and types have been checked. offsets: of the groups, or empty.
-void gemm_kernel(cudaStream_t stream, const Gemm& g, std::span<const int64_t> offsets);
+// Enqueues g, whose shapes and types have been checked, and which has groups.
+void gemm_kernel(cudaStream_t stream, const Gemm& g);
 
 }  // namespace duet

@@ -33,13 +33,8 @@ inline constexpr double kGridBias = 1.5 * double(int64_t(1) << (52 - kGridBits))
 
 inline constexpr double kGridFactor = 1 + 0x1p-52;
 
-HD double grid_add(double acc, double p) {
-#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-  return __builtin_fma(p, kGridFactor, acc);
-#else
-  return p * kGridFactor + acc;  // the product is off the halfway point, too
-#endif
-}
+// Not fused, the product is off the halfway point, too.
+HD double grid_add(double acc, double p) { return madd(p, kGridFactor, acc); }
 
 // p rounded to the grid, to be added to an fp64 sum.
 HD double on_grid(double p) { return grid_add(kGridBias, p) - kGridBias; }

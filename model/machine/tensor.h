@@ -17,6 +17,16 @@
 
 namespace duet {
 
+// a b + c, rounded once where the machine can. As a builtin it is out of reach of
+// -fassociative-math.
+#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+HD float madd(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+HD double madd(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+HD float madd(float a, float b, float c) { return a * b + c; }
+HD double madd(double a, double b, double c) { return a * b + c; }
+#endif
+
 enum class Dtype : int32_t { f32, f64, bf16, i32 };
 
 // Brain float: the upper half of a float, rounded to nearest even.

@@ -16,10 +16,9 @@ struct GatherRows {
   };
   static int64_t bytes(const Args& a) { return 2 * a.y.bytes(); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const T* __restrict x = a.x.row<T>(*a.index.row<int32_t>(r));
-    T* __restrict y = a.y.row<T>(r);
     each(
-        g, int(a.x.cols), [&](int, const T& xi, T& yi) { yi = xi; }, x, y);
+        g, int(a.x.cols), [](int, const T& xi, T& yi) { yi = xi; },
+        a.x.row<const T>(*a.index.row<int32_t>(r)), a.y.row<T>(r));
   }
 };
 

@@ -35,8 +35,8 @@ namespace duet {
 
 inline constexpr int kMostQueryDims = 192, kMostValueDims = 128;  // nope + rope, v
 
+// Launches of both have a row for each token, of whole sequences.
 struct FusedAttentionF {
-  static constexpr const char* kName = "FusedAttentionF";
   struct Args {
     Tensor x, k;   // [tokens, heads * (nope + rope)] queries and keys, turned
     Tensor kv;     // [tokens, heads * (nope + v)] of which the values count
@@ -47,7 +47,6 @@ struct FusedAttentionF {
 };
 
 struct FusedAttentionB {
-  static constexpr const char* kName = "FusedAttentionB";
   struct Args {
     Tensor x, k, kv, mix, stats;  // F's
     Tensor dmix;                  // [tokens, heads * v]
@@ -55,12 +54,6 @@ struct FusedAttentionB {
     HeadShape shape;
   };
 };
-
-// For `tokens` of whole sequences, on a CUDA device.
-template <class Op> void launch_fused(Stream& stream, int64_t tokens, const typename Op::Args& a) {
-  stream.launch(
-      {Op::kName, nullptr, row_kernel_cuda<Op>(a.x.dtype)}, tokens, &a, sizeof a, a.x.cols);
-}
 
 }  // namespace duet
 

@@ -8,15 +8,6 @@
 
 namespace duet {
 
-HD float fused_multiply_add(float a, float b, float c) {
-#if defined(__CUDA_ARCH__) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-  // out of reach of -fassociative-math, which would merge the two halves of ln 2 below
-  return __builtin_fmaf(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
 // exp(x) to 3 ulp for -87 <= x <= 88, beyond that the value at the end. x = n ln2 + r, |r| <=
 // ln2/2; exp(r) by its Taylor polynomial of degree 6; 2^n by the exponent bits.
 HD float exp_(float x) {
@@ -26,15 +17,15 @@ HD float exp_(float x) {
   // NaN goes through r; the bound, below all other t, keeps it from a cast that has no value for it
   const float whole = t > -126.0f ? t : -126.0f;
   const int n = int(whole + __builtin_copysignf(0.5f, whole));
-  float r = fused_multiply_add(float(n), -0.693359375f, x);
-  r = fused_multiply_add(float(n), 2.12194440e-4f, r);
+  float r = madd(float(n), -0.693359375f, x);
+  r = madd(float(n), 2.12194440e-4f, r);
   float p = 1.3888889e-3f;
-  p = fused_multiply_add(p, r, 8.3333333e-3f);
-  p = fused_multiply_add(p, r, 4.1666667e-2f);
-  p = fused_multiply_add(p, r, 1.6666667e-1f);
-  p = fused_multiply_add(p, r, 0.5f);
-  p = fused_multiply_add(p, r, 1.0f);
-  p = fused_multiply_add(p, r, 1.0f);
+  p = madd(p, r, 8.3333333e-3f);
+  p = madd(p, r, 4.1666667e-2f);
+  p = madd(p, r, 1.6666667e-1f);
+  p = madd(p, r, 0.5f);
+  p = madd(p, r, 1.0f);
+  p = madd(p, r, 1.0f);
   const int32_t bits = (n + 127) << 23;
   float scale;
   memcpy(&scale, &bits, 4);

@@ -45,13 +45,10 @@ struct AddRmsNormF {
     double eps;
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const T* __restrict x = a.x.row<T>(r);
-    const T* __restrict delta = a.delta.row<T>(r);
-    T* __restrict h = a.h.row<T>(r);
     each(
         g, int(a.x.cols),
-        [&](int, const T& xi, const T& di, T& hi) { hi = T(Acc<T>(xi) + Acc<T>(di)); }, x, delta,
-        h);
+        [](int, const T& xi, const T& di, T& hi) { hi = T(Acc<T>(xi) + Acc<T>(di)); },
+        a.x.row<const T>(r), a.delta.row<const T>(r), a.h.row<T>(r));
     g.sync();
     RmsNormF::row<T>(g, r, {a.h, a.gain, a.y, a.rstd, a.eps});
   }
@@ -81,13 +78,12 @@ struct RmsNormB {
         gain, dy, x);
     const A mean = g.sum(dot) * rstd * rstd / A(n);
     if (a.residual) {
-      const T* __restrict residual = a.residual.row<T>(r);
       each(
           g, n,
           [&](int, const T& xi, const T& gi, const T& di, const T& ri, T& to) {
             to = T(A(ri) + rstd * (A(gi) * A(di) - A(xi) * mean));
           },
-          x, gain, dy, residual, dx);
+          x, gain, dy, a.residual.row<const T>(r), dx);
     } else {
       each(
           g, n,

@@ -48,6 +48,10 @@ struct SumSquares {
   }
 };
 
+struct AdamWOptions {
+  double lr = 3e-4, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
+};
+
 // AdamW (Loshchilov and Hutter 2019), decoupled weight decay; writes the master weight and its copy
 // in the compute type.
 struct AdamW {
@@ -58,7 +62,7 @@ struct AdamW {
     Tensor m, v;    // [1, arena] in and out
     Blocks blocks;
     double clip;  // factor of the gradient
-    double lr, beta1, beta2, eps, decay;
+    AdamWOptions options;
     double correct1, correct2;  // 1 / (1 - beta^step)
   };
   static int64_t bytes(const Args& a) {
@@ -69,9 +73,10 @@ struct AdamW {
     using A = Acc<T>;
     const int64_t begin = int64_t(*a.blocks.begin.row<int32_t>(r)) * kBlockAlign;
     const int n = *a.blocks.count.row<int32_t>(r);
-    const A shrink = A(1) - A(a.lr) * A(*a.blocks.decay.row<int32_t>(r) ? a.decay : 0.0);
-    const A clip = A(a.clip), b1 = A(a.beta1), b2 = A(a.beta2), c1 = A(a.lr * a.correct1),
-            c2 = A(a.correct2), eps = A(a.eps);
+    const AdamWOptions& o = a.options;
+    const A shrink = A(1) - A(o.lr) * A(*a.blocks.decay.row<int32_t>(r) ? o.weight_decay : 0.0);
+    const A clip = A(a.clip), b1 = A(o.beta1), b2 = A(o.beta2), c1 = A(o.lr * a.correct1),
+            c2 = A(a.correct2), eps = A(o.eps);
     T* x = a.x.row<T>(0) + begin;
     A* w = a.master.row<A>(0) + begin;
     const double* __restrict grad = a.grad.row<double>(0) + begin;
@@ -105,10 +110,9 @@ struct CastRows {
     Tensor from;  // [rows, cols] accumulation type
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const Acc<T>* __restrict from = a.from.row<Acc<T>>(r);
-    T* __restrict x = a.x.row<T>(r);
     each(
-        g, int(a.x.cols), [&](int, const Acc<T>& value, T& xi) { xi = T(value); }, from, x);
+        g, int(a.x.cols), [](int, const Acc<T>& value, T& xi) { xi = T(value); },
+        a.from.row<const Acc<T>>(r), a.x.row<T>(r));
   }
 };
 

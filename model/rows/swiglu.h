@@ -12,15 +12,12 @@ struct SwigluF {
     Tensor act;    // [rows, width] out
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const T* __restrict gate = a.x.row<T>(r);
-    const T* __restrict up = a.up.row<T>(r);
-    T* __restrict act = a.act.row<T>(r);
     each(
         g, int(a.x.cols),
-        [&](int, const T& x, const T& u, T& y) {
+        [](int, const T& x, const T& u, T& y) {
           y = T(Acc<T>(x) * sigmoid_(Acc<T>(x)) * Acc<T>(u));
         },
-        gate, up, act);
+        a.x.row<const T>(r), a.up.row<const T>(r), a.act.row<T>(r));
   }
 };
 
@@ -34,18 +31,15 @@ struct SwigluB {
   static int64_t bytes(const Args& a) { return 6 * a.x.bytes(); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
-    T* __restrict gate = a.x.row<T>(r);
-    T* __restrict up = a.up.row<T>(r);
-    T* __restrict act = a.act.row<T>(r);
     each(
         g, int(a.x.cols),
-        [&](int, T& of_gate, T& of_up, T& of_act) {
+        [](int, T& of_gate, T& of_up, T& of_act) {
           const A x = A(of_gate), u = A(of_up), d = A(of_act), s = sigmoid_(x), silu = x * s;
           of_gate = T(d * u * (s + silu * (A(1) - s)));
           of_up = T(d * silu);
           of_act = T(silu * u);
         },
-        gate, up, act);
+        a.x.row<T>(r), a.up.row<T>(r), a.act.row<T>(r));
   }
 };
 
@@ -55,10 +49,9 @@ struct Add {
   };
   static int64_t bytes(const Args& a) { return 3 * a.x.bytes(); }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const T* __restrict x = a.x.row<T>(r);
-    T* __restrict y = a.y.row<T>(r);
     each(
-        g, int(a.x.cols), [&](int, const T& xi, T& yi) { yi = T(Acc<T>(xi) + Acc<T>(yi)); }, x, y);
+        g, int(a.x.cols), [](int, const T& xi, T& yi) { yi = T(Acc<T>(xi) + Acc<T>(yi)); },
+        a.x.row<const T>(r), a.y.row<T>(r));
   }
 };
 

@@ -78,23 +78,18 @@ void bench_gemm(int threads, std::ostream& out) {
     std::vector<int64_t> offsets;
     for (int i = 0; s.groups && i <= s.groups; i++)
       offsets.push_back((s.form == Form::TN ? s.k : s.m) * i / s.groups);
+    g.groups = offsets;
     double best = 1e30;
     for (const double stop = seconds_now() + 0.06; seconds_now() < stop;) {
       const double start = seconds_now();
-      for (int i = 0; i < 4; i++) {
-        if (s.groups)
-          device->compute().grouped_gemm(g, offsets);
-        else
-          device->compute().gemm(g);
-      }
+      for (int i = 0; i < 4; i++) device->gemm(g);
       best = std::min(best, (seconds_now() - start) / 4);
     }
     const double flops = double(s.m * s.n * s.k) * (s.heads ? s.heads : 2);
-    const char* form = s.form == Form::NN ? "NN" : s.form == Form::NT ? "NT" : "TN";
-    out << "  " << std::left << std::setw(30) << s.what << form << std::right << std::setw(6) << s.m
-        << " x" << std::setw(5) << s.n << " x" << std::setw(5) << s.k << std::setw(9)
-        << std::setprecision(1) << best * 1e6 << " us" << std::setw(8) << flops / best * 1e-9
-        << "\n";
+    out << "  " << std::left << std::setw(30) << s.what << form_name(s.form) << std::right
+        << std::setw(6) << s.m << " x" << std::setw(5) << s.n << " x" << std::setw(5) << s.k
+        << std::setw(9) << std::setprecision(1) << best * 1e6 << " us" << std::setw(8)
+        << flops / best * 1e-9 << "\n";
   }
 }
 

@@ -60,8 +60,8 @@ struct Linear {
     params.allocate(bench.device, bench.dtype, 0);
     const Buf x = bench.zeros(context.tokens(), w.rows), y = bench.zeros(context.tokens(), w.cols);
     const double spent = bench.seconds([&] {
-      linear_f(bench.stream(), x, w, y);
-      linear_i(bench.stream(), y, w, x);
+      linear_f(context, x, w, y);
+      linear_i(context, y, w, x);
       linear_w(context, x, y, w);
     });
     return {tokens, in, out, segment, spent};
