@@ -59,8 +59,7 @@ struct Trainer {
   std::vector<int64_t> moe_layers() const;
   template <class Fn> void for_each_moe(const Fn& fn) const {
     for (const auto& [s, stage] : stages)
-      for (size_t i = 0; i < stage->moe().size(); ++i)
-        if (Moe* moe = stage->moe()[i]) fn(stage->options().layer_begin + int64_t(i), *moe, s);
+      for (Moe* moe : stage->moe()) fn(moe->layer(), *moe, s);
   }
   // Microbatch m of this rank: sequence(i, tokens) writes the sequence at place i of the global
   // batch. [seq_len + 1]
