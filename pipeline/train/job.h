@@ -5,7 +5,6 @@
 #pragma once
 #include "comm/comm.h"
 #include "data/batch.h"
-#include "moe/load_monitor.h"
 #include "pipeline/schedule/checker.h"
 #include "pipeline/schedule/layout.h"
 #include "pipeline/train/options.h"
@@ -16,7 +15,6 @@ struct Job {
   TrainOptions options;  // resolved
   ModelConfig config;
   Layout layout;
-  BalancerOptions balancer;
   RunOptions run;     // transport, ranks, timeout
   Schedule compute;   // as generated or read
   Schedule schedule;  // with sends and receives

@@ -15,7 +15,7 @@ static void make_stages(Trainer& t) {
   StageOptions o{.microbatches = int(job.options.microbatches), .seed = job.options.seed};
   o.moe.group = t.experts.size() > 1 ? &t.experts : nullptr;
   o.moe.comm = t.comm ? &static_cast<Stream&>(*t.comm) : nullptr;
-  o.moe.ranks_per_node = job.balancer.ranks_per_node();
+  o.moe.ranks_per_node = job.options.balancer.ranks_per_node();
   o.moe.split = job.options.replica_split;
   o.moe.balanced = job.options.force_balanced_routing;
   o.placement = [&t](int64_t layer) { return t.monitor.placement(layer); };
@@ -56,7 +56,7 @@ Trainer::Trainer(const Job& job, Comm& world, Device& device)
       context{device, job.config, *job.options.dtype, job.options.seq_len,
           job.options.micro_batch_size, 1 / double(job.global_sequences() * job.options.seq_len),
           job.options.balance_loss / double(job.global_sequences()), job.options.segment_tokens},
-      monitor(job.balancer, moe_layers()),
+      monitor(job.options.balancer, moe_layers()),
       executor(job.schedule, pipeline, context, computing(stages), job.options.overlap) {
   if (job.options.overlap && experts.size() > 1) comm.emplace(world, device);
   check_same_plans(world, 0, monitor.hash());

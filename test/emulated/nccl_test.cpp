@@ -286,7 +286,9 @@ int communicators_of(const Job& job) {
   return all;
 }
 
-bool moves_experts(const Job& job) { return job.layout.ep > 1 && job.options.eplb_interval > 0; }
+bool moves_experts(const Job& job) {
+  return job.layout.ep > 1 && job.options.balancer.interval > 0;
+}
 
 std::vector<std::string> train(const Job& job, const RunOptions& options, int gpus) {
   std::vector<std::string> bits;

@@ -61,8 +61,8 @@ class EmulatedRuns : public RunTest {
     TrainOptions o = options("dualpipe", 2);
     o.dp = o.ep = 2;
     o.redundant_experts = 2;
-    o.eplb_interval = 1;
-    o.eplb_threshold = 1;
+    o.balancer.interval = 1;
+    o.balancer.threshold = 1;
     return o;
   }
 };
