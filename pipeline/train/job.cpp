@@ -73,17 +73,6 @@ static void find_balancer(Job& job) {
       int(experts), int(slots), int(job.config.n_group), int(nodes), int(o.ep)};
 }
 
-// Each rank goes through its forwards in order of microbatch, then stage: an order in which no rank
-// can wait for ever.
-static Schedule forwards(const Schedule& s, int microbatches) {
-  Schedule f = s;
-  f.ranks.assign(s.ranks.size(), {});
-  for (int m = 0; m < microbatches; ++m)
-    for (int stage = s.first_stage(m); stage <= s.last_stage(m); ++stage)
-      f.ranks[size_t(s.rank_of[size_t(stage)])].push_back({Kind::F, stage, m});
-  return add_comms(f);
-}
-
 // --- what it takes at the least ------------------------------------------------------------------
 
 Need need_of(const Job& job) {
@@ -154,9 +143,6 @@ Job make_job(TrainOptions options, bool with_data) {
       " with ", job.compute.stages(), " stages, allowed: at most ", Tag::kStages);
   job.usage = check(job.compute);
   job.schedule = add_comms(job.compute);
-  job.forward_microbatches =
-      job.compute.two_directions ? int(o.microbatches) / 2 : int(o.microbatches);
-  job.forward_only = forwards(job.compute, job.forward_microbatches);
   if (o.rehearse.empty())
     job.layer_bounds = split_layers(job.config, o.seq_len, job.compute.model_stages(), o.split);
 

@@ -19,9 +19,6 @@ struct Job {
   Schedule compute;   // as generated or read
   Schedule schedule;  // with sends and receives
   Usage usage;        // what the checker counted
-  // for validation and sampling: microbatches 0 .. forward_microbatches-1, with sends and receives
-  Schedule forward_only;
-  int forward_microbatches = 1;
   // that this process may use, before any rank keeps to a few, and the ranks that share them
   int cores = 1, ranks_on_cores = 1;
   int ranks_here = 1;                 // on this machine
