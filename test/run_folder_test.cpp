@@ -318,7 +318,6 @@ TEST_F(Runs, AStepThatOneRankGivesUpEndsForAllAndChangesNothing) {
       EXPECT_TRUE(world.rank() != 1 || asked == 7) << "asked on after it gave up";
       EXPECT_EQ(r.stop, 15);
       EXPECT_EQ(fingerprint(trainer), before) << schedule;
-      EXPECT_TRUE(copies_agree(trainer));
     });
   }
 }
