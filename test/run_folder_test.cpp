@@ -314,10 +314,10 @@ TEST_F(Runs, AStepThatOneRankGivesUpEndsForAllAndChangesNothing) {
       const auto give_up = [&] { return ++asked > 6 && world.rank() == 1; };
       const StepResult r = train_step(
           trainer, 2, {"", [&] { return asked > 6 && world.rank() == 1 ? 15 : 0; }, give_up});
-      EXPECT_TRUE(r.given_up) << schedule;
+      EXPECT_TRUE(r.given_up) << o.schedule;
       EXPECT_TRUE(world.rank() != 1 || asked == 7) << "asked on after it gave up";
       EXPECT_EQ(r.stop, 15);
-      EXPECT_EQ(fingerprint(trainer), before) << schedule;
+      EXPECT_EQ(fingerprint(trainer), before) << o.schedule;
     });
   }
 }
