@@ -1,10 +1,7 @@
 // See link.h. A link in words and in nanoseconds.
 #include "comm/link.h"
 
-#include <algorithm>
 #include <cmath>
-#include <iterator>
-#include <sstream>
 
 #include "model/base/check.h"
 #include "model/base/text.h"

@@ -20,9 +20,7 @@ struct Vessel {
 // Pours `tokens` over the vessels so that the fullest is as low as can be; ties go to the lower
 // slot. Adds nothing to the GPUs.
 void pour(int64_t tokens, std::span<Vessel> vessels, std::span<int64_t> quota) {
-  std::sort(vessels.begin(), vessels.end(), [](const Vessel& a, const Vessel& b) {
-    return a.base != b.base ? a.base < b.base : a.slot < b.slot;
-  });
+  std::ranges::sort(vessels, {}, [](const Vessel& v) { return std::pair(v.base, v.slot); });
   int64_t wet = 0, volume = tokens;  // vessels under water; their bases and the tokens together
   while (wet < int64_t(vessels.size()) && vessels[size_t(wet)].base * wet <= volume)
     volume += vessels[size_t(wet++)].base;
@@ -55,8 +53,7 @@ std::vector<int64_t> slot_quotas(
       for (int32_t slot : placement.slots_of(e)) {
         const int g = placement.gpu_of(slot);
         const int64_t before = quota[size_t(slot)];
-        if (std::none_of(
-                vessels.begin(), vessels.end(), [&](const Vessel& v) { return v.gpu == g; }))
+        if (std::ranges::find(vessels, g, &Vessel::gpu) == vessels.end())
           vessels.push_back({gpu[size_t(g)] - before, before, slot, g});
       }
       pour(tokens[size_t(e)], vessels, quota);

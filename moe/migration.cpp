@@ -24,8 +24,8 @@ std::vector<Move> moves_between(const ExpertPlacement& now, const ExpertPlacemen
     const int e = next.phy2log[size_t(to)];
     if (e == now.phy2log[size_t(to)]) continue;
     const std::span<const int32_t> slots = now.slots_of(e);
-    const auto here = std::find_if(
-        slots.begin(), slots.end(), [&](int s) { return now.gpu_of(s) == next.gpu_of(to); });
+    const auto here =
+        std::ranges::find(slots, next.gpu_of(to), [&](int s) { return now.gpu_of(s); });
     moves.push_back(
         {here != slots.end() ? *here : slots[size_t(next.gpu_of(to)) % slots.size()], to});
   }

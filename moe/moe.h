@@ -54,7 +54,7 @@ class Moe : public FeedForward {
     int microbatches = 1;       // of a step, the range of Saved::microbatch
     Comm* group = nullptr;      // expert-parallel ranks; null: all experts are here
     Stream* comm = nullptr;     // for what travels; null: the compute stream
-    int64_t layer = 0;          // for the recorder
+    int64_t layer = 0;          // of the model
     ExpertPlacement placement;  // its GPUs are the ranks of the group
     int ranks_per_node = 1;     // of the group's
     bool balanced = false;      // --force-balanced-routing
@@ -79,6 +79,7 @@ class Moe : public FeedForward {
   // microbatch's busiest rank, for whom the others wait. Empty in a group of one. [ranks + 1]
   const std::vector<int64_t>& work() const { return work_; }
 
+  int64_t layer() const { return options_.layer; }
   const ExpertPlacement& placement() const { return placement_; }
   // Slots hold other experts from now on: parameters take their names. What is in them is the
   // caller's concern (migration.h).

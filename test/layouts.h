@@ -31,8 +31,8 @@ inline std::vector<TrainOptions> layouts_of(
         o.schedule = schedule;
         o.pp = pp, o.dp = dp, o.ep = ep;
         const uint32_t drawn = uint32_t(rng());
-        if (drawn & 1) o.redundant_experts = std::max<int64_t>(2, ep), o.eplb_interval = 2;
-        o.eplb_threshold = 1;
+        if (drawn & 1) o.redundant_experts = std::max<int64_t>(2, ep), o.balancer.interval = 2;
+        o.balancer.threshold = 1;
         o.overlap = drawn & 2;
         o.threads = 1 + (drawn >> 2) % 2;
         for (uint32_t i = 0; i < 3; ++i) {

@@ -76,8 +76,8 @@ TEST_F(Layouts, OtherSegmentsAndSplitsAreOtherNumbers) {
   TrainOptions o = batch("token", 3);
   o.dp = o.ep = o.redundant_experts = 2;
   o.microbatches = 8;
-  o.eplb_interval = 1;
-  o.eplb_threshold = 1;
+  o.balancer.interval = 1;
+  o.balancer.threshold = 1;
   o.replica_split = ReplicaSplit::token;
   run(o);
   EXPECT_NE(numbers("token"), numbers("one"));

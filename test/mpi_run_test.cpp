@@ -55,8 +55,8 @@ class MpiRun : public RunTest {
     o.schedule = schedule;
     o.pp = pp;
     o.dp = o.ep = o.redundant_experts = 4;
-    o.eplb_interval = 1;
-    o.eplb_threshold = 1;
+    o.balancer.interval = 1;
+    o.balancer.threshold = 1;
     return o;
   }
   // What those options, and no others, are on the command line; dp follows from the processes.
@@ -66,9 +66,9 @@ class MpiRun : public RunTest {
         "' --seq-len ", o.seq_len, " --microbatches ", o.microbatches, " --steps ", o.steps,
         " --decay-steps ", o.decay_steps, " --warmup-steps ", o.warmup_steps, " --clip ", o.clip,
         " --val-sequences ", o.val_sequences, " --schedule ", o.schedule, " --pp ", o.pp, " --ep ",
-        o.ep, " --redundant-experts ", o.redundant_experts, " --eplb-interval ", o.eplb_interval,
-        " --eplb-threshold ", o.eplb_threshold, " --checkpoint-every ", o.checkpoint_every,
-        o.resume ? " --resume" : "", " --out '", o.out, "'");
+        o.ep, " --redundant-experts ", o.redundant_experts, " --eplb-interval ",
+        o.balancer.interval, " --eplb-threshold ", o.balancer.threshold, " --checkpoint-every ",
+        o.checkpoint_every, o.resume ? " --resume" : "", " --out '", o.out, "'");
   }
   void kill_rank_2(Started& mpi, const std::string& log);
   void go_on(const TrainOptions& o, TrainOptions rest, TrainOptions whole);

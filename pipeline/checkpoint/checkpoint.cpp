@@ -39,13 +39,10 @@ std::vector<float> download(Stream& stream, const Param& p, const Tensor& values
   return p.transposed ? transposed(host, p.rows, p.cols) : host;
 }
 
+static constexpr const char* kPrefix[] = {"", "m.", "v."};  // by State
+
 StoredTensor::StoredTensor(const std::string& p, State s, std::vector<int64_t> shape)
-    : TensorSpec{(s == State::weight     ? ""
-                         : s == State::m ? "m."
-                                         : "v.") +
-              p,
-          "F32", shape},
-      param(p), state(s) {}
+    : TensorSpec{kPrefix[int(s)] + p, "F32", shape}, param(p), state(s) {}
 
 void write_checkpoint(const std::string& dir, const CheckpointContents& contents) {
   DurableDir target(dir);

@@ -18,15 +18,6 @@ namespace {
 
 constexpr int64_t kMaxHeader = 100'000'000;  // the format's own limit
 
-// Bytes of an element; 0 for a dtype that duet does not read.
-int64_t element_size(const std::string& dtype) {
-  static const std::map<std::string, int64_t> sizes = {{"F64", 8}, {"I64", 8}, {"U64", 8},
-      {"F32", 4}, {"I32", 4}, {"U32", 4}, {"BF16", 2}, {"F16", 2}, {"I16", 2}, {"U16", 2},
-      {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"I8", 1}, {"U8", 1}, {"BOOL", 1}};
-  const auto found = sizes.find(dtype);
-  return found == sizes.end() ? 0 : found->second;
-}
-
 // A small float, as it lies in a file: IEEE's half precision, and the two of 8 bits ("FP8 Formats
 // for Deep Learning", 2022), of which E4M3 has no infinity and one NaN.
 template <class Bits, int kExponent, int kFraction> struct Small {
@@ -42,6 +33,30 @@ template <class Bits, int kExponent, int kFraction> struct Small {
     return bits >> (8 * sizeof(Bits) - 1) ? -size : size;
   }
 };
+
+// Calls fn with a value of the type of such a dtype's elements; returns whether there is one. Those
+// that weights have ...
+template <class Fn> bool with_float(const std::string& dtype, const Fn& fn) {
+  const auto is = [&](const char* name, auto value) { return dtype == name && (fn(value), true); };
+  return is("F32", float()) || is("BF16", bf16()) || is("F16", Small<uint16_t, 5, 10>()) ||
+      is("F64", double());
+}
+// ... and those that `duet diff` reads besides.
+template <class Fn> bool with_other(const std::string& dtype, const Fn& fn) {
+  const auto is = [&](const char* name, auto value) { return dtype == name && (fn(value), true); };
+  return is("F8_E4M3", Small<uint8_t, 4, 3>()) || is("F8_E5M2", Small<uint8_t, 5, 2>()) ||
+      is("BOOL", uint8_t()) || is("U8", uint8_t()) || is("I8", int8_t()) || is("U16", uint16_t()) ||
+      is("I16", int16_t()) || is("U32", uint32_t()) || is("I32", int32_t()) ||
+      is("U64", uint64_t()) || is("I64", int64_t());
+}
+
+// Bytes of an element; 0 for a dtype that duet does not read.
+int64_t element_size(const std::string& dtype) {
+  int64_t size = 0;
+  const auto take = [&](auto value) { size = sizeof value; };
+  if (!with_float(dtype, take)) with_other(dtype, take);
+  return size;
+}
 
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
@@ -67,9 +82,8 @@ std::string TensorSpec::text() const { return shortened(dtype) + " " + shape_tex
 
 SafetensorsWriter::SafetensorsWriter(FileWriter& out, std::vector<TensorSpec> tensors)
     : out_(out), tensors_(std::move(tensors)) {
-  std::sort(tensors_.begin(), tensors_.end(), [](const TensorSpec& a, const TensorSpec& b) {
-    return std::pair(-element_size(a.dtype), a.name) < std::pair(-element_size(b.dtype), b.name);
-  });
+  std::ranges::sort(
+      tensors_, {}, [](const TensorSpec& t) { return std::pair(-element_size(t.dtype), t.name); });
   // transformers wants it
   Json header = Json::object({{"__metadata__", Json::object({{"format", "pt"}})}});
   int64_t end = 0;
@@ -149,9 +163,7 @@ SafetensorsReader::SafetensorsReader(const std::string& path)
 
   std::vector<const Entry*> in_order;
   for (const auto& [name, tensor] : tensors_) in_order.push_back(&tensor);
-  std::sort(in_order.begin(), in_order.end(), [](const Entry* a, const Entry* b) {
-    return std::pair(a->begin, a->size) < std::pair(b->begin, b->size);
-  });
+  std::ranges::sort(in_order, {}, [](const Entry* t) { return std::pair(t->begin, t->size); });
   int64_t end = data;
   for (const Entry* t : in_order) {
     const std::string name = shortened(t->name);
@@ -177,20 +189,6 @@ const SafetensorsReader::Entry& SafetensorsReader::at(
   return *t;
 }
 
-// What `duet diff` reads besides. Returns whether there is such a dtype.
-template <class Convert>
-static bool convert_others(const std::string& dtype, const Convert& convert) {
-  const auto is = [&](const char* name, auto value) {
-    if (dtype != name) return false;
-    convert(value);
-    return true;
-  };
-  return is("F8_E4M3", Small<uint8_t, 4, 3>()) || is("F8_E5M2", Small<uint8_t, 5, 2>()) ||
-      is("BOOL", uint8_t()) || is("U8", uint8_t()) || is("I8", int8_t()) || is("U16", uint16_t()) ||
-      is("I16", int16_t()) || is("U32", uint32_t()) || is("I32", int32_t()) ||
-      is("U64", uint64_t()) || is("I64", int64_t());
-}
-
 template <class T>
 std::vector<T> SafetensorsReader::values(const Entry& t, int64_t begin, int64_t count) const {
   constexpr int64_t kPiece = 1 << 16;
@@ -206,18 +204,9 @@ std::vector<T> SafetensorsReader::values(const Entry& t, int64_t begin, int64_t 
     }
   };
   const bool whole = std::is_same_v<T, long double>;
-  if (t.dtype == "F32")
-    convert(float());
-  else if (t.dtype == "BF16")
-    convert(bf16());
-  else if (t.dtype == "F16")
-    convert(Small<uint16_t, 5, 10>());
-  else if (t.dtype == "F64")
-    convert(double());
-  else
-    require(whole && convert_others(t.dtype, convert), path_, ": ", t.name,
-        ": expected dtype F32, BF16, F16 or F64", whole ? ", F8_E4M3, F8_E5M2 or an integer" : "",
-        ", found ", shortened(t.dtype));
+  require(with_float(t.dtype, convert) || (whole && with_other(t.dtype, convert)), path_, ": ",
+      t.name, ": expected dtype F32, BF16, F16 or F64",
+      whole ? ", F8_E4M3, F8_E5M2 or an integer" : "", ", found ", shortened(t.dtype));
   return out;
 }
 template std::vector<float> SafetensorsReader::values(const Entry&, int64_t, int64_t) const;

@@ -6,15 +6,13 @@
 namespace duet {
 namespace {
 
-// The message that the part sends, as its RECV; stage -1: none.
-Action message_of(const Schedule& s, const Action& part) {
-  const int m = part.microbatch;
-  Action recv{Kind::RECV_F, -1, m};
-  if (part.kind == Kind::F && part.stage != s.last_stage(m)) recv.stage = part.stage + 1;
-  if (part.kind == Kind::I || part.kind == Kind::B) recv.kind = Kind::RECV_B;
-  if (recv.kind == Kind::RECV_B && part.stage != s.first_stage(m)) recv.stage = part.stage - 1;
-  if (recv.stage >= 0 && s.rank_of[recv.stage] == s.rank_of[part.stage]) recv.stage = -1;
-  return recv;
+// The message that the part sends, as its RECV, if it sends one.
+std::optional<Action> message_of(const Schedule& s, const Action& part) {
+  const bool forward = part.kind == Kind::F;
+  const int to = forward ? part.stage + 1 : part.stage - 1;
+  if (part.kind == Kind::W || !s.visits(to, part.microbatch)) return std::nullopt;
+  if (s.rank_of[to] == s.rank_of[part.stage]) return std::nullopt;
+  return Action{forward ? Kind::RECV_F : Kind::RECV_B, to, part.microbatch};
 }
 
 // Calls recv(Action) for each message the part waits for, as its RECV.
@@ -41,11 +39,11 @@ Schedule add_comms(const Schedule& s) {
   // [messages]: place in its channel
   std::vector<int> place(size_t(2) * s.stages() * s.microbatches, 0);
   for_all_parts(s, [&](int rank, int, const Action& part) {
-    const Action recv = message_of(s, part);
-    if (recv.stage < 0) return;
-    auto& carried = channel[size_t(rank) * s.pp + s.rank_of[recv.stage]];
-    place[message_id(s, recv)] = int(carried.size());
-    carried.push_back(recv);
+    const std::optional<Action> recv = message_of(s, part);
+    if (!recv) return;
+    auto& carried = channel[size_t(rank) * s.pp + s.rank_of[recv->stage]];
+    place[message_id(s, *recv)] = int(carried.size());
+    carried.push_back(*recv);
   });
 
   Schedule with = s;
@@ -71,7 +69,7 @@ Schedule add_comms(const Schedule& s) {
       list.push_back(actions[i]);
       for_parts(actions[i], [&](const Action& part) {
         const Kind send = part.kind == Kind::F ? Kind::SEND_F : Kind::SEND_B;
-        if (message_of(s, part).stage >= 0) list.push_back({send, part.stage, part.microbatch});
+        if (message_of(s, part)) list.push_back({send, part.stage, part.microbatch});
       });
     }
   }

@@ -76,8 +76,7 @@ void bench_command(TrainOptions o, std::ostream& out) {
       const StepResult r = train_step(trainer, step);
       if (step > 1) steps.push_back(r);
     }
-    std::sort(steps.begin(), steps.end(),
-        [](const StepResult& a, const StepResult& b) { return a.seconds < b.seconds; });
+    std::ranges::sort(steps, {}, &StepResult::seconds);
     part_of_peak = mfu(job, steps[steps.size() / 2], *device);
     if (device->is_cuda()) kernels = time_kernels(trainer, o.steps);
   });

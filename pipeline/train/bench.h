@@ -8,9 +8,7 @@
 // microseconds, and where the GPU waits for the host, so does the kernel.
 // Read next: test/exactness_test.cpp.
 #pragma once
-#include <cstdint>
 #include <iosfwd>
-#include <string>
 
 #include "pipeline/train/options.h"
 

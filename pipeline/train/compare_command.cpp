@@ -80,10 +80,7 @@ Outcome train(const Job& job, Comm& world, int64_t last, const std::string& dump
     o.measured += r.idle / double(job.options.steps);
   }
   o.tensors.push_back(tensor_hashes(trainer, Hashed::state));
-  DUET_CHECK(copies_agree(trainer), job.compute.name,
-      ": expected all copies of a parameter to hold the same bits");
-  for (int64_t bytes : world.gather_values(device->memory(Use::activations).peak))
-    o.activation_bytes = std::max(o.activation_bytes, bytes);
+  o.activation_bytes = std::ranges::max(world.gather_values(device->memory(Use::activations).peak));
   return o;
 }
 

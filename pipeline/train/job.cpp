@@ -64,25 +64,13 @@ static void find_balancer(Job& job) {
   require(!o.ranks_per_node || o.ep % o.ranks_per_node == 0 || o.ranks_per_node % o.ep == 0,
       "--ranks-per-node: found ", o.ranks_per_node, ", allowed: divisors and multiples of --ep ",
       o.ep);
-  require(!o.replicas_may_leave_node || o.eplb_policy == EplbPolicy::balanced,
-      "--replicas-may-leave-node: found --eplb-policy ", policy_name(o.eplb_policy),
+  const EplbOptions& plan = o.balancer.plan;
+  require(!plan.replicas_may_leave_node || plan.policy == EplbPolicy::balanced,
+      "--replicas-may-leave-node: found --eplb-policy ", policy_name(plan.policy),
       ", allowed: balanced");
   const int64_t nodes = o.ranks_per_node ? std::max<int64_t>(1, o.ep / o.ranks_per_node) : 1;
-  job.balancer.shape = {int(experts), int(slots), int(job.config.n_group), int(nodes), int(o.ep)};
-  job.balancer.plan = {o.eplb_policy, o.replicas_may_leave_node};
-  job.balancer.interval = int(o.eplb_interval);
-  job.balancer.threshold = o.eplb_threshold;
-}
-
-// Each rank goes through its forwards in order of microbatch, then stage: an order in which no rank
-// can wait for ever.
-static Schedule forwards(const Schedule& s, int microbatches) {
-  Schedule f = s;
-  f.ranks.assign(s.ranks.size(), {});
-  for (int m = 0; m < microbatches; ++m)
-    for (int stage = s.first_stage(m); stage <= s.last_stage(m); ++stage)
-      f.ranks[size_t(s.rank_of[size_t(stage)])].push_back({Kind::F, stage, m});
-  return add_comms(f);
+  job.options.balancer.shape = {
+      int(experts), int(slots), int(job.config.n_group), int(nodes), int(o.ep)};
 }
 
 // --- what it takes at the least ------------------------------------------------------------------
@@ -155,9 +143,6 @@ Job make_job(TrainOptions options, bool with_data) {
       " with ", job.compute.stages(), " stages, allowed: at most ", Tag::kStages);
   job.usage = check(job.compute);
   job.schedule = add_comms(job.compute);
-  job.forward_microbatches =
-      job.compute.two_directions ? int(o.microbatches) / 2 : int(o.microbatches);
-  job.forward_only = forwards(job.compute, job.forward_microbatches);
   if (o.rehearse.empty())
     job.layer_bounds = split_layers(job.config, o.seq_len, job.compute.model_stages(), o.split);
 
@@ -182,7 +167,7 @@ std::vector<std::pair<int, int>> message_pairs(const Job& job) {
     if (stage + 1 < s.stages()) add(rank, s.rank_of[size_t(stage) + 1]);
   }
   // experts and the gradients of their replicas travel
-  if (job.options.redundant_experts || job.options.eplb_interval)
+  if (job.options.redundant_experts || job.options.balancer.interval)
     for (int r = 0; r < job.layout.world(); ++r)
       for (int other : job.layout.experts_of(r))
         if (r < other) pairs.push_back({r, other});

@@ -5,7 +5,6 @@
 #pragma once
 #include "comm/comm.h"
 #include "data/batch.h"
-#include "moe/load_monitor.h"
 #include "pipeline/schedule/checker.h"
 #include "pipeline/schedule/layout.h"
 #include "pipeline/train/options.h"
@@ -16,14 +15,10 @@ struct Job {
   TrainOptions options;  // resolved
   ModelConfig config;
   Layout layout;
-  BalancerOptions balancer;
   RunOptions run;     // transport, ranks, timeout
   Schedule compute;   // as generated or read
   Schedule schedule;  // with sends and receives
   Usage usage;        // what the checker counted
-  // for validation and sampling: microbatches 0 .. forward_microbatches-1, with sends and receives
-  Schedule forward_only;
-  int forward_microbatches = 1;
   // that this process may use, before any rank keeps to a few, and the ranks that share them
   int cores = 1, ranks_on_cores = 1;
   int ranks_here = 1;                 // on this machine

@@ -59,7 +59,7 @@ void add_model_and_rate(Command& cli, TrainOptions& o) {
 void add_machine(Command& cli, TrainOptions& o) {
   cli.flag("--force-balanced-routing", o.force_balanced_routing,
       "experts in turn instead of the router's choice: for measuring time, not for learning");
-  cli.flag("--replicas-may-leave-node", o.replicas_may_leave_node,
+  cli.flag("--replicas-may-leave-node", o.balancer.plan.replicas_may_leave_node,
       "with balanced: one replica stays on its group's node");
   cli.choice("--transport", o.transport, {Wire::local, Wire::mpi, Wire::nccl}, wire_name,
       "local: threads; nccl: GPU to GPU, one rank on each, MPI processes under mpirun or srun, "
@@ -113,13 +113,13 @@ void add_layout_options(Command& cli, TrainOptions& o) {
   cli.number("--ep", o.ep, 1, kRanks, "ranks over which the experts are spread; divides dp");
   cli.number("--redundant-experts", o.redundant_experts, 0, kMaxReplicas,
       "replicas per layer in total; experts + these: divisible by ep");
-  cli.number("--eplb-interval", o.eplb_interval, 0, kSteps,
+  cli.number("--eplb-interval", o.balancer.interval, 0, kSteps,
       "steps between new placements of experts; 0: none");
   cli.choice("--replica-split", o.replica_split, {ReplicaSplit::segment, ReplicaSplit::token},
       split_name, "what goes to one replica whole; token levels better and changes bits");
-  cli.choice("--eplb-policy", o.eplb_policy, {EplbPolicy::deepseek, EplbPolicy::balanced},
+  cli.choice("--eplb-policy", o.balancer.plan.policy, {EplbPolicy::deepseek, EplbPolicy::balanced},
       policy_name, "how they are placed: the published algorithm, or with few moves");
-  cli.number("--eplb-threshold", o.eplb_threshold, 0, 1,
+  cli.number("--eplb-threshold", o.balancer.threshold, 0, 1,
       "no new placement while balancedness, mean / max load, is above");
   cli.text("--schedule", o.schedule, cat(schedule_names(), ", or a CSV file"));
   cli.number("--virtual-stages", o.virtual_stages, 1, kRanks, "of a rank under interleaved");

@@ -13,6 +13,7 @@
 #include "model/config.h"
 #include "model/param.h"
 #include "moe/eplb_quota.h"
+#include "moe/load_monitor.h"
 
 namespace duet {
 
@@ -53,11 +54,8 @@ struct TrainOptions {
   int64_t ep = 1;
   int64_t redundant_experts = 0;
   bool force_balanced_routing = false;
-  int64_t eplb_interval = 0;  // 0: the experts stay
-  EplbPolicy eplb_policy = EplbPolicy::deepseek;
+  BalancerOptions balancer;  // its shape: find_balancer's, in job.cpp
   ReplicaSplit replica_split = ReplicaSplit::segment;
-  double eplb_threshold = 0.99;
-  bool replicas_may_leave_node = false;
   std::string schedule = "1f1b";
   int64_t virtual_stages = 2;
   bool overlap = true;

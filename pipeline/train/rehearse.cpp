@@ -82,8 +82,7 @@ RehearsedStep Rehearsal::step(Recorder* recorder) {
         [](int) { return Microbatch(); });
   }
   RehearsedStep step{.spans = spans_};
-  for (double end : world_.gather_values(seconds_now() - begin_))
-    step.seconds = std::max(step.seconds, end);
+  step.seconds = std::ranges::max(world_.gather_values(seconds_now() - begin_));
   double busy = 0;
   for (const Span& span : spans_) busy += span.end - span.start;
   for (double rank : world_.gather_values(1 - busy / step.seconds))

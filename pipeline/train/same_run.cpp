@@ -56,7 +56,7 @@ void require_same_job(Comm& world, const Job& job) {
   for (const auto& list : job.compute.ranks)
     for (const Action& a : list) schedule += to_string(a) + ",";
   const std::string model = o.init.empty() ? o.preset + " " + o.model.text : "of --init";
-  const EplbShape& shape = job.balancer.shape;
+  const EplbShape& shape = o.balancer.shape;
   const auto [first, last] = o.trace_steps.value_or(std::pair<int64_t, int64_t>());
   Json told = Json::object(
       {{"--data", cat(job.dataset.tokens(), " tokens of hash ", hash_text(job.dataset.hash))},
@@ -67,9 +67,10 @@ void require_same_job(Comm& world, const Job& job) {
           {"--micro-batch-size", o.micro_batch_size}, {"--microbatches", o.microbatches},
           {"--steps", o.steps}, {"--pp", o.pp}, {"--dp", job.layout.dp}, {"--ep", o.ep},
           {"--redundant-experts", shape.replicas - shape.experts},
-          {"--eplb-interval", o.eplb_interval}, {"--eplb-policy", policy_name(o.eplb_policy)},
-          {"--eplb-threshold", o.eplb_threshold},
-          {"--replicas-may-leave-node", o.replicas_may_leave_node},
+          {"--eplb-interval", o.balancer.interval},
+          {"--eplb-policy", policy_name(o.balancer.plan.policy)},
+          {"--eplb-threshold", o.balancer.threshold},
+          {"--replicas-may-leave-node", o.balancer.plan.replicas_may_leave_node},
           {"--ranks-per-node", o.ranks_per_node}, {"--overlap", o.overlap},
           {"--schedule", cat(job.compute.name, " of hash ", hash_text(checksum(schedule)))},
           {"--split", Json(job.layer_bounds)}, {"--resume", o.resume}, {"--from-step", o.from_step},

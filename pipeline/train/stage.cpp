@@ -11,10 +11,9 @@ static constexpr Phase kSharedFirst[] = {Phase::attention_f, Phase::router_f, Ph
     Phase::dispatch_f, Phase::experts_f, Phase::combine_f};
 
 Stage::Stage(const Context& context, const StageOptions& o)
-    : context_(context), options_(o), moe_(size_t(o.layer_end - o.layer_begin)),
-      saved_(size_t(o.microbatches)) {
+    : context_(context), options_(o), saved_(size_t(o.microbatches)) {
   if (o.layer_begin == 0) embedding_.emplace(context, params_);
-  layers_.reserve(moe_.size());
+  layers_.reserve(size_t(o.layer_end - o.layer_begin));
   for (int64_t l = o.layer_begin; l < o.layer_end; ++l)
     layers_.emplace_back(context, params_, l,
         [&](Params& params, const std::string& prefix) -> std::unique_ptr<FeedForward> {
@@ -24,7 +23,7 @@ Stage::Stage(const Context& context, const StageOptions& o)
           of_layer.layer = l;
           of_layer.placement = o.placement(l);
           auto moe = std::make_unique<Moe>(context, params, experts_, prefix, of_layer);
-          moe_[size_t(l - o.layer_begin)] = moe.get();
+          moe_.push_back(moe.get());
           return moe;
         });
   if (o.layer_end == context.config.n_layers) {
@@ -132,8 +131,7 @@ std::vector<double> Stage::losses(int microbatch) const {
 
 void Stage::begin_step() {
   for (Params* set : param_sets()) set->zero_grad(context_.stream());
-  for (Moe* moe : moe_)
-    if (moe) moe->clear_load();
+  for (Moe* moe : moe_) moe->clear_load();
 }
 
 }  // namespace duet

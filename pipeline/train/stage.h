@@ -75,10 +75,9 @@ class Stage {
 
   // Two sets: what every data-parallel rank has, and the routed experts, which are spread over
   // expert-parallel ranks.
-  Params& params() { return params_; }
   Params& experts() { return experts_; }
   std::array<Params*, 2> param_sets() { return {&params_, &experts_}; }
-  // The mixture-of-experts layers in order, null where a layer is dense. [layer_end - layer_begin]
+  // Of the mixture-of-experts layers, in order.
   const std::vector<Moe*>& moe() const { return moe_; }
   const StageOptions& options() const { return options_; }
 

@@ -28,8 +28,8 @@ std::map<std::pair<int, int>, std::vector<Stage*>> parts_of(const Trainer& t) {
   return parts;
 }
 
-constexpr int64_t kBucket =
-    1 << 20;  // elements reduced at a time: caches hold them, and scratch is small
+// elements reduced at a time: caches hold them, and scratch is small
+constexpr int64_t kBucket = 1 << 20;
 
 void reduce_over_ranks(Trainer& t, Comm& ranks, const Tensor& grad, int stage) {
   if (ranks.size() == 1) return;
@@ -55,7 +55,7 @@ void reduce_gradients(Trainer& t) {
       Params& params = *stage->param_sets()[size_t(set)];
       if (t.world.size() > 1) params.look(stream, Params::Look::before);
       for (Moe* moe : stage->moe())
-        if (moe && set == 1) sum_replicas(t.experts, t.device, *moe);
+        if (set == 1) sum_replicas(t.experts, t.device, *moe);
       grads.push_back(params.grad_arena().reshape(params.elements() / kBlockAlign, kBlockAlign));
     }
     const Tensor& sum = grads[0];

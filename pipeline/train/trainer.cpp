@@ -6,6 +6,7 @@
 
 #include "comm/gather_named.h"
 #include "moe/migration.h"
+#include "pipeline/schedule/add_comms.h"
 
 namespace duet {
 
@@ -15,7 +16,7 @@ static void make_stages(Trainer& t) {
   StageOptions o{.microbatches = int(job.options.microbatches), .seed = job.options.seed};
   o.moe.group = t.experts.size() > 1 ? &t.experts : nullptr;
   o.moe.comm = t.comm ? &static_cast<Stream&>(*t.comm) : nullptr;
-  o.moe.ranks_per_node = job.balancer.ranks_per_node();
+  o.moe.ranks_per_node = job.options.balancer.ranks_per_node();
   o.moe.split = job.options.replica_split;
   o.moe.balanced = job.options.force_balanced_routing;
   o.placement = [&t](int64_t layer) { return t.monitor.placement(layer); };
@@ -56,7 +57,7 @@ Trainer::Trainer(const Job& job, Comm& world, Device& device)
       context{device, job.config, *job.options.dtype, job.options.seq_len,
           job.options.micro_batch_size, 1 / double(job.global_sequences() * job.options.seq_len),
           job.options.balance_loss / double(job.global_sequences()), job.options.segment_tokens},
-      monitor(job.balancer, moe_layers()),
+      monitor(job.options.balancer, moe_layers()),
       executor(job.schedule, pipeline, context, computing(stages), job.options.overlap) {
   if (job.options.overlap && experts.size() > 1) comm.emplace(world, device);
   check_same_plans(world, 0, monitor.hash());
@@ -101,12 +102,15 @@ std::vector<double> Trainer::losses(int64_t n) const {
 
 // --- forward only --------------------------------------------------------------------------------
 
-// The forwards of microbatches 0 .. n-1, each freed when it is done.
+// The forwards of microbatches 0 .. n-1, each freed when it is done. Each rank goes through its own
+// in order of microbatch, then stage: an order in which no rank can wait for ever.
 static void run_forwards(Trainer& t, int64_t n, const Executor::Tokens& tokens) {
-  std::vector<Action> list;
-  for (const Action& a : t.job.forward_only.ranks[size_t(t.pp_rank)])
-    if (a.microbatch < n) list.push_back(a);
-  t.executor.run(list, tokens);
+  Schedule s = t.job.compute;
+  s.ranks.assign(size_t(s.pp), {});
+  for (int m = 0; m < n; ++m)
+    for (int stage = s.first_stage(m); stage <= s.last_stage(m); ++stage)
+      s.ranks[size_t(s.rank_of[size_t(stage)])].push_back({Kind::F, stage, m});
+  t.executor.run(add_comms(s).ranks[size_t(t.pp_rank)], tokens);
   t.context.stream().synchronize();
 }
 
@@ -118,7 +122,8 @@ double validation_loss(Trainer& t) {
   const int64_t at_once = job.layout.dp * job.options.micro_batch_size;
   for (int64_t done = 0; done < n;) {
     const int64_t microbatches =
-        std::min<int64_t>(job.forward_microbatches, (n - done + at_once - 1) / at_once);
+        std::min(job.options.microbatches / job.compute.weight_copies(),  // of one direction
+            (n - done + at_once - 1) / at_once);
     run_forwards(t, microbatches, [&](int m) {
       // the last microbatches are filled up with sequences that do not count
       return t.microbatch(m, [&](int64_t i, std::span<int32_t> tokens) {

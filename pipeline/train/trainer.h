@@ -4,7 +4,7 @@
 //   validation_loss                    of sequences that are not trained on   trainer.cpp
 //   next_token_logits                  what may follow a text                 trainer.cpp
 //   save_checkpoint, load_checkpoint                                          trainer_state.cpp
-//   tensor_hashes, fingerprint, copies_agree   whether bits are the same      trainer_state.cpp
+//   tensor_hashes, fingerprint         whether bits are the same             trainer_state.cpp
 //   place_experts, rebalance           experts move to other ranks            trainer.cpp
 //
 // All are collective: every rank of the world calls them in the same order, with its own Trainer.
@@ -59,8 +59,7 @@ struct Trainer {
   std::vector<int64_t> moe_layers() const;
   template <class Fn> void for_each_moe(const Fn& fn) const {
     for (const auto& [s, stage] : stages)
-      for (size_t i = 0; i < stage->moe().size(); ++i)
-        if (Moe* moe = stage->moe()[i]) fn(stage->options().layer_begin + int64_t(i), *moe, s);
+      for (Moe* moe : stage->moe()) fn(moe->layer(), *moe, s);
   }
   // Microbatch m of this rank: sequence(i, tokens) writes the sequence at place i of the global
   // batch. [seq_len + 1]
@@ -149,16 +148,14 @@ void save_checkpoint(Trainer& t, const std::string& dir, int64_t step);
 int64_t load_checkpoint(Trainer& t, const std::string& dir, Restore what = Restore::everything);
 
 // A hash of every tensor, by name: of the finished gradient, or of weight and moments. The same for
-// the same bits however they are spread over ranks.
+// the same bits however they are spread over ranks. Throws Error where copies differ: the replicas
+// of an expert, the two of a mirrored stage, those of data-parallel ranks.
 enum class Hashed { gradient, state };
 using TensorHashes = std::map<std::string, uint64_t>;
 TensorHashes tensor_hashes(Trainer& t, Hashed what);
 // One hash of them all, and of the trainer's state.
 uint64_t fingerprint(const TensorHashes& hashes);
 uint64_t fingerprint(Trainer& t);
-// Whether the replicas of each expert, the two copies of each mirrored stage, and the data-parallel
-// replicas, hold the same bits.
-bool copies_agree(Trainer& t);
 
 // --- experts on the move -------------------------------------------------------------------------
 

@@ -77,8 +77,7 @@ int64_t load_checkpoint(Trainer& t, const std::string& dir, Restore what) {
 
 // --- bits ----------------------------------------------------------------------------------------
 
-// By name, of every copy.
-static Gathered<std::vector<uint64_t>> hashes_of_copies(Trainer& t, Hashed what) {
+TensorHashes tensor_hashes(Trainer& t, Hashed what) {
   std::map<std::string, std::vector<uint64_t>> mine;
   for (Params* set : t.param_sets())
     for (const Param& p : set->all()) {
@@ -93,12 +92,12 @@ static Gathered<std::vector<uint64_t>> hashes_of_copies(Trainer& t, Hashed what)
         for (State state : kStates) add(state_of(p, state));
       mine[p.name].push_back(checksum(bytes));
     }
-  return gather_named(t.world, mine);
-}
-
-TensorHashes tensor_hashes(Trainer& t, Hashed what) {
   TensorHashes all;
-  for (const auto& [name, hashes] : hashes_of_copies(t, what)) all[name] = hashes[0].second[0];
+  for (const auto& [name, copies] : gather_named(t.world, mine))
+    for (const auto& [rank, of_rank] : copies)
+      for (uint64_t hash : of_rank)
+        DUET_CHECK(all.emplace(name, hash).first->second == hash, name, ": expected the bits of ",
+            hash_text(all[name]), " in all copies, found ", hash_text(hash), " on rank ", rank);
   return all;
 }
 
@@ -109,13 +108,5 @@ uint64_t fingerprint(const TensorHashes& hashes) {
 }
 
 uint64_t fingerprint(Trainer& t) { return fingerprint(tensor_hashes(t, Hashed::state)); }
-
-bool copies_agree(Trainer& t) {
-  for (const auto& [name, hashes] : hashes_of_copies(t, Hashed::state))
-    for (const auto& [rank, of_rank] : hashes)
-      for (uint64_t hash : of_rank)
-        if (hash != hashes[0].second[0]) return false;
-  return true;
-}
 
 }  // namespace duet

@@ -286,7 +286,9 @@ int communicators_of(const Job& job) {
   return all;
 }
 
-bool moves_experts(const Job& job) { return job.layout.ep > 1 && job.options.eplb_interval > 0; }
+bool moves_experts(const Job& job) {
+  return job.layout.ep > 1 && job.options.balancer.interval > 0;
+}
 
 std::vector<std::string> train(const Job& job, const RunOptions& options, int gpus) {
   std::vector<std::string> bits;
@@ -306,7 +308,7 @@ std::vector<std::string> train(const Job& job, const RunOptions& options, int gp
       for (const LayerLoad& l : r.loads)
         EXPECT_TRUE(!moves_experts(job) || step != 2 || (l.replan && l.replan->moves > 0))
             << "layer " << l.layer;
-      EXPECT_TRUE(copies_agree(trainer)) << "step " << step;
+      EXPECT_NO_THROW(fingerprint(trainer)) << "copies differ after step " << step;
     }
     const uint64_t hash = fingerprint(trainer);
     const double loss = validation_loss(trainer);

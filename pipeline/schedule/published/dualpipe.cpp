@@ -33,11 +33,10 @@ std::vector<Action> dualpipe_steps(int H, int h, int m, Chunk a, Chunk b) {
   // direction. In the middle, where both directions come last, the first pair would make the
   // neighbour wait for its F: it is run one after the other.
   for (int i = 0; i < m - 2 * H + h + 1; ++i) {
-    if (middle && i == 0) {
+    if (middle && i == 0)
       list.F(a), list.B(b);
-    } else {
+    else
       list.overlap(a, b);
-    }
     list.overlap(b, a);
   }
 
@@ -48,11 +47,10 @@ std::vector<Action> dualpipe_steps(int H, int h, int m, Chunk a, Chunk b) {
   // gaps of steps 7 and 8.
   for (int i = 0; i < 2 * (h + 1); ++i) {
     Chunk& chunk = i % 2 == 0 ? b : a;
-    if (i < h + 1) {
+    if (i < h + 1)
       list.B(chunk);
-    } else {
+    else
       list.I(chunk);
-    }
   }
 
   // Step 7: nWB0.
