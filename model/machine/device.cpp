@@ -74,15 +74,16 @@ Buf Device::take(int64_t rows, int64_t cols, Dtype dtype, Use use, bool host) {
   // The smallest that fits, unless it is so large that whoever it was made for would soon have to
   // make it again; of small ones there may be some of every size.
   auto it = free_[host].lower_bound(need);
-  if (it != free_[host].end() && it->first <= (need < kSmall ? need + need / 4 : 2 * need)) {
+  const auto last = free_[host].upper_bound(need < kSmall ? need + need / 4 : 2 * need);
+  while (it != last && it->second.empty()) ++it;
+  if (it != last) {
     buf.capacity_ = it->first;
-    buf.tensor_.data = it->second;
-    free_[host].erase(it);
+    buf.tensor_.data = it->second.back();
+    it->second.pop_back();
   } else {
     try {
       buf.tensor_.data = allocate(need, host);
     } catch (...) {  // the memory there is may lie in the pool, in pieces of other sizes
-      if (free_[host].empty()) throw;
       drain_pool(host);
       buf.tensor_.data = allocate(need, host);
     }
@@ -104,7 +105,7 @@ Buf Device::take(int64_t rows, int64_t cols, Dtype dtype, Use use, bool host) {
 void Device::give(Buf& buf) {
   if (!buf.host_) stats_[int(buf.use_)].now -= buf.capacity_;
   try {
-    free_[buf.host_].emplace(buf.capacity_, buf.tensor_.data);
+    free_[buf.host_][buf.capacity_].push_back(buf.tensor_.data);
   } catch (const std::bad_alloc&) {  // called by a destructor: the system gets it instead
     release(buf.tensor_.data, buf.capacity_, buf.host_);
     if (!buf.host_) pool_bytes_ -= buf.capacity_;
@@ -112,11 +113,12 @@ void Device::give(Buf& buf) {
 }
 
 void Device::drain_pool(bool host) {
-  std::erase_if(free_[host], [&](const auto& piece) {
-    if (!release(piece.second, piece.first, host)) return false;
-    if (!host) pool_bytes_ -= piece.first;
-    return true;
-  });
+  for (auto& [bytes, pieces] : free_[host])
+    std::erase_if(pieces, [&, size = bytes](void* piece) {
+      if (!release(piece, size, host)) return false;
+      if (!host) pool_bytes_ -= size;
+      return true;
+    });
 }
 
 }  // namespace duet

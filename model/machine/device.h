@@ -215,7 +215,9 @@ class Device {
   friend class Buf;
   Buf take(int64_t rows, int64_t cols, Dtype dtype, Use use, bool host);
   void give(Buf& buf);
-  std::multimap<int64_t, void*> free_[2];  // by capacity: device memory, host memory
+  // By capacity: device memory, host memory. What was given back last, which caches may hold, goes
+  // out first.
+  std::map<int64_t, std::vector<void*>> free_[2];
   MemoryStats stats_[kUses];
   int64_t pool_bytes_ = 0;
 };
