@@ -22,15 +22,15 @@ ENDS = "model/ends.cpp"
 LOCAL, NCCL, TRANSPORT = "comm/local.cpp", "comm/nccl_nccl.cpp", "comm/transport.cpp"
 COMMUNICATORS = "comm/communicators.h"
 INCLUDED_BY = {COMMUNICATORS: NCCL, FRAGMENTS: KERNEL, PANEL: ATTENTION}  # a header's only source
-RECORD = "    CUDA_CHECK(cudaEventRecord(e.raw.event, stream_));"
+RECORD = "    CUDA_CHECK(cudaEventRecord(e.raw, stream_));"
 # name, file, text, what stands there instead
 FAULTS = [
     ("an event is not recorded", DEVICE, RECORD, ""),
     ("an event is recorded in another stream", DEVICE, RECORD, RECORD.replace(", stream_", "")),
     ("a stream does not wait", DEVICE,
-     "    CUDA_CHECK(cudaStreamWaitEvent(stream_, static_cast<CudaEvent&>(event).raw.event, 0));", ""),
+     "    CUDA_CHECK(cudaStreamWaitEvent(stream_, static_cast<CudaEvent&>(event).raw, 0));", ""),
     ("synchronize does not", DEVICE, "    CUDA_CHECK(cudaStreamSynchronize(stream_));", ""),
-    ("an event's synchronize does not", DEVICE, "CUDA_CHECK(cudaEventSynchronize(raw.event));", ""),
+    ("an event's synchronize does not", DEVICE, "CUDA_CHECK(cudaEventSynchronize(raw));", ""),
     ("every event is done", DEVICE, "    if (status == cudaErrorNotReady) return false;",
      "    if (status == cudaErrorNotReady) return true;"),
     ("ordinary memory is not copied aside", DEVICE,
@@ -60,9 +60,9 @@ FAULTS = [
     ("a batch shares A", GEMM, "g.a.ld, g.stride_a, &beta", "g.a.ld, 0, &beta"),
     ("an empty sum leaves what was there", GEMM, "  if (!g.accumulate) zero(one);  // an empty sum", ""),
     ("the workspace is set before the stream", GEMM,
-     "    CUDA_CHECK(cublasSetWorkspace(handle_, workspace_->data, size_t(kWorkspaceBytes)));",
-     "    CUDA_CHECK(cublasSetWorkspace(handle_, workspace_->data, size_t(kWorkspaceBytes)));\n"
-     "    CUDA_CHECK(cublasSetStream(handle_, stream));"),
+     "  CUDA_CHECK(cublasSetWorkspace(handle, workspace_->data, size_t(kWorkspaceBytes)));",
+     "  CUDA_CHECK(cublasSetWorkspace(handle, workspace_->data, size_t(kWorkspaceBytes)));\n"
+     "  CUDA_CHECK(cublasSetStream(handle, stream));"),
     ("all groups share B", KERNEL, "(tn ? z : matrix) * g.stride_b", "z * g.stride_b"),
     ("a batch's gradients are one", KERNEL, "(tn ? matrix * g.stride_c", "(tn ? (matrix - z) * g.stride_c"),
     ("blocks of k are counted from the first row", KERNEL, "(k - origin) % kBlock", "k % kBlock"),
@@ -101,8 +101,8 @@ FAULTS = [
     ("a product's passage is read before all is there", PANEL, "      });\n      __syncwarp();\n      add(", "      });\n      add("),
     ("every head is the first", PANEL, "int(blockIdx.y) * per_head + col", "col"),
     ("behind the last row is what was there", PANEL, "row + r < from.rows ? from.cols - c : 0", "from.cols - c"),
-    ("products go to the default stream", GEMM, "CUDA_CHECK(cublasSetStream(handle_, stream));",
-     "CUDA_CHECK(cublasSetStream(handle_, nullptr));"),
+    ("products go to the default stream", GEMM, "CUDA_CHECK(cublasSetStream(handle, stream));",
+     "CUDA_CHECK(cublasSetStream(handle, nullptr));"),
     ("sums of bf16 may be rounded", GEMM, "int(CUBLAS_DEFAULT_MATH) | int(CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)",
      "CUBLAS_DEFAULT_MATH"),
     ("an exact sum is not on the grid", GEMM, "y[i] += on_grid(double(x[i]))", "y[i] += double(x[i])"),
