@@ -29,7 +29,9 @@ TEST(Layout, EveryRankHasOnePlaceAndKnowsItsNeighbours) {
     EXPECT_EQ(layout.rank(p, d), rank);
     places.emplace(p, d);
     ASSERT_EQ(layout.pipeline_of(rank).size(), 4u);
+    ASSERT_EQ(layout.copies_of({p}).size(), 3u);
     for (int q = 0; q < 4; ++q) EXPECT_EQ(layout.pipeline_of(rank)[size_t(q)], layout.rank(q, d));
+    for (int e = 0; e < 3; ++e) EXPECT_EQ(layout.copies_of({p})[size_t(e)], layout.rank(p, e));
   }
   EXPECT_EQ(places.size(), 12u);
   EXPECT_EQ(layout.copies_of({1}), (std::vector<int>{3, 4, 5}));  // of one stage: neighbours
