@@ -79,15 +79,14 @@ class Comm;
 void run_ranks(const RunOptions& options, const std::function<void(Comm& world)>& rank);
 
 // Who started this process, as one of how many, how many of them on this node, and as which:
-// {"mpirun", 4, 2, 3}; {"", 1, 1, 0} where nobody did. Costs nothing: it reads variables of the
-// environment, and MPI is not started before run_ranks.
-struct Launch {
-  std::string by;
+// {"mpirun", 4, 2, 3}; {"", 1, 1, 0} where no launcher did. Costs nothing: it reads variables of
+// the environment, and MPI is not started before run_ranks.
+struct Launcher {
+  std::string name;
   int ranks = 1, ranks_here = 1, rank = 0;
 };
-Launch find_launch(const std::function<const char*(const char*)>& getenv = [](const char* name) {
-  return std::getenv(name);
-});
+Launcher find_launcher(const std::function<const char*(const char*)>& getenv =
+                           [](const char* name) { return std::getenv(name); });
 
 bool have_mpi();   // whether this program was built with MPI
 bool have_nccl();  // or with NCCL

@@ -289,11 +289,11 @@ class MpiSession {
 bool have_mpi() { return true; }
 
 void run_mpi(
-    const RunOptions& options, const Launch& launch, const std::function<void(Comm&)>& rank) {
+    const RunOptions& options, const Launcher& launcher, const std::function<void(Comm&)>& rank) {
   static const MpiSession mpi;
   try {
     const std::string option = cat("--transport ", wire_name(options.transport), ": ");
-    require(mpi.size >= launch.ranks, option, launch.by, " started ", launch.ranks,
+    require(mpi.size >= launcher.ranks, option, launcher.name, " started ", launcher.ranks,
         " tasks, but MPI sees ", mpi.size,
         ": they do not know of one another; start them with srun --mpi=pmix (srun --mpi=list shows "
         "what there is) or with ",

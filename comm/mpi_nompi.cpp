@@ -6,7 +6,7 @@ namespace duet {
 
 bool have_mpi() { return false; }
 
-void run_mpi(const RunOptions&, const Launch&, const std::function<void(Comm&)>&) {
+void run_mpi(const RunOptions&, const Launcher&, const std::function<void(Comm&)>&) {
   throw UsageError(
       "--transport mpi: this duet was built without MPI; install OpenMPI (make looks for mpicxx) "
       "and build again");

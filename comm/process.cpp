@@ -21,7 +21,7 @@ namespace {
 // Of processes that all have been given the same wrong option the first one speaks: when it ends,
 // the others are ended, unless theirs is another mistake.
 int report(const std::string& error, int status) {
-  if (find_launch().rank > 0) std::this_thread::sleep_for(std::chrono::seconds(2));
+  if (find_launcher().rank > 0) std::this_thread::sleep_for(std::chrono::seconds(2));
   std::cerr << "duet: " << for_terminal(error);
   return status;
 }

@@ -129,15 +129,15 @@ void run_ranks(const RunOptions& options, const std::function<void(Comm& world)>
   require(options.transport == Wire::local || !options.link.emulated(),
       "--link: found --transport ", wire_name(options.transport),
       ", allowed: local (elsewhere messages take what they take)");
-  const Launch launch = find_launch();
+  const Launcher launcher = find_launcher();
   const bool nccl = options.transport == Wire::nccl;
   require(!nccl || have_nccl(), "--transport nccl: this duet was built without NCCL");
-  if (options.transport == Wire::mpi || (nccl && launch.ranks > 1))
-    return run_mpi(options, launch, rank);
-  require(launch.ranks == 1, "--transport local: ", launch.by, " started ", launch.ranks,
+  if (options.transport == Wire::mpi || (nccl && launcher.ranks > 1))
+    return run_mpi(options, launcher, rank);
+  require(launcher.ranks == 1, "--transport local: ", launcher.name, " started ", launcher.ranks,
       " processes, and each would run all ranks by itself; use --transport mpi, or start duet "
       "without ",
-      launch.by);
+      launcher.name);
   run_local(options, rank);
 }
 
@@ -146,11 +146,11 @@ void run_ranks(const RunOptions& options, const std::function<void(Comm& world)>
 // The innermost launcher comes first: mpirun inside a Slurm job starts its processes through srun.
 // SLURM_STEP_NUM_TASKS is srun's; SLURM_NTASKS would also be there in a batch script, which is one
 // process.
-Launch find_launch(const std::function<const char*(const char*)>& getenv) {
-  struct Launcher {
-    const char *name, *ranks, *ranks_here, *rank;
+Launcher find_launcher(const std::function<const char*(const char*)>& getenv) {
+  struct Variables {
+    const char *launcher, *ranks, *ranks_here, *rank;
   };
-  constexpr Launcher launchers[] = {
+  constexpr Variables variables[] = {
       {"mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_RANK"},
       {"mpiexec", "PMI_SIZE", "MPI_LOCALNRANKS", "PMI_RANK"},
       {"srun", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_PROCID"}};
@@ -158,10 +158,10 @@ Launch find_launch(const std::function<const char*(const char*)>& getenv) {
     const char* value = getenv(variable);
     return value ? std::max(0, atoi(value)) : otherwise;
   };
-  for (const Launcher& l : launchers) {
-    const int ranks = std::max(1, number(l.ranks, 0));
-    if (getenv(l.ranks))
-      return {l.name, ranks, std::max(1, number(l.ranks_here, ranks)), number(l.rank, 0)};
+  for (const Variables& v : variables) {
+    const int ranks = std::max(1, number(v.ranks, 0));
+    if (getenv(v.ranks))
+      return {v.launcher, ranks, std::max(1, number(v.ranks_here, ranks)), number(v.rank, 0)};
   }
   return {};
 }

@@ -201,10 +201,10 @@ std::vector<std::unique_ptr<Transport>> make_local_ranks(const RunOptions& optio
 // `under`; with --transport nccl what lies in GPU memory goes by NCCL instead.
 std::unique_ptr<Transport> with_nccl(std::unique_ptr<Transport> under, const RunOptions& options);
 
-// run_ranks under MPI, for a job that its launcher announced as `launch`. (A build without MPI:
+// run_ranks under MPI, for a job that its launcher announced as `launcher`. (A build without MPI:
 // throws UsageError.)
 void run_mpi(
-    const RunOptions& options, const Launch& launch, const std::function<void(Comm&)>& rank);
+    const RunOptions& options, const Launcher& launcher, const std::function<void(Comm&)>& rank);
 
 // What must be equal on all ranks for equal bits: compiler, instruction set, processor features
 // that the C library looks at, and a hash of the program.

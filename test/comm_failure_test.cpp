@@ -128,23 +128,23 @@ TEST(CommLaunch, FindsTheInnermostLauncher) {
       if (key == name) return value;
     return nullptr;
   };
-  EXPECT_EQ(find_launch(lookup).ranks, 1);
+  EXPECT_EQ(find_launcher(lookup).ranks, 1);
   environment = {{"SLURM_NTASKS", "8"}, {"SLURM_PROCID", "0"}};  // a batch script
-  EXPECT_EQ(find_launch(lookup).ranks, 1);
+  EXPECT_EQ(find_launcher(lookup).ranks, 1);
   environment.push_back({"SLURM_STEP_NUM_TASKS", "8"});
-  EXPECT_EQ(find_launch(lookup).ranks, 8);
-  EXPECT_EQ(find_launch(lookup).by, "srun");
+  EXPECT_EQ(find_launcher(lookup).ranks, 8);
+  EXPECT_EQ(find_launcher(lookup).name, "srun");
   environment.push_back({"OMPI_COMM_WORLD_SIZE", "4"});
-  EXPECT_EQ(find_launch(lookup).ranks, 4);
-  EXPECT_EQ(find_launch(lookup).by, "mpirun");
-  EXPECT_EQ(find_launch(lookup).ranks_here, 4);  // where nobody says
-  EXPECT_EQ(find_launch(lookup).rank, 0);
+  EXPECT_EQ(find_launcher(lookup).ranks, 4);
+  EXPECT_EQ(find_launcher(lookup).name, "mpirun");
+  EXPECT_EQ(find_launcher(lookup).ranks_here, 4);  // where nobody says
+  EXPECT_EQ(find_launcher(lookup).rank, 0);
   environment.push_back({"OMPI_COMM_WORLD_LOCAL_SIZE", "2"});
   environment.push_back({"OMPI_COMM_WORLD_RANK", "3"});
-  EXPECT_EQ(find_launch(lookup).ranks_here, 2);
-  EXPECT_EQ(find_launch(lookup).rank, 3);
+  EXPECT_EQ(find_launcher(lookup).ranks_here, 2);
+  EXPECT_EQ(find_launcher(lookup).rank, 3);
   environment = {{"SLURM_STEP_NUM_TASKS", "7"}, {"SLURM_STEP_TASKS_PER_NODE", "3(x2),1"}};
-  EXPECT_EQ(find_launch(lookup).ranks_here, 3);
+  EXPECT_EQ(find_launcher(lookup).ranks_here, 3);
 }
 
 // A rank that writes for longer than the timeout is waited for by those who were told to.

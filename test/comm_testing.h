@@ -11,7 +11,7 @@ namespace duet {
 
 // Threads, or the processes of the launcher that started this program.
 inline RunOptions here() {
-  const int processes = find_launch().ranks;
+  const int processes = find_launcher().ranks;
   if (processes > 1) return {.transport = Wire::mpi, .ranks = processes, .timeout = 30};
   return {.transport = Wire::local, .ranks = 4, .timeout = 30};
 }

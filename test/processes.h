@@ -56,7 +56,7 @@ inline std::string why_no_mpirun() {
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
   return "MPI's own code is not clean under sanitizers";
 #else
-  if (find_launch().ranks > 1) return "itself under a launcher";
+  if (find_launcher().ranks > 1) return "itself under a launcher";
   if (!have_mpi()) return "built without MPI";
   return run_command("mpirun --version").status == 0 ? "" : "no mpirun on this machine";
 #endif

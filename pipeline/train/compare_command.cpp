@@ -104,7 +104,7 @@ std::string first_activation(const Row& reference, const Row& row) {
 // --- what is compared ----------------------------------------------------------------------------
 
 int64_t data_parallel_ranks(const TrainOptions& o) {
-  return o.dp ? o.dp : std::max<int64_t>(1, find_launch().ranks / o.pp);
+  return o.dp ? o.dp : std::max<int64_t>(1, find_launcher().ranks / o.pp);
 }
 
 // The common options with those of a layout, "dp=2 schedule=zbv", in their place. The global batch
@@ -148,11 +148,11 @@ std::vector<Row> rows_of(const CompareOptions& options) {
   std::vector<std::string> schedules = options.schedules, layouts = options.layouts;
   if (schedules.empty() && layouts.empty()) {
     schedules = split(schedule_names());
-    if (find_launch().ranks == 1) layouts = split(kLayouts, ';');
+    if (find_launcher().ranks == 1) layouts = split(kLayouts, ';');
   }
 
   std::vector<Row> rows;
-  if (o.transport != Wire::mpi && find_launch().ranks == 1) {
+  if (o.transport != Wire::mpi && find_launcher().ranks == 1) {
     TrainOptions one = o;
     one.split.clear();
     rows.push_back({"one rank", make_job(apply_layout(kOneRank, one, sequences))});
@@ -282,7 +282,7 @@ bool compare_command(const CompareOptions& options, std::ostream& out) {
   if (reference.loss.empty()) return true;  // of another MPI process than rank 0, which decides
   for (Row& row : rows) {
     find_difference(row, reference);
-    if (row.step && row.step <= row.job.options.steps && find_launch().ranks == 1)
+    if (row.step && row.step <= row.job.options.steps && find_launcher().ranks == 1)
       row.activation = first_activation(rows[0], row);
   }
   (options.train.format == Format::json ? print_json : print_text)(rows, out);

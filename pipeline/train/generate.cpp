@@ -90,8 +90,8 @@ static Tokenizer tokenizer_of(const GenerateOptions& g, const std::string& dir) 
 void generate_command(const GenerateOptions& g, std::ostream& out) {
   const SampleOptions& s = g.sample;
   require(!s.prompt.empty(), "--prompt: found nothing, allowed: at least one character");
-  const Launch launch = find_launch();
-  require(launch.ranks == 1, "generate: found ", launch.ranks, " processes of ", launch.by,
+  const Launcher launcher = find_launcher();
+  require(launcher.ranks == 1, "generate: found ", launcher.ranks, " processes of ", launcher.name,
       ", allowed: one, for a sample has one rank");
   TrainOptions o;
   o.device = g.device;

@@ -17,15 +17,15 @@ int64_t Job::global_sequences() const {
 // dp follows from the number of MPI processes where there are some.
 static void find_ranks(Job& job) {
   const TrainOptions& o = job.options;
-  const Launch launch = find_launch();
+  const Launcher launcher = find_launcher();
   const bool nccl = o.transport == Wire::nccl,
-             mpi = o.transport == Wire::mpi || (o.transport != Wire::local && launch.ranks > 1);
-  require(o.transport != Wire::local || launch.ranks == 1, "--transport: found local under ",
-      launch.by, ", allowed: mpi");
+             mpi = o.transport == Wire::mpi || (o.transport != Wire::local && launcher.ranks > 1);
+  require(o.transport != Wire::local || launcher.ranks == 1, "--transport: found local under ",
+      launcher.name, ", allowed: mpi");
   job.layout.pp = int(o.pp);
-  job.layout.dp = int(o.dp ? o.dp : mpi ? std::max<int64_t>(1, launch.ranks / o.pp) : 1);
-  require(!mpi || job.layout.world() == launch.ranks, "--dp, --pp: found ", job.layout.dp, " x ",
-      job.layout.pp, ", allowed: products of ", launch.ranks, ", the number of MPI processes");
+  job.layout.dp = int(o.dp ? o.dp : mpi ? std::max<int64_t>(1, launcher.ranks / o.pp) : 1);
+  require(!mpi || job.layout.world() == launcher.ranks, "--dp, --pp: found ", job.layout.dp, " x ",
+      job.layout.pp, ", allowed: products of ", launcher.ranks, ", the number of MPI processes");
   job.layout.ep = int(o.ep);
   require(job.layout.dp % job.layout.ep == 0, "--ep: found ", o.ep,
       ", allowed: divisors of dp = ", job.layout.dp);
@@ -34,8 +34,8 @@ static void find_ranks(Job& job) {
       .transport = wire, .ranks = job.layout.world(), .timeout = o.comm_timeout, .link = o.link};
   job.run.link.ranks_per_node = int(o.ranks_per_node);
   job.cores = usable_cores();
-  const bool processes = launch.ranks > 1;
-  job.ranks_on_cores = job.ranks_here = processes ? launch.ranks_here : job.run.ranks;
+  const bool processes = launcher.ranks > 1;
+  job.ranks_on_cores = job.ranks_here = processes ? launcher.ranks_here : job.run.ranks;
   const char* mine = std::getenv("SLURM_CPUS_PER_TASK");  // one process's alone
   if (const auto cores = mine ? parse_number<int>(mine) : std::nullopt; cores && *cores > 0) {
     job.cores = std::min(job.cores, *cores);
@@ -79,7 +79,7 @@ Need need_of(const Job& job) {
   const TrainOptions& o = job.options;
   const ModelConfig& c = job.config;
   const Layout& l = job.layout;
-  const double here = find_launch().ranks > 1 ? 1. / l.world() : 1;  // part of the ranks
+  const double here = find_launcher().ranks > 1 ? 1. / l.world() : 1;  // part of the ranks
   const double expert = 3 * double(c.d_model) * double(c.d_expert),
                moe_layers = double(std::max<int64_t>(0, c.n_layers - c.first_k_dense));
   const double routed = moe_layers * double(c.n_routed) * expert,

@@ -20,7 +20,7 @@ double mfu(const Job& job, const StepResult& r, const Device& device) {
 RunLog::RunLog(const Job& job, Device& device, std::ostream& out, int64_t first_step)
     : job_(job), options_(job.options), device_(device), out_(out),
       // mpirun gives rank 0 a terminal of its own, whatever its output goes to
-      terminal_(&out == &std::cout && isatty(STDOUT_FILENO) && find_launch().by.empty()),
+      terminal_(&out == &std::cout && isatty(STDOUT_FILENO) && find_launcher().name.empty()),
       first_step_(first_step) {
   if (options_.out.empty()) return;
   metrics_path_ = options_.out + "/metrics.jsonl";

@@ -35,7 +35,7 @@ static_assert(std::atomic<int>::is_always_lock_free && std::atomic<int64_t>::is_
 class StopOnSignal {
  public:
   StopOnSignal() {
-    stop_signal = find_launch().rank == 0 ? 0 : kQuietly;
+    stop_signal = find_launcher().rank == 0 ? 0 : kQuietly;
     for (int i : {0, 1}) before_[i] = std::signal(kSignals[i], take);
   }
   ~StopOnSignal() {
