@@ -40,8 +40,8 @@ struct LocalMessage : Message {
   Event* landed() override {
     if (!gpu_arrival) return Message::landed();
     if (!arrived) {
-      land(gpu->lane());
-      arrived = record(gpu->lane());
+      land(gpu->stream());
+      arrived = record(gpu->stream());
     }
     return arrived.get();
   }
@@ -106,7 +106,7 @@ class LocalTransport final : public Transport {
     m.posted = true;
     if (!other) return;
     LocalMessage &send = m.side.send ? m : *other, &recv = m.side.send ? *other : m;
-    m.gpu ? enqueue_copy(send, recv, m.gpu->lane()) : copy(send, recv);
+    m.gpu ? enqueue_copy(send, recv, m.gpu->stream()) : copy(send, recv);
     other->state.set(other->met);
     state->set(m.met);
   }
@@ -132,16 +132,16 @@ class LocalTransport final : public Transport {
     if (!from.empty()) memcpy(recv.side.memory.data(), from.data(), from.size());
   }
 
-  void enqueue_copy(LocalMessage& send, LocalMessage& recv, Stream& lane) {
+  void enqueue_copy(LocalMessage& send, LocalMessage& recv, Stream& stream) {
     const Bytes from = send.side.memory;
-    lane.wait(*send.gpu->ready);
-    lane.wait(*recv.gpu->ready);
+    stream.wait(*send.gpu->ready);
+    stream.wait(*recv.gpu->ready);
     if (const LinkModel& link = state->link; link.emulated())
-      launch<LinkBook>(lane, 1,
+      launch<LinkBook>(stream, 1,
           {send.direction, recv.direction, send.gpu_arrival, recv.gpu_arrival,
               link.duration(send.state.rank, recv.state.rank, int64_t(from.size())), link.delay()});
-    lane.copy(recv.side.memory.data(), from.data(), from.size());
-    send.gpu->copied = recv.gpu->copied = record(lane);
+    stream.copy(recv.side.memory.data(), from.data(), from.size());
+    send.gpu->copied = recv.gpu->copied = record(stream);
   }
 
   const std::shared_ptr<Switchboard> switchboard_;

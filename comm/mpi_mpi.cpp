@@ -81,9 +81,9 @@ struct MpiMessage : Message {
     return Message::landed();
   }
   void copy(Bytes to, Bytes from) {
-    gpu->lane().wait(*gpu->ready);
-    gpu->lane().copy(to.data(), from.data(), from.size());
-    gpu->copied = record(gpu->lane());
+    gpu->stream().wait(*gpu->ready);
+    gpu->stream().copy(to.data(), from.data(), from.size());
+    gpu->copied = record(gpu->stream());
   }
 
   Bytes memory;        // MPI's

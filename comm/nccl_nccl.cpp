@@ -60,7 +60,7 @@ struct Edge {  // one direction between this rank and another
   bool send;
   int peer;
   ncclComm_t comm;
-  std::unique_ptr<Stream> lane;
+  std::unique_ptr<Stream> stream;
   // sending: headers that the peer has not taken yet; receiving: the header of the next message,
   // being received while any are expected
   std::list<Announced> announced = {};
@@ -209,8 +209,8 @@ class NcclTransport final : public Transport {
     const Edge& edge = m.edge;
     const Leg leg =
         edge.send ? Leg{.peer = 1, .send = m.side.memory} : Leg{.peer = 0, .recv = m.side.memory};
-    edge.lane->wait(*m.gpu->ready);
-    m.gpu->copied = communicators_->launch(*edge.lane, edge.comm, {leg}, m.side.text());
+    edge.stream->wait(*m.gpu->ready);
+    m.gpu->copied = communicators_->launch(*edge.stream, edge.comm, {leg}, m.side.text());
     state->set(m.met);
   }
 
@@ -277,7 +277,7 @@ class NcclTransport final : public Transport {
       state->fail(std::current_exception());
     }
     state->progress = nullptr;
-    communicators_.reset();  // aborts those that are left: lanes may wait for them
+    communicators_.reset();  // aborts those that are left: streams may wait for them
     edges_.clear();
     groups_.clear();
   }

@@ -134,15 +134,15 @@ std::unique_ptr<Event> record(Stream& stream) {
 }
 
 OnGpu::OnGpu(const Side& side, Stream& after)
-    : ready(record(after)), device_(after.device()), lane_(side.collective ? &after : nullptr) {}
+    : ready(record(after)), device_(after.device()), stream_(side.collective ? &after : nullptr) {}
 
 OnGpu::~OnGpu() {
-  if (own_lane_) device_.give_back(std::move(own_lane_));
+  if (own_stream_) device_.give_back(std::move(own_stream_));
 }
 
-Stream& OnGpu::lane() {
-  if (!lane_) lane_ = (own_lane_ = device_.borrow_stream()).get();
-  return *lane_;
+Stream& OnGpu::stream() {
+  if (!stream_) stream_ = (own_stream_ = device_.borrow_stream()).get();
+  return *stream_;
 }
 
 Message::Message(Transport& transport, const Side& side, Stream* after)

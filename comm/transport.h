@@ -118,12 +118,12 @@ class OnGpu {
   ~OnGpu();
   const std::unique_ptr<Event> ready;
   std::shared_ptr<Event> copied;  // made by whoever copies, before the side is met
-  Stream& lane();                 // for the rank's thread
+  Stream& stream();               // for the rank's thread
 
  private:
   Device& device_;
-  Stream* lane_;
-  std::unique_ptr<Stream> own_lane_;
+  Stream* stream_;
+  std::unique_ptr<Stream> own_stream_;
 };
 std::unique_ptr<Event> record(Stream& stream);  // a new event of what is enqueued so far
 

@@ -212,9 +212,9 @@ void Moe::combine_f(MoeSaved& s) {
 
 // --- rows between ranks --------------------------------------------------------------------------
 
-Scope Moe::scope(Stream& stream, const char* lane, const char* name, int64_t bytes) const {
+Scope Moe::scope(Stream& stream, const char* track, const char* name, int64_t bytes) const {
   return Scope(context_.recorder, stream,
-      {.name = name, .lane = lane, .layer = options_.layer, .bytes = bytes});
+      {.name = name, .track = track, .layer = options_.layer, .bytes = bytes});
 }
 
 // Where messages go: the comm stream, from now on behind what is enqueued on the compute stream.

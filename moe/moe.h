@@ -101,7 +101,7 @@ class Moe : public FeedForward {
   void dispatch_i(MoeSaved& saved);
 
   bool alone() const { return placement_.gpus == 1; }
-  Scope scope(Stream& stream, const char* lane, const char* name, int64_t bytes = 0) const;
+  Scope scope(Stream& stream, const char* track, const char* name, int64_t bytes = 0) const;
   Stream& comm_after_compute() const;
   void gather_choices(MoeSaved& saved);
   std::vector<std::vector<int32_t>> wait_for_choices(MoeSaved& saved);

@@ -17,7 +17,7 @@ namespace duet {
 namespace {
 
 struct Event {
-  std::string phase, name, lane;
+  std::string phase, name, track;
   int64_t pid, tid, begin, end;  // nanoseconds
   std::string id;
   Json args;
@@ -43,7 +43,7 @@ std::vector<Event> events_of(const Json& file) {
 }
 
 // What a rank did, looked up at every boundary of every event by itself.
-Overlap oracle(const std::vector<Event>& events, int64_t pid, const std::string& lane,
+Overlap oracle(const std::vector<Event>& events, int64_t pid, const std::string& track,
     const std::string& name) {
   std::set<int64_t> cuts;
   for (const Event& e : events)
@@ -54,10 +54,10 @@ Overlap oracle(const std::vector<Event>& events, int64_t pid, const std::string&
     bool inside = false, compute = false, comm = false, wait = false;
     for (const Event& e : events) {
       if (e.pid != pid || e.phase != "X" || t < e.begin || t >= e.end) continue;
-      inside |= e.lane == lane && e.name == name;
-      compute |= e.lane == "compute";
-      comm |= e.lane == "comm";
-      wait |= e.lane == "wait" || e.args.find("blocks");
+      inside |= e.track == track && e.name == name;
+      compute |= e.track == "compute";
+      comm |= e.track == "comm";
+      wait |= e.track == "wait" || e.args.find("blocks");
     }
     if (!inside) continue;
     o.span += length;
@@ -132,7 +132,7 @@ TEST_F(TraceTest, CommunicationOnTheComputeStreamIsExposed) {
     EXPECT_GE(m.steps.span, m.pairs.span);
     const Json file = Json::load(folder_ + "/trace.json");
     for (const Event& e : events_of(file)) {
-      if (e.lane != "comm") continue;
+      if (e.track != "comm") continue;
       EXPECT_EQ(e.args.find("blocks").has_value(), blocking);
       EXPECT_EQ(e.args.at("bytes").integer(), 4096);
       EXPECT_EQ(e.args.at("layer").integer(), 3);
@@ -147,8 +147,8 @@ TEST_F(TraceTest, ArrowsJoinEachSendToTheWaitForItsMessage) {
     Trace trace(world, layout, {folder_ + "/trace.json", 7, 8});
     for (int64_t step : {7, 8}) {
       Recorder recorder(*device);
-      const auto mark = [&](const char* name, const char* lane, int stage, int m) {
-        Scope scope(&recorder, device->compute(), {name, lane, stage, m});
+      const auto mark = [&](const char* name, const char* track, int stage, int m) {
+        Scope scope(&recorder, device->compute(), {name, track, stage, m});
       };
       for (int m : {0, 1}) {
         const bool first = layout.pp_rank(world.rank()) == 0;
@@ -188,7 +188,7 @@ TEST_F(TraceTest, ArrowsJoinEachSendToTheWaitForItsMessage) {
     EXPECT_EQ(at(from).args.at("microbatch").integer(), at(to).args.at("microbatch").integer());
     EXPECT_EQ(at(from).args.at("step").integer(), at(to).args.at("step").integer());
     EXPECT_EQ(at(from).name.substr(5), at(to).name.substr(5));
-    EXPECT_EQ(at(to).lane, at(to).name == "RECV_F" ? "wait" : "actions");
+    EXPECT_EQ(at(to).track, at(to).name == "RECV_F" ? "wait" : "actions");
   }
 }
 
@@ -216,9 +216,9 @@ TEST_F(TraceTest, FileOfARunIsInOrderAndItsSummaryIsTheOracles) {
   std::map<std::pair<int64_t, int64_t>, Event> steps;  // by rank and step
   std::map<std::string, int> sends, receives;
   for (const Event& e : events) {
-    if (e.lane == "step") steps[{e.pid, e.args.at("step").integer()}] = e;
-    if (e.lane == "actions" && e.name.starts_with("SEND_")) ++sends[e.name.substr(5)];
-    if (e.lane == "actions" && e.name.starts_with("RECV_")) ++receives[e.name.substr(5)];
+    if (e.track == "step") steps[{e.pid, e.args.at("step").integer()}] = e;
+    if (e.track == "actions" && e.name.starts_with("SEND_")) ++sends[e.name.substr(5)];
+    if (e.track == "actions" && e.name.starts_with("RECV_")) ++receives[e.name.substr(5)];
   }
   EXPECT_EQ(steps.size(), size_t(4 * 2));
   EXPECT_EQ(sends, receives);

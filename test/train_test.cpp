@@ -235,8 +235,8 @@ TEST_F(Train, WhereNoTokenLeavesTheSharedExpertsAreEnqueuedBeforeTheHostWaits) {
     train_step(trainer, 1, {.recorder = &recorder});
     int shared = 0, waits = 0;
     for (const Recorder::Entry& e : recorder.entries()) {
-      shared += e.mark.name == std::string("shared F") && e.mark.layer > 0;  // 0 is dense
-      waits += e.mark.name == std::string("choices") && e.mark.lane == std::string("wait");
+      shared += e.activity.name == std::string("shared F") && e.activity.layer > 0;  // 0 is dense
+      waits += e.activity.name == std::string("choices") && e.activity.track == std::string("wait");
       EXPECT_LE(waits, shared);
     }
     EXPECT_EQ(waits, 2 * 4);  // layers, microbatches

@@ -76,7 +76,7 @@ struct Gemm {
   int64_t flops() const;  // 2 per multiply-add, half of it where causal; of stated groups
 };
 
-// A mark in a stream's order of work. Recorded again, it forgets its earlier mark.
+// A point in a stream's order of work. Recorded again, it forgets its earlier one.
 class Event {
  public:
   virtual ~Event() = default;
@@ -195,7 +195,7 @@ class Device {
   int64_t pool_bytes() const { return pool_bytes_; }
 
   int64_t flops = 0;  // of all products so far
-  // Not null, on CUDA: is told when each kernel runs, by its name and, as the lane, its kind.
+  // Not null, on CUDA: is told when each kernel runs, by its name and, as the track, its kind.
   Recorder* kernels = nullptr;
 
  protected:

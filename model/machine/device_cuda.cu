@@ -200,7 +200,7 @@ class CudaStream final : public Stream {
     const int64_t flops = device_.flops - std::exchange(counted_, device_.flops);
     if (!kind && flops) kind = "attention", bytes = 0;
     return Scope(device_.kernels, *this,
-        {.name = name, .lane = kind ? kind : "rows", .bytes = bytes, .flops = flops});
+        {.name = name, .track = kind ? kind : "rows", .bytes = bytes, .flops = flops});
   }
 
  private:

@@ -19,11 +19,11 @@
 
 namespace duet {
 
-struct Mark {
+struct Activity {
   const char* name = "";  // "attention F", "dispatch F", "F", ...; lives as long as the program
   // "compute" or "comm": which stream of the rank; "actions" for what a schedule's list says;
   // "step"; "wait"; of a kernel, its kind
-  const char* lane = "";
+  const char* track = "";
   int stage = -1, microbatch = -1;
   int64_t layer = -1;
   // sent, where it is a message; read and written by a row operation, or by a product's exact sum
@@ -34,16 +34,16 @@ struct Mark {
 class Recorder {
  public:
   struct Entry {
-    Mark mark;
+    Activity activity;
     std::unique_ptr<Event> begin, end;
     bool on_compute;  // on the compute stream: a message there keeps it from computing
   };
   explicit Recorder(Device& device) : device_(device) {}
   // Marks a point in the stream's order: the beginning of an entry, whose number is returned; and
   // its end.
-  size_t begin(Stream& stream, const Mark& mark) {
-    entries_.push_back(
-        {mark, device_.make_event(true), device_.make_event(true), &stream == &device_.compute()});
+  size_t begin(Stream& stream, const Activity& activity) {
+    entries_.push_back({activity, device_.make_event(true), device_.make_event(true),
+        &stream == &device_.compute()});
     stream.record(*entries_.back().begin);
     return entries_.size() - 1;
   }
@@ -57,9 +57,9 @@ class Recorder {
 
 class Scope {
  public:
-  Scope(Recorder* recorder, Stream& stream, const Mark& mark)
+  Scope(Recorder* recorder, Stream& stream, const Activity& activity)
       : recorder_(recorder), stream_(stream) {
-    if (recorder_) entry_ = recorder_->begin(stream_, mark);
+    if (recorder_) entry_ = recorder_->begin(stream_, activity);
   }
   ~Scope() {
     if (recorder_) recorder_->end(stream_, entry_);

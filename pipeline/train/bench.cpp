@@ -41,11 +41,12 @@ static Json time_kernels(Trainer& trainer, int64_t step) {
   };
   std::map<std::string, Sum> sums;
   for (const Recorder::Entry& e : recorder.entries())
-    for (const std::string& kind : {std::string(e.mark.lane), cat(e.mark.lane, " ", e.mark.name)}) {
+    for (const std::string& kind :
+        {std::string(e.activity.track), cat(e.activity.track, " ", e.activity.name)}) {
       Sum& s = sums[kind];
       ++s.calls;
-      s.bytes += e.mark.bytes;
-      s.flops += e.mark.flops;
+      s.bytes += e.activity.bytes;
+      s.flops += e.activity.flops;
       s.seconds += e.end->seconds() - e.begin->seconds();
     }
   Json all = Json::array();

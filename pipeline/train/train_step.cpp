@@ -221,7 +221,7 @@ StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
   std::optional<StepDump> dump;
   if (!hooks.dump.empty()) dump.emplace(t.context);
   std::optional<Scope> whole;
-  whole.emplace(t.context.recorder, t.context.stream(), Mark{"step", "step"});
+  whole.emplace(t.context.recorder, t.context.stream(), Activity{"step", "step"});
   const auto batch = [&](int m) {
     return t.microbatch(m, [&](int64_t i, std::span<int32_t> tokens) {
       job.batches->sequence(job.options.seed, step - 1, i, tokens);

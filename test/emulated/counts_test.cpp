@@ -136,7 +136,7 @@ TEST_F(Counts, BytesOfExactSums) {
       train_step(trainer, 1);
       device->kernels = nullptr;
       for (const Recorder::Entry& e : recorder.entries())
-        if (e.mark.flops > 0) bytes += e.mark.bytes;
+        if (e.activity.flops > 0) bytes += e.activity.bytes;
     });
     EXPECT_EQ(bytes, bytes_of_sums(job.config, dtype)) << dtype_name(dtype);
   }

@@ -97,7 +97,7 @@ void attribute(Recording& r, Names& names) {
 
   std::vector<std::pair<int32_t, GpuEvent*>> under;  // by annotation
   for (GpuEvent& e : r.gpu) {
-    if (e.lane) continue;
+    if (e.own) continue;
     e.component = unattributed;
     const auto found = launches_of(r, e.correlation);
     if (e.correlation < 0 || found.empty()) continue;

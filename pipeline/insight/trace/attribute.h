@@ -13,7 +13,7 @@
 
 namespace duet {
 
-// Fills in component, layer, ordinal and launched of every event but lanes.
+// Fills in component, layer, ordinal and launched of every event but duet's own.
 void attribute(Recording& recording, Names& names);
 
 // 'F', 'B', 'I' or 'W' of names like "attn(F)" and "experts F"; else 0.

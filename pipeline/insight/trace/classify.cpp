@@ -95,7 +95,7 @@ void Classifier::classify(Recording& recording, Names& names) const {
   };
   for (GpuEvent& e : recording.gpu) {
     const Rule* rule = rules_.empty() || e.work >= Work::wait ? nullptr : rule_for(e);
-    if (!e.lane) {
+    if (!e.own) {
       const auto [named, added] = by_name.emplace(e.name, Work::compute);
       if (added) named->second = work_of_name(names[e.name]);
       if (e.work == Work::compute || named->second == Work::comm) e.work = named->second;

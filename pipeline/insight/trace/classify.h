@@ -7,9 +7,9 @@
 //   with `by_annotation`: launched under an annotation that begins with dispatch or combine
 //   else compute; permutes are
 //
-// Lanes of duet's own traces say themselves what they are; only a rule overrides that. A rules file
-// is JSON, {"rules": [RULE...]} or the bare list, tried in order. Of RULE's regular expressions
-// (ECMAScript, found anywhere, case matters) all that are given must match:
+// Tracks of duet's own traces say themselves what they are; only a rule overrides that. A rules
+// file is JSON, {"rules": [RULE...]} or the bare list, tried in order. Of RULE's regular
+// expressions (ECMAScript, found anywhere, case matters) all that are given must match:
 //
 //   {"name": "my_a2a.*", "annotation": "^moe", "stream": "^27$", "class": "communication",
 //    "component": "dispatch(F)"}      class: compute, communication, memory

@@ -52,7 +52,7 @@ void align(std::vector<RankTrace>& ranks, const std::vector<Match>& matches) {
   for (const Match& match : matches)
     for (size_t i = 1; i < match.size(); ++i) {
       const Member &a = match[0], &b = match[i];
-      if (a.event->lane) continue;  // duet's clocks are together
+      if (a.event->own) continue;  // duet's clocks are together
       const int64_t difference =
           b.event->end + ranks[b.rank].to_common - (a.event->end + ranks[a.rank].to_common);
       later[{a.rank, b.rank}].push_back(difference);

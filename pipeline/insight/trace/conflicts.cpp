@@ -34,8 +34,8 @@ struct Sorted {
   std::vector<const GpuEvent*> by_begin, by_end;
 };
 
-// What begins to compute at or after a time, and when. Of lanes also where a phase goes on after a
-// wait.
+// What begins to compute at or after a time, and when. Of duet's own also where a phase goes on
+// after a wait.
 std::pair<const GpuEvent*, int64_t> next_compute(
     const RankTrace& rank, const Sorted& compute, int64_t time) {
   const auto next = std::ranges::lower_bound(rank.compute, time, {}, &Interval::begin);
@@ -119,18 +119,18 @@ std::vector<Slack> slack_of_dependencies(const RankTrace& rank, size_t index, co
     parts[name] = {part_of(names[name]), c.phase == 'I' ? 'B' : c.phase};
   std::vector<GpuEvent> transfers;  // the kernels of one dispatch or combine as one
   std::map<std::pair<int32_t, int32_t>, size_t> last;  // by component and stream
-  // by part, pass and, of lanes, layer: annotations count as they come
+  // by part, pass and, of duet's own, layer: annotations count as they come
   std::map<std::tuple<std::string_view, char, int32_t>, std::vector<const GpuEvent*>> begins;
   for (const GpuEvent& e : rank.events) {
     if (e.work >= Work::wait || e.component < 0) continue;
     const auto& [part, pass] = parts[e.component];
     if (part.empty() || (pass != 'F' && pass != 'B')) continue;
     if (part != "dispatch" && part != "combine") {
-      if (e.work == Work::compute) begins[{part, pass, e.lane ? e.layer : -1}].push_back(&e);
+      if (e.work == Work::compute) begins[{part, pass, e.own ? e.layer : -1}].push_back(&e);
       continue;
     }
     const auto found = last.find({e.component, e.stream});
-    if (found != last.end() && !e.lane && transfers[found->second].layer == e.layer) {
+    if (found != last.end() && !e.own && transfers[found->second].layer == e.layer) {
       transfers[found->second].end = std::max(transfers[found->second].end, e.end);
       continue;
     }
@@ -143,7 +143,7 @@ std::vector<Slack> slack_of_dependencies(const RankTrace& rank, size_t index, co
     const auto& [part, pass] = parts[t->component];
     const bool to_experts = (part == "dispatch") == (pass == 'F');
     const int32_t layer =
-        !t->lane ? -1 : t->layer + (part == "combine" && pass == 'F');  // the next one's
+        !t->own ? -1 : t->layer + (part == "combine" && pass == 'F');  // the next one's
     const auto& consumers = begins[{to_experts ? "experts" : "attention", pass, layer}];
     const auto consumer = std::ranges::lower_bound(consumers, t->end, {}, &GpuEvent::begin);
     const bool found = consumer != consumers.end();

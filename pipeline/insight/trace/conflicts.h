@@ -8,7 +8,7 @@
 //                 that ended within the gap: the kernel waited for it
 //     other       the rest, such as the end of the trace
 //   slowed   computation beside communication: the same kernel (component, ordinal of its launch
-//            within it, name, grid; of duet's lanes the phase) takes longer than the median of
+//            within it, name, grid; of duet's own the phase) takes longer than the median of
 //            those with nothing beside them. Half of it must be covered; a twentieth counts as
 //            nothing.
 //

@@ -9,7 +9,7 @@ namespace {
 constexpr WideInt kFarthest = WideInt(1) << 53;  // ns from the first event: 104 days
 constexpr int64_t kCovered = 100;                // kernels under one of their own stream
 
-enum class Category { gpu, lane, launch, annotation, none };
+enum class Category { gpu, track, launch, annotation, none };
 struct Class {
   Category category;
   Work work = Work::compute;  // of GPU work: what it is until classify.h knows better
@@ -20,9 +20,9 @@ Class class_of(std::string_view cat) {
   constexpr std::pair<std::string_view, Class> kClasses[] = {{"kernel", {gpu}},
       {"concurrent_kernel", {gpu}}, {"gpu_memcpy", {gpu, Work::memory}},
       {"gpu_memset", {gpu, Work::memory}}, {"memcpy", {gpu, Work::memory}},
-      {"memset", {gpu, Work::memory}}, {"compute", {lane}}, {"comm", {lane, Work::comm}},
-      {"wait", {lane, Work::wait}}, {"step", {lane, Work::step}}, {"actions", {lane, Work::pair}},
-      {"user_annotation", {annotation}}};
+      {"memset", {gpu, Work::memory}}, {"compute", {track}}, {"comm", {track, Work::comm}},
+      {"wait", {track, Work::wait}}, {"step", {track, Work::step}},
+      {"actions", {track, Work::pair}}, {"user_annotation", {annotation}}};
   const std::string name = lower(cat);
   for (const auto& [known, found] : kClasses)
     if (name == known) return found;
@@ -141,23 +141,23 @@ void EventSink::add_complete(const RawEvent& e, const Number& end) {
   } else if (category == Category::annotation) {
     recording_.annotations.push_back({begin, begin + length, names_.id(e["name"]), thread_of(e)});
   } else {
-    add_gpu(e, category == Category::lane, work, {begin, begin + length});
+    add_gpu(e, category == Category::track, work, {begin, begin + length});
   }
 }
 
-void EventSink::add_gpu(const RawEvent& e, bool lane, Work work, const Interval& time) {
+void EventSink::add_gpu(const RawEvent& e, bool own, Work work, const Interval& time) {
   const std::string& name = e["name"];
   if (work == Work::pair && name != "pair") return;
   // what a rank does by itself for a message is not the message
-  const bool local = lane && work == Work::compute &&
-      (name.starts_with("dispatch") || name.starts_with("combine"));
+  const bool local =
+      own && work == Work::compute && (name.starts_with("dispatch") || name.starts_with("combine"));
   GpuEvent& gpu = recording_.gpu.emplace_back(GpuEvent{time});
   gpu.correlation = e.whole("correlation", -1);
   gpu.name = names_.id(name);
   gpu.stream = stream_of(e);
-  if (lane) gpu.component = names_.id((local ? "local " : "") + name);
+  if (own) gpu.component = names_.id((local ? "local " : "") + name);
   gpu.layer = int32_t(e.whole("layer", -1));
-  gpu.grid = e.grid, gpu.lane = lane, gpu.work = work;
+  gpu.grid = e.grid, gpu.own = own, gpu.work = work;
   gpu.blocks = !e["blocks"].empty() && work == Work::comm;
   describe_message(e, gpu);
 }
@@ -166,7 +166,7 @@ void EventSink::describe_message(const RawEvent& e, GpuEvent& gpu) {
   const auto part = [&](Field f) { return cat("|", e.whole(f, -1)); };
   const bool nccl = std::any_of(&e["Collective name"], std::end(e.values),
       [](const std::string& value) { return !value.empty(); });
-  if (gpu.work == Work::comm) {  // a lane's
+  if (gpu.work == Work::comm) {  // duet's own
     gpu.message = names_.id(cat("duet|", e["name"], part("step"), part("stage"), part("microbatch"),
         part("layer"), "|", e["group"]));
     gpu.bytes = e.whole("bytes", 0);
@@ -185,10 +185,10 @@ int32_t EventSink::stream_of(const RawEvent& e) {
   const auto [found, added] =
       streams_.emplace(Thread{device, number}, int32_t(recording_.streams.size()));
   if (added) {
-    const bool lane = class_of(e["cat"]).category == Category::lane;
+    const bool own = class_of(e["cat"]).category == Category::track;
     const bool named = !e.number("stream") && !e.number("tid") && !e["tid"].empty();
     recording_.streams.push_back({device,
-        lane        ? e["cat"]
+        own         ? e["cat"]
             : named ? e["tid"]
                     : std::to_string(number)});
   }
@@ -215,14 +215,14 @@ void EventSink::drop_timestamps_of_zero() {
 void EventSink::drop_covering() {
   std::vector<std::vector<int64_t>> begins(recording_.streams.size()), ends(begins.size());
   for (const GpuEvent& e : recording_.gpu) {
-    if (e.lane || e.work != Work::compute) continue;
+    if (e.own || e.work != Work::compute) continue;
     begins[size_t(e.stream)].push_back(e.begin);
     ends[size_t(e.stream)].push_back(e.end);
   }
   for (auto* times : {&begins, &ends})
     for (auto& stream : *times) std::sort(stream.begin(), stream.end());
   const auto covering = [&](const GpuEvent& e) {
-    if (e.lane || e.work != Work::compute) return false;
+    if (e.own || e.work != Work::compute) return false;
     const auto &b = begins[size_t(e.stream)], &n = ends[size_t(e.stream)];
     const auto ended = std::upper_bound(n.begin(), n.end(), e.end) - n.begin();
     const auto begun = std::lower_bound(b.begin(), b.end(), e.begin) - b.begin();
@@ -235,7 +235,7 @@ void EventSink::drop_covering() {
 Recording EventSink::finish() {
   for (const auto& [thread, open] : open_)
     for (const auto& e : open)
-      if (e && class_of((*e)["cat"]).category <= Category::lane)
+      if (e && class_of((*e)["cat"]).category <= Category::track)
         ++recording_.left_out["a beginning without its end"];
   drop_timestamps_of_zero();
   drop_covering();

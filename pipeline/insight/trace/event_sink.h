@@ -48,7 +48,7 @@ class EventSink {
 
  private:
   void add_complete(const RawEvent& e, const Number& end = {});  // of a B: its E
-  void add_gpu(const RawEvent& e, bool lane, Work work, const Interval& time);
+  void add_gpu(const RawEvent& e, bool own, Work work, const Interval& time);
   void describe_message(const RawEvent& e, GpuEvent& gpu);
   Thread thread_of(const RawEvent& e);
   int32_t stream_of(const RawEvent& e);

@@ -1,7 +1,7 @@
 // The event model of a trace: what duet records and what others' profilers write, as one kind of
 // rows.
 //
-//   GpuEvent     work on a stream: a kernel, a copy, or an event of one of duet's lanes
+//   GpuEvent     work on a stream: a kernel, a copy, or an event of one of duet's tracks
 //   LaunchCall       the CPU's call that enqueued it (same correlation id)
 //   Annotation   a named range on a CPU thread ("dispatch(F)", "ProfilerStep#1")
 //
@@ -26,7 +26,7 @@ namespace duet {
 
 using WideInt = __int128;  // absolute nanoseconds
 
-// wait, step and pair are lanes of duet's own traces (trace.h)
+// wait, step and pair are tracks of duet's own traces (trace.h)
 enum class Work : uint8_t { compute, comm, memory, wait, step, pair };
 constexpr const char* kWorks[] = {"compute", "communication", "memory", "wait", "step", "pair"};
 
@@ -50,13 +50,13 @@ struct GpuEvent : Interval {
   int64_t correlation = -1;
   int32_t name = 0;
   int32_t stream = 0;      // in Recording::streams
-  int32_t component = -1;  // a name: the annotation around its launch, or the lane's own name
+  int32_t component = -1;  // a name: the annotation around its launch, or the track's own name
   int32_t layer = -1;      // as the file says, else the how manieth annotation of that name it is
   int32_t ordinal = 0;     // of its launch within the annotation
   int32_t message = -1;    // a name, equal on all ranks that take part; -1: unknown
   uint32_t grid = 0;       // a hash of the launch's dimensions
   Work work = Work::compute;
-  bool lane = false;             // of duet's own: the file says what it is
+  bool own = false;              // of duet's own: the file says what it is
   bool blocks = false;           // communication on the compute stream itself
   int64_t launched = INT64_MIN;  // when the CPU launched it; INT64_MIN: unknown
   // that this rank puts in; 0: unknown; -1: neither NCCL's metadata nor duet say it is a message

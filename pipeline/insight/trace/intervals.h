@@ -2,9 +2,10 @@
 // intervals of time.
 //
 //   span       of the window that is looked at: the recorded steps, or the overlapped pairs in them
-//   compute    time in which the rank computes: in a phase of lane "compute" and not standing in a
+//   compute    time in which the rank computes: in a phase of track "compute" and not standing in a
 //              wait
-//   comm       time in which its comm stream is in a message (lane "comm"): all-to-alls, reductions
+//   comm       time in which its comm stream is in a message (track "comm"): all-to-alls,
+//   reductions
 //              of gradients
 //   covered    time in which it does both; exposed = comm - covered
 //

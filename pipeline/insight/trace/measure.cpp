@@ -15,7 +15,7 @@ void measure_components(RankTrace& rank, const Names& names) {
     std::vector<int64_t> durations;
     std::map<int32_t, std::vector<Interval>> layers;
     int64_t by_work[3] = {};
-    bool lane = false;
+    bool own = false;
   };
   std::map<int32_t, Parts> parts;
   for (const GpuEvent& e : rank.events) {
@@ -26,7 +26,7 @@ void measure_components(RankTrace& rank, const Names& names) {
     p.durations.push_back(e.end - e.begin - waits);
     p.layers[e.layer].push_back(e);
     p.by_work[int(e.work)] += e.end - e.begin;
-    p.lane |= e.lane;
+    p.own |= e.own;
   }
   for (auto& [name, p] : parts) {
     Component& c = rank.components[name];
@@ -41,7 +41,7 @@ void measure_components(RankTrace& rank, const Names& names) {
       occurrences.push_back(length(without(merged(std::move(times)), waiting)));
       if (c.phase) c.layers[layer] = occurrences.back();
     }
-    c.median_occurrence = p.lane ? c.median : median(std::move(occurrences));
+    c.median_occurrence = p.own ? c.median : median(std::move(occurrences));
   }
 }
 

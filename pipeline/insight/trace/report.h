@@ -20,7 +20,7 @@
 //
 // A cost profile (pipeline/schedule/profile.h says the format) has one stage: what the computation
 // of one layer takes, and its pair as much as both parts of it, for communication is not in it. All
-// are medians over a component's occurrences (its annotations, or events of duet's lanes), of all
+// are medians over a component's occurrences (its annotations, or events of duet's tracks), of all
 // ranks. It says besides, in seconds too:
 //   "from": [file...], "components": {"attention" | "experts" | "dispatch" | "combine" | name:
 //      {"F", "I", "W"} or, without a phase, {"s"}}

@@ -29,8 +29,8 @@ std::string label(const Analysis& a, const GpuEvent* e, size_t n) {
   if (!e) return "nothing";
   const std::string& component = a.names[e->component];
   const bool known = component != "unattributed" && component != "outside annotations";
-  return e->lane ? fitted(component, n)
-                 : fitted((known ? component + " " : "") + plain(a.names[e->name]), n);
+  return e->own ? fitted(component, n)
+                : fitted((known ? component + " " : "") + plain(a.names[e->name]), n);
 }
 
 void say_files(std::ostream& out, const Analysis& a) {

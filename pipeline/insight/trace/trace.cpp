@@ -16,19 +16,21 @@ namespace {
 using namespace std::string_view_literals;
 
 constexpr int kRounds = 32;  // of stamps
-constexpr std::string_view kLanes[] = {"step", "actions", "compute", "comm", "wait"};
+constexpr std::string_view kTracks[] = {"step", "actions", "compute", "comm", "wait"};
 
-int thread_of(std::string_view lane) {
-  const auto* found = std::ranges::find(kLanes, lane);
-  DUET_CHECK(found != std::end(kLanes), "trace: expected a known lane, found '", lane, "'");
-  return int(found - kLanes);
+int thread_of(std::string_view track) {
+  const auto* found = std::ranges::find(kTracks, track);
+  DUET_CHECK(found != std::end(kTracks), "trace: expected a known track, found '", track, "'");
+  return int(found - kTracks);
 }
 
-bool receives(const Mark& mark) { return mark.name == "RECV_F"sv || mark.name == "RECV_B"sv; }
+bool receives(const Activity& activity) {
+  return activity.name == "RECV_F"sv || activity.name == "RECV_B"sv;
+}
 
 // Which message a SEND or RECV is about, one name on both sides: step, pipeline, direction,
 // sender's stage, microbatch.
-std::string message_of(const Mark& m, int64_t step, int pipeline) {
+std::string message_of(const Activity& m, int64_t step, int pipeline) {
   const char direction = m.name[5];
   const int sender = receives(m) ? m.stage + (direction == 'F' ? -1 : 1) : m.stage;
   return cat(step, '.', pipeline, direction, sender, '.', m.microbatch);
@@ -77,21 +79,21 @@ bool Trace::records(int64_t step) const {
 }
 
 Measured Trace::add(int64_t step, const Recorder& recorder) {
-  std::map<std::string_view, std::vector<Interval>> lanes;
+  std::map<std::string_view, std::vector<Interval>> tracks;
   std::vector<Interval> pairs;
   for (const Recorder::Entry& e : recorder.entries()) {
     e.end->synchronize();
     const Interval time{
         std::llround(e.begin->seconds() * 1e9), std::llround(e.end->seconds() * 1e9)};
-    const bool blocks = e.on_compute && e.mark.lane == "comm"sv;
-    entries_.push_back({e.mark, step, blocks, time});
-    lanes[e.mark.lane].push_back(time);
-    if (blocks) lanes["wait"].push_back(time);
-    if (e.mark.lane == "actions"sv && e.mark.name == "pair"sv) pairs.push_back(time);
+    const bool blocks = e.on_compute && e.activity.track == "comm"sv;
+    entries_.push_back({e.activity, step, blocks, time});
+    tracks[e.activity.track].push_back(time);
+    if (blocks) tracks["wait"].push_back(time);
+    if (e.activity.track == "actions"sv && e.activity.name == "pair"sv) pairs.push_back(time);
   }
-  const Times compute = without(merged(lanes["compute"]), merged(lanes["wait"])),
-              comm = merged(lanes["comm"]);
-  const Measured mine{overlap_within(merged(lanes["step"]), compute, comm),
+  const Times compute = without(merged(tracks["compute"]), merged(tracks["wait"])),
+              comm = merged(tracks["comm"]);
+  const Measured mine{overlap_within(merged(tracks["step"]), compute, comm),
       overlap_within(merged(pairs), compute, comm)};
   measured_ += mine;
   steps_.push_back(step);
@@ -114,39 +116,39 @@ std::string Trace::events(int64_t origin) const {
       cat("rank ", rank, " (dp ", layout_.dp_rank(rank), ", pp ", layout_.pp_rank(rank), ")");
   add(metadata(rank, "process_name", Json::object({{"name", name}})));
   add(metadata(rank, "process_sort_index", Json::object({{"sort_index", rank}})));
-  for (int i = 0; i < int(std::size(kLanes)); ++i) {
-    add(metadata(rank, "thread_name", Json::object({{"name", kLanes[i]}})).set("tid", i));
+  for (int i = 0; i < int(std::size(kTracks)); ++i) {
+    add(metadata(rank, "thread_name", Json::object({{"name", kTracks[i]}})).set("tid", i));
     add(metadata(rank, "thread_sort_index", Json::object({{"sort_index", i}})).set("tid", i));
   }
   const auto message = [&](const Entry& e) {
-    return message_of(e.mark, e.step, layout_.dp_rank(rank));
+    return message_of(e.activity, e.step, layout_.dp_rank(rank));
   };
   // The end of an arrow, at a time in the slice that it belongs to.
   const auto arrow = [&](const Entry& e, int64_t ns) {
-    Json j = Json::object(
-        {{"ph", receives(e.mark) ? "f" : "s"}, {"pid", rank}, {"tid", thread_of(e.mark.lane)},
-            {"ts", us(ns)}, {"name", "message"}, {"cat", "message"}, {"id", message(e)}});
-    add(receives(e.mark) ? j.set("bp", "e") : j);
+    Json j = Json::object({{"ph", receives(e.activity) ? "f" : "s"}, {"pid", rank},
+        {"tid", thread_of(e.activity.track)}, {"ts", us(ns)}, {"name", "message"},
+        {"cat", "message"}, {"id", message(e)}});
+    add(receives(e.activity) ? j.set("bp", "e") : j);
   };
   std::set<std::string> waited;  // messages
   for (const Entry& e : entries_)
-    if (receives(e.mark) && e.mark.lane == "wait"sv) waited.insert(message(e));
+    if (receives(e.activity) && e.activity.track == "wait"sv) waited.insert(message(e));
 
   for (const Entry& e : entries_) {
-    const Mark& m = e.mark;
+    const Activity& m = e.activity;
     const int64_t begin = e.time.begin - origin, ns = e.time.end - e.time.begin;
     Json args = Json::object({{"step", e.step}});
     if (m.stage >= 0) args.set("stage", m.stage);
     if (m.microbatch >= 0) args.set("microbatch", m.microbatch);
     if (m.layer >= 0) args.set("layer", m.layer);
     if (m.bytes > 0) args.set("bytes", m.bytes);
-    if (m.layer >= 0 && m.lane == "comm"sv)  // an all-to-all: among whom
+    if (m.layer >= 0 && m.track == "comm"sv)  // an all-to-all: among whom
       args.set("group",
           format("pp %d, ep group %d", layout_.pp_rank(rank), layout_.dp_rank(rank) / layout_.ep));
     if (e.blocks) args.set("blocks", true);
-    add(Json::object({{"ph", "X"}, {"pid", rank}, {"tid", thread_of(m.lane)}, {"ts", us(begin)},
-        {"dur", us(ns)}, {"name", m.name}, {"cat", m.lane}, {"args", args}}));
-    const bool action = m.lane == "actions"sv;
+    add(Json::object({{"ph", "X"}, {"pid", rank}, {"tid", thread_of(m.track)}, {"ts", us(begin)},
+        {"dur", us(ns)}, {"name", m.name}, {"cat", m.track}, {"args", args}}));
+    const bool action = m.track == "actions"sv;
     if (action && std::string_view(m.name).starts_with("SEND_")) arrow(e, begin);
     if (receives(m) && (!action || !waited.contains(message(e))))
       arrow(e, begin + std::max<int64_t>(0, ns - 1));  // the last nanosecond still in it

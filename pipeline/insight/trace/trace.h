@@ -1,7 +1,7 @@
 // Trace: what every rank did in a few steps, as a file that https://ui.perfetto.dev and
 // chrome://tracing open.
 //
-// Ranks are processes; the lanes of a rank are its threads:
+// Ranks are processes; the tracks of a rank are its threads:
 //   step      the step, from its first to its last work
 //   actions   what the schedule's list says: F, I, W, B, pair, SEND_F, RECV_F, SEND_B, RECV_B
 //   compute   phases on the compute stream: "attention F", "experts W", "AdamW", ...
@@ -65,7 +65,7 @@ class Trace {
 
  private:
   struct Entry {
-    Mark mark;
+    Activity activity;
     int64_t step;
     bool blocks;    // a message on the compute stream
     Interval time;  // this rank's clock
