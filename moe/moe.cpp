@@ -38,19 +38,20 @@ static std::vector<std::string> expert_prefixes(
   return names;
 }
 
-Moe::Moe(const Context& context, Params& params, Params& experts, const std::string& prefix,
+Moe::Moe(const Context& context, Params& params, Params& expert_params, const std::string& prefix,
     const Options& o)
     : context_(context), options_(o), placement_(o.placement), me_(o.group ? o.group->rank() : 0),
-      slots_(placement_.slots_per_gpu()), prefix_(prefix), experts_(experts),
-      first_param_(experts.all().size()), shape_{.experts = int(context.config.n_routed),
-                                              .topk = int(context.config.topk),
-                                              .groups = int(context.config.n_group),
-                                              .topk_groups = int(context.config.topk_group),
-                                              .scaling = context.config.routed_scaling},
+      slots_(placement_.slots_per_gpu()), prefix_(prefix), expert_params_(expert_params),
+      first_param_(expert_params.all().size()), shape_{.experts = int(context.config.n_routed),
+                                                    .topk = int(context.config.topk),
+                                                    .groups = int(context.config.n_group),
+                                                    .topk_groups = int(context.config.topk_group),
+                                                    .scaling = context.config.routed_scaling},
       gate_(params.matrix(prefix + "gate.weight", context.config.d_model, context.config.n_routed)),
       bias_(params.vector(
           prefix + "gate.e_score_correction_bias", context.config.n_routed, Init::zeros, false)),
-      routed_(context, experts, expert_prefixes(prefix, placement_, me_), context.config.d_expert),
+      routed_(context, expert_params, expert_prefixes(prefix, placement_, me_),
+          context.config.d_expert),
       load_(size_t(context.config.n_routed)), work_(alone() ? 0 : size_t(placement_.gpus) + 1),
       balance_host_(
           context.device.host_buffer(o.microbatches, context.sequences, acc_dtype(context.dtype))),
@@ -328,7 +329,7 @@ void Moe::count_work(const std::vector<std::vector<int32_t>>& choices) {
 
 std::array<Param*, 3> Moe::slot(int64_t s) {
   const auto param = [&](int64_t matrix) {
-    return &experts_.all()[first_param_ + size_t(matrix * slots_ + s)];
+    return &expert_params_.all()[first_param_ + size_t(matrix * slots_ + s)];
   };
   return {param(0), param(1), param(2)};
 }

@@ -49,7 +49,7 @@ namespace duet {
 class Moe : public FeedForward {
  public:
   // Router and shared experts go into `params`, which all ranks have; the routed experts of this
-  // rank into `experts`.
+  // rank into `expert_params`.
   struct Options {
     int microbatches = 1;       // of a step, the range of Saved::microbatch
     Comm* group = nullptr;      // expert-parallel ranks; null: all experts are here
@@ -60,7 +60,7 @@ class Moe : public FeedForward {
     bool balanced = false;      // --force-balanced-routing
     ReplicaSplit split = ReplicaSplit::segment;
   };
-  Moe(const Context& context, Params& params, Params& experts, const std::string& prefix,
+  Moe(const Context& context, Params& params, Params& expert_params, const std::string& prefix,
       const Options& options);
 
   std::unique_ptr<Saved> make_saved() const override;
@@ -118,8 +118,8 @@ class Moe : public FeedForward {
   const int me_;   // in the group
   int64_t slots_;  // on this rank
   std::string prefix_;
-  Params& experts_;
-  size_t first_param_;  // of the slots in experts_: all gates, all ups, all downs
+  Params& expert_params_;
+  size_t first_param_;  // of the slots in expert_params_: all gates, all ups, all downs
   RouterShape shape_;
   Param &gate_, &bias_;
   std::optional<Swiglu> shared_;  // without shared experts none

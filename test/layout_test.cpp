@@ -37,7 +37,7 @@ TEST(Layout, EveryRankHasOnePlaceAndKnowsItsNeighbours) {
   EXPECT_EQ(layout.copies_of({1}), (std::vector<int>{3, 4, 5}));  // of one stage: neighbours
   EXPECT_EQ(layout.copies_of({1, 3}), (std::vector<int>{3, 4, 5, 9, 10, 11}));
   const Layout sharded{.dp = 4, .pp = 2, .ep = 2};
-  EXPECT_EQ(sharded.experts_of(7), (std::vector<int>{6, 7}));
+  EXPECT_EQ(sharded.expert_parallel_of(7), (std::vector<int>{6, 7}));
   EXPECT_EQ(sharded.expert_copies_of(7, {0, 1}), (std::vector<int>{1, 3, 5, 7}));
 }
 

@@ -23,7 +23,7 @@ struct Layout {
   // the ranks with the same dp_rank, by pp_rank
   std::vector<int> pipeline_of(int r) const { return every(dp, dp_rank(r), pp); }
   // of the ranks with the same pp_rank, the ones that together have all experts
-  std::vector<int> experts_of(int r) const { return every(1, r - dp_rank(r) % ep, ep); }
+  std::vector<int> expert_parallel_of(int r) const { return every(1, r - dp_rank(r) % ep, ep); }
   // the ranks that have a part of the model, which those of these pp_ranks have; and of them the
   // ones that have the same of its experts as r
   std::vector<int> copies_of(const std::vector<int>& pp_ranks) const {

@@ -169,7 +169,7 @@ std::vector<std::pair<int, int>> message_pairs(const Job& job) {
   // experts and the gradients of their replicas travel
   if (job.options.redundant_experts || job.options.balancer.interval)
     for (int r = 0; r < job.layout.world(); ++r)
-      for (int other : job.layout.experts_of(r))
+      for (int other : job.layout.expert_parallel_of(r))
         if (r < other) pairs.push_back({r, other});
   return pairs;
 }

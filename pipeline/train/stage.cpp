@@ -22,7 +22,7 @@ Stage::Stage(const Context& context, const StageOptions& o)
           of_layer.microbatches = o.microbatches;
           of_layer.layer = l;
           of_layer.placement = o.placement(l);
-          auto moe = std::make_unique<Moe>(context, params, experts_, prefix, of_layer);
+          auto moe = std::make_unique<Moe>(context, params, expert_params_, prefix, of_layer);
           moe_.push_back(moe.get());
           return moe;
         });

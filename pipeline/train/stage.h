@@ -75,8 +75,8 @@ class Stage {
 
   // Two sets: what every data-parallel rank has, and the routed experts, which are spread over
   // expert-parallel ranks.
-  Params& experts() { return experts_; }
-  std::array<Params*, 2> param_sets() { return {&params_, &experts_}; }
+  Params& expert_params() { return expert_params_; }
+  std::array<Params*, 2> param_sets() { return {&params_, &expert_params_}; }
   // Of the mixture-of-experts layers, in order.
   const std::vector<Moe*>& moe() const { return moe_; }
   const StageOptions& options() const { return options_; }
@@ -93,7 +93,7 @@ class Stage {
 
   const Context& context_;
   StageOptions options_;
-  Params params_, experts_;
+  Params params_, expert_params_;
   std::optional<Embedding> embedding_;
   std::vector<Moe*> moe_;
   std::vector<Layer> layers_;

@@ -55,7 +55,7 @@ void reduce_gradients(Trainer& t) {
       Params& params = *stage->param_sets()[size_t(set)];
       if (t.world.size() > 1) params.look(stream, Params::Look::before);
       for (Moe* moe : stage->moe())
-        if (set == 1) sum_replicas(t.experts, t.device, *moe);
+        if (set == 1) sum_replicas(t.expert_parallel, t.device, *moe);
       grads.push_back(params.grad_arena().reshape(params.elements() / kBlockAlign, kBlockAlign));
     }
     const Tensor& sum = grads[0];
@@ -181,10 +181,10 @@ void update(Trainer& t, const StepResult& r) {
 // That is asked where the last step took long (another one is soon over), and not over emulated
 // links, whose times it would change.
 bool gives_up(Trainer& t, const StepHooks& hooks) {
-  if (!hooks.give_up || t.experts.size() == 1) return hooks.give_up && hooks.give_up();
+  if (!hooks.give_up || t.expert_parallel.size() == 1) return hooks.give_up && hooks.give_up();
   if (!t.long_steps || t.job.run.link.emulated()) return false;
   const Traffic sent = t.world.traffic();
-  const std::vector<int> all = t.experts.gather_values(int(hooks.give_up()));
+  const std::vector<int> all = t.expert_parallel.gather_values(int(hooks.give_up()));
   t.world.traffic() = sent;  // metrics do not tell how long a step took
   return std::find(all.begin(), all.end(), 1) != all.end();
 }

@@ -14,7 +14,7 @@ static void make_stages(Trainer& t) {
   const Job& job = t.job;
   const Schedule& s = job.schedule;
   StageOptions o{.microbatches = int(job.options.microbatches), .seed = job.options.seed};
-  o.moe.group = t.experts.size() > 1 ? &t.experts : nullptr;
+  o.moe.group = t.expert_parallel.size() > 1 ? &t.expert_parallel : nullptr;
   o.moe.comm = t.comm ? &static_cast<Stream&>(*t.comm) : nullptr;
   o.moe.ranks_per_node = job.options.balancer.ranks_per_node();
   o.moe.split = job.options.replica_split;
@@ -53,13 +53,14 @@ Trainer::Trainer(const Job& job, Comm& world, Device& device)
       pp_rank(job.layout.pp_rank(world.rank())),
       channels(world, device, message_pairs(job), Carries::host_values),
       pipeline(world.group(job.layout.pipeline_of(world.rank()), Carries::host_values)),
-      experts(world.group(job.layout.experts_of(world.rank()))), copies(group_copies(job, world)),
+      expert_parallel(world.group(job.layout.expert_parallel_of(world.rank()))),
+      copies(group_copies(job, world)),
       context{device, job.config, *job.options.dtype, job.options.seq_len,
           job.options.micro_batch_size, 1 / double(job.global_sequences() * job.options.seq_len),
           job.options.balance_loss / double(job.global_sequences()), job.options.segment_tokens},
       monitor(job.options.balancer, moe_layers()),
       executor(job.schedule, pipeline, context, computing(stages), job.options.overlap) {
-  if (job.options.overlap && experts.size() > 1) comm.emplace(world, device);
+  if (job.options.overlap && expert_parallel.size() > 1) comm.emplace(world, device);
   check_same_plans(world, 0, monitor.hash());
   make_stages(*this);
 }
@@ -177,9 +178,9 @@ void place_experts(Trainer& t, const std::map<int64_t, ExpertPlacement>& placeme
   if (placements.empty()) return;
   t.for_each_moe([&](int64_t layer, Moe& moe, int) {
     if (const auto found = placements.find(layer); found != placements.end())
-      migrate(t.experts, t.device, moe, found->second);
+      migrate(t.expert_parallel, t.device, moe, found->second);
   });
-  for (auto& [s, stage] : t.stages) stage->experts().masters_changed(t.context.stream());
+  for (auto& [s, stage] : t.stages) stage->expert_params().masters_changed(t.context.stream());
   for (const auto& [layer, placement] : placements) t.monitor.set_placement(layer, placement);
 }
 

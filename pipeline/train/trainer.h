@@ -33,12 +33,12 @@ struct Trainer {
   Comm& world;
   Device& device;
   const int dp_rank, pp_rank;
-  Channels channels;       // before the groups
-  Comm pipeline, experts;  // groups (pipeline/schedule/layout.h)
+  Channels channels;               // before the groups
+  Comm pipeline, expert_parallel;  // groups (pipeline/schedule/layout.h)
   // Of the ranks that have copies of a part of the model, and of those that have the same of its
   // experts; by the pipeline's ranks that have the part. Alone for a part that is not this rank's.
   struct Copies {
-    Comm all, experts;
+    Comm all, of_experts;
   };
   std::map<std::vector<int>, Copies> copies;
   Context context;
@@ -52,7 +52,7 @@ struct Trainer {
   // The ranks with copies of a part of the model, of its set 0 or 1 (Stage::param_sets).
   Comm& copies_of(int model_stage, int set) {
     Copies& ranks = copies.at(job.schedule.ranks_of(model_stage));
-    return set == 0 ? ranks.all : ranks.experts;
+    return set == 0 ? ranks.all : ranks.of_experts;
   }
   // The layers with a mixture of experts: of the model, in order; and fn(layer, moe, virtual stage)
   // for each one in this rank's stages.
