@@ -24,12 +24,10 @@ Swiglu::Swiglu(
 }
 
 // c = a W, or a W^T, for each network. A batch of 2: with gates and with ups.
-void Swiglu::product(Form form, const Tensor& a, const Param* w, const Tensor& c, Offsets offsets,
-    bool accumulate, int batch) const {
-  Gemm gemm{form, a, w->weight, c, accumulate};
+void Swiglu::product(Gemm gemm, Offsets offsets, int batch) const {
   gemm.batch = batch;
   gemm.stride_b = stride_;
-  gemm.stride_c = a.rows * width_;
+  gemm.stride_c = gemm.a.rows * width_;
   gemm.groups = offsets;
   context_.device.gemm(gemm);
 }
@@ -37,19 +35,19 @@ void Swiglu::product(Form form, const Tensor& a, const Param* w, const Tensor& c
 Buf Swiglu::forward(Saved& s, const Tensor& x, Offsets offsets) const {
   s.gate_up = context_.activation(2 * x.rows, width_);
   Buf act = context_.activation(x.rows, width_), y = context_.activation(x.rows, x.cols);
-  product(Form::NN, x, gate_, gate(s), offsets, false, 2);
+  product({Form::NN, x, gate_->weight, gate(s)}, offsets, 2);
   launch<SwigluF>(context_.stream(), x.rows, {.x = gate(s), .up = up(s), .act = act});
-  product(Form::NN, act, down_, y, offsets);
+  product({Form::NN, act, down_->weight, y}, offsets);
   return y;
 }
 
 Buf Swiglu::backward_input(Saved& s, const Tensor& dy, Offsets offsets) const {
   s.act = context_.activation(dy.rows, width_);
   Buf dx = context_.activation(dy.rows, dy.cols);
-  product(Form::NT, dy, down_, s.act, offsets);
+  product({Form::NT, dy, down_->weight, s.act}, offsets);
   launch<SwigluB>(context_.stream(), dy.rows, {.x = gate(s), .up = up(s), .act = s.act});
-  product(Form::NT, gate(s), gate_, dx, offsets);
-  product(Form::NT, up(s), up_, dx, offsets, true);
+  product({Form::NT, gate(s), gate_->weight, dx}, offsets);
+  product({Form::NT, up(s), up_->weight, dx, true}, offsets);
   return dx;
 }
 

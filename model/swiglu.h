@@ -38,8 +38,7 @@ class Swiglu {
   static Tensor up(const Saved& s) {
     return s.gate_up->row_slice(s.gate_up->rows / 2, s.gate_up->rows / 2);
   }
-  void product(Form form, const Tensor& a, const Param* w, const Tensor& c, Offsets offsets,
-      bool accumulate = false, int batch = 1) const;
+  void product(Gemm gemm, Offsets offsets, int batch = 1) const;
 
   const Context& context_;
   int64_t width_;

@@ -42,7 +42,7 @@ TEST_F(AnalyzeTest, EveryFigureIsTheOracles) {
     for (int i = 0; i < n; ++i) {
       const int kind = int(rng() % 3), begin = int(rng() % kEnd), length = int(rng() % kMargin);
       if (kind == 2)
-        t.event("gpu_memcpy", "Memcpy HtoD", 0, 7, begin, begin + length, "\"stream\":7");
+        t.event("gpu_memcpy", "Memcpy HtoD", {0, 7}, begin, begin + length, "\"stream\":7");
       else
         t.kernel(kind ? "ncclDevKernel_AllReduce" : "gemm", 7 + 2 * int(rng() % 2), begin,
             begin + length, rng() % 2 ? begin / 2 : -1);
@@ -119,10 +119,10 @@ TEST_F(AnalyzeTest, NamesSayWhatCommunicates) {
     EXPECT_EQ(work_of_name(name), Work::memory) << name;
 
   TraceText t;  // metadata decides where a name says nothing
-  t.event("kernel", "triton_fused", 0, 9, 0, 10, R"("stream":9,"Collective name":"allreduce")");
-  t.event("kernel", "gemm", 0, 7, 0, 10, R"("stream":7,"registers per thread":32)");
-  t.event("cuda_sync", "Stream Sync", 0, 7, 0, 1000, R"("stream":7)");
-  t.event("gpu_memcpy", "Memcpy PtoP", 0, 7, 0, 10, R"("stream":7)");
+  t.event("kernel", "triton_fused", {0, 9}, 0, 10, R"("stream":9,"Collective name":"allreduce")");
+  t.event("kernel", "gemm", {0, 7}, 0, 10, R"("stream":7,"registers per thread":32)");
+  t.event("cuda_sync", "Stream Sync", {0, 7}, 0, 1000, R"("stream":7)");
+  t.event("gpu_memcpy", "Memcpy PtoP", {0, 7}, 0, 10, R"("stream":7)");
   const Analysis a = analyze_bytes(t.text());
   EXPECT_EQ(a.ranks[0].measure.kernels[0], 1);
   EXPECT_EQ(a.ranks[0].measure.kernels[1], 2);
@@ -172,7 +172,7 @@ TEST_F(AnalyzeTest, ComponentsComeFromTheLaunch) {
   t.kernel("after", 7, 5040, 5050, 2000);
   t.kernel("graph", 7, 5050, 5060, 160);
   for (int i = 0; i < 3; ++i)
-    t.event("kernel", cat("node ", i), 0, 7, 5060 + i * 10, 5070 + i * 10,
+    t.event("kernel", cat("node ", i), {0, 7}, 5060 + i * 10, 5070 + i * 10,
         "\"stream\":7,\"correlation\":6");
   t.kernel("nobody's", 7, 6000, 6010);
   const Analysis a = analyze_bytes(t.text());
@@ -187,9 +187,9 @@ TEST_F(AnalyzeTest, ComponentsComeFromTheLaunch) {
   // Two ranks merged into one file: both count correlation ids from 1.
   TraceText two;
   for (int r : {0, 1}) {
-    two.event("user_annotation", cat("rank ", r), 100 + r, 1, 0, 100);
-    two.event("cuda_runtime", "cudaLaunchKernel", 100 + r, 1, 10, 12, "\"correlation\":1");
-    two.event("kernel", cat("of ", r), r, 7, 50, 60,
+    two.event("user_annotation", cat("rank ", r), {100 + r, 1}, 0, 100);
+    two.event("cuda_runtime", "cudaLaunchKernel", {100 + r, 1}, 10, 12, "\"correlation\":1");
+    two.event("kernel", cat("of ", r), {r, 7}, 50, 60,
         cat("\"device\":", r, ",\"stream\":7,\"correlation\":1"));
   }
   const Analysis b = analyze_bytes(two.text());
@@ -225,7 +225,7 @@ TEST_F(AnalyzeTest, ExposedCommunicationHasACause) {
   EXPECT_EQ(
       causes(TraceText().kernel("gemm", 7, 0, 10 * us).kernel("ncclX", 9, 0, 90 * us)), "other ");
   TraceText copied = with(150 * us, 162 * us, 20 * us);  // it waited for a copy after that
-  copied.event("gpu_memcpy", "Memcpy HtoD", 0, 8, 155 * us, 161 * us, "\"stream\":8");
+  copied.event("gpu_memcpy", "Memcpy HtoD", {0, 8}, 155 * us, 161 * us, "\"stream\":8");
   EXPECT_EQ(causes(copied), "other ");
 }
 
@@ -277,7 +277,7 @@ TEST_F(AnalyzeTest, ClocksAreAlignedAndSkewIsTold) {
     for (int i = 0; i < 6; ++i) {
       const int64_t clock = 1'000'000 * us + (r ? kAhead : 0) + i * 1000 * us;
       const int64_t late = i % 2 == r ? (i + 1) * 10 * us : 0;
-      t.event("kernel", "ncclDevKernel_SendRecv", r, 9, clock + late, clock + 200 * us,
+      t.event("kernel", "ncclDevKernel_SendRecv", {r, 9}, clock + late, clock + 200 * us,
           cat(R"("stream":9,"Process Group Name":"ep","dtype":"BFloat16",)",
               R"("In msg nelems":1000,"Seq":)", i));
     }
@@ -305,7 +305,7 @@ TEST_F(AnalyzeTest, CollectivesThatCannotBeTheSameAreDropped) {
     TraceText t;
     for (int i = 0; i < 4; ++i) {
       const int64_t at = 1'000'000 + i * 1'000'000 + (i == 3 ? r * 500'000 : 0);
-      t.event("kernel", "ncclX", r, 9, at, at + 100'000, "\"stream\":9");
+      t.event("kernel", "ncclX", {r, 9}, at, at + 100'000, "\"stream\":9");
     }
     write(cat("rank", r, ".json"), t.text());
   }

@@ -18,10 +18,13 @@ struct TraceText {
   static std::string time(int64_t ns) {
     return format("%lld.%03d", (long long)(ns / 1000), int(ns % 1000));
   }
-  TraceText& event(const std::string& cat, const std::string& name, int64_t pid, int64_t tid,
+  struct Thread {
+    int64_t pid, tid;
+  };
+  TraceText& event(const std::string& cat, const std::string& name, const Thread& thread,
       int64_t begin, int64_t end, const std::string& args = "") {
     events.push_back(duet::cat("{\"ph\":\"X\",\"cat\":\"", cat, "\",\"name\":\"", name,
-        "\",\"pid\":", pid, ",\"tid\":", tid, ",\"ts\":", time(begin),
+        "\",\"pid\":", thread.pid, ",\"tid\":", thread.tid, ",\"ts\":", time(begin),
         ",\"dur\":", time(end - begin), ",\"args\":{", args, "}}"));
     return *this;
   }
@@ -30,13 +33,13 @@ struct TraceText {
       int64_t launched = -1, int tid = 100) {
     ++correlation;
     if (launched >= 0)
-      event("cuda_runtime", "cudaLaunchKernel", 100, tid, launched, launched + 1,
+      event("cuda_runtime", "cudaLaunchKernel", {100, tid}, launched, launched + 1,
           duet::cat("\"correlation\":", correlation));
-    return event("kernel", name, 0, stream, begin, end,
+    return event("kernel", name, {0, stream}, begin, end,
         duet::cat("\"device\":0,\"stream\":", stream, ",\"correlation\":", correlation));
   }
   TraceText& annotation(const std::string& name, int64_t begin, int64_t end, int tid = 100) {
-    return event("user_annotation", name, 100, tid, begin, end);
+    return event("user_annotation", name, {100, tid}, begin, end);
   }
   std::string text(const std::string& more = "") const {
     std::string all = "{" + more + "\"traceEvents\":[";

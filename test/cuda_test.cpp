@@ -58,13 +58,18 @@ TEST_F(Cuda, ProductsOfEveryFormAndType) {
 }
 
 // Of groups of rows, in a batch that shares A. aligned: every row begins at 16 bytes.
-void multiply_groups(Rig& rig, Form form, std::vector<int64_t> offsets, bool aligned,
-    bool accumulate, bool acc_out, int batch = 1) {
+struct Groups {
+  const std::vector<int64_t>& offsets;
+  int batch;
+  bool aligned;
+};
+void multiply_groups(Rig& rig, Form form, const Groups& groups, bool accumulate, bool acc_out) {
+  const auto& [offsets, batch, aligned] = groups;
   const bool tn = form == Form::TN, nt = form == Form::NT;
   const int64_t rows = offsets.back() + 5, k = aligned ? 72 : 33, n = aligned ? 56 : 45,
-                groups = int64_t(offsets.size()) - 1;
+                count = int64_t(offsets.size()) - 1;
   const auto out = [&](int64_t r, int64_t c) { return acc_out ? rig.acc(r, c) : rig.real(r, c); };
-  const int64_t b_rows = nt ? n : k, b_cols = nt ? k : n, matrices = groups * batch;
+  const int64_t b_rows = nt ? n : k, b_cols = nt ? k : n, matrices = count * batch;
   const Tensor a = rig.real(rows, k);
   const Tensor b = tn ? rig.real(rows * batch, n).row_slice(0, rows)
                       : rig.real(matrices * b_rows, b_cols).row_slice(0, b_rows);
@@ -92,7 +97,7 @@ TEST_F(Cuda, GroupedProducts) {
                                 const std::vector<int64_t>& offsets, int batch) {
           for (bool aligned : {false, true})
             expect_product(type, [&](Rig& rig) {
-              multiply_groups(rig, form, offsets, aligned, accumulate, to_acc, batch);
+              multiply_groups(rig, form, {offsets, batch, aligned}, accumulate, to_acc);
             });
         };
         expect({2, 2, 40, 41, 41, 390, 390}, 1);

@@ -47,16 +47,16 @@ TEST(PlanCluster, FilesReadBackAndAreChecked) {
 TEST(PlanCosts, ProductsAreARoofline) {
   Cluster c = find_cluster("h100");
   c.tail_waves = c.k_half = 0;
-  EXPECT_DOUBLE_EQ(product_seconds(c, Precision::bf16, 8192, 8192, 8192),
+  EXPECT_DOUBLE_EQ(product_seconds(c, Precision::bf16, {8192, 8192, 8192}),
       2.0 * 8192 * 8192 * 8192 / c.products_per_s(Precision::bf16));
   // one row: the matrix must be read
-  EXPECT_NEAR(
-      product_seconds(c, Precision::bf16, 1, 8192, 8192) / (2.0 * 8192 * 8192 / c.hbm()), 1, 0.01);
+  EXPECT_NEAR(product_seconds(c, Precision::bf16, {1, 8192, 8192}) / (2.0 * 8192 * 8192 / c.hbm()),
+      1, 0.01);
 }
 
 TEST(PlanCosts, ACoreWorksAndFetchesInTurn) {
   Cluster c = find_cluster("h100");
-  const auto seconds = [&] { return product_seconds(c, Precision::bf16, 64, 8192, 64); };
+  const auto seconds = [&] { return product_seconds(c, Precision::bf16, {64, 8192, 64}); };
   const double together = seconds();
   c.core = true;
   EXPECT_GT(seconds(), together);

@@ -154,8 +154,8 @@ struct Fragments<bf16, A, B, kDown, kAcross> : Held<float, kDown, kAcross> {
   }
   __device__ void add(int m, int n, const Operand& x, const Operand& y) {
     float* c = p[m][n];
-    multiply_add(c[0], c[1], c[4], c[5], x, y.pairs[0], y.pairs[1]);
-    multiply_add(c[2], c[3], c[6], c[7], x, y.pairs[2], y.pairs[3]);
+    multiply_add(c, x, y.pairs);
+    multiply_add(c + 2, x, y.pairs + 2);
   }
   __device__ void add(const A& a, int i0, const B& b, int j0, int depth) {
     UNROLL for (int k = 0; k < A::kDepth; k += kFragment) {

@@ -104,17 +104,16 @@ template <bool turned> __device__ Operand read_operand(const bf16* row) {
   return x;
 }
 
-// c += a b for 16 rows and eight columns: c[0 .. 1] of row lane / 4, c[2 .. 3] of the row 8 below.
-__device__ inline void multiply_add(
-    float& c0, float& c1, float& c2, float& c3, const Operand& a, uint32_t b0, uint32_t b1) {
+// c += a b for 16 rows and eight columns: c[0 .. 1] of row lane / 4, c[4 .. 5] of the row 8 below.
+__device__ inline void multiply_add(float* c, const Operand& a, const uint32_t* b) {
 #if defined(__CUDA_ARCH__)
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)
-      : "r"(a.pairs[0]), "r"(a.pairs[1]), "r"(a.pairs[2]), "r"(a.pairs[3]), "r"(b0), "r"(b1));
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[4]), "+f"(c[5])
+      : "r"(a.pairs[0]), "r"(a.pairs[1]), "r"(a.pairs[2]), "r"(a.pairs[3]), "r"(b[0]), "r"(b[1]));
 #elif !defined(__NVCC__)
-  float* c[] = {&c0, &c1, &c2, &c3};
-  emulated::mma_m16n8k16(c, a.pairs, b0, b1);
+  float* four[] = {c, c + 1, c + 4, c + 5};
+  emulated::mma_m16n8k16(four, a.pairs, b[0], b[1]);
 #endif
 }
 

@@ -112,7 +112,7 @@ void add_layout_options(Command& cli, TrainOptions& o) {
   cli.number("--pp", o.pp, 1, kRanks, "pipeline ranks; the world is dp x pp");
   cli.number("--ep", o.ep, 1, kRanks, "ranks over which the experts are spread; divides dp");
   cli.number("--redundant-experts", o.redundant_experts, 0, kMaxReplicas,
-      "replicas per layer in total; experts + these: divisible by ep");
+      "further replicas of experts, in all, per layer; experts + these: divisible by ep");
   cli.number("--eplb-interval", o.balancer.interval, 0, kSteps,
       "steps between new placements of experts; 0: none");
   cli.choice("--replica-split", o.replica_split, {ReplicaSplit::segment, ReplicaSplit::token},

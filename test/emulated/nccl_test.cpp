@@ -277,7 +277,7 @@ int communicators_of(const Job& job) {
   for (int part = 0; part < job.schedule.model_stages(); part++)
     parts.insert(job.schedule.ranks_of(part));
   for (int r = 0; r < job.layout.world(); r++) {
-    all += job.layout.experts_of(r).size() > 1;
+    all += job.layout.expert_parallel_of(r).size() > 1;
     for (const std::vector<int>& pp_ranks : parts)
       for (const std::vector<int>& group :
           {job.layout.copies_of(pp_ranks), job.layout.expert_copies_of(r, pp_ranks)})

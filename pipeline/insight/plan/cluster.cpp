@@ -134,8 +134,8 @@ Cluster Cluster::fetching(double working_set, double ranks) const {
   return c;
 }
 
-double product_seconds(const Cluster& c, Precision precision, double m, double n, double k,
-    double count, double out_bytes) {
+double product_seconds(const Cluster& c, Precision precision, const Product& product) {
+  const auto [m, n, k, count, out_bytes] = product;
   if (m <= 0 || n <= 0 || k <= 0 || count <= 0) return 0;
   const double in_bytes = precision == Precision::fp32 ? 4
       : precision == Precision::bf16                   ? 2
@@ -148,11 +148,13 @@ double product_seconds(const Cluster& c, Precision precision, double m, double n
   return c.core ? arithmetic + memory : std::max(arithmetic, memory);
 }
 
-double weight_product_seconds(const Cluster& c, Precision precision, double m, double n,
-    double tokens, double count, double pieces) {
-  double seconds = product_seconds(c, precision, m, n, tokens, count, 8);
-  if (count > 1 || c.core) seconds += 8 * m * n * count / c.hbm();
-  if (c.core) seconds += 2 * m * n * count / c.products_per_s(precision) * c.k_half * (pieces - 1);
+double weight_product_seconds(
+    const Cluster& c, Precision precision, Product product, double pieces) {
+  product.out_bytes = 8;
+  double seconds = product_seconds(c, precision, product);
+  const double elements = product.m * product.n * product.count;
+  if (product.count > 1 || c.core) seconds += 8 * elements / c.hbm();
+  if (c.core) seconds += 2 * elements / c.products_per_s(precision) * c.k_half * (pieces - 1);
   return seconds;
 }
 

@@ -63,14 +63,16 @@ struct Cluster {
 //               a wave is a tile of 128 x 256 on each SM
 //   memory      the three matrices once, out_bytes an element of C
 // or, of a core, their sum.
-double product_seconds(const Cluster& c, Precision precision, double m, double n, double k,
-    double count = 1, double out_bytes = 2);
+struct Product {
+  double m, n, k, count = 1, out_bytes = 2;
+};
+double product_seconds(const Cluster& c, Precision precision, const Product& product);
 
-// The same for a gradient: a sum over k = tokens into 4 or 8 bytes, to which a product for each
-// expert, and a core's, adds in a pass of its own (the trace's mlp(W)). pieces: exact sums into
-// which a core cuts it.
-double weight_product_seconds(const Cluster& c, Precision precision, double m, double n,
-    double tokens, double count, double pieces);
+// The same for a gradient: a sum over k = tokens into 8 bytes an element, to which a product for
+// each expert, and a core's, adds in a pass of its own (the trace's mlp(W)). pieces: exact sums
+// into which a core cuts it.
+double weight_product_seconds(
+    const Cluster& c, Precision precision, Product product, double pieces);
 
 // --- links ---------------------------------------------------------------------------------------
 

@@ -43,10 +43,10 @@ class LayerCost {
   // One product [tokens, k] x [k, n] with its two backward ones; in 8 bits its operands are cast.
   void product(Part part, double tokens, double n, double k, double count = 1) {
     const Precision p = l_.precision;
-    cost_.F[part] += product_seconds(c_, p, tokens, n, k, count);
-    cost_.I[part] += product_seconds(c_, p, tokens, k, n, count);
+    cost_.F[part] += product_seconds(c_, p, {tokens, n, k, count});
+    cost_.I[part] += product_seconds(c_, p, {tokens, k, n, count});
     const double segment = std::min(128.0, double(job_.seq_len)) * tokens / tokens_;
-    cost_.W[part] += weight_product_seconds(c_, p, k, n, tokens, count, tokens / segment);
+    cost_.W[part] += weight_product_seconds(c_, p, {k, n, tokens, count}, tokens / segment);
     if (p <= Precision::bf16) return;
     const double x = tokens * k * count, dy = tokens * n * count;
     rows(3 * x, 3 * dy);                          // from 16 bits
@@ -68,8 +68,8 @@ class LayerCost {
       product(kProducts, tokens_, q, m_.q_lora ? m_.q_lora : m_.hidden);
       product(kProducts, tokens_, m_.kv_lora + m_.rope, h);
       product(kProducts, tokens_, kv, m_.kv_lora);
-      latents_up_ = product_seconds(c_, l_.precision, tokens_, q, m_.q_lora) +
-          product_seconds(c_, l_.precision, tokens_, kv, m_.kv_lora);
+      latents_up_ = product_seconds(c_, l_.precision, {tokens_, q, m_.q_lora}) +
+          product_seconds(c_, l_.precision, {tokens_, kv, m_.kv_lora});
       made = 2 * q + (m_.q_lora + m_.kv_lora) + heads * m_.v_dim;
     } else {
       const double kv = std::max(double(m_.kv_heads) / tp, 1.0);
@@ -85,8 +85,8 @@ class LayerCost {
     const double width = double(m_.q_width() + m_.v_width()) / l_.tp;
     if (!l_.fused_attention) {
       const double maps = l_.micro_batch * heads, head = width / heads / 2;
-      const double products = product_seconds(c_, Precision::bf16, s, s / l_.cp, head, maps) +
-          product_seconds(c_, Precision::bf16, s / l_.cp, head, s, maps);
+      const double products = product_seconds(c_, Precision::bf16, {s, s / l_.cp, head, maps}) +
+          product_seconds(c_, Precision::bf16, {s / l_.cp, head, s, maps});
       const double pass = maps * s * s / l_.cp * 2 / c_.hbm();
       cost_.F[kAttention] += products + kScorePassesF * pass;
       cost_.I[kAttention] += 2 * products + kScorePassesB * pass;
@@ -193,9 +193,9 @@ Cost head_cost(const PlanJob& job, const PlanLayout& l) {
   const double h = double(job.model.hidden), vocab = double(job.model.vocab) / l.tp;
   const Precision p = l.precision == Precision::fp32 ? Precision::fp32 : Precision::bf16;
   Cost cost;
-  cost.F[kHead] = product_seconds(job.cluster, p, tokens, vocab, h);
-  cost.I[kHead] = product_seconds(job.cluster, p, tokens, h, vocab);
-  cost.W[kHead] = product_seconds(job.cluster, p, h, vocab, tokens, 1, 8);
+  cost.F[kHead] = product_seconds(job.cluster, p, {tokens, vocab, h});
+  cost.I[kHead] = product_seconds(job.cluster, p, {tokens, h, vocab});
+  cost.W[kHead] = product_seconds(job.cluster, p, {h, vocab, tokens, 1, 8});
   // logits to fp32, their maximum, sum and difference; backward once more and to 16 bits
   cost.F[kHead] += tokens * vocab * 14 / job.cluster.hbm();
   cost.I[kHead] += tokens * vocab * 8 / job.cluster.hbm();

@@ -32,7 +32,7 @@ constexpr Key kKeys[] = {{"dp", "data-parallel ranks; default: GPUs / (tp x pp x
     {"overlap-ep",
         "1: all-to-alls hide under computation; not searched, default: in a schedule's own pairs",
         &PlanLayout::overlap_ep, 0, 1, -1},
-    {"overlap-dp", "1: gradients and weights of replicas hide; default: 1, which is never slower",
+    {"overlap-dp", "1: gradients and weights of dp ranks hide; default: 1, which is never slower",
         &PlanLayout::overlap_dp, 0, 1, -1},
     {"overlap-tp", "1: tensor-parallel communication hides; default: 1, which is never slower",
         &PlanLayout::overlap_tp, 0, 1, -1},

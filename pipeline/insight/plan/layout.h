@@ -3,7 +3,7 @@
 //
 // Ranks are numbered with tensor parallelism innermost, then context, data and pipeline parallelism
 // (Megatron's order): world = tp x cp x dp x pp. Experts have a folding of their own over the ranks
-// of a stage, expert tensor parallelism innermost: tp x cp x dp = etp x ep x their replicas.
+// of a stage, expert tensor parallelism innermost: tp x cp x dp = etp x ep x copies of each expert.
 //
 // Read next: costs.h.
 #pragma once

@@ -67,8 +67,8 @@ struct Linear {
     return {tokens, in, out, segment, spent};
   }
   double predicted(const Cluster& c, Precision p) const {
-    return product_seconds(c, p, tokens, out, in) + product_seconds(c, p, tokens, in, out) +
-        weight_product_seconds(c, p, in, out, tokens, 1, tokens / segment);
+    return product_seconds(c, p, {tokens, out, in}) + product_seconds(c, p, {tokens, in, out}) +
+        weight_product_seconds(c, p, {in, out, tokens}, tokens / segment);
   }
   // What the time beyond arithmetic went into. c: whose memory takes no time yet.
   double bytes_per_second(Cluster c, Precision p) const {
@@ -151,7 +151,7 @@ std::pair<double, double> attention_seconds(
   });
   double products = 0;
   for (const Param& w : params.all())
-    if (w.rows > 1) products += product_seconds(c, bench.precision, seq_len, w.cols, w.rows);
+    if (w.rows > 1) products += product_seconds(c, bench.precision, {seq_len, w.cols, w.rows});
   const auto beside = [&](double seconds) { return std::max(seconds - products, seconds / 4); };
   return {beside(forward), beside(both - forward)};
 }

@@ -49,9 +49,9 @@ void add_parts(const Schedule& s, const CostProfile& profile, const std::vector<
 }
 
 double optimizer_seconds(const PlanJob& job, const PlanLayout& l, const Held& own) {
-  const double replicas = double(l.dp) * l.cp, holders = expert_holders(job.model, l);
+  const double copies = double(l.dp) * l.cp, holders = expert_holders(job.model, l);
   const double updated = l.zero == 0 ? own.shared + own.experts
-                                     : own.shared / replicas + own.experts / std::max(1.0, holders);
+                                     : own.shared / copies + own.experts / std::max(1.0, holders);
   const double passes =
       kHeldGradients * l.gradient_bytes + (l.precision > Precision::bf16 ? kCastBytes : 0);
   return ((own.shared + own.experts) * passes +
@@ -64,7 +64,7 @@ struct Update {
   double sum() const { return exposed + optimizer; }
 };
 
-// Gradients to the replicas, weights back, and the optimizer, on the rank that has most to do.
+// Gradients to the copies, weights back, and the optimizer, on the rank that has most to do.
 Update update_of(const PlanJob& job, const PlanLayout& l,
     const std::vector<std::vector<int>>& of_rank, const std::vector<Cost>& stages) {
   const Cluster& c = job.cluster;

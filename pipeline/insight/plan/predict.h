@@ -1,7 +1,7 @@
 // A prediction: does a layout fit, how long is a step, and where does the time go.
 //
 //   step = the schedule, simulated with each stage's costs and its messages
-//        + gradients and weights between replicas, as far as they do not hide under the last
+//        + gradients and weights between dp ranks, as far as they do not hide under the last
 //          backward and the first forward
 //        + the optimizer: passes over the gradients that the rank holds and what it updates
 //
@@ -69,7 +69,7 @@ inline constexpr double kUpdatedBytes = 42;
 // duet itself reads and writes master copy and two moments.
 inline constexpr double kOwnUpdatedBytes = 24;
 // Passes over a gradient that it holds: cleared, and read and written to be divided by the
-// replicas before they are summed (duet: cleared, read for the norm and by the optimizer).
+// number of copies before they are summed (duet: cleared, read for the norm and by the optimizer).
 inline constexpr double kHeldGradients = 3;
 // Of a weight that it holds, in 8 bits: read, and cast for both directions.
 inline constexpr double kCastBytes = 4;

@@ -38,7 +38,7 @@ NamedValues step_parts(const Prediction& p) {
     parts.push_back({kPartNames[i], p.parts[i] - (i == kExpertComm ? p.hidden_in_pairs : 0)});
   parts.insert(parts.end(),
       {{"bubble and messages", p.bubble},
-          {"gradients and weights between replicas", p.exposed_data}, {"optimizer", p.optimizer},
+          {"gradients and weights between dp ranks", p.exposed_data}, {"optimizer", p.optimizer},
           {"all else", p.other}});
   std::erase_if(parts, [&](const auto& part) { return std::abs(part.second) < 1e-6 * p.step; });
   return parts;

@@ -141,7 +141,7 @@ class Search {
       }
   }
 
-  // A replica's sequences; with all in one microbatch a sequence takes least.
+  // The sequences of one dp rank; with all in one microbatch a sequence takes least.
   int64_t share(const PlanLayout& l, int pp) const {
     return std::max<int64_t>(1, job_.batch * l.tp * l.cp * pp / job_.gpus);
   }
@@ -181,7 +181,7 @@ class Search {
     return all;
   }
 
-  int replicas(const PlanLayout& l, int pp) const {
+  int dp_of(const PlanLayout& l, int pp) const {
     const int64_t rest = job_.gpus / (int64_t(l.tp) * l.cp * pp);
     return fixed_.dp ? fixed_.dp : int(std::max<int64_t>(1, rest));
   }
@@ -189,7 +189,7 @@ class Search {
   template <class Then> void for_pipelines(PlanLayout l, Then then) {
     for (int pp : pipelines(l)) {
       l.pp = pp;
-      l.dp = replicas(l, pp);
+      l.dp = dp_of(l, pp);
       PlanLayout plain = l;  // of which nothing else is illegal
       plain.schedule = "1f1b", plain.list = nullptr, plain.split.clear();
       plain.virtual_stages = 1, plain.zero = 0;
@@ -235,7 +235,7 @@ class Search {
     one.micro_batch = 0;
     for (int pp : pipelines(l))
       for (int zero : choice(fixed_.zero, -1, {0, 1, 2, 3})) {
-        one.pp = pp, one.zero = zero, one.dp = replicas(l, pp);
+        one.pp = pp, one.zero = zero, one.dp = dp_of(l, pp);
         states = std::min(states, least_memory(job_, one));
       }
     const double most = job_.cluster.memory_bytes;

@@ -12,9 +12,10 @@ Held layer_held(const PlanModel& m, const PlanLayout& l, bool moe) {
 
 double gather_held(
     const PlanJob& job, const PlanLayout& l, const Held& held, double bytes, double copies) {
-  const double replicas = double(l.dp) * l.cp * copies, folded = double(l.ep) * l.etp;
-  const RankGroup shared = rank_group(job.cluster, replicas, l.tp);
-  const RankGroup experts = rank_group(job.cluster, replicas * l.tp / folded, folded);
+  copies *= double(l.dp) * l.cp;
+  const double folded = double(l.ep) * l.etp;
+  const RankGroup shared = rank_group(job.cluster, copies, l.tp);
+  const RankGroup experts = rank_group(job.cluster, copies * l.tp / folded, folded);
   return gather_seconds(job.cluster, shared, held.shared * bytes) +
       gather_seconds(job.cluster, experts, held.experts * bytes);
 }

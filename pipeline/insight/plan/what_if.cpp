@@ -65,7 +65,7 @@ std::vector<Change> what_if(const PlanJob& job, const Prediction& now, int64_t r
     consider(cat(what, l.*field == 1 ? " not hidden" : " hidden"), changed);
   };
   if (l.ep > 1) flip("all-to-alls", &PlanLayout::overlap_ep);
-  if (l.dp > 1 && l.zero < 3) flip("gradients of replicas", &PlanLayout::overlap_dp);
+  if (l.dp > 1 && l.zero < 3) flip("gradients of dp ranks", &PlanLayout::overlap_dp);
   if (l.tp > 1) flip("tensor-parallel communication", &PlanLayout::overlap_tp);
   if (l.ep > 1 && l.imbalance > 1) {
     const int64_t slots = replicas ? replicas : job.model.experts + l.ep;
