@@ -23,17 +23,6 @@ DispatchPlan::DispatchPlan(std::span<const int32_t> choice, int64_t topk, int64_
     }
 }
 
-// [tokens] the segment of each token of a rank.
-static std::vector<int32_t> number_segments(const Pieces& p) {
-  std::vector<int32_t> all;
-  all.reserve(size_t(p.sequences * p.seq_len));
-  int32_t segment = 0;
-  for (int64_t sequence = 0; sequence < p.sequences; ++sequence)
-    for (int64_t first = 0; first < p.seq_len; first += p.segment_tokens, ++segment)
-      all.insert(all.end(), size_t(std::min(p.segment_tokens, p.seq_len - first)), segment);
-  return all;
-}
-
 // A token to each rank once.
 static DispatchPlan tokens_to_ranks(
     const std::vector<int32_t>& choice, int64_t topk, int64_t ranks, int64_t slots) {
@@ -63,7 +52,7 @@ ExchangePlan::ExchangePlan(const std::vector<std::vector<int32_t>>& choices, int
   };
   std::vector<Source> from;   // [received]
   std::vector<int32_t> here;  // [received, topk] my slots, or -1
-  const std::vector<int32_t> segment_of = number_segments(segments);
+  const std::vector<int32_t> segment_of = segments.segments();
   from.reserve(mine.size());
   here.reserve(size_t(topk) * mine.size());
   received = {0};

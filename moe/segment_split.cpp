@@ -102,11 +102,13 @@ class Split {
 
 void choose_slots_by_segment(std::vector<std::vector<int32_t>>& choices, int64_t topk,
     const ExpertPlacement& placement, const Pieces& segments) {
-  const size_t experts = size_t(placement.experts()), per_rank = size_t(segments.count()) * experts;
+  const size_t experts = size_t(placement.experts()),
+               per_rank = size_t(segments.sequences * segments.segments_of_sequence()) * experts;
+  const std::vector<int32_t> segment_of = segments.segments();
   std::vector<Item> items(choices.size() * per_rank);
   const auto item_of = [&](size_t rank, size_t i, int32_t e) -> Item& {
-    const int64_t segment = segments.segment(int64_t(i) / topk);
-    return items[rank * per_rank + size_t(segment) * experts + size_t(e)];
+    const size_t segment = size_t(segment_of[i / size_t(topk)]);
+    return items[rank * per_rank + segment * experts + size_t(e)];
   };
   for (size_t rank = 0; rank < choices.size(); ++rank)
     for (size_t i = 0; i < choices[rank].size(); ++i) ++item_of(rank, i, choices[rank][i]).tokens;

@@ -159,7 +159,7 @@ TEST(ExchangePlan, EveryTokenMeetsItsExpertsOnceAndComesBackInOrder) {
           const int slot = int(std::upper_bound(begin, p.local.offsets.end(), row) - begin) - 1;
           returned[size_t(home)].emplace_back(rank, token, from * slots + slot);
           pieces[size_t(from)].resize(p.local.token.size());
-          pieces[size_t(from)][size_t(row)] = {slot, rank, segments.segment(token)};
+          pieces[size_t(from)][size_t(row)] = {slot, rank, segments.segments()[size_t(token)]};
         }
       }
     for (int r = 0; r < ranks; ++r) {

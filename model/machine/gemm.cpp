@@ -13,6 +13,16 @@ std::vector<int64_t> Pieces::bounds() const {
   return all;
 }
 
+std::vector<int32_t> Pieces::segments() const {
+  std::vector<int32_t> all;
+  all.reserve(size_t(sequences * seq_len));
+  int32_t segment = 0;
+  for (int64_t sequence = 0; sequence < sequences; ++sequence)
+    for (int64_t first = 0; first < seq_len; first += segment_tokens, ++segment)
+      all.insert(all.end(), size_t(least(segment_tokens, seq_len - first)), segment);
+  return all;
+}
+
 static void check_pieces(const Gemm& g) {
   const auto& p = g.pieces;
   DUET_CHECK(

@@ -14,8 +14,8 @@
 //   acc = kGridBias;   acc = grid_add(acc, p) for each p;   sum = acc - kGridBias
 //
 // Halfway between two multiples, round-to-even would look at acc. The factor 1 + 2^-52 moves every
-// fp32 p off the halfway points, away from zero. The biased sum must stay below 2^(51-q), 8; it
-// lives no longer than one call.
+// fp32 p off the halfway points, away from zero. The sum in a biased accumulator must stay below
+// kGridCallLimit = 2^(51-q), 8; it lives no longer than one call: one microbatch's part.
 //
 // The compiler may not reassociate this: it stands in files that are compiled without the row
 // flags.
@@ -27,8 +27,9 @@
 
 namespace duet {
 
-inline constexpr int kGridBits = 48;                                               // q
-inline constexpr double kGridLimit = double(int64_t(1) << (53 - kGridBits));       // 32
+inline constexpr int kGridBits = 48;                                          // q
+inline constexpr double kGridLimit = double(int64_t(1) << (53 - kGridBits));  // 32
+inline constexpr double kGridCallLimit = kGridLimit / 4;
 inline constexpr double kGridBias = 1.5 * double(int64_t(1) << (52 - kGridBits));  // 24
 
 inline constexpr double kGridFactor = 1 + 0x1p-52;
@@ -47,13 +48,10 @@ struct Pieces {
   int64_t sequences = 1, seq_len = 1, segment_tokens = 128;
 
   HD int64_t of_segment() const { return (segment_tokens + kMaxPiece - 1) / kMaxPiece; }
-  HD int64_t of_sequence() const {
-    return (seq_len + segment_tokens - 1) / segment_tokens * of_segment();
+  HD int64_t segments_of_sequence() const {
+    return (seq_len + segment_tokens - 1) / segment_tokens;
   }
-  // The segment of a token of the microbatch, counted over its sequences.
-  int64_t segment(int64_t token) const {
-    return (token / seq_len * of_sequence() + token % seq_len / segment_tokens * of_segment());
-  }
+  HD int64_t of_sequence() const { return segments_of_sequence() * of_segment(); }
   HD int64_t count() const { return sequences * of_sequence(); }
   // Where piece i begins; count(): the end of all. Pieces at the end of a sequence may be empty.
   HD int64_t begin(int64_t i) const {
@@ -65,6 +63,8 @@ struct Pieces {
   }
   HD static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
   std::vector<int64_t> bounds() const;  // of all that are not empty, and the end
+  // [tokens] the segment of each token of the microbatch, counted over its sequences.
+  std::vector<int32_t> segments() const;
 };
 
 }  // namespace duet

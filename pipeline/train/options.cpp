@@ -34,8 +34,9 @@ void add_model_and_rate(Command& cli, TrainOptions& o) {
   cli.text("--init", o.init, "checkpoint or DeepseekV3ForCausalLM directory to start from");
   cli.number("--seq-len", o.seq_len, 0, INT32_MAX, "tokens of a sequence; 0: the preset's");
   cli.number("--segment-tokens", o.segment_tokens, 1, INT32_MAX,
-      "tokens of a sequence whose gradients are summed as one: part of the numerics, like the "
-      "seed");
+      "tokens of a sequence whose gradients are summed as one, in pieces of at most 256: part of "
+      "the "
+      "numerics, like the seed");
   cli.number("--steps", o.steps, 0, kSteps, "steps in all");
   cli.number(
       "--decay-steps", o.decay_steps, 0, kSteps, "steps over which the rate decays; 0: --steps");

@@ -204,9 +204,9 @@ void take_activations(Stage& stage, StepDump* dump, const Executor::Tokens& batc
 std::string near_the_limit(int64_t step, double largest_gradient) {
   if (largest_gradient < kGridLimit / 16) return "";
   return format(
-      "step %lld: a sum of gradients came to %.3g; up to %.0f its order cannot matter "
-      "(model/machine/grid.h)",
-      (long long)step, largest_gradient, kGridLimit);
+      "step %lld: a sum of gradients came to %.3g; up to %.0f in a microbatch and %.0f in a step, "
+      "its order cannot matter (model/machine/grid.h)",
+      (long long)step, largest_gradient, kGridCallLimit, kGridLimit);
 }
 
 StepResult train_step(Trainer& t, int64_t step, const StepHooks& hooks) {
