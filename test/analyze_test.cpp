@@ -326,6 +326,27 @@ TEST_F(AnalyzeTest, SaysLoudlyThatNothingCommunicates) {
   EXPECT_NE(out.str().find("gemm"), std::string::npos);
 }
 
+// A name from somebody's file: what a terminal would obey is escaped, what does not fit is cut
+// between characters.
+TEST_F(AnalyzeTest, NamesOfOthersArePrintable) {
+  std::string long_name;
+  for (int i = 0; i < 60; ++i) long_name += "\u00e9\u20ac";
+  TraceText t;
+  t.annotation("\\u001b[31mred", 0, 30);
+  t.kernel(long_name, 7, 1000, 3000, 1).kernel("nccl\\u0007X", 27, 1000, 5000, 21);
+  t.event(
+      "kernel", "of a stream", {0, 8}, 100, 200, R"("stream":"\u20ac\u20ac\u20ac\u20ac\u20ac")");
+  const std::string trace = write("t.json", t.text());
+  for (const Format format : {Format::text, Format::json, Format::svg}) {
+    std::ostringstream out;
+    analyze_command({.traces = {trace}, .format = format}, {}, out);
+    const std::string said = out.str();
+    EXPECT_EQ(said.find_first_of("\x1b\x07"), said.npos) << said;
+    for (std::string_view left = said; !left.empty(); left.remove_prefix(character_length(left)))
+      ASSERT_GT(character_length(left), 0u) << said;
+  }
+}
+
 TEST_F(AnalyzeTest, DrawsATimelineAndWritesAProfile) {
   TraceText t;
   t.annotation("attn(F)", 0, 10).annotation("dispatch(F)", 20, 30).annotation("attn(B)", 40, 50);

@@ -168,6 +168,15 @@ TEST_F(Diff, MissingAndMisshapenTensorsAreListed) {
   EXPECT_NE(text.find("5 tensors: 1 equal, 0 within, 4 differ"), text.npos) << text;
 }
 
+TEST_F(Diff, NamesThatATerminalWouldObeyAreEscaped) {
+  Tensors other = two_;
+  other["\x1b[31mred"] = {"F32", {1}, {1}};
+  Tensors third = other;
+  third["\x1b[31mred"].values = {2};
+  EXPECT_EQ(diff(save("a", two_), save("b", other)).second.find('\x1b'), std::string::npos);
+  EXPECT_EQ(diff(path("b"), save("c", third)).second.find('\x1b'), std::string::npos);
+}
+
 TEST_F(Diff, NumbersThatAreNotFinite) {
   const auto one = [&](double a, double b) {
     const std::string x = save("a", {{"t", {"F32", {2}, {1, a}}}}),

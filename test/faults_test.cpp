@@ -43,7 +43,7 @@ class Faults : public RunTest {
     ASSERT_EQ(train(2, "").status, 0);
     fs::copy(root_, path("half"), fs::copy_options::recursive);
     ASSERT_EQ(train(kSteps, "").status, 0);
-    expected_ = bits("disk/out");
+    expected_ = bits("disk/runs/a");
     ASSERT_EQ(expected_.size(), size_t(kSteps) + 2);  // lines of metrics.jsonl, two files
   }
 
@@ -54,7 +54,7 @@ class Faults : public RunTest {
         "' train --preset tiny --model n_layers=2 --data '", root_,
         "/words.txt' --seq-len 16 --decay-steps 8 --warmup-steps 2 --device cpu "
         "--val-sequences 2 --sample 0 --log-every 1 --checkpoint-every 1 --resume --out '",
-        root_, "/out' --steps ", steps, " ", more, " 2>&1 >/dev/null; }"));
+        root_, "/runs/a' --steps ", steps, " ", more, " 2>&1 >/dev/null; }"));
   }
   Ended disturbed(const std::string& fault, const std::string& more) const {
     return train(kSteps,
@@ -83,10 +83,10 @@ class Faults : public RunTest {
 
   // What is complete must be whole, and the run go on to its bits.
   void expect_recovery(Tally& tally, const std::string& what) const {
-    for (const std::string& dir : complete_dirs(root_ + "/out"))
+    for (const std::string& dir : complete_dirs(root_ + "/runs/a"))
       EXPECT_NO_THROW(verify(dir)) << what << ": " << dir;
     const Ended again = train(kSteps, "");
-    if (again.status == 0 && bits("disk/out") == expected_) {
+    if (again.status == 0 && bits("disk/runs/a") == expected_) {
       ++tally.same_bits;
     } else if (in_one_line(again)) {
       ++tally.refused;
@@ -110,7 +110,7 @@ class Faults : public RunTest {
       const Ended e = disturbed(cat(kind, " ", n), more);
       if (kind == "kill" && e.status == 137)
         ++tally.killed;
-      else if (e.status == 0 && e.output.empty() && bits("disk/out") == expected_)
+      else if (e.status == 0 && e.output.empty() && bits("disk/runs/a") == expected_)
         ++tally.unharmed;
       else if (in_one_line(e))
         ++tally.said_why;
@@ -165,13 +165,13 @@ class Faults : public RunTest {
     begin_with(start);
     const Ended e = disturbed("power 0", kAlone);
     ASSERT_EQ(e.status, 0) << e.output;
-    EXPECT_EQ(bits("disk/out"), expected_);
+    EXPECT_EQ(bits("disk/runs/a"), expected_);
     std::map<std::string, std::vector<std::string>> trees;  // by what is lost
     for (const auto& entry : fs::directory_iterator(path("trees")))
       if (const std::string tree = entry.path().filename().string(); tree != "graves")
         trees[tree.substr(5)].push_back(tree);
     for (const auto& [cut, of_cut] : trees) {
-      const std::string done = path("trees/done-" + cut + "/out");
+      const std::string done = path("trees/done-" + cut + "/runs/a");
       EXPECT_EQ(newest_checkpoint(done), cat(done, "/step-00000", kSteps))
           << name << ": what was saved is gone after a power cut, " << cut;
     }

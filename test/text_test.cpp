@@ -72,6 +72,16 @@ TEST(Text, KeysAreKnownAndComeOnce) {
         {"--x: found '", "', allowed: a=, b=, each once"});
 }
 
+TEST(Text, NamesOfOthersArePrintableAndCutBetweenCharacters) {
+  EXPECT_EQ(one_line("dispatch \u00e9"), "dispatch \u00e9");
+  EXPECT_EQ(one_line("a\x1b[31m\nb\tc\x7f\xc2\x9b\xff"), "a\\x1b[31m b c\\x7f\\xc2\\x9b\\xff");
+  EXPECT_EQ(fitted("four", 4), "four");
+  const std::string text = "a\u00e9\u20ac\U0001F600b";  // 1 + 2 + 3 + 4 + 1 bytes
+  const char* cut[] = {
+      "..", "a..", "a..", "a\u00e9..", "a\u00e9..", "a\u00e9..", "a\u00e9\u20ac.."};
+  for (size_t most = 2; most < 9; ++most) EXPECT_EQ(fitted(text, most), cut[most - 2]) << most;
+}
+
 TEST(Text, LongAndManyLinedTextsAreShortened) {
   EXPECT_EQ(shortened("as it is"), "as it is");
   EXPECT_EQ(shortened("a\nb\tc"), "a?b?c");

@@ -139,6 +139,22 @@ std::string Printable::add(std::string_view bytes, bool last) {
   return out;
 }
 
+std::string one_line(std::string_view text) {
+  std::string line(text);
+  const auto plain = [](unsigned char c) { return c >= ' ' && c < 127; };
+  if (std::ranges::all_of(line, plain)) return line;
+  std::ranges::replace_if(
+      line, [](char c) { return c == '\n' || c == '\t'; }, ' ');
+  return Printable().add(line, true);
+}
+
+std::string fitted(std::string_view text, size_t most) {
+  if (text.size() <= most) return std::string(text);
+  size_t end = most - 2;
+  while (end > 0 && (text[end] & 0xC0) == 0x80) --end;
+  return cat(text.substr(0, end), "..");
+}
+
 std::string for_terminal(const std::string& message) {
   std::istringstream lines(message);
   std::string text;

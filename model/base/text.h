@@ -81,6 +81,12 @@ class Printable {
   std::string waiting_;
 };
 
+// One printable line: a name that somebody's file gives.
+std::string one_line(std::string_view text);
+
+// At most `most` bytes of it, cut between characters; ".." stands for the rest.
+std::string fitted(std::string_view text, size_t most);
+
 // A message's lines, each ended, none too long, and printable.
 std::string for_terminal(const std::string& message);
 

@@ -10,6 +10,7 @@
 
 #include "model/base/command_line.h"
 #include "model/base/temporary_folder.h"
+#include "model/base/text.h"
 #include "pipeline/checkpoint/checkpoint.h"
 
 namespace duet {
@@ -190,7 +191,7 @@ void print_text(const std::vector<TensorDiff>& diffs, double tolerance, std::ost
     if (!d.equal()) width = std::max(width, d.name.size());
   }
   const auto line = [&](const std::string& name, const std::string& rest) {
-    out << name << std::string(width - name.size() + 2, ' ') << rest << "\n";
+    out << one_line(name) << std::string(width - name.size() + 2, ' ') << rest << "\n";
   };
   if (identical < diffs.size()) line("tensor", "largest |A-B|      relative");
   for (const TensorDiff& d : diffs)
@@ -205,7 +206,7 @@ void print_text(const std::vector<TensorDiff>& diffs, double tolerance, std::ost
   out << diffs.size() << " tensors: " << identical << " equal, " << within << " within, "
       << diffs.size() - identical - within << " differ\n";
   if (first)
-    out << "the first beyond " << tolerance << ": " << first->name << " " << first->index
+    out << "the first beyond " << tolerance << ": " << one_line(first->name) << " " << first->index
         << ", element " << *first->first << ": A " << first->a_value << ", B " << first->b_value
         << "\n";
 }

@@ -52,6 +52,20 @@ void sync(const std::string& path) {
     throw Error(path + cannot_be("synced", error));
 }
 
+std::error_code make_folders(const std::string& path) {
+  std::error_code error;
+  fs::path folder;
+  for (const fs::path& part : fs::absolute(path)) {
+    folder /= part;
+    const fs::file_status there = fs::status(folder, error);
+    if (fs::is_directory(there)) continue;
+    if (fs::exists(there)) return std::make_error_code(std::errc::not_a_directory);
+    if (fs::create_directory(folder, error)) sync(folder.parent_path().string());
+    if (error) break;
+  }
+  return error;
+}
+
 void replace_file(const std::string& path, std::string_view content) {
   FileWriter file(cat(path, kWriting));
   file.write(content);
@@ -106,8 +120,7 @@ void FileWriter::close() {
 DurableDir::DurableDir(const std::string& target) : target_(target), tmp_(cat(target, kWriting)) {
   DUET_CHECK(
       !is_complete(target), target, ": expected no complete directory of this name, found one");
-  std::error_code error;
-  fs::create_directories(parent_of(target), error);
+  std::error_code error = make_folders(parent_of(target));
   for (const std::string& path : folders(parent_of(target)))
     if (!error && path.ends_with(kWriting)) fs::remove_all(path, error);
   if (!error) fs::create_directory(tmp_, error);

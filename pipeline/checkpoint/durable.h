@@ -21,6 +21,7 @@
 #include <deque>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <vector>
 
 #include "model/base/check.h"
@@ -67,6 +68,8 @@ class DurableDir {
   bool published_ = false;
 };
 
+// Makes a folder and those above it; what was made is on the disk. Returns the system's error.
+std::error_code make_folders(const std::string& path);
 void sync(const std::string& path);  // a file's content, or a folder's list of names, to the disk
 // The file has this content, on the disk, or after a kill the one it had.
 void replace_file(const std::string& path, std::string_view content);

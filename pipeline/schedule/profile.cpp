@@ -36,9 +36,12 @@ CostProfile read_profile(const std::string& path) {
   const auto cost = [](const Json& stage, const char* key) { return stage.at(key).number(0); };
   CostProfile profile;
   const Json stages = json.at("stages");
-  for (const Json& stage : stages.items())
-    profile.stages.push_back(
-        {cost(stage, "F"), cost(stage, "I"), cost(stage, "W"), cost(stage, "FB")});
+  for (const Json& stage : stages.items()) {
+    const StageCosts c = {cost(stage, "F"), cost(stage, "I"), cost(stage, "W"), cost(stage, "FB")};
+    require(c.F > 0 && c.B() > 0, stage.where(), ": expected F and I + W above 0, found F ", c.F,
+        ", I ", c.I, ", W ", c.W);
+    profile.stages.push_back(c);
+  }
   require(!profile.stages.empty(), path, ": stages: expected one or more, found none");
   if (const auto message = json.find("message"))
     profile.forward_message = cost(*message, "F"), profile.backward_message = cost(*message, "B");

@@ -24,11 +24,9 @@ RunFolder::RunFolder(const Job& job) : RunFolder(job.options) {
   if (fs::is_directory(out)) lock();
   refuse_wrong_folder();
   choose_checkpoint(job);
-  std::error_code error;
-  const bool made = fs::create_directories(out, error);
+  const std::error_code error = make_folders(out);
   require(!error && fs::is_directory(out), "--out: cannot make the folder ", out, ": ",
       error.message());
-  if (made) sync(fs::absolute(out).lexically_normal().parent_path().string());
   lock();
   make_room();
 }

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "model/base/check.h"
+#include "model/base/text.h"
 
 namespace duet {
 
@@ -36,7 +37,7 @@ class Svg {
   }
   void text(double x, double y, const char* style, const std::string& words) {
     body_ += cat("<text x='", px(x), "' y='", px(y), "' class='", style, "'>");
-    for (char c : words)
+    for (char c : one_line(words))
       body_ += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : std::string(1, c);
     body_ += "</text>\n";
   }

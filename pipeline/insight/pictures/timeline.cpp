@@ -83,7 +83,7 @@ class Timeline {
     const RankTrace& rank = a_.ranks[r];
     for (const auto& [stream, runs] : runs_of(rank, span_ / 2000)) {
       const std::string& name = rank.recording->streams[size_t(stream)].label;
-      draw_.text(kMargin, y + kRow / 2 + 4, "r", cat(rank.number, ": ", name.substr(0, 10)));
+      draw_.text(kMargin, y + kRow / 2 + 4, "r", cat(rank.number, ": ", fitted(name, 10)));
       draw_.box(kLabel, y, kWidth, kRow, "fill='#f3f4f6'");
       for (const GpuEvent& run : runs) {
         const double x = x_of(r, run.begin), width = x_of(r, run.end) - x;

@@ -86,7 +86,8 @@ Cluster read_cluster(const Json& json) {
   const Fields f(json);
   const std::string where = f.where();
   Cluster c;
-  c.name = f.text("name"), c.source = f.text_or("source", ""), c.core = f.flag("core", false);
+  c.name = one_line(f.text("name")), c.source = f.text_or("source", ""),
+  c.core = f.flag("core", false);
   std::vector<std::string> known = {"name", "source", "core"};
   for (const ClusterField& field : kFields) {
     if (field.kept == Kept::of_core && !c.core) continue;

@@ -98,7 +98,7 @@ Json defaults_of(const std::string& type) {
 PlanModel sizes_of(const Fields& f) {
   const auto own = [&](const char* key) { return own_key(f, key); };
   PlanModel m;
-  m.name = f.text_or("name", f.where()), m.type = f.text(own("model_type"));
+  m.name = one_line(f.text_or("name", f.where())), m.type = f.text(own("model_type"));
   for (const Size& size : kSizes)
     if (const std::string key = own(size.key); !size.of || f.integer_or(own(size.of), 0) > 0)
       m.*size.member = size.otherwise == kRequired || f.has(key) ? f.integer(key, size.least, kMost)

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "model/base/check.h"
+#include "model/base/text.h"
 #include "pipeline/insight/trace/event_sink.h"
 
 namespace duet {
@@ -123,7 +124,7 @@ class Handler {
       sink_.event.grid =
           sink_.event.grid * 1000003u + uint32_t(thousandths(value).value_or(0) / 1000) + 1;
     else if (field_ >= 0 && (in_event() || in_args()))
-      sink_.event.values[field_] = value;
+      sink_.event.values[field_] = one_line(value);
     else if (depth_ == 1 && top_ == "schema")
       schema = value;
     else if (const Number rank = is_rank_ && depth_ == 2 ? thousandths(value) : Number())

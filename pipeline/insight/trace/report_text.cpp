@@ -4,14 +4,11 @@
 #include <ostream>
 
 #include "model/base/check.h"
+#include "model/base/text.h"
 #include "pipeline/insight/trace/report.h"
 
 namespace duet {
 namespace {
-
-std::string fitted(const std::string& text, size_t n) {
-  return text.size() <= n ? text : text.substr(0, n - 2) + "..";
-}
 
 // Of a C++ kernel's signature the function's own name.
 std::string plain(std::string kernel) {
