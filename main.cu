@@ -1,5 +1,6 @@
 // duet's command line: the roll-call of its commands. Each command's options and body live with its
-// subject; here are only the TOML file and the version. How it ends: comm/process.h.
+// subject; here are the TOML file, the version, CLI11's errors in duet's idiom, and what analyze
+// and diff show when they are given no file. How it ends: comm/process.h.
 //
 // g++ compiles this file as plain C++ (the Makefile says -x c++). The reading of the whole begins
 // here.

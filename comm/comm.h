@@ -93,10 +93,10 @@ bool have_nccl();  // or with NCCL
 
 // --- messages ------------------------------------------------------------------------------------
 
-// The action whose result a message carries: forward activations, backward gradients, weights and
-// moments of a migrating expert (stage: layer, microbatch: piece). A tag need be unique only
-// between its two ranks while the message is under way, and only modulo 2048 microbatches; equal
-// tags match in the order they were posted.
+// The action whose result a message carries: F, a stage's output; B, the gradient of its input. W:
+// all else between two ranks (experts, their gradients, tensors of a checkpoint), matched by order
+// alone. A tag need be unique only between its two ranks while the message is under way, and only
+// modulo 2048 microbatches; equal tags match in the order they were posted.
 struct Tag {
   enum Kind { F, B, W };
   static constexpr int kStages = 512;

@@ -1,6 +1,6 @@
 // A rank's NCCL communicators: made, called, watched, and aborted when the rank fails.
-// nccl_nccl.cpp's own; what flows over them and why is there. A call returns when NCCL has taken it
-// on the host; while it has not, and while the GPU is at it, the thread that watches counts its
+// nccl_nccl.cpp's own; what flows over them and why: README.md. A call returns when NCCL has taken
+// it on the host; while it has not, and while the GPU is at it, the thread that watches counts its
 // time.
 // Read next: nccl_nccl.cpp.
 #pragma once

@@ -3,8 +3,7 @@
 //
 //   Links     CPU memory, on the host's clock: whoever posts second books the message
 //   LinkBook  GPU memory, on the GPU's clock: a kernel of a warp books it on the stream that
-//   copies,
-//             once both sides are ready, which only the GPU knows
+//             copies, once both sides are ready, which only the GPU knows
 //   LinkWait  another, on the stream that waits for the message: stands still until it arrives
 //
 // No copy waits for a message's arrival, and no stream for one that it was not told to wait for;

@@ -33,7 +33,7 @@ namespace {
 constexpr int kLooks = 500;  // without success, before pauses begin
 constexpr auto kBetweenLooksForProcesses = std::chrono::milliseconds(50);
 constexpr int kFailed = int(kHeaderTag) + 1;  // no Tag's: the sender has said why it ends
-// bytes in one MPI message, whose count is an int; longer ones go in pieces
+// bytes in one MPI message, whose count is an int; longer ones go in parts
 constexpr int64_t kLargest = int64_t(1) << 30;
 
 std::string mpi_text(int code) {

@@ -1,21 +1,13 @@
 // NCCL: how messages in GPU memory go from GPU to GPU. A transport on top of the one that started
 // the ranks, threads or MPI, which carries host values, barriers and what it takes to match tags.
 //
-// NCCL matches the sends and receives between two ranks by order and knows no tags. So a sender
-// first announces tag and size on the host, and the receiver calls NCCL for whichever of its posted
-// receives the next announcement names: both call in the sender's order, whatever order the
-// receives were posted in. A receive that waits while the sender's next message is one that nobody
-// has asked for is an error that names both.
+// How it keeps to tags, which NCCL does not know, why each direction between two ranks, an edge,
+// has a communicator and a stream of its own, and how it fails: README.md. A receive that waits
+// while the sender's next message is one that nobody has asked for is an error that names both. Two
+// ranks that disagree about a collective would hang in it, or take one thing for another, so each
+// first tells the others on the host what it is about to do.
 //
-// Each direction between two ranks, an edge, has a communicator and a stream of its own, so that
-// forward activations and backward gradients never queue behind one another. A receive is launched
-// only when its send has been. A collective is one NCCL group; two ranks that disagree about it
-// would hang there, or take one thing for another, so each first tells the others on the host what
-// it is about to do.
-//
-// Failing: a thread looks at all communicators and at how long what is launched has taken. When the
-// rank has failed it aborts them; whoever waits for the GPU is woken, and the next call throws.
-// Threads: the rank's own, but for that thread.
+// Threads: the rank's own; another looks at all communicators (communicators.h).
 // Read next: nccl_nonccl.cpp.
 #include <algorithm>
 #include <map>

@@ -1,18 +1,11 @@
-// BatchSource: which tokens a step trains on. The global batch is a pure function of (seed, step):
-// no cursor, no shuffle buffer and no state in a checkpoint. Resuming at step n is asking for step
-// n; every rank computes its own sequences and asks nobody.
+// BatchSource: which tokens a step trains on, a pure function of (seed, step). README.md says why,
+// and draws it.
 //
 // Sampling is without replacement, in epochs. The training tokens are cut into `windows` windows of
-// seq_len tokens, from an offset that each epoch draws anew, so that the cuts fall elsewhere each
-// time (the tokens before the first and after the last window rest for that epoch). Sequence number
-// n = step * global_batch + i belongs to epoch n / windows and is that epoch's window permute(n %
-// windows): a keyed Feistel permutation, computed for one index in a few multiplications, so that
-// an epoch shows each window exactly once though no shuffled list exists. A batch may run from one
-// epoch into the next.
-//
-// Which sequence is whose, the same rule for everybody: sequence_index below. Dividing the batch
-// otherwise, into another number of data-parallel ranks and microbatches, changes who computes a
-// sequence and not which sequences a step has.
+// seq_len tokens, from an offset that each epoch draws anew (the tokens before the first and after
+// the last window rest for that epoch). Sequence number n = step * global_batch + i belongs to
+// epoch n / windows and is that epoch's window permute(n % windows). A batch may run from one epoch
+// into the next. Which sequence is whose: sequence_index below.
 //
 // Immutable, so usable from any thread.
 // Read next: comm/README.md.

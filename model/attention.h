@@ -48,7 +48,7 @@ class Attention {
   template <class Fn>
   void for_head_chunks(const Saved& saved, double scale, int matrices, Fn fn) const;
   struct HeadChunk;
-  // twice the pairs of a query and a key, half of which causal attention multiplies
+  // FLOP of a causal product for each dim: all pairs of query and key, half of them used, 2 FLOP
   int64_t score_pairs() const { return context_.tokens() * context_.seq_len * c_.n_heads; }
 
   const Context& context_;

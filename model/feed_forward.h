@@ -5,10 +5,10 @@
 // experts, combine, each twice (forward, and backward for inputs). What leaves in one phase arrives
 // in a later one; so phases of one microbatch's forward and of another's backward can be
 // interleaved, one computing while the other's tokens travel. One thread runs them, for each
-// microbatch in the order of kForward, kBackwardInput and, any time after, kBackwardWeight, but
-// for one liberty: shared_f may come before dispatch_f, where the host waits for the choices of
-// all ranks, which say what goes where. Before, there is something to compute meanwhile; behind,
-// while the tokens travel.
+// microbatch in the order of kForward and kBackwardInput; experts_w comes any time after experts_i,
+// attention_w after attention_i. One more liberty: shared_f may come before dispatch_f, where the
+// host waits for the choices of all ranks, which say what goes where. Before, there is something to
+// compute meanwhile; behind, while the tokens travel.
 // Read next: layer.h.
 #pragma once
 #include <memory>

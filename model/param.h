@@ -4,7 +4,7 @@
 // A Param is one logical tensor under its Hugging Face name. All Params of a chunk lie in flat
 // arenas (one each for weights, master weights, the gradient, and AdamW's two moments) at the same
 // offsets, so that the optimizer and the gradient norm are one launch each, and reductions between
-// ranks can take long pieces.
+// ranks can take long stretches.
 //
 // The gradient is an exact sum over the global batch (machine/grid.h), in fp64. Norm and AdamW read
 // it rounded to the accumulation type.
@@ -52,9 +52,9 @@ class Params {
   void allocate(Device& device, Dtype dtype, uint64_t seed);
 
   void zero_grad(Stream& stream);
-  // Looks at the gradient, before it is reduced over ranks or when it is finished. What was seen,
-  // valid once the stream is synchronized: of the finished gradient each trained parameter's sum of
-  // squares, in order of declaration; the largest element of either, in magnitude.
+  // Enqueues a look at the gradient, before it is reduced over ranks or when it is finished. Valid
+  // once the stream is synchronized: squares(), of the finished one a sum for each trained
+  // parameter in order of declaration; largest_gradient(), the largest magnitude in either.
   enum class Look { before, finished };
   void look(Stream& stream, Look when);
   std::vector<double> squares() const;

@@ -12,9 +12,8 @@ namespace duet {
 class Swiglu {
  public:
   struct Saved {
-    // [2 * rows, width] gate, then up: the projections, then their gradients; [rows, width] from I
-    // on
-    Buf gate_up, act;
+    Buf gate_up;  // [2 * rows, width] gate, then up: projections, from I on their gradients
+    Buf act;      // [rows, width] from I on
   };
 
   // One network per prefix; parameters prefix + "gate_proj.weight" and so on.

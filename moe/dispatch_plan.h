@@ -11,7 +11,8 @@
 //                   the experts are spread; so does the backward of dispatch
 // Within a slot the rows of one segment of a sequence are adjacent and ascending: its piece of the
 // expert's gradient is summed in one chain (model/machine/grid.h).
-// A group of one exchanges with itself: both ways, what leaves is in order and need not be moved.
+// In a group of one, rows already are in the order in which they would leave and come back: none is
+// moved.
 // Read next: rows/router.h.
 #pragma once
 #include <cstdint>

@@ -2,9 +2,10 @@
 // and --format json. A thin layer over nlohmann::ordered_json, which builds, parses and prints;
 // what is added are readers that check.
 //
-// Members keep the order of insertion. Numbers written with a point or an exponent, or beyond
-// int64, are doubles; doubles are printed in the shortest form that reads back to the same bits,
-// NaN and infinity as null; bytes that are not UTF-8 as U+FFFD.
+// Members keep the order of insertion. Numbers written with a point or an exponent, or beyond 64
+// bits, are doubles; others stay whole, though integer() reads none beyond int64. Doubles are
+// printed in the shortest form that reads back to the same bits, NaN and infinity as null; bytes
+// that are not UTF-8 as U+FFFD.
 //
 // A parsed value knows its place ("config.json: rope.theta"; elements of an array share the
 // array's), and every accessor throws UsageError naming it, what was expected and what was found.

@@ -1,9 +1,8 @@
-// Text that people write in options and small files: lists with commas between, key=value, numbers
-// with units, ranges. Not JSON (json.h), not the actions of a schedule
-// (pipeline/schedule/action.h).
-//
-// Where a text is not as it should be the answer is empty, and whoever asked, who knows the option
-// or the file, says so.
+// Text between people and duet. What they write in options and small files: lists with commas
+// between, key=value, numbers with units, ranges; where it is not as it should be the answer is
+// empty, and whoever asked, who knows the option or the file, says so. What they are shown: bars,
+// and text of others that fits a line or a terminal. Not JSON (json.h), not the actions of a
+// schedule (pipeline/schedule/action.h).
 // Read next: read_file.h.
 #pragma once
 #include <cstdint>

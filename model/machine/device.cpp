@@ -12,8 +12,10 @@ namespace {
 
 constexpr int64_t kSmall = 64 << 10;  // bytes
 
-// Eight sizes per power of two, none below 256 bytes: at most an eighth is lost, and the sizes of
-// dropless experts, which change a little with every batch, find the memory of the step before.
+// Eight sizes per power of two, none closer than 256 bytes: the sizes of dropless experts, which
+// change a little with every batch, find the memory of the step before. What is handed out is of
+// the next size or, where that is free, of up to a quarter more (below kSmall) or twice as much;
+// MemoryStats counts it whole.
 int64_t size_class(int64_t bytes) {
   if (bytes <= 256) return 256;
   const int64_t step = std::max<int64_t>(256, int64_t(std::bit_floor(uint64_t(bytes - 1))) / 8);
@@ -83,7 +85,7 @@ Buf Device::take(int64_t rows, int64_t cols, Dtype dtype, Use use, bool host) {
   } else {
     try {
       buf.tensor_.data = allocate(need, host);
-    } catch (...) {  // the memory there is may lie in the pool, in pieces of other sizes
+    } catch (...) {  // the memory there is may lie in the pool, in parts of other sizes
       drain_pool(host);
       buf.tensor_.data = allocate(need, host);
     }

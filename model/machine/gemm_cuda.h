@@ -11,7 +11,8 @@
 // one product, summed in fp32 from zero and added to C on the grid by a kernel. The order of calls
 // does not matter then; the shapes of a call do. The scratch in between is the pool's.
 //
-// fp32, fp64, and bf16 with C in bf16 or fp32. Not here: shapes and forms (Gemm in device.h).
+// fp32, fp64, and bf16 with C in bf16 or fp32; of exact sums C is in fp64. Not here: shapes and
+// forms (Gemm in device.h).
 // Read next: gemm_kernel.h.
 #pragma once
 #include <cublas_v2.h>

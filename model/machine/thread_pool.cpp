@@ -54,7 +54,7 @@ void ThreadPool::run(const Loop& loop) {
   state_.notify_all();
   work_on_pieces();
   state_.fetch_sub(kOpen);
-  // What is left is at most one piece per worker: wait awake, but let others have the core if it
+  // What is left is at most one share per worker: wait awake, but let others have the core if it
   // takes long.
   for (int i = 0; (state_.load(std::memory_order_acquire) & kCount) != 0; i++) {
     if (i < kSpins)

@@ -1,11 +1,11 @@
-// ThreadPool: the cores of one rank. It runs one loop at a time, cut into pieces, for the thread
+// ThreadPool: the cores of one rank. It runs one loop at a time, cut into shares, for the thread
 // that owns the pool.
 //
 // The calling thread takes part, and workers that come late (asleep, or the system has put
-// something else on their core) are not waited for: the loop ends when its pieces are done. A
+// something else on their core) are not waited for: the loop ends when its shares are done. A
 // region of a few microseconds is therefore never much slower than without the pool. Workers spin
 // for up to 0.1 ms after a loop, then sleep. Several pools coexist, one per rank. What it is not: a
-// task system. There are no futures, no nesting, and no order between pieces.
+// task system. There are no futures, no nesting, and no order between shares.
 // Read next: device_cpu.cpp.
 #pragma once
 #include <atomic>
@@ -25,9 +25,9 @@ class ThreadPool {
 
   int size() const { return int(workers_.size()) + 1; }
 
-  // Calls fn(begin, end) for disjoint pieces of 0 .. n-1, of `grain` (>= 1) indices each save the
-  // last, on all threads (where there is one thread, in one piece); returns when all are done. The
-  // first exception that a piece throws stops the handing out of pieces and is rethrown here. To be
+  // Calls fn(begin, end) for disjoint shares of 0 .. n-1, of `grain` (>= 1) indices each save the
+  // last, on all threads (where there is one thread, in one share); returns when all are done. The
+  // first exception that a share throws stops the handing out of shares and is rethrown here. To be
   // called by one thread at a time, and not from within fn.
   template <class Fn> void parallel_for(int64_t n, int64_t grain, const Fn& fn) {
     if (workers_.empty() || n <= grain) {

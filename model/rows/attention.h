@@ -109,8 +109,8 @@ struct KeyF {
   }
 };
 
-// The gradient of KeyF: key parts go back to their heads, rotary parts are summed over heads
-// (ascending) and turned back.
+// The gradient of KeyF: key parts go back to their heads, rotary parts are summed over heads (on
+// CUDA ascending, on the CPU in an order that depends on the shape alone) and turned back.
 struct KeyB {
   struct Args {
     Tensor x;        // [tokens, heads * (nope + rope)] gradient of k
@@ -126,7 +126,7 @@ struct KeyB {
     each_of_heads(
         g, s.heads, s.nope, [](const T& di, T& to) { to = di; }, OfHeads<const T>{dk, s.query<T>()},
         OfHeads<T>{a.dkv.row<T>(r), s.key_value<T>()});
-    if constexpr (Group::size == 1) {  // whose sum g++ vectorizes in an order of its own
+    if constexpr (Group::size == 1) {  // whose sum g++ vectorizes
       const T* __restrict from = dk + s.nope;
       const auto sum = [=](int i) {
         A of_heads = 0;

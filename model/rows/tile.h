@@ -36,7 +36,7 @@ template <class Op> void launch_tiles(Stream& stream, int64_t rows, const typena
   launch<Op>(stream, rows * tiles_of(args.x.cols, tile), args);
 }
 
-// Of a row that goes through its own tiles: on a GPU a lane has 16 bytes of bf16.
+// The tile of an operation that loops over its row's tiles itself: on a GPU 8 columns a lane.
 template <class Group>
 inline constexpr int kWideTile = Group::size == 1 ? Tile<Group>::columns : 8 * Group::size;
 

@@ -3,7 +3,7 @@
 // A directory appears complete or not at all. Its files are written into TARGET.duet-writing beside
 // it and fsynced; last comes DONE, with size and checksum of every file; then one rename makes the
 // whole appear under its name. What an interrupted write left is not there for any reader, and the
-// next write beside it removes it. So the newest directory with DONE is whole.
+// next directory written beside it removes it. So the newest directory with DONE is whole.
 //
 //   DurableDir dir("out/step-000100");
 //   dir.file("config.json").write(text);
@@ -11,9 +11,9 @@
 //   ...
 //   dir.publish();
 //
-// One thread writes; one process writes into a parent folder at a time. Errors: UsageError if the
-// directory cannot be made; Error, naming the path, the reason and the free space, when a write
-// fails.
+// One thread writes; one process writes into a parent folder at a time. Errors name the path and
+// the reason: UsageError if the directory cannot be made; Error, with the free space, when a write
+// fails; Error or std::filesystem_error when a rename or the reading of a folder does.
 // Read next: safetensors.h.
 #pragma once
 #include <cstdint>
@@ -71,7 +71,8 @@ class DurableDir {
 // Makes a folder and those above it; what was made is on the disk. Returns the system's error.
 std::error_code make_folders(const std::string& path);
 void sync(const std::string& path);  // a file's content, or a folder's list of names, to the disk
-// The file has this content, on the disk, or after a kill the one it had.
+// The file has this content, on the disk, or after a kill the one it had; PATH.duet-writing, which
+// a kill may leave, the next call overwrites.
 void replace_file(const std::string& path, std::string_view content);
 // A directory with all in it; to any reader it disappears at once.
 void remove_dir(const std::string& dir);

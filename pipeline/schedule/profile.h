@@ -1,7 +1,7 @@
 // A cost profile: what each stage's actions take and what a message between ranks takes, in
 // seconds. The simulator runs a schedule against it. `duet plan --write-profile` writes one, of a
-// model; `duet analyze --profile` another, of a trace; `duet schedule --cost` and `duet plan
-// --profile` read both.
+// model; `duet analyze --profile` another, of a trace; `duet schedule --cost`, `duet plan
+// --profile` and `duet train --rehearse` read both.
 //
 //   {"unit": "s", "stages": [{"F": 0.011, "I": 0.011, "W": 0.008, "FB": 0.03}, ...],
 //    "message": {"F": 0.0004, "B": 0.0004}}

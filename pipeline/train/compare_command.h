@@ -10,8 +10,8 @@
 //               is the first that differs, where: layer.N.output [sequence, token, column]
 // bubble        of the checker's list with F = I = W = 1 and nothing gained by overlap, mean over
 //               ranks
-// measured      time that ranks stood still for messages; `-` where ranks share cores or a GPU,
-//               which makes it meaningless
+// measured      the log's idle: waited for pipeline messages, all-to-alls not among them; `-` where
+//               ranks share cores or a GPU, which makes it meaningless
 // activations   the most microbatches that a rank held, in parts of the model of 1/pp, as the
 //               checker counts; measured in MiB
 // copies        of the parameters

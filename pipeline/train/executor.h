@@ -49,8 +49,8 @@ class Executor {
   bool run(std::span<const Action> actions, const Tokens& tokens,
       const std::function<bool()>& give_up = {});
 
-  // The fraction of the last run for which the compute stream waited for messages; once it is
-  // synchronized.
+  // The fraction of the last run for which the compute stream waited for pipeline messages; once it
+  // is synchronized.
   double idle() const;
 
  private:

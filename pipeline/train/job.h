@@ -15,11 +15,11 @@ struct Job {
   TrainOptions options;  // resolved
   ModelConfig config;
   Layout layout;
-  RunOptions run;     // transport, ranks, timeout
+  RunOptions run;     // transport, ranks, timeout, link
   Schedule compute;   // as generated or read
   Schedule schedule;  // with sends and receives
   Usage usage;        // what the checker counted
-  // that this process may use, before any rank keeps to a few, and the ranks that share them
+  // what this process may use, asked before emulated links pin ranks; how many ranks share them
   int cores = 1, ranks_on_cores = 1;
   int ranks_here = 1;                 // on this machine
   std::vector<int64_t> layer_bounds;  // [model stages + 1]
@@ -44,8 +44,8 @@ struct Need {
 };
 Need need_of(const Job& job);  // whose model, layout and transport are known
 
-// The ranks that exchange messages: those with neighbouring stages, and those with two copies of a
-// stage.
+// The ranks that exchange messages: those with neighbouring stages and, where experts move or have
+// replicas, all of an expert-parallel group.
 std::vector<std::pair<int, int>> message_pairs(const Job& job);
 
 // The rank's device as the options say; GPUs go round the ranks on a machine.

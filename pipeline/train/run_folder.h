@@ -1,8 +1,9 @@
 // RunFolder: the folder that --out names, in the hands of rank 0. Who may write there, what a run
 // begins from, and which checkpoints stay.
 //
-// It is one run's at a time: OUT/.lock is locked as long as this object lives. Of what lies there
-// metrics.jsonl and the checkpoints step-NNNNNN are the run's; the rest is left alone.
+// It is one run's at a time: OUT/.lock is locked as long as this object lives, where the file
+// system has locks (some on a network have none: nothing then keeps a second run away). Of what
+// lies there metrics.jsonl and the checkpoints step-NNNNNN are the run's; the rest is left alone.
 // Read next: rehearse.h.
 #pragma once
 #include <string>

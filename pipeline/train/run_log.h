@@ -4,18 +4,20 @@
 //   step   42/200 | loss 2.431873 | norm 0.8312 | lr 3.00e-04 | 412.31 ms | 9934 tok/s | idle 12.1%
 //          | balance 0.97
 //
-// idle is the part of the schedule's time that compute streams stood still for messages, with more
-// than one rank each on cores or a GPU of its own; mfu, on GPUs of known peak, see below; balance,
-// with --ep, is the layers' balancedness (trainer.h). In a traced step there is also overlap, the
-// part of communication that computation covered (insight/trace/intervals.h). metrics.jsonl has one
-// object a step: step, loss, loss_hex (C's %a, every bit), grad_norm, grad_norm_hex,
-// largest_gradient_sum (before and after reduction: model/machine/grid.h), lr, step_ms,
-// tokens_per_s, balance_loss, bytes_intra and bytes_inter (what all ranks sent within nodes and
-// between them, up to the exchange of these very numbers), val_loss and overlap where measured, and
-// per mixture-of-experts layer tokens_per_expert, tokens_per_rank with --ep, the balancedness that
-// was achieved, and where a new placement was considered its "replan": balancedness before and
-// predicted over the window, moves and bytes_moved of an expert-parallel group, and whether it was
-// skipped.
+// idle (of several ranks, each with cores or a GPU of its own) is the part of the schedule's time
+// that compute streams waited for pipeline messages; all-to-alls are not in it. mfu, on GPUs of
+// known peak: see below. balance, with --ep, is the layers' balancedness (trainer.h). In a traced
+// step there is also overlap, the part of communication that computation covered
+// (insight/trace/intervals.h).
+//
+// metrics.jsonl has one object a step: step, loss, loss_hex (C's %a, every bit), grad_norm,
+// grad_norm_hex, largest_gradient_sum (before and after reduction: model/machine/grid.h), lr,
+// step_ms, tokens_per_s, balance_loss, bytes_intra and bytes_inter (what all ranks sent within
+// nodes and between them, up to the exchange of these very numbers), val_loss and overlap where
+// measured, and per mixture-of-experts layer tokens_per_expert, tokens_per_rank with --ep, the
+// balancedness that was achieved, and where a new placement was considered its "replan":
+// balancedness before and predicted over the window, moves and bytes_moved of an expert-parallel
+// group, and whether it was skipped.
 // Read next: same_run.h.
 #pragma once
 #include <fstream>

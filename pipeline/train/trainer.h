@@ -46,7 +46,7 @@ struct Trainer {
   LoadMonitor monitor;             // where experts are, of all layers
   StageMap stages;                 // of this rank
   Executor executor;
-  bool long_steps = true;  // the last one, or the first, takes over a second; on all ranks
+  bool long_steps = true;  // the last step took over a second on the mean of ranks; at first: true
 
   std::vector<Params*> param_sets() const;  // of all stages
   // The ranks with copies of a part of the model, of its set 0 or 1 (Stage::param_sets).
@@ -90,7 +90,8 @@ struct StepResult {  // the same on every rank, but for seconds
   double largest_gradient = 0;  // element of a sum, before and after it was reduced
   double lr = 0;
   double seconds = 0;
-  // fraction of the schedule's time for which compute streams waited for messages, mean over ranks
+  // fraction of the schedule's time for which compute streams waited for pipeline messages, mean
+  // over ranks; all-to-alls are not in it
   double idle = 0;
   int64_t tokens = 0;  // of all ranks
   int64_t flops = 0;   // of this rank's GEMMs, what is computed again among them
@@ -147,9 +148,10 @@ void save_checkpoint(Trainer& t, const std::string& dir, int64_t step);
 // optimizer's and the balancer's state. Returns the step after which it was saved, or 0.
 int64_t load_checkpoint(Trainer& t, const std::string& dir, Restore what = Restore::everything);
 
-// A hash of every tensor, by name: of the finished gradient, or of weight and moments. The same for
-// the same bits however they are spread over ranks. Throws Error where copies differ: the replicas
-// of an expert, the two of a mirrored stage, those of data-parallel ranks.
+// A hash of every tensor, by name: of the finished gradient as AdamW reads it, in fp32, or of
+// weight and moments. The same for the same bits however they are spread over ranks. Throws Error
+// where copies differ: the replicas of an expert, the two of a mirrored stage, those of
+// data-parallel ranks.
 enum class Hashed { gradient, state };
 using TensorHashes = std::map<std::string, uint64_t>;
 TensorHashes tensor_hashes(Trainer& t, Hashed what);

@@ -50,9 +50,9 @@ struct Cluster {
   double hbm() const { return hbm_bytes_s * hbm_efficiency; }
   double rows() const { return core ? row_bytes_s : hbm(); }
   double products_per_s(Precision p) const { return peak[size_t(p)] * efficiency[size_t(p)]; }
-  // With the bandwidth at which a core passes over and over the same `working_set` bytes, on each
-  // of `ranks` ranks. What fits its share of the cache stays there; of more than that so much is
-  // lost until it is wanted again as other misses displace, each one a random byte.
+  // With the memory bandwidth that a core sees when it passes again and again over working_set
+  // bytes, one of `ranks` that do so: what fits its share of the cache is read there; of a larger
+  // set a part is evicted before it is used again (random replacement: README.md).
   Cluster fetching(double working_set, double ranks) const;
   // Computation is slower by this while it shares the GPU with communication.
   double lending() const { return sms / (sms - comm_sms); }
@@ -82,7 +82,8 @@ double weight_product_seconds(
 //
 //   all-gather = reduce-scatter = (n-1)/n S / min(nvlink, local x network) + latency
 //   all-reduce = twice that
-//   latency    = nvlink_latency (1 + log2 local) + network_latency log2(domains)
+//   latency    = nvlink_latency (1 + log2 local) + network_latency (1 + log2 domains), either one
+//                where there are several
 //
 // An all-to-all of tokens sends each token once to every domain in which it has an expert
 // (DeepSeek-V3, section 3.2.2) and from there by NVLink to every GPU in which it has one; the two

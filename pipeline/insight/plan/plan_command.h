@@ -2,11 +2,9 @@
 // best, and what would DualPipe, EPLB or overlap change.
 //
 // Without options it explains DeepSeek-V3's published run. What is not given of a layout is
-// searched for. --layouts "a; b" sets layouts side by side; --validate FILE predicts published
-// runs;
-// --measure FILE writes a cluster file of this machine; --write-profile FILE the costs of the
-// layout's stages, which the simulator reads.
-//
+// searched for. Besides: --layouts "a; b" sets layouts side by side, --validate FILE predicts
+// published runs, --measure FILE writes a cluster file of this machine, --write-profile FILE the
+// costs of the layout's stages, which the simulator reads.
 // Read next: pictures/svg.h.
 #pragma once
 #include <cstdint>

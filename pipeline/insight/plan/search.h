@@ -1,11 +1,7 @@
 // The search: of all layouts that agree with what is fixed, that are legal and that fit, the
 // fastest first; of equally fast ones the one with less memory.
 //
-// Tried is every value of every option that is free: divisors of the heads for tp, of the experts
-// for ep and of their width for etp, powers of 2 for cp, each pp that divides the rest and each
-// microbatch that divides a replica's share, ZeRO 0 to 3, all schedules and numbers of virtual
-// stages, recomputation and sequence parallelism. Not tried: uneven splits, precision, imbalance
-// (given, or from loads), and flags (usual_flag in layout.h).
+// Tried is every value of every option that is free, but for those that README.md says are not.
 //
 // It goes best first, through a tree: a node stands for all layouts in which only some options are
 // chosen and has a bound that no prediction of these is below (predict.h). The node with the least

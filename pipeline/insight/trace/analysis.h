@@ -1,7 +1,6 @@
 // Analysis: everything that is said of a trace, in one value; reports and painters decide nothing.
 //
-//   files -> read -> attribute -> classify -> ranks, measured -> collectives -> conflicts ->
-//   Analysis
+//   files -> read -> attribute -> classify -> ranks, measured -> collectives -> conflicts
 //
 // Read next: report.h.
 #pragma once

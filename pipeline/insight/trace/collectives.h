@@ -6,8 +6,8 @@
 // clock is ahead by the median of the differences of ends, uncertain by the median of what is left;
 // where that allows 0 it is 0. And nobody's part is transferred before the last rank arrived: what
 // a rank spends in it until then is waiting (skew), the rest transfer. Matches that contradict this
-// (one rank was done before another came: they are
-// not the same, or a rank had nothing to wait for) are counted and dropped.
+// (one rank was done before another came: they are not the same, or a rank had nothing to wait for)
+// are counted and dropped.
 // Read next: conflicts.h.
 #pragma once
 #include "pipeline/insight/trace/measure.h"

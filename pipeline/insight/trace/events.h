@@ -51,7 +51,7 @@ struct GpuEvent : Interval {
   int32_t name = 0;
   int32_t stream = 0;      // in Recording::streams
   int32_t component = -1;  // a name: the annotation around its launch, or the track's own name
-  int32_t layer = -1;      // as the file says, else the how manieth annotation of that name it is
+  int32_t layer = -1;      // as the file says, else the annotation's number among its namesakes
   int32_t ordinal = 0;     // of its launch within the annotation
   int32_t message = -1;    // a name, equal on all ranks that take part; -1: unknown
   uint32_t grid = 0;       // a hash of the launch's dimensions

@@ -2,11 +2,9 @@
 // intervals of time.
 //
 //   span       of the window that is looked at: the recorded steps, or the overlapped pairs in them
-//   compute    time in which the rank computes: in a phase of track "compute" and not standing in a
-//              wait
-//   comm       time in which its comm stream is in a message (track "comm"): all-to-alls,
-//   reductions
-//              of gradients
+//   compute    time in which the rank computes: in a phase of track "compute" and not in a wait
+//   comm       time in which its comm stream is in a message (track "comm"): all-to-alls, sums of
+//              gradients
 //   covered    time in which it does both; exposed = comm - covered
 //
 // Times are whole nanoseconds of one rank's clock, so that sums are exact. Not here: where the

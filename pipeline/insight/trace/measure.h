@@ -2,8 +2,9 @@
 // and everything, and T the span from the first to the last GPU event:
 //
 //   span |T|   compute |C|   communication |M|   overlap |C and M|   exposed |M without C|
-//   overlap ratio |C and M| / |M|   idle |T| - |A|   serial time |C| + |M|   speed-up: serial /
-//   span lower bound max(|C|, |M|)       efficiency (|C| + |M| - |T|) / min(|C|, |M|)
+//   overlap ratio |C and M| / |M|   idle |T| - |A|   serial time |C| + |M|
+//   speed-up serial / span   lower bound max(|C|, |M|)
+//   efficiency (|C| + |M| - |T|) / min(|C|, |M|)
 //
 // Of duet's own traces T is the recorded steps, and a rank that stands in a wait does not compute
 // (intervals.h): the same code as for a run's last line. Ratios of nothing are empty, never NaN.

@@ -10,7 +10,8 @@
 //      us}}}, "exposed_by_cause_us": {cause: us}, "streams": {label: {"compute_us", "comm_us",
 //      "memory_us", "events"}}}],
 //    "conflict_points": [{"kind": "exposed" | "slowed", "cause", "rank", "start_us", "end_us",
-//      "lost_us", "comm", "comm_component", "waiting", "waiting_component"}], most lost first
+//      "lost_us", "comm", "comm_component", "waiting", "waiting_component", of a slowed one also
+//      "samples_beside", "samples_alone"}], most lost first
 //    "slack": [{"rank", "comm", "layer", "consumer", "duration_us", "slack_us"}],
 //    "collectives": {name: {"count", "waiting_us", "skew_us", "transfer_us", "last": {rank: n},
 //      "bandwidth": [{"bytes", "count", "gb_per_s"}]}},
