@@ -290,7 +290,8 @@ TEST(PlanProfile, SimulatesStagesAndMessages) {
   EXPECT_EQ(write_profile(read_profile(path)), write_profile(profile));
   std::ofstream(path) << R"({"unit": "s", "stages": [{"F": -1}]})";
   expect_plan_refused([&] { read_profile(path); }, {path, "F", "-1"});
-  for (const char* stage : {R"({"F": 0, "I": 1, "W": 1, "FB": 2})", R"({"F": 1, "I": 0, "W": 0, "FB": 2})"}) {
+  for (const char* stage :
+      {R"({"F": 0, "I": 1, "W": 1, "FB": 2})", R"({"F": 1, "I": 0, "W": 0, "FB": 2})"}) {
     std::ofstream(path) << R"({"unit": "s", "stages": [)" << stage << "]}";
     expect_plan_refused([&] { read_profile(path); }, {path, "stages", "above 0"});
   }
