@@ -7,10 +7,13 @@
 // Read next: model/README.md.
 #include <CLI/CLI.hpp>
 #include <filesystem>
+#include <set>
 
 #include "comm/process.h"
 #include "model/base/check.h"
+#include "model/base/read_file.h"
 #include "model/base/text.h"
+#include "model/base/toml.h"
 #include "model/machine/gemm_cpu.h"
 #include "pipeline/checkpoint/diff_command.h"
 #include "pipeline/insight/pictures/eplb_command.h"
@@ -25,27 +28,35 @@
 using namespace duet;
 
 // TOML whose options outside any [section] are those of the command that was given, wherever
-// --config stands. A key that is no option is refused by name.
+// --config stands. A key that is no option, or stands twice, is refused by name.
 class CommandConfig : public CLI::ConfigBase {
  public:
   explicit CommandConfig(const CLI::App& duet) : duet_(duet) {}
-  std::vector<CLI::ConfigItem> from_config(std::istream& in) const override {
+  std::vector<CLI::ConfigItem> from_config(std::istream&) const override {
     if (duet_.get_subcommands().empty()) throw CLI::RequiredError::Subcommand(1);
-    for (const char byte : {'\xEF', '\xBB', '\xBF'})  // some editors' byte order mark
-      if (in.peek() == static_cast<unsigned char>(byte)) in.ignore();
-    std::vector<CLI::ConfigItem> items = CLI::ConfigBase::from_config(in);
-    for (CLI::ConfigItem& item : items) {
-      if (item.parents.empty()) item.parents = {duet_.get_subcommands()[0]->get_name()};
-      const bool section = item.name == "++" || item.name == "--";  // begins or ends
+    const auto file = duet_.get_config_ptr()->as<std::string>();
+    std::vector<CLI::ConfigItem> items;
+    std::set<std::string> seen;
+    for (const TomlItem& toml : read_toml(read_file(file), "--config: " + file)) {
+      const std::string command =
+          toml.section.empty() ? duet_.get_subcommands()[0]->get_name() : toml.section;
+      items.push_back({{command}, toml.key, toml.values});
+      const std::string name = shortened(items.back().fullname());
       const auto commands_with_it = duet_.get_subcommands([&](const CLI::App* app) {
-        return app->get_name() == item.parents[0] &&
-            (section || app->get_option_no_throw("--" + item.name));
+        return app->get_name() == command && app->get_option_no_throw("--" + toml.key);
       });
-      require(!commands_with_it.empty(), "--config: found '", shortened(item.fullname()), "' in ",
-          duet_.get_config_ptr()->as<std::string>(),
+      require(!commands_with_it.empty(), "--config: found '", name, "' in ", file,
           ", allowed: what --help lists, without dashes; [sections] named like commands");
+      require(seen.insert(name).second, "--config: found '", name, "' twice in ", file,
+          ", allowed: once");
     }
     return items;
+  }
+  std::string to_flag(const CLI::ConfigItem& item) const override {
+    const std::string value = item.inputs.size() == 1 ? item.inputs[0] : "a list";
+    require(value == "true" || value == "false", "--", item.name, ": found ", shortened(value),
+        ", allowed: true, false");
+    return value;
   }
 
  private:

@@ -62,7 +62,7 @@ class RankState {
   const int rank_here;
   const double timeout;  // seconds
   const LinkModel link;
-  bool patient = false;  // no timeout; the rank's thread's
+  std::atomic<bool> patient = false;  // no timeout
 
   Traffic traffic;  // the rank's thread's
   void count(int peer, int64_t bytes);

@@ -211,7 +211,7 @@ class Search {
   std::vector<double> slot_share_;    // [gpus * slots] what each slot carries
   std::vector<double> share_;         // [experts] load / count
   std::vector<std::vector<int>> at_;  // [experts] the slots of each
-  std::vector<uint8_t> has_;          // [gpus, experts] replicas of an expert on a GPU
+  std::vector<uint16_t> has_;         // [gpus, experts] replicas of an expert on a GPU
   std::vector<double> gpu_;           // [gpus] load
   std::vector<double> now_;           // [gpus] its potential
   std::vector<int> home_count_;       // [experts] replicas on the home node

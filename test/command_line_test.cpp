@@ -316,7 +316,10 @@ TEST_F(CommandLine, TomlIsCheckedLikeTheCommandLine) {
   refused("[schedule]\nsteps = 3\n", {"--config", "'schedule.steps'", "f.toml"});
   refused("pp = 4294967297\n", {"--pp", "4294967297", "1 to 4096"});
   refused("device = \"tpu\"\n", {"--device", "tpu", "cpu, cuda"});
-  refused("not toml\n", {"--config", "not toml"});
+  refused("not toml\n", {"--config: f.toml: line 1", "key = value", "not toml"});
+  refused("steps = 1\n[train]\nsteps = 3\n", {"--config", "'train.steps' twice"});
+  refused("overwrite = -1\n", {"--overwrite", "-1", "true, false"});
+  refused("out = \"runs\n", {"f.toml: line 1", "a string that ends on its line"});
   refused("link = \"intra=3\"\n", {"--link", "intra=3"});
   expect_refused("train --config none.toml", {"--config", "none.toml"}, 1);
   write("f.toml", "\xEF\xBB\xBFsteps = -1\n");

@@ -5,7 +5,7 @@
 //
 // The contents may be several files with text between them. Names are of the whole program. The
 // Makefile says which object depends on which file.
-// Read next: json.h.
+// Read next: toml.h.
 #pragma once
 #include <string_view>
 

@@ -62,7 +62,10 @@ class Scope {
     if (recorder_) entry_ = recorder_->begin(stream_, activity);
   }
   ~Scope() {
-    if (recorder_) recorder_->end(stream_, entry_);
+    try {
+      if (recorder_) recorder_->end(stream_, entry_);
+    } catch (const Error&) {  // perhaps one unwinds already; the stream's next call finds it again
+    }
   }
   Scope(const Scope&) = delete;
 

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <utility>
 
 #include "data/open_file.h"
@@ -66,12 +67,31 @@ std::error_code make_folders(const std::string& path) {
   return error;
 }
 
-void replace_file(const std::string& path, std::string_view content) {
+void replace_file(const std::string& path, std::string_view content) try {
   FileWriter file(cat(path, kWriting));
   file.write(content);
   file.close();
   fs::rename(file.path(), path);
   sync(parent_of(path));
+} catch (...) {
+  std::error_code ignored;
+  fs::remove(cat(path, kWriting), ignored);
+  throw;
+}
+
+void require_writable(const std::string& path) {
+  require(!fs::is_directory(path), path, ": expected a file to write, found a folder");
+  const std::string target = fs::exists(path) ? path : parent_of(path);
+  require(access(target.c_str(), W_OK) == 0, path, cannot_be("written"));
+}
+
+void write_file(const std::string& path, std::string_view content) {
+  require_writable(path);
+  if (!fs::exists(path) || fs::is_regular_file(path))
+    return replace_file(fs::weakly_canonical(path), content);
+  std::ofstream file(path);
+  file << content << std::flush;
+  if (!file) throw Error(path + cannot_be("written"));
 }
 
 void remove_dir(const std::string& dir) {

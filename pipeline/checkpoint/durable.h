@@ -71,6 +71,10 @@ class DurableDir {
 // Makes a folder and those above it; what was made is on the disk. Returns the system's error.
 std::error_code make_folders(const std::string& path);
 void sync(const std::string& path);  // a file's content, or a folder's list of names, to the disk
+// Refuses, with UsageError, what write_file could not write.
+void require_writable(const std::string& path);
+// A file that somebody asked for: replaced, or, where it is a pipe or a device, written to.
+void write_file(const std::string& path, std::string_view content);
 // The file has this content, on the disk, or after a kill the one it had; PATH.duet-writing, which
 // a kill may leave, the next call overwrites.
 void replace_file(const std::string& path, std::string_view content);

@@ -1,10 +1,7 @@
 // See plan_command.h. The options of `duet plan`, and what becomes of them.
 #include "pipeline/insight/plan/plan_command.h"
 
-#include <unistd.h>
-
 #include <filesystem>
-#include <fstream>
 #include <iostream>
 
 #include "model/base/command_line.h"
@@ -19,23 +16,6 @@ namespace {
 const char* const kDeepSeekV3 =
     "pp=16,ep=64,dp=128,micro-batch-size=1,zero=1,schedule=dualpipe,recompute=selective,dtype=fp8,"
     "imbalance=1.1";
-
-void require_writable(const std::string& path) {
-  const std::string folder = std::filesystem::absolute(path).parent_path();
-  require(!std::filesystem::is_directory(path) && access(folder.c_str(), W_OK) == 0, path,
-      ": cannot be written");
-}
-
-// All at once: what was there stays until then. A pipe is written to.
-void write_file(const std::string& path, const std::string& text) {
-  require_writable(path);
-  if (!std::filesystem::exists(path) || std::filesystem::is_regular_file(path))
-    return replace_file(std::filesystem::weakly_canonical(path), text);
-  std::ofstream file(path);
-  file << text;
-  file.close();
-  require(file.good(), path, ": cannot be written");
-}
 
 void print(std::ostream& out, const Json& json) { out << json.dump(1) << "\n"; }
 

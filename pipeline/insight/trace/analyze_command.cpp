@@ -24,11 +24,7 @@ void analyze_command(const AnalyzeOptions& options, const RecordRun& record, std
     if (o.format == Format::text) out << "\n";
   }
   const Analysis analysis = analyze(o);
-  if (!o.profile.empty()) {
-    FileWriter file(o.profile);
-    file.write(profile_json(analysis));
-    file.close();
-  }
+  if (!o.profile.empty()) write_file(o.profile, profile_json(analysis));
   if (o.format == Format::json) return report_json(out, analysis, o.top);
   if (o.format == Format::svg) return paint_timeline(out, analysis);
   report_text(out, analysis, o);
