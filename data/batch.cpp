@@ -35,8 +35,9 @@ BatchSource::BatchSource(
       ", batch ", global_batch);
   DUET_CHECK(
       std::min(train_.size(), val_.size()) > seq_len, "expected data loaded for seq_len ", seq_len);
-  require(dataset.vocab_size > kBytes || vocab_size >= kBytes, "--vocab-size: found ", vocab_size,
-      ", expected at least ", kBytes, ": the text of ", dataset.source, " is read as bytes");
+  require(dataset.vocab_size > kBytes || vocab_size >= kBytes, "the model's vocab_size: found ",
+      vocab_size, ", expected at least ", kBytes, ": the text of ", dataset.source,
+      " is read as bytes");
   if (dataset.vocab_size > kBytes)
     for (const Tokens* tokens : {&train_, &val_}) tokens->check(vocab_size);
   // One window fewer than fit (if that leaves one), so that every epoch has room to move them, by

@@ -174,7 +174,7 @@ TEST_F(BatchTest, RefusesTokensBeyondTheVocabulary) {
   expect_contains(usage_error(run), {path("n.bin"), "at offset", "0 to 499"});
   const Dataset text = load_dataset(write("a.txt", std::string(100, 'x')), 8);
   expect_contains(usage_error([&] { BatchSource(text, 8, 1, 255); }),
-      {"--vocab-size", "255", "256", path("a.txt")});
+      {"vocab_size", "255", "256", path("a.txt")});
 }
 
 TEST_F(BatchTest, ChecksItsArguments) {

@@ -289,6 +289,7 @@ TEST_F(CommandLine, LongAndManyLinedValuesAreShortened) {
     expect_refused(cat(option, " 'a\nb'"), {name});
   }
   expect_refused("train --" + big, {"xxx"});
+  expect_refused("train --model vocab_size=255", {"vocab_size: found 255", "at least 256"});
   expect_refused("--config " + big + " train", {"--config"});
 }
 

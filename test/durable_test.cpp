@@ -123,6 +123,34 @@ TEST_F(Durable, LeftoversAreRemovedAndOthersKept) {
   EXPECT_TRUE(complete_dirs(folder_ + "/none").empty());
 }
 
+TEST_F(Durable, WhatHasTheNameIsPutAside) {
+  fs::create_directories(folder_ + "/a");
+  std::ofstream(folder_ + "/a/mine.txt") << "x";
+  std::ofstream(folder_ + "/a.aside") << "y";
+  write("a", 1, 10);
+  EXPECT_EQ(names(), (std::vector<std::string>{"a", "a.aside", "a.aside-2"}));
+  EXPECT_EQ(contents(folder_ + "/a.aside-2/mine.txt"), "x");
+  EXPECT_EQ(contents(folder_ + "/a.aside"), "y");
+}
+
+TEST_F(Durable, AFileIsReplacedWholeOrNotAtAll) {
+  const std::string file = folder_ + "/f";
+  replace_file(file, "old");
+  EXPECT_THROW(replace_file(file,
+                   [](FileWriter& f) {
+                     f.write("half of");
+                     throw Error("no more");
+                   }),
+      Error);
+  EXPECT_EQ(contents(file), "old");
+  EXPECT_EQ(names(), std::vector<std::string>{"f"});
+  write_file(file, "new");
+  EXPECT_EQ(contents(file), "new");
+  EXPECT_THROW(write_file(folder_, "x"), UsageError);
+  EXPECT_THROW(write_file(folder_ + "/none/f", "x"), UsageError);
+  EXPECT_THROW(write_file("/dev/full", "x"), Error);
+}
+
 TEST_F(Durable, AFullDiskIsNamedAndLeavesTheOlderDirectory) {
   const std::string full = error_of<Error>([] {
     FileWriter out("/dev/full");

@@ -1,8 +1,8 @@
 // TOML: what stands in strings arrives as it stands there, and what is not TOML is refused by line.
 #include <gtest/gtest.h>
 
-#include "model/base/toml.h"
 #include "data_files.h"
+#include "model/base/toml.h"
 
 namespace duet {
 namespace {

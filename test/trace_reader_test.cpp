@@ -171,6 +171,12 @@ TEST(TraceReader, WarnsOfDamageAfterTheEvents) {
   warned(open + "],\"INFO\":[\"a \"quoted\" word\"]}", "after the events' end");
   warned(open + "]", "after the events' end");
   warned(good + "garbage", "after the events' end");
+  for (const size_t from_end :
+      {8, 4}) {  // a checksum or a length that is another's: where, nobody knows
+    std::string packed = gzip(good);
+    packed[packed.size() - from_end] ^= 1;
+    warned(packed, "any figure may be wrong");
+  }
   warned(open + ",]}", "comma after the last event");
   const std::string array = open.substr(open.find('['));
   warned(array, "not closed");

@@ -107,6 +107,20 @@ TEST_F(Train, SignalFinishesTheStepAndSaves) {
   EXPECT_TRUE(is_complete(newest_checkpoint(o.out)));
 }
 
+TEST_F(Train, SignalEndsTheSample) {
+  TrainOptions o = options("run", 1);
+  o.sample = 1000000;
+  std::thread sender([] {
+    sleep(1);
+    kill(getpid(), SIGTERM);
+  });
+  std::ostringstream said;
+  EXPECT_EQ(train_command(o, said), 128 + SIGTERM);
+  sender.join();
+  EXPECT_NE(said.str().find("sample:"), std::string::npos) << said.str();
+  EXPECT_TRUE(is_complete(newest_checkpoint(o.out)));
+}
+
 TEST_F(Train, InfiniteLossStopsAndKeepsTheLastGoodCheckpoint) {
   TrainOptions o = options("run", 40);
   o.checkpoint_every = 1;

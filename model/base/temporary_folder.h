@@ -11,7 +11,10 @@
 namespace duet {
 
 struct TemporaryFolder {
-  TemporaryFolder() : path((std::filesystem::temp_directory_path() / "duet-XXXXXX").string()) {
+  TemporaryFolder() {
+    std::error_code error;
+    path = (std::filesystem::temp_directory_path(error) / "duet-XXXXXX").string();
+    if (error) throw Error("TMPDIR: names no folder for temporary files: " + error.message());
     if (!mkdtemp(path.data())) throw Error(path + cannot_be("made"));
   }
   TemporaryFolder(const TemporaryFolder&) = delete;

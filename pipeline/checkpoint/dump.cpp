@@ -63,12 +63,12 @@ void StepDump::write(Comm& world, const std::string& path, double loss) {
       specs.back().shape[0] += shape[0];
     values[name] += bytes.at(part)[0].second;
   }
-  FileWriter file(path);
-  SafetensorsWriter writer(file, specs);
-  for (const TensorSpec& spec : writer.tensors())
-    writer.write(spec.name, values[spec.name].data(), values[spec.name].size());
-  writer.finish();
-  file.close();
+  replace_file(path, [&](FileWriter& file) {
+    SafetensorsWriter writer(file, specs);
+    for (const TensorSpec& spec : writer.tensors())
+      writer.write(spec.name, values[spec.name].data(), values[spec.name].size());
+    writer.finish();
+  });
 }
 
 }  // namespace duet

@@ -67,9 +67,9 @@ std::error_code make_folders(const std::string& path) {
   return error;
 }
 
-void replace_file(const std::string& path, std::string_view content) try {
+void replace_file(const std::string& path, const std::function<void(FileWriter&)>& write) try {
   FileWriter file(cat(path, kWriting));
-  file.write(content);
+  write(file);
   file.close();
   fs::rename(file.path(), path);
   sync(parent_of(path));
@@ -79,10 +79,15 @@ void replace_file(const std::string& path, std::string_view content) try {
   throw;
 }
 
+void replace_file(const std::string& path, std::string_view content) {
+  replace_file(path, [&](FileWriter& file) { file.write(content); });
+}
+
 void require_writable(const std::string& path) {
   require(!fs::is_directory(path), path, ": expected a file to write, found a folder");
   const std::string target = fs::exists(path) ? path : parent_of(path);
-  require(access(target.c_str(), W_OK) == 0, path, cannot_be("written"));
+  const bool writable = access(target.c_str(), W_OK) == 0;
+  require(writable, path, cannot_be("written"));
 }
 
 void write_file(const std::string& path, std::string_view content) {
@@ -92,6 +97,13 @@ void write_file(const std::string& path, std::string_view content) {
   std::ofstream file(path);
   file << content << std::flush;
   if (!file) throw Error(path + cannot_be("written"));
+}
+
+std::string put_aside(const std::string& path) {
+  std::string aside = path + ".aside";
+  for (int n = 2; fs::exists(fs::symlink_status(aside)); ++n) aside = cat(path, ".aside-", n);
+  fs::rename(path, aside);
+  return aside;
 }
 
 void remove_dir(const std::string& dir) {
@@ -175,8 +187,8 @@ void DurableDir::publish() {
   done.close();
   sync(tmp_);
   std::error_code error;
-  fs::remove_all(target_, error);  // not a complete one
-  if (!error) fs::rename(tmp_, target_, error);
+  if (fs::exists(fs::symlink_status(target_))) put_aside(target_);  // not a complete one
+  fs::rename(tmp_, target_, error);
   if (error) throw Error(cat(tmp_, ": cannot be renamed to ", target_, ": ", error.message()));
   published_ = true;
   sync(parent_of(target_));

@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <deque>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -77,7 +78,10 @@ void require_writable(const std::string& path);
 void write_file(const std::string& path, std::string_view content);
 // The file has this content, on the disk, or after a kill the one it had; PATH.duet-writing, which
 // a kill may leave, the next call overwrites.
+void replace_file(const std::string& path, const std::function<void(FileWriter&)>& write);
 void replace_file(const std::string& path, std::string_view content);
+// Whatever has this name gets another, beside it, which is returned.
+std::string put_aside(const std::string& path);
 // A directory with all in it; to any reader it disappears at once.
 void remove_dir(const std::string& dir);
 

@@ -30,8 +30,8 @@ int32_t sample_token(std::span<const float> logits, const SampleOptions& o, doub
   return ids[std::min(i, kept - 1)];
 }
 
-void generate(
-    Trainer& trainer, const Tokenizer& tokenizer, const SampleOptions& o, std::ostream& out) {
+int generate(Trainer& trainer, const Tokenizer& tokenizer, const SampleOptions& o,
+    std::ostream& out, const std::function<int()>& stop) {
   std::vector<int32_t> ids = tokenizer.encode(o.prompt);
   std::mt19937_64 random(o.seed);
   Printable printable;
@@ -39,16 +39,19 @@ void generate(
     out << (o.raw ? std::string(bytes) : printable.add(bytes, last)) << std::flush;
   };
   print(o.prompt);
-  for (int64_t i = 0; i < o.tokens; ++i) {
+  int signal = 0;
+  for (int64_t i = 0; i < o.tokens && !signal; ++i) {
     const std::vector<float> logits = next_token_logits(trainer, ids);
     // a model's vocabulary may be padded
     const size_t known = std::min(logits.size(), size_t(tokenizer.vocab_size()));
     const double draw = double(random() >> 11) * 0x1p-53;
     ids.push_back(sample_token(std::span(logits).first(known), o, draw));
     print(tokenizer.decode(std::span(ids).last(1)));
+    signal = std::ranges::max(trainer.world.gather_values(stop()));
   }
   print("", true);
   out << std::endl;
+  return signal;
 }
 
 void add_generate_command(CLI::App& duet, int&) {

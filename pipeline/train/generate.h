@@ -26,9 +26,11 @@ struct SampleOptions {
 // lower id comes first.
 int32_t sample_token(std::span<const float> logits, const SampleOptions& options, double draw);
 
-// Writes the prompt and then token after token as it comes.
-void generate(
-    Trainer& trainer, const Tokenizer& tokenizer, const SampleOptions& options, std::ostream& out);
+// Writes the prompt and then token after token as it comes. stop, on any rank: a signal that ends
+// it after a token; returned. 0: go on.
+int generate(
+    Trainer& trainer, const Tokenizer& tokenizer, const SampleOptions& options, std::ostream& out,
+    const std::function<int()>& stop = [] { return 0; });
 
 struct GenerateOptions {
   // a run's folder or a checkpoint; empty: a small model trained on the spot

@@ -59,8 +59,8 @@ static void find_balancer(Job& job) {
   require(slots % o.ep == 0, o.redundant_experts ? "--redundant-experts: found " : "--ep: found ",
       o.redundant_experts ? o.redundant_experts : o.ep, ", allowed: --ep dividing ", slots, " = ",
       experts, " routed experts + ", o.redundant_experts, " redundant");
-  require(slots <= kMaxReplicas, "--redundant-experts: found ", slots,
-      " experts with replicas, allowed: at most ", kMaxReplicas);
+  require(slots <= kMaxReplicas, o.redundant_experts ? "--redundant-experts" : "n_routed",
+      ": found ", slots, " experts with replicas, allowed: at most ", kMaxReplicas);
   require(!o.ranks_per_node || o.ep % o.ranks_per_node == 0 || o.ranks_per_node % o.ep == 0,
       "--ranks-per-node: found ", o.ranks_per_node, ", allowed: divisors and multiples of --ep ",
       o.ep);
@@ -138,6 +138,8 @@ Job make_job(TrainOptions options, bool with_data) {
   if (o.rehearse.empty()) find_balancer(job);
   check_fits(job);
 
+  require(o.schedule != "-" || find_launcher().ranks == 1,
+      "--schedule: found -, standard input, which one process alone has, allowed: a file");
   job.compute = make_schedule(o.schedule, {int(o.pp), int(o.microbatches), int(o.virtual_stages)});
   require(job.compute.stages() <= Tag::kStages, "--schedule, --pp: found ", job.compute.name,
       " with ", job.compute.stages(), " stages, allowed: at most ", Tag::kStages);
@@ -148,7 +150,9 @@ Job make_job(TrainOptions options, bool with_data) {
 
   if (!with_data) return job;
   job.dataset = load_dataset(o.data, o.seq_len, o.out);
-  if (o.init.empty())
+  const bool stated = std::ranges::any_of(
+      o.model.values, [](const auto& size) { return size.first == &ModelConfig::vocab_size; });
+  if (o.init.empty() && !stated)
     job.config.vocab_size = std::max(job.config.vocab_size, job.dataset.vocab_size);
   job.batches = std::make_unique<BatchSource>(
       job.dataset, o.seq_len, job.global_sequences(), job.config.vocab_size);
@@ -191,7 +195,9 @@ std::string why_not_timed(const Job& job) {
   const int gpus = job.options.device == DeviceKind::cuda ? cuda_device_count() : 0;
   if (gpus && job.ranks_here > gpus) return cat(job.ranks_here, " ranks share ", gpus, " GPUs");
   if (!gpus && job.ranks_on_cores * threads_per_rank(job) > job.cores)
-    return cat(job.ranks_on_cores, " ranks share ", job.cores, " cores");
+    return cat(job.ranks_on_cores, job.ranks_on_cores == 1 ? " rank" : " ranks",
+        threads_per_rank(job) > 1 ? cat(" of ", threads_per_rank(job), " threads") : "",
+        job.ranks_on_cores == 1 ? " has " : " share ", job.cores, " cores");
   return "";
 }
 

@@ -28,6 +28,8 @@ RunFolder::RunFolder(const Job& job) : RunFolder(job.options) {
   require(!error && fs::is_directory(out), "--out: cannot make the folder ", out, ": ",
       error.message());
   lock();
+  const bool writable = access(out.c_str(), W_OK | X_OK) == 0;
+  require(writable, "--out: ", out, cannot_be("written"));
   make_room();
 }
 
@@ -112,10 +114,7 @@ void RunFolder::make_room() {
   for (const auto& [step, dir] : run_checkpoints(options_.out)) {
     if (options_.overwrite) remove_dir(dir);
     if (!options_.from_step || step <= resumes_) continue;
-    std::string aside = dir + ".aside";
-    for (int n = 2; fs::exists(aside); ++n) aside = cat(dir, ".aside-", n);
-    fs::rename(dir, aside);
-    notes_.push_back(cat("aside  ", aside, ", which was a later checkpoint"));
+    notes_.push_back(cat("aside  ", put_aside(dir), ", which was a later checkpoint"));
   }
   if (options_.overwrite) fs::remove(options_.out + "/metrics.jsonl");
 }

@@ -99,8 +99,7 @@ void RunLog::step(const StepResult& r, std::optional<double> val_loss) {
   last_ = metrics_of(job_.config, r, val_loss);
   if (metrics_.is_open()) {
     metrics_ << last_.dump() << std::endl;
-    DUET_CHECK(metrics_.good(), options_.out,
-        "/metrics.jsonl: expected to write a line, found the disk full or the file gone");
+    if (!metrics_) throw Error(cat(options_.out, "/metrics.jsonl", cannot_be("written")));
   }
   if (const std::string near = near_the_limit(r.step, r.largest_gradient); !near.empty())
     warn(near);

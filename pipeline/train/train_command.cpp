@@ -119,9 +119,9 @@ class RankRun {
     for (const std::string& line : trace.finish()) say(line);
     if (log_) log_->json_document(step_, saved_dir(), signal_);
     if (signal_)
-      say(cat("stopped by a signal after step ", step_,
-          "; go on with the same command and --resume",
-          o_.out.empty() ? " (nothing was kept: give it an --out)" : ""));
+      say(cat("stopped by a signal after step ", step_, "; ",
+          o_.out.empty() ? "nothing was kept: give it an --out"
+                         : "go on with the same command and --resume" + not_again()));
     else if (o_.sample && o_.format != Format::json)
       sample();
     return signal_;
@@ -179,6 +179,14 @@ class RankRun {
     return !signal_;
   }
 
+  // The options that resuming would refuse.
+  std::string not_again() const {
+    std::string names = o_.overwrite ? ", --overwrite" : "";
+    if (o_.dump_step && o_.dump_step <= step_) names += ", --dump-step";
+    if (!o_.trace.empty() && o_.traced_steps(begin_).first <= step_) names += ", --trace";
+    return names.empty() ? "" : ", without " + names.substr(2);
+  }
+
   void sample() {
     const Tokenizer tokenizer =
         job_.dataset.tokenizer_path.empty() ? Tokenizer() : Tokenizer(job_.dataset.tokenizer_path);
@@ -186,7 +194,8 @@ class RankRun {
       return say("no sample: the shards' folder has no tokenizer .bin");
     say("sample:");
     std::ostringstream unheard;
-    generate(*trainer_, tokenizer, {.tokens = o_.sample, .seed = o_.seed}, log_ ? out_ : unheard);
+    signal_ = generate(*trainer_, tokenizer, {.tokens = o_.sample, .seed = o_.seed},
+        log_ ? out_ : unheard, [&] { return stop_.signal(); });
   }
 
   void say(const std::string& line) {

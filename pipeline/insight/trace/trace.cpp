@@ -183,17 +183,15 @@ void Trace::write() {
   lines_.push_back("steps  mean of ranks: " + overlap_line(sum.steps, n));
   const std::vector<std::string> texts = world_.gather(events(origin + clock.ahead));
   if (world_.rank() != 0) return;
-  FileWriter file(options_.file);
-  file.write("{\"displayTimeUnit\":\"ms\",\"otherData\":" +
+  std::string text("{\"displayTimeUnit\":\"ms\",\"otherData\":" +
       Json::object(
           {{"program", "duet"}, {"first_step", steps_.front()}, {"last_step", steps_.back()},
               {"clock_error_us", us(error)}, {"ranks", ranks}})
           .dump() +
       ",\n\"traceEvents\":[");
   // no comma before the first
-  for (size_t r = 0; r < texts.size(); ++r) file.write(std::string_view(texts[r]).substr(r == 0));
-  file.write("\n]}\n");
-  file.close();
+  for (size_t r = 0; r < texts.size(); ++r) text += std::string_view(texts[r]).substr(r == 0);
+  write_file(options_.file, text + "\n]}\n");
 }
 
 std::vector<std::string> Trace::finish() {
