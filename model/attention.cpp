@@ -103,7 +103,7 @@ Buf Attention::backward_input(Saved& s, const Tensor& dy) const {
 
   s.dkva = context_.activation(s.kva->cols);
   s.dlatent = context_.activation(c_.kv_lora_rank);
-  launch<KeyB>(stream, tokens,
+  launch<KeyI>(stream, tokens,
       {.x = dk,
           .dkv = s.dkv,
           .drotary = s.dkva->col_slice(c_.kv_lora_rank, c_.qk_rope_head_dim),
@@ -213,7 +213,7 @@ void Attention::mix_heads_backward(Saved& s, const Tensor& dmix, const Tensor& d
   Stream& stream = context_.stream();
   if (context_.device.is_cuda()) {
     context_.device.flops += score_pairs() * (3 * c_.qk_head_dim() + 2 * c_.v_head_dim);
-    return launch<FusedAttentionB>(stream, context_.tokens(),
+    return launch<FusedAttentionI>(stream, context_.tokens(),
         {.x = s.q,
             .k = s.k,
             .kv = s.kv,
@@ -231,7 +231,7 @@ void Attention::mix_heads_backward(Saved& s, const Tensor& dmix, const Tensor& d
       s, scale, 2, [&](const HeadChunk& h, const HeadMatrices& p, const HeadMatrices& dp) {
         h.gemm(Form::TN, 1, p, h.of(dmix), h.of(s.dkv, nope));  // dV = P^T dO
         h.gemm(Form::NT, 1, h.of(dmix), h.of(s.kv, nope), dp);  // dP = dO V^T
-        launch<CausalSoftmaxB>(stream, h.heads * h.seq_len, {.x = p.first, .dp = dp.first});
+        launch<CausalSoftmaxI>(stream, h.heads * h.seq_len, {.x = p.first, .dp = dp.first});
         h.gemm(Form::NN, scale, dp, h.of(s.k), h.of(s.dq));  // dQ = dS K
         h.gemm(Form::TN, scale, dp, h.of(s.q), h.of(dk));    // dK = dS^T Q
       });

@@ -19,7 +19,7 @@ Normed norm_f(const Context& context, const Tensor& x, const Param& gain) {
 
 void norm_i(const Context& context, const Normed& norm, const Param& gain, const Tensor& dy,
     const Tensor& dx, const Tensor& residual) {
-  launch<RmsNormB>(context.stream(), dx.rows,
+  launch<RmsNormI>(context.stream(), dx.rows,
       {.x = norm.x,
           .gain = gain.weight,
           .rstd = norm.rstd,

@@ -45,7 +45,7 @@ Buf Swiglu::backward_input(Saved& s, const Tensor& dy, Offsets offsets) const {
   s.act = context_.activation(dy.rows, width_);
   Buf dx = context_.activation(dy.rows, dy.cols);
   product({Form::NT, dy, down_->weight, s.act}, offsets);
-  launch<SwigluB>(context_.stream(), dy.rows, {.x = gate(s), .up = up(s), .act = s.act});
+  launch<SwigluI>(context_.stream(), dy.rows, {.x = gate(s), .up = up(s), .act = s.act});
   product({Form::NT, gate(s), gate_->weight, dx}, offsets);
   product({Form::NT, up(s), up_->weight, dx, true}, offsets);
   return dx;

@@ -270,14 +270,14 @@ Buf Moe::in_order(Buf rows, const std::vector<int32_t>& index) const {
 
 void Moe::combine_i(MoeSaved& s) {
   Buf dw = context_.row_stats(shape_.topk);
-  launch<CombineB>(context_.stream(), s.dy.rows,
+  launch<CombineI>(context_.stream(), s.dy.rows,
       {.x = s.returned,
           .dy = s.dy,
           .pos = s.pos->reshape(s.dy.rows, shape_.topk),
           .w = s.topk_w,
           .dw = dw});
   send(s, "combine I", std::move(s.returned), s.plan.returned, s.plan.back.offsets);
-  launch<RouterB>(context_.stream(), s.dy.rows,
+  launch<RouterI>(context_.stream(), s.dy.rows,
       {.x = s.scores,
           .topk_idx = s.topk_idx,
           .dw = dw,
@@ -303,7 +303,7 @@ void Moe::experts_i(MoeSaved& s) {
 
 void Moe::dispatch_i(MoeSaved& s) {
   const Buf dx_rows = receive(s);
-  launch<DispatchB>(context_.stream(), s.dx->rows,
+  launch<DispatchI>(context_.stream(), s.dx->rows,
       {.x = dx_rows, .pos = s.pos->reshape(s.dx->rows, shape_.topk), .dx = s.dx});
 }
 

@@ -42,7 +42,7 @@ struct Tensors {
     const auto of = [&](const Tensor& t) { return t.row_slice(first * s.seq_len, tokens); };
     duet::launch<FusedAttentionF>(stream, tokens,
         {.x = of(x), .k = of(k), .kv = of(kv), .mix = of(mix), .stats = of(stats), .shape = shape});
-    duet::launch<FusedAttentionB>(stream, tokens,
+    duet::launch<FusedAttentionI>(stream, tokens,
         {.x = of(x),
             .k = of(k),
             .kv = of(kv),

@@ -58,10 +58,10 @@ const RowCase kRowCases[] = {
                   .rstd = r.acc(37, 1),
                   .eps = 1e-6});
         }},
-    {"RmsNormB", false,
+    {"RmsNormI", false,
         [](Rig& r) {
           for (const Tensor& residual : {Tensor(), r.real(37, 200)})
-            launch<RmsNormB>(r.stream(), 37,
+            launch<RmsNormI>(r.stream(), 37,
                 {.x = r.real(37, 200),
                     .gain = r.real(1, 200),
                     .rstd = r.acc(37, 1, 0.5, 2),
@@ -97,10 +97,10 @@ const RowCase kRowCases[] = {
                     .k = r.real(36, 3 * (s.nope + s.rope)),
                     .shape = s});
         }},
-    {"KeyB", false,
+    {"KeyI", false,
         [](Rig& r) {
           for (const HeadShape& s : heads(r))
-            launch<KeyB>(r.stream(), 36,
+            launch<KeyI>(r.stream(), 36,
                 {.x = r.real(36, 3 * (s.nope + s.rope)),
                     .dkv = r.real(36, 3 * (s.nope + s.v)),
                     .drotary = r.real(36, s.rope),
@@ -111,9 +111,9 @@ const RowCase kRowCases[] = {
           launch<SwigluF>(r.stream(), 37,
               {.x = r.real(37, 200, -6, 6), .up = r.real(37, 200), .act = r.real(37, 200)});
         }},
-    {"SwigluB", false,
+    {"SwigluI", false,
         [](Rig& r) {
-          launch<SwigluB>(r.stream(), 37,
+          launch<SwigluI>(r.stream(), 37,
               {.x = r.real(37, 200, -6, 6), .up = r.real(37, 200), .act = r.real(37, 200)});
         }},
     {"Add", false,
@@ -204,9 +204,9 @@ const RowCase kRowCases[] = {
                   .seq_len = 9,
                   .topk = 3});
         }},
-    {"RouterB", true,
+    {"RouterI", true,
         [](Rig& r) {
-          launch<RouterB>(r.stream(), 36,
+          launch<RouterI>(r.stream(), 36,
               {.x = r.acc(36, 16, 0.1, 0.9),
                   .topk_idx = r.ints(36, 3, 16),
                   .dw = r.acc(36, 3),
@@ -228,20 +228,20 @@ const RowCase kRowCases[] = {
                       .residual = r.real(37, d),
                       .y = r.real(37, d)});
         }},
-    {"CombineB", false,
+    {"CombineI", false,
         [](Rig& r) {
           for (int64_t d : {200, 203})
-            launch<CombineB>(r.stream(), 37,
+            launch<CombineI>(r.stream(), 37,
                 {.x = r.real(111, d),
                     .dy = r.real(37, d),
                     .pos = r.ints(37, 3, 0),
                     .w = r.acc(37, 3),
                     .dw = r.acc(37, 3)});
         }},
-    {"DispatchB", false,
+    {"DispatchI", false,
         [](Rig& r) {
           for (int64_t d : {200, 203})
-            launch<DispatchB>(r.stream(), 37,
+            launch<DispatchI>(r.stream(), 37,
                 {.x = r.real(111, d), .pos = r.ints(37, 3, 0), .dx = r.real(37, d)});
         }},
 };

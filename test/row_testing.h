@@ -126,7 +126,7 @@ template <class C> class RowTest : public ::testing::Test {
   }
   // as launch_tiles
   template <class Op> void run_tiles(int64_t rows, const typename Op::Args& args) {
-    run<Op>(rows * tiles_of(args.x.cols, Tile<typename C::Group>::columns), args);
+    run<Op>(rows * tiles_of(args.x.cols, ColumnTile<typename C::Group>::columns), args);
   }
   std::mt19937_64 rng{1};
 };

@@ -89,7 +89,7 @@ TYPED_TEST(RopeRows, KeyF) {
   }
 }
 
-TYPED_TEST(RopeRows, KeyB) {
+TYPED_TEST(RopeRows, KeyI) {
   using T = typename TestFixture::T;
   for (const Shape& s : kShapes) {
     Angles<Acc<T>> angles(s.rope);
@@ -107,7 +107,7 @@ TYPED_TEST(RopeRows, KeyB) {
       }
       turn(expected, t, 0, s.rope, -1);
     }
-    this->template run<KeyB>(
+    this->template run<KeyI>(
         kTokens, {.x = dk, .dkv = dkv, .drotary = drotary, .shape = angles.shape(s)});
     expect_close(dkv, expected_dkv, 0);
     expect_close(drotary, expected);
@@ -161,7 +161,7 @@ TYPED_TEST(SoftmaxRows, Backward) {
           expected(r, i) += double(dp(r, j)) * double(p(r, j)) * ((i == j) - double(p(r, i)));
       for (int64_t i = keys; i < n; ++i) dp(r, i) = T(std::numeric_limits<float>::quiet_NaN());
     }
-    this->template run<CausalSoftmaxB>(rows, {.x = p, .dp = dp});
+    this->template run<CausalSoftmaxI>(rows, {.x = p, .dp = dp});
     expect_close(dp, expected);
   }
 }

@@ -98,16 +98,16 @@ const Operation kOperations[] = {
               {b.tokens(b.cols), b.tokens(b.cols), b.make(1, b.cols), b.tokens(b.cols),
                   b.tokens(b.cols), b.tokens(1), 1e-6});
         }},
-    {"RmsNormB",
+    {"RmsNormI",
         [](Bench& b) {
-          b.run<RmsNormB>(b.place.rows,
+          b.run<RmsNormI>(b.place.rows,
               {b.tokens(b.cols), b.make(1, b.cols), b.tokens(1), b.tokens(b.cols), b.tokens(b.cols),
                   b.tokens(b.cols)});
         }},
     {"CausalSoftmaxF", [](Bench& b) { b.run<CausalSoftmaxF>(b.place.rows, {b.tokens(b.cols)}); }},
-    {"CausalSoftmaxB",
+    {"CausalSoftmaxI",
         [](Bench& b) {
-          b.run<CausalSoftmaxB>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols)});
+          b.run<CausalSoftmaxI>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols)});
         }},
     {"RopeQuery",
         [](Bench& b) {
@@ -122,20 +122,20 @@ const Operation kOperations[] = {
           b.run<KeyF>(b.place.rows,
               {b.tokens(3 * (b.cols + 1)), b.tokens(10), b.tokens(3 * (b.cols + 10)), shape});
         }},
-    {"KeyB",
+    {"KeyI",
         [](Bench& b) {
           HeadShape shape{.heads = 3, .nope = 5, .rope = int(b.cols / 2 * 2), .v = 1, .seq_len = 4};
           shape.cos = b.make(4, b.cols / 2), shape.sin = b.make(4, b.cols / 2);
-          b.run<KeyB>(b.place.rows,
+          b.run<KeyI>(b.place.rows,
               {b.tokens(3 * (5 + shape.rope)), b.tokens(18), b.tokens(shape.rope), shape});
         }},
     {"SwigluF",
         [](Bench& b) {
           b.run<SwigluF>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols), b.tokens(b.cols)});
         }},
-    {"SwigluB",
+    {"SwigluI",
         [](Bench& b) {
-          b.run<SwigluB>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols), b.tokens(b.cols)});
+          b.run<SwigluI>(b.place.rows, {b.tokens(b.cols), b.tokens(b.cols), b.tokens(b.cols)});
         }},
     {"Add",
         [](Bench& b) {
@@ -156,11 +156,11 @@ const Operation kOperations[] = {
                   b.indices(topk, zero), b.tokens(1), b.tokens(experts + 2),
                   {experts, topk, 2, 1, 1.5}});
         }},
-    {"RouterB",
+    {"RouterI",
         [](Bench& b) {
           const int experts = int(b.cols), topk = std::min(3, experts);
           const Tensor idx = b.indices(topk, [](int64_t, int64_t c) { return int32_t(c); });
-          b.run<RouterB>(b.place.rows,
+          b.run<RouterI>(b.place.rows,
               {b.tokens(experts, true), idx, b.tokens(topk), b.tokens(1, true),
                   b.make(b.place.rows / 4 + 1, experts), {experts, topk, 1, 1, 1.5}, 4, 0.3});
         }},
@@ -172,17 +172,17 @@ const Operation kOperations[] = {
               {b.make(8, b.cols), pos, b.tokens(2), b.tokens(b.cols), b.tokens(b.cols),
                   b.tokens(b.cols)});
         }},
-    {"CombineB",
+    {"CombineI",
         [](Bench& b) {
           const Tensor pos = b.indices(1, [](int64_t r, int64_t) { return int32_t(r); });
-          b.run<CombineB>(
+          b.run<CombineI>(
               b.place.rows, {b.tokens(b.cols), b.tokens(b.cols), pos, b.tokens(1), b.tokens(1)});
         }},
-    {"DispatchB",
+    {"DispatchI",
         [](Bench& b) {
           const Tensor pos =
               b.indices(2, [](int64_t r, int64_t c) { return int32_t((r * 2 + c) % 7); });
-          b.run<DispatchB>(b.place.rows, {b.make(8, b.cols), pos, b.tokens(b.cols)});
+          b.run<DispatchI>(b.place.rows, {b.make(8, b.cols), pos, b.tokens(b.cols)});
         }},
 };
 
@@ -216,7 +216,7 @@ TEST(RowBits, DoNotDependOnAlignmentRowsOrThreads) {
 // The sums over tokens: the columns are independent, so that neither alignment nor threads matter.
 TEST(RowBits, OfSumsOverTokensDoNotDependOnAlignmentOrThreads) {
   for (int64_t cols : {7, 36, 100, 200}) {
-    const int64_t tiles = tiles_of(cols, Tile<Serial>::columns);
+    const int64_t tiles = tiles_of(cols, ColumnTile<Serial>::columns);
     std::string expected;
     for (int threads : {1, 2})
       for (int shift = 0; shift < 64; shift += 4) {

@@ -256,7 +256,7 @@ TYPED_TEST(RouterRows, Backward) {
         expected(t, i) = d * a * (1 - a);
       }
     }
-    this->template run<RouterB>(tokens,
+    this->template run<RouterI>(tokens,
         {.x = x,
             .topk_idx = idx,
             .dw = dw,
@@ -327,7 +327,7 @@ TYPED_TEST(PermuteRows, CombineBackward) {
           expected_dw(t, j) += double(dy(t, c)) * double(x(pos(t, j), c));
           dx(pos(t, j), c) = double(w(t, j)) * double(dy(t, c));
         }
-    this->template run<CombineB>(kTokens, {.x = x, .dy = dy, .pos = pos, .w = w, .dw = dw});
+    this->template run<CombineI>(kTokens, {.x = x, .dy = dy, .pos = pos, .w = w, .dw = dw});
     expect_close(x, dx);
     expect_close(dw, expected_dw, kTolerance<Acc<T>>);
   }
@@ -343,7 +343,7 @@ TYPED_TEST(PermuteRows, DispatchBackward) {
     for (int64_t t = 0; t < kTokens; ++t)
       for (int64_t j = 0; j < kTopk; ++j)
         for (int64_t c = 0; c < d; ++c) expected(t, c) += double(x(pos(t, j), c));
-    this->template run<DispatchB>(kTokens, {.x = x, .pos = pos, .dx = dx});
+    this->template run<DispatchI>(kTokens, {.x = x, .pos = pos, .dx = dx});
     expect_close(dx, expected);
   }
 }

@@ -62,7 +62,7 @@ TYPED_TEST(NormRows, AddRmsNormF) {
 }
 
 // dx_i = residual_i + sum_j dy_j d(y_j)/d(x_i), with the whole Jacobian written out.
-TYPED_TEST(NormRows, RmsNormB) {
+TYPED_TEST(NormRows, RmsNormI) {
   using T = typename TestFixture::T;
   for (int64_t d : kSizes)
     for (bool with_residual : {false, true}) {
@@ -83,7 +83,7 @@ TYPED_TEST(NormRows, RmsNormB) {
           }
         }
       }
-      this->template run<RmsNormB>(3,
+      this->template run<RmsNormI>(3,
           {.x = x,
               .gain = gain,
               .rstd = rstd,
@@ -137,7 +137,7 @@ TEST(DownColumns, AddsRowsInOrder) {
         std::vector<int64_t> own;
         const auto read = [](int64_t t, int c) { return 1000 * t + c; };
         down_columns(
-            g, Tile<SimWarp>(0, int64_t(cols)), 7, 7 + rows, read, [&](int j, int64_t value) {
+            g, ColumnTile<SimWarp>(0, int64_t(cols)), 7, 7 + rows, read, [&](int j, int64_t value) {
               EXPECT_EQ(j, 0);
               own.push_back(value);
             });
@@ -185,7 +185,7 @@ TYPED_TEST(SwigluRows, ForwardAndBackward) {
       }
     this->template run<SwigluF>(4, {.x = gate, .up = up, .act = act});
     expect_close(act, y);
-    this->template run<SwigluB>(4, {.x = gate, .up = up, .act = dact});
+    this->template run<SwigluI>(4, {.x = gate, .up = up, .act = dact});
     expect_close(gate, dgate);
     expect_close(up, dup);
     expect_close(dact, y);

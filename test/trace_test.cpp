@@ -95,8 +95,8 @@ class TraceTest : public FolderTest {
   }
   // A recorded step of one rank with 4 ms of computation and 2 ms of communication within it, on a
   // stream of its own or not.
-  Measured one_step(bool blocking) const {
-    Measured measured;
+  MeasuredOverlap one_step(bool blocking) const {
+    MeasuredOverlap measured;
     run_ranks({.ranks = 1}, [&](Comm& world) {
       const auto device = make_cpu_device(1);
       CommStream comm(world, *device);
@@ -125,7 +125,7 @@ class TraceTest : public FolderTest {
 
 TEST_F(TraceTest, CommunicationOnTheComputeStreamIsExposed) {
   for (bool blocking : {false, true}) {
-    const Measured m = one_step(blocking);
+    const MeasuredOverlap m = one_step(blocking);
     EXPECT_GE(m.steps.comm, 2000000);
     EXPECT_EQ(m.steps.exposed(), blocking ? m.steps.comm : 0);
     EXPECT_EQ(m.pairs.covered, m.steps.covered);

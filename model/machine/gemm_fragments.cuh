@@ -77,7 +77,7 @@ template <int kDown, int kAcross, class Visit> __device__ void each_element(Visi
 
 // Sums that a warp has begun. Of a fragment's elements a lane's first four are in row lane / 4, the
 // others 8 below.
-template <class Sum, int kDown, int kAcross> struct Held {
+template <class Sum, int kDown, int kAcross> struct WarpSums {
   Sum p[kDown][kAcross][kOfLane];
 
   __device__ int row(int i) const { return int(threadIdx.x) % 32 / 4 + i / 4 * 8; }
@@ -89,9 +89,9 @@ template <class Sum, int kDown, int kAcross> struct Held {
 // add: p += the products of `depth` indices k of the slices, from row i0 of A's and column j0 of
 // B's on; tensor cores take 16 at a time, of which those behind are zeros.
 template <class T, class A, class B, int kDown, int kAcross>
-struct Fragments : Held<Acc<T>, kDown, kAcross> {
+struct Fragments : WarpSums<Acc<T>, kDown, kAcross> {
   static constexpr bool kTensorCores = false;
-  using Held<Acc<T>, kDown, kAcross>::p, Held<Acc<T>, kDown, kAcross>::row;
+  using WarpSums<Acc<T>, kDown, kAcross>::p, WarpSums<Acc<T>, kDown, kAcross>::row;
 
   // Of a slice that is by_k four columns are one load; else lanes' columns lie side by side, so
   // that they are in unlike banks.
@@ -134,9 +134,9 @@ struct Fragments : Held<Acc<T>, kDown, kAcross> {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // others have no tensor cores for bf16
 template <class A, class B, int kDown, int kAcross>
-struct Fragments<bf16, A, B, kDown, kAcross> : Held<float, kDown, kAcross> {
+struct Fragments<bf16, A, B, kDown, kAcross> : WarpSums<float, kDown, kAcross> {
   static constexpr bool kTensorCores = true;
-  using Held<float, kDown, kAcross>::p;
+  using WarpSums<float, kDown, kAcross>::p;
 
   __device__ int col(int i) const { return int(threadIdx.x) % 4 * 2 + i % 2 + i % 4 / 2 * 8; }
   // Of each operand a lane reads row lane % 8 of quarter lane / 8.

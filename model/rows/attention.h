@@ -111,7 +111,7 @@ struct KeyF {
 
 // The gradient of KeyF: key parts go back to their heads, rotary parts are summed over heads (on
 // CUDA ascending, on the CPU in an order that depends on the shape alone) and turned back.
-struct KeyB {
+struct KeyI {
   struct Args {
     Tensor x;        // [tokens, heads * (nope + rope)] gradient of k
     Tensor dkv;      // [tokens, heads * (nope + v)] out, the key parts only
@@ -179,7 +179,7 @@ struct CausalSoftmaxF {
 };
 
 // dS = P * (dP - sum(P * dP)), in place of dP; zeros for the keys after the query.
-struct CausalSoftmaxB {
+struct CausalSoftmaxI {
   struct Args {
     Tensor x;   // [matrices * seq_len, seq_len] P
     Tensor dp;  // the same shape; in dP, out dS

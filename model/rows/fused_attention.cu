@@ -165,7 +165,7 @@ template <class T, int kQk, int kV, bool of_keys> struct Backward : BackwardSize
     A stats[kOwn][2];  // of own queries
   };
 
-  const FusedAttentionB::Args& a;
+  const FusedAttentionI::Args& a;
   Memory& memory;
   const A scale;
   int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, i0 = warp * kFragment;
@@ -223,7 +223,7 @@ template <class T, int kQk, int kV, bool of_keys> struct Backward : BackwardSize
 
 template <class T, int kQk, int kV, bool of_keys>
 __global__ void __launch_bounds__(BackwardSizes<T, kQk>::kThreads)
-    backward(const FusedAttentionB::Args a) {
+    backward(const FusedAttentionI::Args a) {
   using B = Backward<T, kQk, kV, of_keys>;
   using A = Acc<T>;
   auto& m = *reinterpret_cast<typename B::Memory*>(dynamic_shared());
@@ -277,7 +277,7 @@ void launch(void* stream, int64_t rows, const FusedAttentionF::Args& a) {
   enqueue<Forward<T, kQk, kV>>(forward<T, kQk, kV>, stream, rows, a);
 }
 template <class T, int kQk, int kV>
-void launch(void* stream, int64_t rows, const FusedAttentionB::Args& a) {
+void launch(void* stream, int64_t rows, const FusedAttentionI::Args& a) {
   enqueue<Backward<T, kQk, kV, false>>(backward<T, kQk, kV, false>, stream, rows, a);
   enqueue<Backward<T, kQk, kV, true>>(backward<T, kQk, kV, true>, stream, rows, a);
 }

@@ -46,7 +46,7 @@ struct FusedAttentionF {
   };
 };
 
-struct FusedAttentionB {
+struct FusedAttentionI {
   struct Args {
     Tensor x, k, kv, mix, stats;  // F's
     Tensor dmix;                  // [tokens, heads * v]
@@ -57,4 +57,4 @@ struct FusedAttentionB {
 
 }  // namespace duet
 
-#define DUET_FUSED_ATTENTION(X) X(FusedAttentionF) X(FusedAttentionB)
+#define DUET_FUSED_ATTENTION(X) X(FusedAttentionF) X(FusedAttentionI)

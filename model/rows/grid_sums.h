@@ -17,8 +17,8 @@ struct GridSum {
     Tensor y;  // [1, d] f64, in and out
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const Tile<Group> tile(r, a.x.cols);
-    double sum[Tile<Group>::columns / Group::size] = {};
+    const ColumnTile<Group> tile(r, a.x.cols);
+    double sum[ColumnTile<Group>::columns / Group::size] = {};
     down_columns(
         g, tile, 0, a.x.rows, [&](int64_t m, int c) { return a.x.row<T>(m)[c]; },
         [&](int j, T xi) { sum[j] += on_grid(double(xi)); });
@@ -39,8 +39,8 @@ struct EmbedW {
   };
   static int64_t bytes(const Args& a) { return a.x.bytes() + 16 * a.ids.rows * a.grad.cols; }
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const Tile<Group> tile(r, a.x.cols);
-    double sum[Tile<Group>::columns / Group::size] = {};
+    const ColumnTile<Group> tile(r, a.x.cols);
+    double sum[ColumnTile<Group>::columns / Group::size] = {};
     down_columns(
         g, tile, *a.begins.row<int32_t>(tile.row), *a.begins.row<int32_t>(tile.row + 1),
         [&](int64_t k, int c) { return a.x.row<T>(*a.tokens.row<int32_t>(k))[c]; },

@@ -10,10 +10,10 @@
 
 // clang-format off
 #define DUET_MODEL_ROWS(X)                                         \
-  X(RmsNormF) X(AddRmsNormF) X(RmsNormB) X(RmsNormW)               \
-  X(RopeQuery) X(KeyF) X(KeyB)                                     \
-  X(SwigluF) X(SwigluB) X(Add)                                     \
+  X(RmsNormF) X(AddRmsNormF) X(RmsNormI) X(RmsNormW)               \
+  X(RopeQuery) X(KeyF) X(KeyI)                                     \
+  X(SwigluF) X(SwigluI) X(Add)                                     \
   X(GatherRows) X(PadRows) X(CrossEntropy)                         \
   X(SumSquares) X(AdamW) X(CastRows)
-#define DUET_CAUSAL_SOFTMAX(X) X(CausalSoftmaxF) X(CausalSoftmaxB)  // the CPU's
+#define DUET_CAUSAL_SOFTMAX(X) X(CausalSoftmaxF) X(CausalSoftmaxI)  // the CPU's
 // clang-format on

@@ -55,7 +55,7 @@ struct AddRmsNormF {
 };
 
 // dx = residual + rstd * (gain * dy - xhat * mean(gain * dy * xhat)), with xhat = x * rstd.
-struct RmsNormB {
+struct RmsNormI {
   struct Args {
     Tensor x;         // [tokens, d] the input of F
     Tensor gain;      // [1, d]
@@ -107,8 +107,8 @@ struct RmsNormW {
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
     using A = Acc<T>;
-    const Tile<Group> tile(r, a.x.cols);
-    A sum[Tile<Group>::columns / Group::size] = {};
+    const ColumnTile<Group> tile(r, a.x.cols);
+    A sum[ColumnTile<Group>::columns / Group::size] = {};
     struct Values {
       T x, dy;
       A rstd;

@@ -23,7 +23,7 @@ struct SwigluF {
 
 // Everything in place: gate and up become their gradients, and the gradient of act becomes act
 // itself, which F did not keep and W needs.
-struct SwigluB {
+struct SwigluI {
   struct Args {
     Tensor x, up;  // [rows, width] in gate and up, out their gradients
     Tensor act;    // [rows, width] in the gradient of act, out act

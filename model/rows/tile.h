@@ -1,8 +1,8 @@
 // Sums over rows, for a tile of columns at a time: a row of the launch owns the tile and keeps its
 // sums in registers, so that on a GPU neither sums nor tiles wait for one another.
 //
-//   const Tile<Group> tile(r, x.cols);
-//   A sum[Tile<Group>::columns / Group::size] = {};
+//   const ColumnTile<Group> tile(r, x.cols);
+//   A sum[ColumnTile<Group>::columns / Group::size] = {};
 //   down_columns(g, tile, begin, end, [&](t, c) { return x.row<T>(t)[c]; },
 //       [&](int j, T xi) { sum[j] += xi; });
 //
@@ -21,24 +21,24 @@ HD int columns_of_tile(int64_t cols, int64_t first, int tile) {
 }
 
 // Row r of a launch of tiles: the n columns from `first` on of row `row`. On a GPU a lane has one.
-template <class Group> struct Tile {
+template <class Group> struct ColumnTile {
   static constexpr int columns = Group::size == 1 ? 64 : Group::size;
   int64_t row;
   int first, n;
-  HD Tile(int64_t r, int64_t cols)
+  HD ColumnTile(int64_t r, int64_t cols)
       : row(r / tiles_of(cols, columns)), first(int(r % tiles_of(cols, columns)) * columns),
         n(columns_of_tile(cols, first, columns)) {}
 };
 
 // A launch of the tiles of so many rows, which have as many columns as x.
 template <class Op> void launch_tiles(Stream& stream, int64_t rows, const typename Op::Args& args) {
-  const int tile = stream.device().is_cuda() ? 32 : Tile<Serial>::columns;
+  const int tile = stream.device().is_cuda() ? 32 : ColumnTile<Serial>::columns;
   launch<Op>(stream, rows * tiles_of(args.x.cols, tile), args);
 }
 
 // The tile of an operation that loops over its row's tiles itself: on a GPU 8 columns a lane.
 template <class Group>
-inline constexpr int kWideTile = Group::size == 1 ? Tile<Group>::columns : 8 * Group::size;
+inline constexpr int kWideTile = Group::size == 1 ? ColumnTile<Group>::columns : 8 * Group::size;
 
 // visit(j, i, x[i], ...) for this lane's columns i of the n <= tile of a tile; the j-th is where
 // its sum[j] is. A lane's are neighbours, read and written at once where the arrays' places allow
@@ -59,8 +59,8 @@ HD void each_column(Group g, int n, Visit visit, T* __restrict... x) {
 }
 
 template <class Group, class Visit, class... T>
-HD void each_column(Group g, const Tile<Group>& tile, Visit visit, T*... x) {
-  each_column<Tile<Group>::columns>(g, tile.n, visit, (x + tile.first)...);
+HD void each_column(Group g, const ColumnTile<Group>& tile, Visit visit, T*... x) {
+  each_column<ColumnTile<Group>::columns>(g, tile.n, visit, (x + tile.first)...);
 }
 
 // add(j, read(t, c)) for the rows t of begin .. end-1, ascending, and this lane's columns c of a
@@ -69,13 +69,13 @@ HD void each_column(Group g, const Tile<Group>& tile, Visit visit, T*... x) {
 // it off until then.
 template <int ahead = 32, class Group, class Read, class Add>
 HD void down_columns(
-    Group g, const Tile<Group>& tile, int64_t begin, int64_t end, Read read, Add add) {
+    Group g, const ColumnTile<Group>& tile, int64_t begin, int64_t end, Read read, Add add) {
   if constexpr (Group::size == 1) {
     const auto rows = [&](auto n) {
       for (int64_t t = begin; t < end; ++t)
         for (int i = 0; i < int(n); ++i) add(i, read(t, tile.first + i));
     };
-    constexpr std::integral_constant<int, Tile<Group>::columns> whole{};
+    constexpr std::integral_constant<int, ColumnTile<Group>::columns> whole{};
     tile.n == whole ? rows(whole) : rows(tile.n);
   } else {
     const int c = tile.first + (g.lane() < tile.n ? g.lane() : 0);

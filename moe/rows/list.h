@@ -7,5 +7,5 @@
 
 // clang-format off
 #define DUET_MOE_ROWS(X) \
-  X(RouterF) X(BalanceSums) X(BalanceLossF) X(RouterB) X(CombineF) X(CombineB) X(DispatchB)
+  X(RouterF) X(BalanceSums) X(BalanceLossF) X(RouterI) X(CombineF) X(CombineI) X(DispatchI)
 // clang-format on

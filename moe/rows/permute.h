@@ -44,7 +44,7 @@ struct CombineF {
 };
 
 // dx[pos[t, j]] = w[t, j] dy[t] and dw[t, j] = dy[t] . x[pos[t, j]].
-struct CombineB {
+struct CombineI {
   struct Args {
     Tensor x;    // [rows, d] in outputs of the routed experts, out their gradient
     Tensor dy;   // [tokens, d]
@@ -71,7 +71,7 @@ struct CombineB {
 };
 
 // dx[t] += sum_j x[pos[t, j]], ascending j, without those where pos is -1; rounded once.
-struct DispatchB {
+struct DispatchI {
   struct Args {
     Tensor x;    // [rows, d] gradients in expert order, or as they came back from other ranks
     Tensor pos;  // [tokens, topk] i32

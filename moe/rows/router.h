@@ -152,11 +152,11 @@ struct BalanceSums {
     int64_t seq_len, run;
   };
   template <class T, class Group> HD static void row(Group g, int64_t r, const Args& a) {
-    const Tile<Group> tile(r, a.x.cols);
+    const ColumnTile<Group> tile(r, a.x.cols);
     const int64_t runs = (a.seq_len + a.run - 1) / a.run, sequence = tile.row / runs * a.seq_len,
                   begin = sequence + tile.row % runs * a.run,
                   end = std::min(begin + a.run, sequence + a.seq_len);
-    constexpr int of_lane = Tile<Group>::columns / Group::size;
+    constexpr int of_lane = ColumnTile<Group>::columns / Group::size;
     T count[of_lane] = {}, sum[of_lane] = {};
     struct Values {
       T affinity, total;
@@ -197,9 +197,9 @@ struct BalanceLossF {
     struct Values {
       T count, share;
     };
-    for (int64_t nth = 0; nth < tiles_of(experts, Tile<Group>::columns); ++nth) {
-      const Tile<Group> tile(nth, experts);
-      constexpr int of_lane = Tile<Group>::columns / Group::size;
+    for (int64_t nth = 0; nth < tiles_of(experts, ColumnTile<Group>::columns); ++nth) {
+      const ColumnTile<Group> tile(nth, experts);
+      constexpr int of_lane = ColumnTile<Group>::columns / Group::size;
       T count[of_lane] = {}, sum[of_lane] = {};
       down_columns(
           g, tile, r * a.runs, (r + 1) * a.runs,
@@ -223,7 +223,7 @@ struct BalanceLossF {
 
 // Gradient for the logits, from the gradients of the weights and from the balance loss (f is a
 // count: no gradient through it).
-struct RouterB {
+struct RouterI {
   static constexpr bool acc_only = true;
   struct Args {
     Tensor x;         // [tokens, experts] in affinities, out gradient of the logits

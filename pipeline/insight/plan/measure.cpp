@@ -92,7 +92,7 @@ double rows_seconds(const Bench& bench, int64_t tokens, int64_t width) {
     norm_i(context, norm, gain, x, y);
     norm_w(context, norm, x, gain);
     launch<SwigluF>(bench.stream(), tokens, {.x = x, .up = up, .act = y});
-    launch<SwigluB>(bench.stream(), tokens, {.x = x, .up = up, .act = y});
+    launch<SwigluI>(bench.stream(), tokens, {.x = x, .up = up, .act = y});
   });
 }
 // Their bytes for an element, as costs.cpp counts them, and their kernels.

@@ -78,7 +78,7 @@ bool Trace::records(int64_t step) const {
   return !options_.file.empty() && step >= options_.first_step && step <= options_.last_step;
 }
 
-Measured Trace::add(int64_t step, const Recorder& recorder) {
+MeasuredOverlap Trace::add(int64_t step, const Recorder& recorder) {
   std::map<std::string_view, std::vector<Interval>> tracks;
   std::vector<Interval> pairs;
   for (const Recorder::Entry& e : recorder.entries()) {
@@ -93,13 +93,13 @@ Measured Trace::add(int64_t step, const Recorder& recorder) {
   }
   const Times compute = without(merged(tracks["compute"]), merged(tracks["wait"])),
               comm = merged(tracks["comm"]);
-  const Measured mine{overlap_within(merged(tracks["step"]), compute, comm),
+  const MeasuredOverlap mine{overlap_within(merged(tracks["step"]), compute, comm),
       overlap_within(merged(pairs), compute, comm)};
   measured_ += mine;
   steps_.push_back(step);
 
-  Measured sum;
-  for (const Measured& m : world_.gather_values(mine)) sum += m;
+  MeasuredOverlap sum;
+  for (const MeasuredOverlap& m : world_.gather_values(mine)) sum += m;
   if (step == options_.last_step) write();
   return sum;
 }
@@ -163,7 +163,7 @@ void Trace::write() {
   for (const Entry& e : entries_) begin = std::min(begin, e.time.begin);
   const std::vector<Head> heads =
       world_.gather_values(Head{begin - clock.ahead, int64_t(entries_.size()), clock, measured_});
-  Measured sum;
+  MeasuredOverlap sum;
   int64_t origin = INT64_MAX, count = 0, error = 0;
   Json ranks = Json::array();
   for (const Head& h : heads) {

@@ -37,9 +37,9 @@ struct ClockOffset {
 ClockOffset clock_offset(Comm& world, const std::function<int64_t()>& now);
 
 // Of the communication in the recorded steps, and in the overlapped pairs in them.
-struct Measured {
+struct MeasuredOverlap {
   Overlap steps, pairs;
-  Measured& operator+=(const Measured& other) {
+  MeasuredOverlap& operator+=(const MeasuredOverlap& other) {
     steps += other.steps, pairs += other.pairs;
     return *this;
   }
@@ -59,7 +59,7 @@ class Trace {
   bool records(int64_t step) const;
   // Takes over what was recorded in a step; waits until all of it has happened. After the last one,
   // the file is written. Returns the step's times, all ranks' added up.
-  Measured add(int64_t step, const Recorder& recorder);
+  MeasuredOverlap add(int64_t step, const Recorder& recorder);
   // At the end of the run: writes the file of a run that ended early, and returns the lines to say.
   std::vector<std::string> finish();
 
@@ -73,7 +73,7 @@ class Trace {
   struct Head {  // what all ranks know of one another before the file is written
     int64_t begin, events;
     ClockOffset clock;
-    Measured measured;
+    MeasuredOverlap measured;
   };
   void write();
   std::string events(int64_t origin) const;
@@ -83,7 +83,7 @@ class Trace {
   Options options_;
   std::vector<Entry> entries_;
   std::vector<int64_t> steps_;      // recorded so far
-  Measured measured_;               // of this rank
+  MeasuredOverlap measured_;        // of this rank
   std::vector<std::string> lines_;  // to say, once the file is written
 };
 

@@ -92,8 +92,8 @@ void Unpack::inflate_some(std::string& out) {
   const std::string_view reason = stream_.msg ? stream_.msg : "zlib knows no more";
   if (status == Z_DATA_ERROR && reason.starts_with("incorrect")) {  // its checksum or length
     state_ = State::over;
-    return warnings.push_back(cat("the gzip data are not those that were packed (", reason,
-        "): any figure may be wrong"));
+    return warnings.push_back(cat(
+        "the gzip data are not those that were packed (", reason, "): any figure may be wrong"));
   }
   require(status == Z_OK || status == Z_STREAM_END || status == Z_BUF_ERROR, file_,
       ": expected gzip data, found damage near byte ", bytes_ - int64_t(packed_.size() - at_), " (",
