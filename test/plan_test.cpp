@@ -1,6 +1,7 @@
 // The efficiency model against closed forms: products, memory of a layer and of a parameter, ring
 // collectives, bubbles; and what cluster files and profiles are refused for.
 #include <fstream>
+#include <random>
 
 #include "pipeline/insight/plan/cluster.h"
 #include "pipeline/insight/plan/layout.h"
@@ -208,18 +209,25 @@ TEST(PlanPredict, BubbleOf1F1B) {
 }
 
 TEST(PlanPredict, ExtrapolationKeepsPeaksAndSteps) {
-  const PlanModel m = gpt_model(12, 1024, 16);
+  std::mt19937 random(1);
   for (const char* schedule : {"gpipe", "1f1b", "interleaved,virtual-stages=3", "zb1p", "zb-h2",
-           "zbv", "v-half", "v-min", "dualpipe", "dualpipev"})
-    for (const int M : {96, 98, 102}) {
-      const PlanJob job = plan_job(m, 4, M, 256);
-      const PlanLayout l = plan_layout(job, cat("pp=4,schedule=", schedule));
-      const Prediction all = predict(job, l, 1e9), few = predict(job, l, 0);
-      EXPECT_FALSE(all.extrapolated);
-      EXPECT_TRUE(few.extrapolated);
-      EXPECT_NEAR(few.memory.total() / all.memory.total(), 1, 1e-9) << schedule << " " << M;
-      EXPECT_NEAR(few.step / all.step, 1, 2e-3) << schedule << " " << M;
-    }
+           "zb2p", "zbv", "v-half", "v-min", "dualpipe", "dualpipev"})
+    for (const int P : {2, 4, 6})
+      for (int tries = 0; tries < 10; ++tries) {
+        const PlanModel m = gpt_model(18 + int(random() % 9), 512 << random() % 4, 16);
+        const int M = 2 * int(60 + random() % (tries ? 300 : 1500));
+        PlanJob job = plan_job(m, P, M, 256 << random() % 3);
+        job.cluster.nvlink_latency_s *= 1 << random() % 8;
+        const PlanLayout l = plan_layout(job, cat("pp=", P, ",schedule=", schedule));
+        const Prediction all = predict(job, l, 1e9), few = predict(job, l, 0);
+        EXPECT_FALSE(all.extrapolated);
+        EXPECT_TRUE(few.extrapolated);
+        SCOPED_TRACE(cat(l.text(), " ", M, " ", m.layers, " ", m.hidden));
+        EXPECT_NEAR(few.memory.total() / all.memory.total(), 1, 1e-9);
+        EXPECT_NEAR(few.step / all.step, 1, 1e-9);
+        EXPECT_NEAR(few.bubble / all.step, all.bubble / all.step, 1e-9);
+        EXPECT_NEAR(few.of_first.pairs / all.step, all.of_first.pairs / all.step, 1e-9);
+      }
 }
 
 TEST(PlanPredict, PublishedPairOfDeepSeekV3) {

@@ -54,7 +54,7 @@ ScheduleShape shape_of(
 std::vector<double> stage_activation_bytes(const PlanJob& job, const PlanLayout& layout);
 
 // Microbatches with which the layout's schedule has the peaks that it has with all of them (but
-// gpipe, which keeps all) and has come to its steady state: all, or a few rounds.
+// gpipe, which keeps all): all, or a few rounds.
 int few_microbatches(const PlanLayout& layout, int microbatches);
 
 // The heaviest rank's.
@@ -78,6 +78,10 @@ inline constexpr double kCastBytes = 4;
 struct ByAction {
   double F = 0, B = 0, W = 0, pairs = 0;  // B: whole backwards, and Is
   double busy() const { return F + B + W + pairs; }
+  ByAction& add(const ByAction& other, double times) {
+    F += other.F * times, B += other.B * times, W += other.W * times, pairs += other.pairs * times;
+    return *this;
+  }
 };
 
 struct Prediction {
@@ -98,7 +102,7 @@ struct Prediction {
 };
 
 // Requires a complete, legal layout. A schedule of more actions than `most_actions` is extrapolated
-// from two shorter ones, whose steady state is the same: milliseconds.
+// from two shorter ones in which all ranks have come to the same pace: milliseconds.
 Prediction predict(const PlanJob& job, const PlanLayout& layout, double most_actions = 2e4);
 
 // What no prediction is below, for the search.
