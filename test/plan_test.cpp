@@ -230,6 +230,40 @@ TEST(PlanPredict, ExtrapolationKeepsPeaksAndSteps) {
       }
 }
 
+// A step is no longer for a faster GPU, or for fewer sequences in each microbatch.
+TEST(PlanPredict, AFasterGpuTakesNoLonger) {
+  PlanModel experts = gpt_model(16, 1024, 16);
+  experts.experts = 8, experts.topk = 2, experts.expert_ffn = 1024;
+  for (const PlanModel& m : {gpt_model(16, 512, 16), experts})
+    for (const std::string& schedule : split(planned_schedules()))
+      for (const char* rest :
+          {"", ",tp=2", ",tp=2,sequence-parallel=1,zero=3,dp=2", ",overlap-tp=1,tp=2"}) {
+        if (schedule.starts_with("dualpipe") && std::string(rest).find("zero") != std::string::npos)
+          continue;
+        const int tp = *rest ? 2 : 1,
+                  dp = std::string(rest).find("dp=2") == std::string::npos ? 1 : 2;
+        double fewer[3][6] = {};
+        for (int mbs = 1; mbs <= 32; mbs *= 2)
+          for (int what = 0; what < 3; ++what) {
+            double slower = INFINITY;
+            for (int speed = 0; speed < 6; ++speed) {
+              PlanJob job = plan_job(m, 2 * tp * dp, 8 * mbs * dp, 1024);
+              const double factor = std::pow(1.5, speed);
+              if (what != 1) job.cluster.peak[1] *= factor;
+              if (what != 0) job.cluster.hbm_bytes_s *= factor;
+              if (what == 2) job.cluster.nvlink_bytes_s *= factor;
+              std::string text = cat("pp=2,schedule=", schedule, rest, ",micro-batch-size=", mbs);
+              if (schedule == "interleaved") text += ",virtual-stages=2";
+              const double step = predict(job, plan_layout(job, text)).step;
+              EXPECT_LE(step, slower * (1 + 1e-9)) << text << " " << what << " " << speed;
+              EXPECT_GE(step, fewer[what][speed] * (1 - 1e-9))
+                  << text << " " << what << " " << speed;
+              slower = step, fewer[what][speed] = step;
+            }
+          }
+      }
+}
+
 TEST(PlanPredict, PublishedPairOfDeepSeekV3) {
   // profile-data's training trace: a forward and a backward chunk of 4 MoE layers take 128.5 ms,
   // routing balanced. The constants of the H800 were set by it.

@@ -178,7 +178,7 @@ int few_microbatches(const PlanLayout& l, int M) {
 double least_step(const PlanJob& job, const PlanLayout& l, const ScheduleShape& shape) {
   const std::vector<Cost> stages = stage_costs(job, l);
   const CostProfile profile = cost_profile(job, l, stages);
-  const bool whole = l.schedule == "gpipe" || l.schedule == "1f1b" || l.schedule == "interleaved";
+  const bool whole = !l.list && !splits_backward(l);
   // of the stages before each: F, and B where it is in one piece, after which its rank is done
   std::vector<double> before = {0};
   for (const StageCosts& s : profile.stages)
