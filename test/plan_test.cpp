@@ -148,6 +148,9 @@ TEST(PlanMemory, StatesAndPeaks) {
   const Prediction zero3 = predict(job, plan_layout(job, "dp=8,zero=3"));
   EXPECT_NEAR(
       (zero3.memory.parameters + zero3.memory.gradients + zero3.memory.optimizer) / n, 2.25, 0.1);
+  // in fp32 the weights are the master copy
+  const Memory fp32 = predict(job, plan_layout(job, "dp=8,zero=0,dtype=fp32")).memory;
+  EXPECT_NEAR((fp32.parameters + fp32.gradients + fp32.optimizer) / n, 16, 0.1);
   // 1F1B's first rank keeps as many microbatches as there are ranks (and is the heaviest where
   // there are hardly any logits).
   PlanJob small = job;

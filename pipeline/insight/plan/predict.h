@@ -18,13 +18,13 @@ namespace duet {
 // What the heaviest GPU holds, in bytes, by kind. Activations are counted along the schedule's own
 // list: a stage's from its F to its W or B, the peak over the rank's list.
 //
-// Of a parameter: 2 bytes and 4 of gradient, and 12 of the optimizer (master copy, two moments),
-// which ZeRO divides by the ranks that hold the same parameter: 1 the optimizer's, 2 gradients too,
-// 3 parameters too (and two layers are whole for a while).
-// Of a token and layer, in elements: two norms' inputs and outputs (4 h), q, k, v and attention's
-// output, the MLP's or the experts' inner widths; scores and dropout's masks where attention is not
-// fused. "Activation Recomputation in Large Transformer Models" (Korthikanti et al., 2022) has the
-// same count: 34 s b h bytes for GPT.
+// Of a parameter: 2 bytes and 4 of gradient, and 12 of the optimizer (master copy, two moments; in
+// fp32 4, 4 and 8: the weights are the master copy), which ZeRO divides by the ranks that hold the
+// same parameter: 1 the optimizer's, 2 gradients too, 3 parameters too (and two layers are whole
+// for a while). Of a token and layer, in elements: two norms' inputs and outputs (4 h), q, k, v and
+// attention's output, the MLP's or the experts' inner widths; scores and dropout's masks where
+// attention is not fused. "Activation Recomputation in Large Transformer Models" (Korthikanti et
+// al., 2022) has the same count: 34 s b h bytes for GPT.
 struct Memory {
   double parameters = 0, gradients = 0, optimizer = 0, activations = 0, logits = 0, buffers = 0,
          fragmentation = 0, reserved = 0;
