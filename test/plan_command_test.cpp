@@ -117,6 +117,37 @@ TEST(PlanCommand, NearestChangesLeast) {
   EXPECT_NE(nearest.find("options changed: 1"), nearest.npos) << nearest;
 }
 
+// With the options that were given, on the whole nodes that are named and not on one fewer.
+TEST(PlanCommand, FitsOnTheGpusThatItNames) {
+  struct Asked {
+    const char *model, *options;
+    int gpus, batch, seq_len;
+    const char* cluster;
+  };
+  for (const Asked& a : {Asked{"llama-2-13b", "tp=2", 4, 64, 2048, "a100-40g"},
+           {"llama-2-13b", "dtype=bf16", 1, 64, 2048, "a100-40g"},
+           {"mixtral-8x22b", "recompute=none", 4, 256, 2048, "a100-80g"},
+           {"gpt3-175b", "zero=1", 8, 64, 8192, "a100-80g"},
+           {"llama-3-70b", "tp=2", 2, 64, 4096, "h100"}}) {
+    PlanOptions o = job_with(a.options, a.model);
+    o.cluster = a.cluster, o.gpus = a.gpus, o.batch = a.batch, o.seq_len = a.seq_len;
+    const std::string said = plan_refusal([&] { run(o); }), text = " that fit: --gpus ";
+    const size_t at = said.find(text);
+    ASSERT_NE(at, said.npos) << a.model << " " << said;
+    const auto fits = [&](int64_t gpus) {
+      o.gpus = gpus;
+      std::string answer;
+      return plan_refusal([&] { answer = run(o); }) == "nothing was refused" &&
+          answer.find("DOES NOT FIT") == answer.npos;
+    };
+    const int64_t gpus = std::stoll(said.substr(at + text.size()));
+    EXPECT_EQ(said.find("whole nodes") != said.npos, gpus > 8);
+    EXPECT_TRUE(fits(gpus)) << a.model << " " << a.options << " " << gpus;
+    EXPECT_FALSE(gpus > a.gpus + 1 && fits(gpus > 8 ? gpus - 8 : gpus - 1))
+        << a.model << " " << gpus;
+  }
+}
+
 TEST(PlanCommand, AListIsWhatItsFileHas) {
   const auto answer = [](const std::string& options) {
     PlanOptions o = job_with(options, "mixtral-8x7b");
@@ -201,7 +232,7 @@ TEST(PlanCommand, ExplainsAndRefuses) {
   expect_plan_refused(
       with([](PlanOptions& o) { o.layouts = "pp=3"; }), {"pp=3", "16", "a multiple of"});
   expect_plan_refused(with([](PlanOptions& o) { o.model = "deepseek-v3", o.gpus = 2; }),
-      {"does not fit on 2 GPUs", "GB needed", "smallest that fits"});
+      {"does not fit on 2 GPUs", "GB needed", "the fewest whole nodes that fit: --gpus "});
 }
 
 TEST(PlanCommand, SaysWhatItsErrorIsKnownFrom) {
