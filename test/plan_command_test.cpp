@@ -36,8 +36,8 @@ TEST(PlanWhatIf, ReplicasTakeMemory) {
   EXPECT_NEAR((two.gradients - one.gradients) / (4 * experts), 1, 1e-9);
   EXPECT_NEAR(two.optimizer / one.optimizer, 1, 1e-9);  // which two ranks, now four, share
   for (auto& [slots, fits] : {std::pair(16, true), {64, false}})
-    EXPECT_EQ(what_if(job, predict(job, l), slots).back().fits, fits) << slots;
-  expect_plan_refused([&] { what_if(job, predict(job, l), 72); },
+    EXPECT_EQ(what_if(job, predict(job, l), l, slots).back().fits, fits) << slots;
+  expect_plan_refused([&] { what_if(job, predict(job, l), l, 72); },
       {"--replicas", "72", "8 experts", "64", "each rank"});
 }
 
@@ -145,6 +145,36 @@ TEST(PlanCommand, FitsOnTheGpusThatItNames) {
     EXPECT_TRUE(fits(gpus)) << a.model << " " << a.options << " " << gpus;
     EXPECT_FALSE(gpus > a.gpus + 1 && fits(gpus > 8 ? gpus - 8 : gpus - 1))
         << a.model << " " << gpus;
+  }
+}
+
+// Each change's step is that of its layout when it is asked for.
+TEST(PlanCommand, ChangesAreWhatTheyWouldBe) {
+  for (const char* options : {"overlap-ep=1,ep=8,pp=4,recompute=full,micro-batch-size=1",
+           "ep=8,pp=4,micro-batch-size=1", "overlap-ep=1,ep=4,pp=4,schedule=zbv"}) {
+    PlanOptions o = job_with(options, "mixtral-8x7b");
+    o.gpus = 32, o.batch = 256;
+    const Json changes = answer_to(o).at("what_if");
+    int schedules = 0;
+    for (const Json& change : changes.items()) {
+      PlanOptions asked = job_with("tp=1,cp=1,etp=1,recompute=none", "mixtral-8x7b");
+      asked.gpus = 32, asked.batch = 256;
+      for (const auto& [key, value] : read_layout_text(change.at("layout").string(), "change"))
+        asked.layout[key] = value;
+      const Json again = answer_to(asked);
+      const std::string what = change.at("change").string();
+      EXPECT_NEAR(again.at("step_s").number() / change.at("step_s").number(), 1, 1e-9) << what;
+      EXPECT_EQ(again.at("fits").boolean(), change.at("fits").boolean()) << what;
+      if (!what.starts_with("schedule ")) continue;
+      ++schedules;
+      // nor is there a faster one with what was given
+      for (const auto& [key, value] : read_layout_text(options, "test")) asked.layout[key] = value;
+      if (!std::string(options).ends_with("zbv")) asked.layout.erase("virtual-stages");
+      asked.layout["schedule"] = what.substr(9, what.find(',') - 9);
+      EXPECT_NEAR(answer_to(asked).at("step_s").number() / change.at("step_s").number(), 1, 1e-9)
+          << what;
+    }
+    EXPECT_GE(schedules, 4);
   }
 }
 

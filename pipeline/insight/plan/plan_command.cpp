@@ -135,7 +135,7 @@ Answer answer_of(
   a.found = find_layouts(job, free, options, size_t(o.top));
   a.now = predict(job, a.found.pick().layout);
   if (a.found.best.empty()) a.nearest = nearest_that_fits(job, open, fixed, a.found);
-  a.changes = what_if(job, a.now, o.replicas);
+  a.changes = what_if(job, a.now, fixed, o.replicas);
   const bool searched = a.found.best.size() > 1;
   for (const Prediction& p : searched ? a.found.best : search(job, open, size_t(o.top)).best)
     if (int64_t(a.others.size()) + 1 < o.top && p.layout.text() != a.now.layout.text())
