@@ -263,6 +263,7 @@ TEST(PlanCommand, ExplainsAndRefuses) {
       with([](PlanOptions& o) { o.layouts = "pp=3"; }), {"pp=3", "16", "a multiple of"});
   expect_plan_refused(with([](PlanOptions& o) { o.model = "deepseek-v3", o.gpus = 2; }),
       {"does not fit on 2 GPUs", "GB needed", "the fewest whole nodes that fit: --gpus "});
+  expect_plan_refused(with([](PlanOptions& o) { o.replicas = 4; }), {"--replicas", "without"});
 }
 
 TEST(PlanCommand, SaysWhatItsErrorIsKnownFrom) {

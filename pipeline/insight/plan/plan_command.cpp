@@ -196,6 +196,8 @@ void plan_command(const PlanOptions& o, std::ostream& out) {
       "--imbalance: found with --loads, which have an imbalance of their own, allowed: one of "
       "them");
   job.loads = loads_of(o.loads, job.model.experts);
+  require(
+      !o.replicas || job.model.experts, "--replicas: found with a model without routed experts");
   PlanLayout free;
   if (!job.cluster.peak[size_t(Precision::bf16)]) {
     free.precision = Precision::fp32;
