@@ -54,20 +54,15 @@ std::vector<Cost> stage_costs(const PlanJob& all, const PlanLayout& l) {
   if (l.zero < 2) return stages;
   // ZeRO-2 scatters a layer's gradients after its B or W, ZeRO-3 gathers its weights too, before
   // its F and again before its B or I: all of it beside the computation of the layers around.
+  const Cluster& c = job.cluster;
+  const bool split = splits_backward(l);
   for (size_t s = 0; s < stages.size(); ++s) {
     Cost& stage = stages[s];
-    const double gather = gather_held(job, l, held[s], 2);
-    const auto shards = [&](Parts& parts, double comm, double beside) {
-      parts[kShards] += exposed_seconds(job.cluster, comm, beside);
-    };
-    const double again = l.zero == 3 ? gather : 0, i = stage.I.sum(), w = stage.W.sum();
-    shards(stage.F, again, stage.F.sum());
-    if (!splits_backward(l)) {
-      shards(stage.I, again + gather, i + w);
-    } else {
-      shards(stage.I, again, i);
-      shards(stage.W, gather, w);
-    }
+    const double gather = gather_held(job, l, held[s], 2), again = l.zero == 3 ? gather : 0;
+    const double i = stage.I.sum(), w = stage.W.sum();
+    stage.F[kShards] += exposed_seconds(c, again, stage.F.sum());
+    stage.I[kShards] += exposed_seconds(c, split ? again : again + gather, split ? i : i + w);
+    if (split) stage.W[kShards] += exposed_seconds(c, gather, w);
   }
   return stages;
 }
