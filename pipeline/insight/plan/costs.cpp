@@ -69,8 +69,8 @@ class LayerCost {
       product(kProducts, tokens_, q, m_.q_lora ? m_.q_lora : m_.hidden);
       product(kProducts, tokens_, m_.kv_lora + m_.rope, h);
       product(kProducts, tokens_, kv, m_.kv_lora);
-      latents_up_ = product_seconds(c_, l_.precision, {tokens_, q, m_.q_lora}) +
-          product_seconds(c_, l_.precision, {tokens_, kv, m_.kv_lora});
+      latents_up_ = product_seconds(c_, l_.precision, {tokens_, q, double(m_.q_lora)}) +
+          product_seconds(c_, l_.precision, {tokens_, kv, double(m_.kv_lora)});
       made = 2 * q + (m_.q_lora + m_.kv_lora) + heads * m_.v_dim;
     } else {
       const double kv = std::max(double(m_.kv_heads) / tp, 1.0);
