@@ -36,8 +36,8 @@ TEST(PlanWhatIf, ReplicasTakeMemory) {
   EXPECT_NEAR((two.gradients - one.gradients) / (4 * experts), 1, 1e-9);
   EXPECT_NEAR(two.optimizer / one.optimizer, 1, 1e-9);  // which two ranks, now four, share
   for (auto& [slots, fits] : {std::pair(16, true), {64, false}})
-    EXPECT_EQ(what_if(job, predict(job, l), slots).back().fits, fits) << slots;
-  expect_plan_refused([&] { what_if(job, predict(job, l), 72); },
+    EXPECT_EQ(what_if(job, predict(job, l), l, slots).back().fits, fits) << slots;
+  expect_plan_refused([&] { what_if(job, predict(job, l), l, 72); },
       {"--replicas", "72", "8 experts", "64", "each rank"});
 }
 
@@ -115,6 +115,67 @@ TEST(PlanCommand, NearestChangesLeast) {
   EXPECT_FALSE(answer.at("fits").boolean());
   const std::string nearest = answer.at("nearest").string();
   EXPECT_NE(nearest.find("options changed: 1"), nearest.npos) << nearest;
+}
+
+// With the options that were given, on the whole nodes that are named and not on one fewer.
+TEST(PlanCommand, FitsOnTheGpusThatItNames) {
+  struct Asked {
+    const char *model, *options;
+    int gpus, batch, seq_len;
+    const char* cluster;
+  };
+  for (const Asked& a : {Asked{"llama-2-13b", "tp=2", 4, 64, 2048, "a100-40g"},
+           {"llama-2-13b", "dtype=bf16", 1, 64, 2048, "a100-40g"},
+           {"mixtral-8x22b", "recompute=none", 4, 256, 2048, "a100-80g"},
+           {"gpt3-175b", "zero=1", 8, 64, 8192, "a100-80g"},
+           {"llama-3-70b", "tp=2", 2, 64, 4096, "h100"}}) {
+    PlanOptions o = job_with(a.options, a.model);
+    o.cluster = a.cluster, o.gpus = a.gpus, o.batch = a.batch, o.seq_len = a.seq_len;
+    const std::string said = plan_refusal([&] { run(o); }), text = " that fit: --gpus ";
+    const size_t at = said.find(text);
+    ASSERT_NE(at, said.npos) << a.model << " " << said;
+    const auto fits = [&](int64_t gpus) {
+      o.gpus = gpus;
+      std::string answer;
+      return plan_refusal([&] { answer = run(o); }) == "nothing was refused" &&
+          answer.find("DOES NOT FIT") == answer.npos;
+    };
+    const int64_t gpus = std::stoll(said.substr(at + text.size()));
+    EXPECT_EQ(said.find("whole nodes") != said.npos, gpus > 8);
+    EXPECT_TRUE(fits(gpus)) << a.model << " " << a.options << " " << gpus;
+    EXPECT_FALSE(gpus > a.gpus + 1 && fits(gpus > 8 ? gpus - 8 : gpus - 1))
+        << a.model << " " << gpus;
+  }
+}
+
+// Each change's step is that of its layout when it is asked for.
+TEST(PlanCommand, ChangesAreWhatTheyWouldBe) {
+  for (const char* options : {"overlap-ep=1,ep=8,pp=4,recompute=full,micro-batch-size=1",
+           "ep=8,pp=4,micro-batch-size=1", "overlap-ep=1,ep=4,pp=4,schedule=zbv"}) {
+    PlanOptions o = job_with(options, "mixtral-8x7b");
+    o.gpus = 32, o.batch = 256;
+    const Json changes = answer_to(o).at("what_if");
+    int schedules = 0;
+    for (const Json& change : changes.items()) {
+      PlanOptions asked = job_with("tp=1,cp=1,etp=1,recompute=none", "mixtral-8x7b");
+      asked.gpus = 32, asked.batch = 256;
+      for (const auto& [key, value] : read_layout_text(change.at("layout").string(), "change"))
+        asked.layout[key] = value;
+      const Json again = answer_to(asked);
+      const std::string what = change.at("change").string();
+      EXPECT_NEAR(again.at("step_s").number() / change.at("step_s").number(), 1, 1e-9) << what;
+      EXPECT_EQ(again.at("fits").boolean(), change.at("fits").boolean()) << what;
+      if (!what.starts_with("schedule ")) continue;
+      ++schedules;
+      // nor is there a faster one with what was given
+      for (const auto& [key, value] : read_layout_text(options, "test")) asked.layout[key] = value;
+      if (!std::string(options).ends_with("zbv")) asked.layout.erase("virtual-stages");
+      asked.layout["schedule"] = what.substr(9, what.find(',') - 9);
+      EXPECT_NEAR(answer_to(asked).at("step_s").number() / change.at("step_s").number(), 1, 1e-9)
+          << what;
+    }
+    EXPECT_GE(schedules, 4);
+  }
 }
 
 TEST(PlanCommand, AListIsWhatItsFileHas) {
@@ -201,7 +262,8 @@ TEST(PlanCommand, ExplainsAndRefuses) {
   expect_plan_refused(
       with([](PlanOptions& o) { o.layouts = "pp=3"; }), {"pp=3", "16", "a multiple of"});
   expect_plan_refused(with([](PlanOptions& o) { o.model = "deepseek-v3", o.gpus = 2; }),
-      {"does not fit on 2 GPUs", "GB needed", "smallest that fits"});
+      {"does not fit on 2 GPUs", "GB needed", "the fewest whole nodes that fit: --gpus "});
+  expect_plan_refused(with([](PlanOptions& o) { o.replicas = 4; }), {"--replicas", "without"});
 }
 
 TEST(PlanCommand, SaysWhatItsErrorIsKnownFrom) {

@@ -101,6 +101,10 @@ TEST(PlanModel, DefaultsAreTransformers) {
   EXPECT_EQ(v2.q_lora, 1536);
   EXPECT_EQ(v2.topk_groups, 1);
   EXPECT_EQ(read("deepseek_v3").mtp, 1);
+  const PlanModel dense = read("deepseek_v3", R"(, "n_routed_experts": null)");
+  EXPECT_EQ(dense.moe_layers(), 0);
+  EXPECT_EQ(dense.ffn, 18432);
+  EXPECT_NE(dense.notes.back().find("n_routed_experts is null"), std::string::npos);
   EXPECT_EQ(read("mistral", R"(, "sliding_window": null)").kv_heads, 8);
   const PlanModel qwen = read("qwen2", R"(, "sliding_window": 4096, "num_key_value_heads": null)");
   EXPECT_EQ(qwen.kv_heads, 32);  // its sliding window is off, and null is as many as heads

@@ -1,6 +1,7 @@
 // The efficiency model against closed forms: products, memory of a layer and of a parameter, ring
 // collectives, bubbles; and what cluster files and profiles are refused for.
 #include <fstream>
+#include <random>
 
 #include "pipeline/insight/plan/cluster.h"
 #include "pipeline/insight/plan/layout.h"
@@ -147,6 +148,9 @@ TEST(PlanMemory, StatesAndPeaks) {
   const Prediction zero3 = predict(job, plan_layout(job, "dp=8,zero=3"));
   EXPECT_NEAR(
       (zero3.memory.parameters + zero3.memory.gradients + zero3.memory.optimizer) / n, 2.25, 0.1);
+  // in fp32 the weights are the master copy
+  const Memory fp32 = predict(job, plan_layout(job, "dp=8,zero=0,dtype=fp32")).memory;
+  EXPECT_NEAR((fp32.parameters + fp32.gradients + fp32.optimizer) / n, 16, 0.1);
   // 1F1B's first rank keeps as many microbatches as there are ranks (and is the heaviest where
   // there are hardly any logits).
   PlanJob small = job;
@@ -208,18 +212,59 @@ TEST(PlanPredict, BubbleOf1F1B) {
 }
 
 TEST(PlanPredict, ExtrapolationKeepsPeaksAndSteps) {
-  const PlanModel m = gpt_model(12, 1024, 16);
+  std::mt19937 random(1);
   for (const char* schedule : {"gpipe", "1f1b", "interleaved,virtual-stages=3", "zb1p", "zb-h2",
-           "zbv", "v-half", "v-min", "dualpipe", "dualpipev"})
-    for (const int M : {96, 98, 102}) {
-      const PlanJob job = plan_job(m, 4, M, 256);
-      const PlanLayout l = plan_layout(job, cat("pp=4,schedule=", schedule));
-      const Prediction all = predict(job, l, 1e9), few = predict(job, l, 0);
-      EXPECT_FALSE(all.extrapolated);
-      EXPECT_TRUE(few.extrapolated);
-      EXPECT_NEAR(few.memory.total() / all.memory.total(), 1, 1e-9) << schedule << " " << M;
-      EXPECT_NEAR(few.step / all.step, 1, 2e-3) << schedule << " " << M;
-    }
+           "zb2p", "zbv", "v-half", "v-min", "dualpipe", "dualpipev"})
+    for (const int P : {2, 4, 6})
+      for (int tries = 0; tries < 10; ++tries) {
+        const PlanModel m = gpt_model(18 + int(random() % 9), 512 << random() % 4, 16);
+        const int M = 2 * int(60 + random() % (tries ? 300 : 1500));
+        PlanJob job = plan_job(m, P, M, 256 << random() % 3);
+        job.cluster.nvlink_latency_s *= 1 << random() % 8;
+        const PlanLayout l = plan_layout(job, cat("pp=", P, ",schedule=", schedule));
+        const Prediction all = predict(job, l, 1e9), few = predict(job, l, 0);
+        EXPECT_FALSE(all.extrapolated);
+        EXPECT_TRUE(few.extrapolated);
+        SCOPED_TRACE(cat(l.text(), " ", M, " ", m.layers, " ", m.hidden));
+        EXPECT_NEAR(few.memory.total() / all.memory.total(), 1, 1e-9);
+        EXPECT_NEAR(few.step / all.step, 1, 1e-9);
+        EXPECT_NEAR(few.bubble / all.step, all.bubble / all.step, 1e-9);
+        EXPECT_NEAR(few.of_first.pairs / all.step, all.of_first.pairs / all.step, 1e-9);
+      }
+}
+
+// A step is no longer for a faster GPU, or for fewer sequences in each microbatch.
+TEST(PlanPredict, AFasterGpuTakesNoLonger) {
+  PlanModel experts = gpt_model(16, 1024, 16);
+  experts.experts = 8, experts.topk = 2, experts.expert_ffn = 1024;
+  for (const PlanModel& m : {gpt_model(16, 512, 16), experts})
+    for (const std::string& schedule : split(planned_schedules()))
+      for (const char* rest :
+          {"", ",tp=2", ",tp=2,sequence-parallel=1,zero=3,dp=2", ",overlap-tp=1,tp=2"}) {
+        if (schedule.starts_with("dualpipe") && std::string(rest).find("zero") != std::string::npos)
+          continue;
+        const int tp = *rest ? 2 : 1,
+                  dp = std::string(rest).find("dp=2") == std::string::npos ? 1 : 2;
+        double fewer[3][6] = {};
+        for (int mbs = 1; mbs <= 32; mbs *= 2)
+          for (int what = 0; what < 3; ++what) {
+            double slower = INFINITY;
+            for (int speed = 0; speed < 6; ++speed) {
+              PlanJob job = plan_job(m, 2 * tp * dp, 8 * mbs * dp, 1024);
+              const double factor = std::pow(1.5, speed);
+              if (what != 1) job.cluster.peak[1] *= factor;
+              if (what != 0) job.cluster.hbm_bytes_s *= factor;
+              if (what == 2) job.cluster.nvlink_bytes_s *= factor;
+              std::string text = cat("pp=2,schedule=", schedule, rest, ",micro-batch-size=", mbs);
+              if (schedule == "interleaved") text += ",virtual-stages=2";
+              const double step = predict(job, plan_layout(job, text)).step;
+              EXPECT_LE(step, slower * (1 + 1e-9)) << text << " " << what << " " << speed;
+              EXPECT_GE(step, fewer[what][speed] * (1 - 1e-9))
+                  << text << " " << what << " " << speed;
+              slower = step, fewer[what][speed] = step;
+            }
+          }
+      }
 }
 
 TEST(PlanPredict, PublishedPairOfDeepSeekV3) {

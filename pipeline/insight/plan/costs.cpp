@@ -7,8 +7,9 @@ namespace duet {
 namespace {
 
 // Kernels of a layer and their framework calls, as profiles of Megatron-LM show them: forward,
-// backward; more where there are experts (routing, sorting, permuting).
-constexpr double kKernelsF = 45, kKernelsB = 70, kKernelsExperts = 30;
+// backward for inputs, for weights (its products); more where there are experts (routing, sorting,
+// permuting).
+constexpr double kKernelsF = 45, kKernelsI = 60, kKernelsW = 10, kKernelsExperts = 30;
 // Times that the scores of unfused attention pass through memory: written by the product, read and
 // written by softmax and by dropout (its mask at half the size), read by the next product.
 constexpr double kScorePassesF = 6.5, kScorePassesB = 9.5;
@@ -68,8 +69,8 @@ class LayerCost {
       product(kProducts, tokens_, q, m_.q_lora ? m_.q_lora : m_.hidden);
       product(kProducts, tokens_, m_.kv_lora + m_.rope, h);
       product(kProducts, tokens_, kv, m_.kv_lora);
-      latents_up_ = product_seconds(c_, l_.precision, {tokens_, q, m_.q_lora}) +
-          product_seconds(c_, l_.precision, {tokens_, kv, m_.kv_lora});
+      latents_up_ = product_seconds(c_, l_.precision, {tokens_, q, double(m_.q_lora)}) +
+          product_seconds(c_, l_.precision, {tokens_, kv, double(m_.kv_lora)});
       made = 2 * q + (m_.q_lora + m_.kv_lora) + heads * m_.v_dim;
     } else {
       const double kv = std::max(double(m_.kv_heads) / tp, 1.0);
@@ -139,20 +140,28 @@ class LayerCost {
   void tensor_comm() {
     const RankGroup group = rank_group(c_, l_.tp, 1);
     const double gather = gather_seconds(c_, group, tokens_ * m_.hidden * 2);
-    const double products = cost_.F[kProducts] + cost_.F[kExperts];
-    const auto exposed = [&](double comm) {
-      return l_.overlap_tp == 1 ? exposed_seconds(c_, comm, products) : comm;
+    const double again = l_.sequence_parallel == 1 ? 2 * gather : 0;
+    const auto exposed = [&](double comm, const Parts& beside) {
+      return l_.overlap_tp == 1 ? exposed_seconds(c_, comm, beside[kProducts] + beside[kExperts])
+                                : comm;
     };
-    cost_.F[kTensor] += exposed(4 * gather);
-    cost_.I[kTensor] += exposed_seconds(c_, 4 * gather, cost_.W.sum());
-    if (l_.sequence_parallel == 1) cost_.I[kTensor] += exposed(2 * gather);
+    cost_.F[kTensor] += exposed(4 * gather, cost_.F);
+    // the products for weights, under which sums hide, follow only where B is in one piece
+    cost_.I[kTensor] += splits_backward(l_)
+        ? exposed(4 * gather + again, cost_.I)
+        : exposed_seconds(c_, 4 * gather, cost_.W.sum()) + exposed(again, cost_.F);
   }
 
   void host(double more) {
-    const double f = (kKernelsF + more) * c_.launch_s, b = (kKernelsB + more) * c_.launch_s;
-    const bool in_turn = c_.core;  // it is its own host
-    cost_.F[kHost] += in_turn ? f : std::max(0.0, f - cost_.F.sum());
-    cost_.I[kHost] += in_turn ? b : std::max(0.0, b - cost_.I.sum() - cost_.W.sum());
+    const auto wait = [&](Parts& parts, double kernels, double work) {
+      const double launches = kernels * c_.launch_s;  // a core is its own host
+      parts[kHost] += c_.core ? launches : std::max(0.0, launches - work);
+    };
+    const double i = cost_.I.sum(), w = cost_.W.sum();
+    wait(cost_.F, kKernelsF + more, cost_.F.sum());
+    if (!splits_backward(l_)) return wait(cost_.I, kKernelsI + kKernelsW + more, i + w);
+    wait(cost_.I, kKernelsI + more, i);
+    wait(cost_.W, kKernelsW, w);
   }
 
   void recompute() {

@@ -5,9 +5,10 @@
 //   attention  fused: causal FLOP at the cluster's fraction of the peak, 2.5 times as many
 //              backward; unfused: full products and the scores' way through memory, pass by pass
 //   rows       norms, residuals, rotations, activations, casts, permutations: bytes / HBM
-//   host       what launching takes beyond what the kernels do
+//   host       what launching takes beyond what the kernels do: of F, and of B or, where the
+//              schedule splits it, of I and of W
 //   tp         2 all-reduces forward and 2 backward or, with sequence parallelism, gathers and
-//              scatters; backward they hide under the products for weights
+//              scatters; in a whole B they hide under the products for weights
 //   ep         dispatch and combine, forward and backward
 //   cp         keys and values of the other ranks, which hide under attention
 //

@@ -147,9 +147,12 @@ PlanModel read_hf_config(const std::string& text, const std::string& where) {
   std::vector<std::string> notes;
   for (const auto& [key, value] : defaults) {
     const Fields f(config);
-    const bool may_be_null =
-        key == "q_lora_rank" || key == "num_key_value_heads" || key == "sliding_window";
-    if (f.has(own_key(f, key)) || (may_be_null && config.find(key))) continue;
+    // null: none; of key heads, as many as heads; of experts by DeepSeek's own code (transformers
+    // refuses it)
+    const std::string name = key == "num_experts" ? "n_routed_experts" : key;
+    const bool may_be_null = name == "q_lora_rank" || name == "num_key_value_heads" ||
+        name == "sliding_window" || name == "n_routed_experts";
+    if (f.has(own_key(f, key)) || (may_be_null && config.find(name))) continue;
     config.set(key, value);
     notes.push_back(cat(key, " is missing: ", value.dump(), ", the default of ", type));
   }
@@ -165,6 +168,8 @@ PlanModel read_hf_config(const std::string& text, const std::string& where) {
   m.notes = notes;
   if (m.gated && !m.kv_lora && !f.has("num_key_value_heads"))
     m.notes.push_back(cat("num_key_value_heads is missing: ", m.heads, ", as many as heads"));
+  if (config.find("n_routed_experts") && !f.has("n_routed_experts"))
+    m.notes.push_back("n_routed_experts is null: all layers are dense");
   if (f.has("quantization_config"))
     m.notes.push_back(
         cat("quantization_config (", f.object("quantization_config").text_or("quant_method", "?"),

@@ -173,6 +173,15 @@ bool has_pairs(const PlanLayout& l) {
   });
 }
 
+bool splits_backward(const PlanLayout& l) {
+  if (!l.list)
+    return !l.schedule.empty() && l.schedule != "gpipe" && l.schedule != "1f1b" &&
+        l.schedule != "interleaved";
+  return std::ranges::any_of(l.list->ranks, [](const std::vector<Action>& list) {
+    return std::ranges::find(list, Kind::W, &Action::kind) != list.end();
+  });
+}
+
 int weight_copies(const PlanLayout& l) {
   return l.list ? l.list->weight_copies() : 1 + (l.schedule == "dualpipe");
 }

@@ -93,6 +93,8 @@ inline double expert_holders(const PlanModel& m, const PlanLayout& l) {
 }
 // Whether forwards overlap with backwards: a file's list says it, not its name.
 bool has_pairs(const PlanLayout& layout);
+// Whether products for weights are actions of their own; not of a schedule that is free.
+bool splits_backward(const PlanLayout& layout);
 // Of the model's weights.
 int weight_copies(const PlanLayout& layout);
 // Stages that the model is cut into.

@@ -151,7 +151,9 @@ std::pair<double, double> attention_seconds(
   });
   double products = 0;
   for (const Param& w : params.all())
-    if (w.rows > 1) products += product_seconds(c, bench.precision, {seq_len, w.cols, w.rows});
+    if (w.rows > 1)
+      products +=
+          product_seconds(c, bench.precision, {double(seq_len), double(w.cols), double(w.rows)});
   const auto beside = [&](double seconds) { return std::max(seconds - products, seconds / 4); };
   return {beside(forward), beside(both - forward)};
 }

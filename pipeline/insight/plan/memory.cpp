@@ -91,12 +91,12 @@ std::vector<double> stage_activation_bytes(const PlanJob& job, const PlanLayout&
 static void add_states(const PlanJob& job, const PlanLayout& l, const Held& held, Memory& memory) {
   const double copies[2] = {double(l.dp) * l.cp, expert_holders(job.model, l)};
   const double counts[2] = {held.shared, held.experts};
-  const double wide = l.precision == Precision::fp32 ? 4 : 2;
+  const bool fp32 = l.precision == Precision::fp32;  // the weights are the master copy
   for (int kind = 0; kind < 2; ++kind) {
     const double n = counts[kind], d = std::max(1.0, copies[kind]);
-    memory.parameters += n * wide / (l.zero >= 3 ? d : 1);
+    memory.parameters += n * (fp32 ? 4 : 2) / (l.zero >= 3 ? d : 1);
     memory.gradients += n * l.gradient_bytes / (l.zero >= 2 ? d : 1);
-    memory.optimizer += n * 12 / (l.zero >= 1 ? d : 1);
+    memory.optimizer += n * (fp32 ? 8 : 12) / (l.zero >= 1 ? d : 1);
   }
 }
 

@@ -64,15 +64,16 @@ SearchResult find_layouts(
   return found;
 }
 
-// The fewest GPUs, in whole nodes beyond one, on which some layout fits; 0 where none was found.
-int64_t smallest_that_fits(PlanJob job, const PlanLayout& free) {
+// The fewest GPUs, in whole nodes beyond one, on which some layout fits that has what is fixed; 0
+// where none was found.
+int64_t fewest_gpus(PlanJob job, const PlanLayout& fixed) {
   const int64_t node = int64_t(job.cluster.gpus_per_node);
   // each parameter with its gradient and optimizer is somewhere (predict.h)
-  const double states = double(job.model.parameters()) * (2 + free.gradient_bytes + 12);
-  job.gpus = std::max(job.gpus + 1, int64_t(states / job.cluster.memory_bytes));
-  for (int tries = 0; tries < 64; ++tries, job.gpus += job.gpus < node ? 1 : node) {
-    if (job.gpus > node) job.gpus = (job.gpus + node - 1) / node * node;
-    if (!search(job, free, 1).best.empty()) return job.gpus;
+  const double states = double(job.model.parameters()) * (12 + fixed.gradient_bytes);
+  job.gpus = std::max(job.gpus, int64_t(states / job.cluster.memory_bytes));
+  for (int tries = 0; tries < 64; ++tries) {
+    job.gpus = job.gpus < node ? job.gpus + 1 : (job.gpus / node + 1) * node;
+    if (!search(job, fixed, 1).best.empty()) return job.gpus;
   }
   return 0;
 }
@@ -94,10 +95,13 @@ std::string nearest_that_fits(const PlanJob& job, const PlanLayout& free, const 
         changed_options(wanted, p.layout), p.step);
   }
   const double bytes = found.smallest.memory.total() * double(job.gpus);
-  const int64_t gpus = smallest_that_fits(job, free);
+  const int64_t gpus = fewest_gpus(job, fixed);
   const std::string needed = format("does not fit on %lld GPUs: %.0f GB needed, %.0f there",
       (long long)job.gpus, bytes / 1e9, job.cluster.memory_bytes * double(job.gpus) / 1e9);
-  const std::string nearest = gpus ? cat("; smallest that fits: ", gpus) : "";
+  const bool nodes = gpus > int64_t(job.cluster.gpus_per_node);
+  const std::string nearest = gpus
+      ? cat("; the fewest ", nodes ? "whole nodes that fit: --gpus " : "that fit: --gpus ", gpus)
+      : "";
   require(found.legal == 1, "--gpus: ", needed, nearest);
   return needed + nearest;
 }
@@ -111,7 +115,7 @@ Answer answer_of(
   a.found = find_layouts(job, free, options, size_t(o.top));
   a.now = predict(job, a.found.pick().layout);
   if (a.found.best.empty()) a.nearest = nearest_that_fits(job, open, fixed, a.found);
-  a.changes = what_if(job, a.now, o.replicas);
+  a.changes = what_if(job, a.now, fixed, o.replicas);
   const bool searched = a.found.best.size() > 1;
   for (const Prediction& p : searched ? a.found.best : search(job, open, size_t(o.top)).best)
     if (int64_t(a.others.size()) + 1 < o.top && p.layout.text() != a.now.layout.text())
@@ -172,6 +176,8 @@ void plan_command(const PlanOptions& o, std::ostream& out) {
       "--imbalance: found with --loads, which have an imbalance of their own, allowed: one of "
       "them");
   job.loads = loads_of(o.loads, job.model.experts);
+  require(
+      !o.replicas || job.model.experts, "--replicas: found with a model without routed experts");
   PlanLayout free;
   if (!job.cluster.peak[size_t(Precision::bf16)]) {
     free.precision = Precision::fp32;

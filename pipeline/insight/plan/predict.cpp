@@ -2,50 +2,81 @@
 #include "pipeline/insight/plan/predict.h"
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 
 namespace duet {
 namespace {
 
-constexpr double kLess = 1 - 1e-9;  // a bound, whatever rounding makes of it
+constexpr double kLess = 1 - 1e-9;     // a bound, whatever rounding makes of it
+constexpr double kManyForwards = 1e6;  // with which a schedule may be extrapolated unsettled
 
 // Schedules that let a rank start its next step while others finish this one.
 bool ranks_part_ways(const std::string& schedule) {
   return schedule == "zb2p" || schedule == "zb-h2";
 }
 
-struct Run {
-  double length = 0, busy = 0;  // busy: the busiest rank
-  size_t busiest = 0;
-};
-
-Run run(const Schedule& s, const CostProfile& profile) {
-  const Timing timing = simulate(s, profile);
-  const auto busy = [&](double bubble) { return timing.makespan * (1 - bubble); };
-  const auto busiest = std::ranges::max_element(timing.bubble_fraction, {}, busy);
-  return {ranks_part_ways(s.name) ? longest_span(timing) : timing.makespan, busy(*busiest),
-      size_t(busiest - timing.bubble_fraction.begin())};
+double length(const PlanLayout& l, const Timing& timing) {
+  return ranks_part_ways(l.schedule) ? longest_span(timing) : timing.makespan;
 }
 
-// The parts of what the busiest rank computes, and time by kind of action.
-void add_parts(const Schedule& s, const CostProfile& profile, const std::vector<Cost>& stages,
-    size_t busiest, Prediction& p) {
-  for (size_t rank = 0; rank < s.ranks.size(); ++rank)
+// How differently the last 1 / share of the ranks' lists shift from a run to a longer one, of the
+// most: 0 where each round takes what the one before it took, and will for good. An extrapolation
+// is off by no more than that.
+double unsettled(const Timing& shorter, const Timing& longer, size_t share) {
+  double least = INFINITY, most = 0;
+  for (size_t rank = 0; rank < shorter.spans.size(); ++rank) {
+    const auto &a = shorter.spans[rank], &b = longer.spans[rank];
+    for (size_t i = a.size() - a.size() / share; i < a.size(); ++i) {
+      const double shift = b[b.size() - a.size() + i].end - a[i].end;
+      least = std::min(least, shift), most = std::max(most, shift);
+    }
+  }
+  return 1 - least / most;
+}
+
+// The length with `all` microbatches, from two shorter ones that are whole rounds apart.
+double extrapolated(const PlanLayout& l, int all, const std::function<Timing(int)>& run) {
+  // Groups of interleaved that are larger by one, evenly spread: a round more before each.
+  const int larger = l.schedule == "interleaved" ? std::max(1, all % l.pp) : 1;
+  for (int rounds = 2;; rounds *= 6) {
+    const int64_t step = int64_t(rounds) * l.pp * larger, few = all % step + 4 * step;
+    if (few + step >= all) return length(l, run(all));
+    const Timing shorter = run(int(few)), longer = run(int(few + step));
+    // gpipe's ranks wait for no gradient, so each has a pace of its own
+    const bool settled = l.schedule == "gpipe" || unsettled(shorter, longer, 2 * larger) < 1e-10;
+    if (!settled && double(few) * model_stages(l) < kManyForwards) continue;
+    const double start = length(l, shorter);
+    return start + double(all - few) / double(step) * (length(l, longer) - start);
+  }
+}
+
+// The parts of what the busiest rank computes, and time by kind of action. Returns how long that
+// rank is busy.
+double add_parts(
+    const Schedule& s, const CostProfile& profile, const std::vector<Cost>& stages, Prediction& p) {
+  double most = 0;
+  for (size_t rank = 0; rank < s.ranks.size(); ++rank) {
+    Parts parts;
+    ByAction by;
     for (const Action& action : s.ranks[rank]) {
-      const double cost = profile.of(s, action);
       const auto kind = action.overlapped() ? &ByAction::pairs
           : action.kind == Kind::F          ? &ByAction::F
           : action.kind == Kind::W          ? &ByAction::W
                                             : &ByAction::B;
-      p.of_mean.*kind += cost / s.pp;
-      if (rank == 0) p.of_first.*kind += cost;
-      if (rank != busiest) continue;
+      by.*kind += profile.of(s, action);
       for_parts(action, [&](const Action& a) {
         const Cost& stage = stages[size_t(s.model_stage(a.stage))];
-        if (a.kind == Kind::F) p.parts.add(stage.F);
-        if (a.kind == Kind::I || a.kind == Kind::B) p.parts.add(stage.I);
-        if (a.kind == Kind::W || a.kind == Kind::B) p.parts.add(stage.W);
+        if (a.kind == Kind::F) parts.add(stage.F);
+        if (a.kind == Kind::I || a.kind == Kind::B) parts.add(stage.I);
+        if (a.kind == Kind::W || a.kind == Kind::B) parts.add(stage.W);
       });
     }
+    p.of_mean.add(by, 1.0 / s.pp);
+    if (rank == 0) p.of_first = by;
+    if (by.busy() > most) most = by.busy(), p.parts = parts;
+  }
+  return most;
 }
 
 double optimizer_seconds(const PlanJob& job, const PlanLayout& l, const Held& own) {
@@ -103,28 +134,27 @@ Prediction predict(const PlanJob& job, const PlanLayout& l, double most_actions)
   p.layout = l, p.microbatches = microbatches(job, l);
   const std::vector<Cost> stages = stage_costs(job, l);
   const CostProfile profile = cost_profile(job, l, stages);
-  // Two lengths in the steady state, a whole number of rounds apart.
   const int all = p.microbatches;
   const bool long_one = double(stages.size()) * all * 2 > most_actions;
-  const int few = long_one ? few_microbatches(l, all) : all, more = few + 2 * l.pp;
+  const int few = long_one ? few_microbatches(l, all) : all;
   p.extrapolated = few < all;
   const StageCosts& typical = profile.stages[profile.stages.size() / 2];
   const double waiting = waiting_share(job, l);
-  const Schedule s = layout_schedule(l, few, typical, waiting);
+  const auto schedule = [&](int M) { return layout_schedule(l, M, typical, waiting); };
+  const Schedule s = schedule(few);
   const ScheduleShape shape = shape_of(s, all, stage_activation_bytes(job, l), waiting);
-  const Run first = run(s, profile);
-  add_parts(s, profile, stages, first.busiest, p);
-  p.pipeline = first.length;
-  double busy = first.busy;
+  double busy = add_parts(s, profile, stages, p);
   if (p.extrapolated) {
-    const Run second = run(layout_schedule(l, more, typical, waiting), profile);
-    const double rounds = double(all - few) / (more - few), scale = double(all) / few;
-    p.pipeline += rounds * (second.length - first.length);
-    busy *= scale;
-    p.parts = Parts().add(p.parts, scale);
-    for (ByAction* by : {&p.of_first, &p.of_mean})
-      for (const auto kind : {&ByAction::F, &ByAction::B, &ByAction::W, &ByAction::pairs})
-        by->*kind *= scale;
+    p.pipeline = extrapolated(l, all, [&](int M) { return simulate(schedule(M), profile); });
+    Prediction more;
+    const double busy_more = add_parts(schedule(few + 2 * l.pp), profile, stages, more);
+    const double rounds = (all - few) / (2.0 * l.pp);
+    busy += rounds * (busy_more - busy);
+    p.parts = Parts().add(p.parts, 1 - rounds).add(more.parts, rounds);
+    for (const auto by : {&Prediction::of_first, &Prediction::of_mean})
+      p.*by = ByAction().add(p.*by, 1 - rounds).add(more.*by, rounds);
+  } else {
+    p.pipeline = length(l, simulate(s, profile));
   }
   p.bubble = p.pipeline - busy;
   p.hidden_in_pairs = p.parts.sum() - busy;
@@ -139,17 +169,16 @@ Prediction predict(const PlanJob& job, const PlanLayout& l, double most_actions)
 
 int few_microbatches(const PlanLayout& l, int M) {
   const int P = l.pp, round = 2 * P;
-  if (M <= 6 * round || l.list) return M;
-  if (l.schedule != "interleaved" || M % P == 0) return M % round + 3 * round;
-  // Its peak follows from its largest group (interleaved.cpp), of which there are as many here.
-  const int groups = 6, largest = (M + M / P - 1) / (M / P);
-  return groups * P + std::min(P - 1, (largest - P) * groups);
+  const int larger = l.schedule == "interleaved" ? M % P : 0;  // groups (interleaved.cpp)
+  if (M <= 6 * round || l.list || M / P < 3 * larger) return M;
+  // Of a larger group, and of one at the end, only those around it see anything.
+  return larger ? 3 * round + std::min(larger, 2) : M % round + 3 * round;
 }
 
 double least_step(const PlanJob& job, const PlanLayout& l, const ScheduleShape& shape) {
   const std::vector<Cost> stages = stage_costs(job, l);
   const CostProfile profile = cost_profile(job, l, stages);
-  const bool whole = l.schedule == "gpipe" || l.schedule == "1f1b" || l.schedule == "interleaved";
+  const bool whole = !l.list && !splits_backward(l);
   // of the stages before each: F, and B where it is in one piece, after which its rank is done
   std::vector<double> before = {0};
   for (const StageCosts& s : profile.stages)

@@ -18,13 +18,13 @@ namespace duet {
 // What the heaviest GPU holds, in bytes, by kind. Activations are counted along the schedule's own
 // list: a stage's from its F to its W or B, the peak over the rank's list.
 //
-// Of a parameter: 2 bytes and 4 of gradient, and 12 of the optimizer (master copy, two moments),
-// which ZeRO divides by the ranks that hold the same parameter: 1 the optimizer's, 2 gradients too,
-// 3 parameters too (and two layers are whole for a while).
-// Of a token and layer, in elements: two norms' inputs and outputs (4 h), q, k, v and attention's
-// output, the MLP's or the experts' inner widths; scores and dropout's masks where attention is not
-// fused. "Activation Recomputation in Large Transformer Models" (Korthikanti et al., 2022) has the
-// same count: 34 s b h bytes for GPT.
+// Of a parameter: 2 bytes and 4 of gradient, and 12 of the optimizer (master copy, two moments; in
+// fp32 4, 4 and 8: the weights are the master copy), which ZeRO divides by the ranks that hold the
+// same parameter: 1 the optimizer's, 2 gradients too, 3 parameters too (and two layers are whole
+// for a while). Of a token and layer, in elements: two norms' inputs and outputs (4 h), q, k, v and
+// attention's output, the MLP's or the experts' inner widths; scores and dropout's masks where
+// attention is not fused. "Activation Recomputation in Large Transformer Models" (Korthikanti et
+// al., 2022) has the same count: 34 s b h bytes for GPT.
 struct Memory {
   double parameters = 0, gradients = 0, optimizer = 0, activations = 0, logits = 0, buffers = 0,
          fragmentation = 0, reserved = 0;
@@ -54,7 +54,7 @@ ScheduleShape shape_of(
 std::vector<double> stage_activation_bytes(const PlanJob& job, const PlanLayout& layout);
 
 // Microbatches with which the layout's schedule has the peaks that it has with all of them (but
-// gpipe, which keeps all) and has come to its steady state: all, or a few rounds.
+// gpipe, which keeps all): all, or a few rounds.
 int few_microbatches(const PlanLayout& layout, int microbatches);
 
 // The heaviest rank's.
@@ -78,6 +78,10 @@ inline constexpr double kCastBytes = 4;
 struct ByAction {
   double F = 0, B = 0, W = 0, pairs = 0;  // B: whole backwards, and Is
   double busy() const { return F + B + W + pairs; }
+  ByAction& add(const ByAction& other, double times) {
+    F += other.F * times, B += other.B * times, W += other.W * times, pairs += other.pairs * times;
+    return *this;
+  }
 };
 
 struct Prediction {
@@ -98,7 +102,7 @@ struct Prediction {
 };
 
 // Requires a complete, legal layout. A schedule of more actions than `most_actions` is extrapolated
-// from two shorter ones, whose steady state is the same: milliseconds.
+// from two shorter ones in which all ranks have come to the same pace: milliseconds.
 Prediction predict(const PlanJob& job, const PlanLayout& layout, double most_actions = 2e4);
 
 // What no prediction is below, for the search.

@@ -156,7 +156,8 @@ Json answer_json(const Answer& a) {
   memory.set("total", p.memory.total()), memory.set("available", job.cluster.memory_bytes);
   for (const Change& c : a.changes)
     changes.push(Json::object(
-        {{"change", c.what}, {"step_s", c.step}, {"gain", p.step / c.step - 1}, {"fits", c.fits}}));
+        {{"change", c.what}, {"layout", c.layout.replicas ? Json() : Json(c.layout.text())},
+            {"step_s", c.step}, {"gain", p.step / c.step - 1}, {"fits", c.fits}}));
   Json slower;
   if (a.found.best.size() > 1) slower = object(differing_parts(p, a.found.best[1]));
   for (const Prediction& other : a.others)

@@ -42,14 +42,18 @@ PlanLayout filled(const PlanJob& job, PlanLayout layout);
 // balanced by replicas, without a part altogether; and what +30% would take.
 struct Change {
   std::string what;
+  PlanLayout layout;
   double step = 0;
   bool fits = true;
 };
 
+// What is fixed stays (`fixed`). Another schedule has the flags that are usual under it and, where
+// it is interleaved, the best number of virtual stages.
 // `replicas`: physical experts of a layer for EPLB; 0: one more a rank. Of the job's loads or,
 // where it has none, of loads that are made up, lognormal, so that the busiest GPU has the layout's
 // imbalance.
-std::vector<Change> what_if(const PlanJob& job, const Prediction& now, int64_t replicas);
+std::vector<Change> what_if(
+    const PlanJob& job, const Prediction& now, const PlanLayout& fixed, int64_t replicas);
 
 // The busiest GPU's load over the mean, of the experts as they are (replicas: 0) or as EPLB spreads
 // their replicas over the GPUs (moe/eplb). Of several layers their mean, since a step is their sum.

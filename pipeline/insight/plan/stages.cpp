@@ -52,13 +52,17 @@ std::vector<Cost> stage_costs(const PlanJob& all, const PlanLayout& l) {
   stages.back().add(head_cost(job, l), double(1 + m.mtp));
   stages.back().add(kinds[any_moe][0], double(m.mtp));
   if (l.zero < 2) return stages;
-  // ZeRO-2 scatters a layer's gradients after its B, ZeRO-3 gathers its weights too, before its F
-  // and again before its B: all of it beside the computation of the layers around.
+  // ZeRO-2 scatters a layer's gradients after its B or W, ZeRO-3 gathers its weights too, before
+  // its F and again before its B or I: all of it beside the computation of the layers around.
+  const Cluster& c = job.cluster;
+  const bool split = splits_backward(l);
   for (size_t s = 0; s < stages.size(); ++s) {
     Cost& stage = stages[s];
-    const double gather = gather_held(job, l, held[s], 2), behind = stage.I.sum() + stage.W.sum();
-    if (l.zero == 3) stage.F[kShards] += exposed_seconds(job.cluster, gather, stage.F.sum());
-    stage.I[kShards] += exposed_seconds(job.cluster, (l.zero - 1) * gather, behind);
+    const double gather = gather_held(job, l, held[s], 2), again = l.zero == 3 ? gather : 0;
+    const double i = stage.I.sum(), w = stage.W.sum();
+    stage.F[kShards] += exposed_seconds(c, again, stage.F.sum());
+    stage.I[kShards] += exposed_seconds(c, split ? again : again + gather, split ? i : i + w);
+    if (split) stage.W[kShards] += exposed_seconds(c, gather, w);
   }
   return stages;
 }

@@ -41,23 +41,27 @@ static std::vector<float> made_up_loads(int64_t experts, int gpus, double imbala
   return loads;
 }
 
-std::vector<Change> what_if(const PlanJob& job, const Prediction& now, int64_t replicas) {
+std::vector<Change> what_if(
+    const PlanJob& job, const Prediction& now, const PlanLayout& fixed, int64_t replicas) {
   std::vector<Change> changes;
   const PlanLayout& l = now.layout;
-  const auto consider = [&](const std::string& what, PlanLayout changed) {
-    if (!changed.split.empty() && model_stages(changed) != int(changed.split.size()))
-      changed.split.clear();
+  const auto consider = [&](const std::string& what, const PlanLayout& changed) {
     if (!broken_rule(job, changed).empty()) return;
     const Prediction p = predict(job, changed);
-    changes.push_back({what, p.step, p.fits});
+    changes.push_back({what, changed, p.step, p.fits});
   };
   for (const std::string& schedule : split(schedule_names())) {
     if (l.pp == 1 || l.schedule == schedule || schedule == "gpipe") continue;
     PlanLayout changed = l;
     set_layout(changed, "schedule", schedule);
-    changed.virtual_stages = changed.schedule == "interleaved" ? 2 : 1;
-    changed.overlap_ep = has_pairs(changed);
-    consider(cat("schedule ", schedule), changed);
+    changed.virtual_stages = 0, changed.overlap_ep = fixed.overlap_ep;
+    if (model_stages(changed) != int(changed.split.size())) changed.split.clear();
+    const SearchResult found = search(job, changed, 1);
+    if (!found.legal) continue;
+    changed = found.pick().layout;
+    const std::string stages =
+        changed.virtual_stages > 1 ? cat(", ", changed.virtual_stages, " virtual stages") : "";
+    consider(cat("schedule ", schedule, stages), changed);
   }
   const auto flip = [&](const char* what, int PlanLayout::*field) {
     PlanLayout changed = l;
