@@ -135,7 +135,7 @@ Cluster Cluster::fetching(double working_set, double ranks) const {
   return c;
 }
 
-double product_seconds(const Cluster& c, Precision precision, const Product& product) {
+double product_seconds(const Cluster& c, Precision precision, const ProductSize& product) {
   const auto [m, n, k, count, out_bytes] = product;
   if (m <= 0 || n <= 0 || k <= 0 || count <= 0) return 0;
   const double in_bytes = precision == Precision::fp32 ? 4
@@ -150,7 +150,7 @@ double product_seconds(const Cluster& c, Precision precision, const Product& pro
 }
 
 double weight_product_seconds(
-    const Cluster& c, Precision precision, Product product, double pieces) {
+    const Cluster& c, Precision precision, ProductSize product, double pieces) {
   product.out_bytes = 8;
   double seconds = product_seconds(c, precision, product);
   const double elements = product.m * product.n * product.count;

@@ -63,16 +63,16 @@ struct Cluster {
 //               a wave is a tile of 128 x 256 on each SM
 //   memory      the three matrices once, out_bytes an element of C
 // or, of a core, their sum.
-struct Product {
+struct ProductSize {
   double m, n, k, count = 1, out_bytes = 2;
 };
-double product_seconds(const Cluster& c, Precision precision, const Product& product);
+double product_seconds(const Cluster& c, Precision precision, const ProductSize& product);
 
 // The same for a gradient: a sum over k = tokens into 8 bytes an element, to which a product for
 // each expert, and a core's, adds in a pass of its own (the trace's mlp(W)). pieces: exact sums
 // into which a core cuts it.
 double weight_product_seconds(
-    const Cluster& c, Precision precision, Product product, double pieces);
+    const Cluster& c, Precision precision, ProductSize product, double pieces);
 
 // --- links ---------------------------------------------------------------------------------------
 
