@@ -159,6 +159,15 @@ TEST(TraceReader, BlocksLeaveNoTrace) {
   EXPECT_NE(cut.find(cat("after ", packed.size() - 20, " bytes")), std::string::npos) << cut;
 }
 
+TEST(TraceReader, ARankIsOneOfAJobs) {
+  for (const auto& [rank, known] : std::vector<std::pair<const char*, std::optional<int64_t>>>{
+           {"7", 7}, {"\"7\"", 7}, {"1e20", {}}, {"100000000000000000000", {}}, {"-1", {}}})
+    EXPECT_EQ(
+        read(cat("{\"distributedInfo\":{\"rank\":", rank, "},", two_kernels().substr(1))).rank,
+        known)
+        << rank;
+}
+
 TEST(TraceReader, WarnsOfDamageAfterTheEvents) {
   const std::string good = two_kernels();
   const std::string open = good.substr(0, good.rfind("]}"));

@@ -77,7 +77,8 @@ Number RawEvent::number(Field f) const { return thousandths(values[f.at]); }
 
 int64_t RawEvent::whole(Field f, int64_t otherwise) const {
   const Number value = number(f);
-  return value ? int64_t(*value / 1000) : otherwise;
+  const bool fits = value && *value / 1000 == int64_t(*value / 1000);
+  return fits ? int64_t(*value / 1000) : otherwise;
 }
 
 // --- where it belongs ---

@@ -127,7 +127,8 @@ class Handler {
       sink_.event.values[field_] = one_line(value);
     else if (depth_ == 1 && top_ == "schema")
       schema = value;
-    else if (const Number rank = is_rank_ && depth_ == 2 ? thousandths(value) : Number())
+    else if (const Number rank = is_rank_ && depth_ == 2 ? thousandths(value) : Number();
+             rank && *rank >= 0 && *rank / 1000 <= INT32_MAX)
       sink_.rank = int64_t(*rank / 1000);
     return true;
   }
