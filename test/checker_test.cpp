@@ -317,10 +317,10 @@ bool comes_to_its_end(const Schedule& s, bool one_queue_a_rank) {
       for (int to = 0; to < s.pp; ++to) {
         auto &out = queue(from, to, true), &in = queue(to, from, false);
         if (out.empty() || in.empty() || !is_send(out[0].kind) || is_send(in[0].kind)) continue;
-        const bool same = is_forward(out[0].kind) == is_forward(in[0].kind) &&
+        const bool same = is_forward_message(out[0].kind) == is_forward_message(in[0].kind) &&
             other_stage(out[0]) == in[0].stage && out[0].microbatch == in[0].microbatch;
         if (!same || s.rank_of[in[0].stage] != to || s.rank_of[out[0].stage] != from) continue;
-        const Kind made = is_forward(out[0].kind) ? Kind::F : Kind::I;
+        const Kind made = is_forward_message(out[0].kind) ? Kind::F : Kind::I;
         received.insert({to, {made, out[0].stage, out[0].microbatch}});
         out.pop_front(), in.pop_front();
         any = true;
