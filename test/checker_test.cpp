@@ -200,14 +200,20 @@ TEST(Checker, CorruptionsInAFileAreRefused) {
 
 TEST(Checker, SaysWhatIsWrongAndMarksIt) {
   EXPECT_EQ(refusal(from_text("0F0,0F1,0B1,0B0\n1F0,1B0,1F1,1B1,1F0\n")),
-      "schedule file.csv: 1F0 comes a second time, the first is cell 0 of rank 1\n"
-      "  rank 0:  0F0  0F1  0B1  0B0\n"
-      "  rank 1:  1F0  1B0  1F1  1B1 >1F0<");
+      "schedule file.csv: 1F0 comes a second time, the first is line 2, cell 1\n"
+      "  rank 0 (line 1):  0F0  0F1  0B1  0B0\n"
+      "  rank 1 (line 2):  1F0  1B0  1F1  1B1 >1F0<");
   EXPECT_EQ(refusal(from_text("0F0,0B0,0F1,0B1\n1F0,1F1,1B0,1B1\n")),
-      "schedule file.csv: no rank can go on; rank 0 at 0B0 (cell 1) waits for 1I0; rank 1 at 1F1 "
-      "(cell 1) waits for 0F1\n"
-      "  rank 0:  0F0 >0B0<  0F1  0B1\n"
-      "  rank 1:  1F0 >1F1<  1B0  1B1");
+      "schedule file.csv: no rank can go on; rank 0 at 0B0 (line 1, cell 2) waits for 1I0; "
+      "rank 1 at 1F1 (line 2, cell 2) waits for 0F1\n"
+      "  rank 0 (line 1):  0F0 >0B0<  0F1  0B1\n"
+      "  rank 1 (line 2):  1F0 >1F1<  1B0  1B1");
+  Schedule made = make_schedule("gpipe", {2, 2});  // in no file
+  made.ranks[1].push_back(made.ranks[1][2]);
+  EXPECT_TRUE(
+      refusal(made).starts_with("schedule gpipe: 1B0 comes a second time, the first is "
+                                "action 3 of rank 1\n  rank 0:  0F0"))
+      << refusal(made);
   EXPECT_NE(
       refusal(from_text("0F0,0B0,0F1,0I1\n")).find("microbatch 1 lacks a W at stage 0 on rank 0"),
       std::string::npos);

@@ -47,6 +47,7 @@ Schedule add_comms(const Schedule& s) {
   });
 
   Schedule with = s;
+  with.cells.clear();  // messages have none
   std::vector<int> received(channel.size(), 0);
   for (int rank = 0; rank < s.pp; ++rank) {
     auto& list = with.ranks[rank];
