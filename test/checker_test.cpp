@@ -103,24 +103,22 @@ TEST(Checker, PublishedSchedulesAreRight) {
 }
 
 TEST(Checker, PeakActivations) {
-  for (const int P : {2, 4, 6, 8}) {
-    for (const int M : {2 * P, 2 * P + 2, 5 * P}) {
-      for (int r = 0; r < P; ++r) {
-        SCOPED_TRACE(cat("P ", P, " M ", M, " rank ", r));
-        const auto peak = [&](const char* name) {
-          return check(make_schedule(name, {P, M, 2})).peak_activations[r];
-        };
-        EXPECT_EQ(peak("gpipe"), M);
-        EXPECT_EQ(peak("1f1b"), P - r);
-        EXPECT_EQ(peak("zb1p"), P);
-        EXPECT_EQ(peak("zbv"), 2 * P);
-        EXPECT_EQ(peak("dualpipe"), P + 1);
-        EXPECT_EQ(peak("dualpipev"), 2 * P + 1);
-        if (M % P != 0) continue;
-        EXPECT_EQ(peak("interleaved"), P + 2 * (P - 1 - r) + 1);
-      }
-    }
-  }
+  for_all_sizes([](int P, int M) {
+    const int v = 2 + M % 3, G = M < P ? P : (M + M / P - 1) / (M / P);
+    const auto expect = [&](const char* name, int most, const auto& at_rank) {
+      const std::vector<int> peaks = check(make_schedule(name, {P, M, v})).peak_activations;
+      for (int r = 0; r < P; ++r)
+        EXPECT_EQ(peaks[r], std::min(most, at_rank(r))) << name << " rank " << r;
+    };
+    expect("gpipe", M, [&](int) { return M; });
+    expect("1f1b", M, [&](int r) { return P - r; });
+    expect("zb1p", M, [&](int) { return P; });
+    expect("interleaved", v * M, [&](int r) { return (v - 1) * G + 2 * (P - 1 - r) + 1; });
+    expect("zbv", 2 * M, [&](int r) { return std::min(2 * P, M + r + 1); });
+    if (M < 2 * P) return;
+    expect("dualpipev", 2 * M, [&](int) { return 2 * P + 1; });
+    if (P % 2 == 0 && M % 2 == 0) expect("dualpipe", M, [&](int) { return P + 1; });
+  });
 }
 
 TEST(Checker, RandomLegalSchedulesAreRight) {
