@@ -104,10 +104,10 @@ TEST_F(EplbCommand, WrongDumpsAreNamed) {
 TEST_F(EplbCommand, WhatIsIgnoredOrWastedIsSaid) {
   const std::string loads = write("a.csv", "90,132,40,61,104,165,39,4");
   EXPECT_EQ(
-      error_of({.loads = loads, .shape = {.replicas = 16, .groups = 8, .nodes = 3, .gpus = 16}}),
-      "--gpus 16: expected a multiple of --nodes 3");
+      error_of({.loads = loads, .shape = {.replicas = 15, .groups = 8, .nodes = 4, .gpus = 15}}),
+      "--gpus 15: expected a multiple of --nodes 4");
   const Json j = Json::parse(run({.loads = loads,
-                                 .shape = {.replicas = 12, .groups = 8, .nodes = 3, .gpus = 6},
+                                 .shape = {.replicas = 12, .groups = 8, .nodes = 3, .gpus = 4},
                                  .format = Format::json}),
       "t");
   EXPECT_EQ(j.at("remark").string(),
