@@ -236,7 +236,8 @@ TEST_F(CommandLine, WhatIsTooLargeToReadWholeIsRefused) {
 
 TEST_F(CommandLine, LoadsOfAPlanAreChecked) {
   write("l.json", "[-1]");
-  expect_refused("plan --loads l.json", {"l.json, layer 0: expected a load", "found -1"}, 1);
+  expect_refused(
+      "plan --loads l.json", {"l.json, layer 0, expert 0: expected a load", "found -1"}, 1);
   for (const char* none : {"[]", "{\"weight\": []}"}) {
     write("l.json", none);
     expect_refused("plan --loads l.json", {"l.json: expected at least one layer", "found none"}, 1);
