@@ -122,7 +122,7 @@ TEST_F(CommandLine, SmallLanguagesAreCheckedItemByItem) {
       {"train --trace t.json --trace-steps 2-", {"--trace-steps: found '2-'", "2-3"}},
       {"train --trace t.json --trace-steps 2-3-4", {"--trace-steps: found '2-3-4'", "2-3"}},
       {"train --trace t.json --trace-steps '2 3'", {"--trace-steps: found '2 3'", "2-3"}},
-      {"schedule --cost F=0", {"--cost: found 'F=0'", "positive"}},
+      {"schedule --cost F=0", {"--cost: found 'F=0'", "costs from 1e-12 to 1e+09"}},
       {"schedule --pp 4096 --microbatches 1048576",
           {"--microbatches: found 1048576 through 4096 ranks", "GiB", "up to 16777216"}},
       {"schedule --schedule 2f2b", {"--schedule", "2f2b", "dualpipe"}},

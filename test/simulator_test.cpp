@@ -176,8 +176,9 @@ TEST(Costs, Text) {
   EXPECT_EQ(costs.FB, 2.25);
   EXPECT_EQ(parse_costs("").FB, 3);
   EXPECT_EQ(parse_costs("F=2,W=3").FB, 6);
+  EXPECT_EQ(parse_costs("F=1e9,I=1e-12").F, 1e9);
   for (const char* text : {"F", "F=", "F=x", "F=1x", "F=0", "F=-1", "F=nan", "F=inf", "B=2", "=1",
-           "F=1,,I=1", "F=1,F=2", "F 1"}) {
+           "F=1,,I=1", "F=1,F=2", "F 1", "F=1e308,I=1e308", "W=1.1e9", "FB=1e-13"}) {
     EXPECT_THROW(parse_costs(text), UsageError) << text;
   }
 }
