@@ -143,6 +143,22 @@ TEST_F(CommandLine, SmallLanguagesAreCheckedItemByItem) {
   for (const Wrong& wrong : table) expect_refused(wrong.arguments, wrong.words);
 }
 
+// A shell's variable that is not set is not a wish for the demonstration.
+TEST_F(CommandLine, EmptyValuesAreRefused) {
+  expect_refused("analyze ''", {"traces: found '', allowed: 1 to 4096"});
+  expect_refused("diff '' b", {"A: found '', allowed: 1 to 4096"});
+  for (const std::string option : {"eplb --loads", "schedule --schedule", "schedule --cost",
+           "plan --layouts", "plan --loads", "plan --schedule", "plan --split", "compare --layouts",
+           "compare --schedules", "train --data", "train --out", "train --link", "train --model",
+           "train --split", "generate --from", "generate --prompt"}) {
+    const size_t end = option.find(' ');
+    const std::string command = option.substr(0, end), name = option.substr(end + 3);
+    write("f.toml", name + " = \"\"\n");
+    for (const std::string& empty : {option + " ''", command + " --config f.toml"})
+      expect_refused(empty, {"--" + name + ": found '', allowed: "}, 1);
+  }
+}
+
 TEST_F(CommandLine, DiffWithoutFilesIsADemonstration) {
   const Ended e = duet("diff");
   EXPECT_EQ(e.status, 0) << e.output;
