@@ -16,8 +16,8 @@ EplbShape EplbShape::checked() const {
   require(nodes >= 1, "--nodes ", nodes, ": expected at least 1");
   require(gpus >= 1, "--gpus ", gpus, ": expected at least 1");
   require(experts >= 1, "loads: expected at least 1 expert, found ", experts);
-  require(gpus % nodes == 0, "--gpus ", gpus, ": expected a multiple of --nodes ", nodes);
   if (groups % nodes != 0) s.groups = s.nodes = 1;
+  require(gpus % s.nodes == 0, "--gpus ", gpus, ": expected a multiple of --nodes ", nodes);
   require(experts % s.groups == 0, "--groups ", groups, ": expected a divisor of the ", experts,
       " experts");
   require(replicas >= experts && replicas <= kMaxReplicas, "--replicas ", replicas,

@@ -29,9 +29,9 @@
 namespace duet {
 
 // The sizes of a plan. Rules: experts, groups, nodes, gpus >= 1; replicas >= experts; gpus divides
-// replicas, nodes divides gpus. Planning is hierarchical where nodes divides groups: then groups
-// must divide experts, and a group's experts all live on one node, so that node-limited routing
-// keeps its traffic there. Otherwise groups and nodes are ignored.
+// replicas. Planning is hierarchical where nodes divides groups: then groups must divide experts
+// and nodes gpus, and a group's experts all live on one node, so that node-limited routing keeps
+// its traffic there. Otherwise groups and nodes are ignored, as the published program does.
 struct EplbShape {
   int experts = 0;   // logical, of one layer
   int replicas = 0;  // physical, of one layer

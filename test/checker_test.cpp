@@ -103,24 +103,22 @@ TEST(Checker, PublishedSchedulesAreRight) {
 }
 
 TEST(Checker, PeakActivations) {
-  for (const int P : {2, 4, 6, 8}) {
-    for (const int M : {2 * P, 2 * P + 2, 5 * P}) {
-      for (int r = 0; r < P; ++r) {
-        SCOPED_TRACE(cat("P ", P, " M ", M, " rank ", r));
-        const auto peak = [&](const char* name) {
-          return check(make_schedule(name, {P, M, 2})).peak_activations[r];
-        };
-        EXPECT_EQ(peak("gpipe"), M);
-        EXPECT_EQ(peak("1f1b"), P - r);
-        EXPECT_EQ(peak("zb1p"), P);
-        EXPECT_EQ(peak("zbv"), 2 * P);
-        EXPECT_EQ(peak("dualpipe"), P + 1);
-        EXPECT_EQ(peak("dualpipev"), 2 * P + 1);
-        if (M % P != 0) continue;
-        EXPECT_EQ(peak("interleaved"), P + 2 * (P - 1 - r) + 1);
-      }
-    }
-  }
+  for_all_sizes([](int P, int M) {
+    const int v = 2 + M % 3, G = M < P ? P : (M + M / P - 1) / (M / P);
+    const auto expect = [&](const char* name, int most, const auto& at_rank) {
+      const std::vector<int> peaks = check(make_schedule(name, {P, M, v})).peak_activations;
+      for (int r = 0; r < P; ++r)
+        EXPECT_EQ(peaks[r], std::min(most, at_rank(r))) << name << " rank " << r;
+    };
+    expect("gpipe", M, [&](int) { return M; });
+    expect("1f1b", M, [&](int r) { return P - r; });
+    expect("zb1p", M, [&](int) { return P; });
+    expect("interleaved", v * M, [&](int r) { return (v - 1) * G + 2 * (P - 1 - r) + 1; });
+    expect("zbv", 2 * M, [&](int r) { return std::min(2 * P, M + r + 1); });
+    if (M < 2 * P) return;
+    expect("dualpipev", 2 * M, [&](int) { return 2 * P + 1; });
+    if (P % 2 == 0 && M % 2 == 0) expect("dualpipe", M, [&](int) { return P + 1; });
+  });
 }
 
 TEST(Checker, RandomLegalSchedulesAreRight) {
@@ -200,14 +198,20 @@ TEST(Checker, CorruptionsInAFileAreRefused) {
 
 TEST(Checker, SaysWhatIsWrongAndMarksIt) {
   EXPECT_EQ(refusal(from_text("0F0,0F1,0B1,0B0\n1F0,1B0,1F1,1B1,1F0\n")),
-      "schedule file.csv: 1F0 comes a second time, the first is cell 0 of rank 1\n"
-      "  rank 0:  0F0  0F1  0B1  0B0\n"
-      "  rank 1:  1F0  1B0  1F1  1B1 >1F0<");
+      "schedule file.csv: 1F0 comes a second time, the first is line 2, cell 1\n"
+      "  rank 0 (line 1):  0F0  0F1  0B1  0B0\n"
+      "  rank 1 (line 2):  1F0  1B0  1F1  1B1 >1F0<");
   EXPECT_EQ(refusal(from_text("0F0,0B0,0F1,0B1\n1F0,1F1,1B0,1B1\n")),
-      "schedule file.csv: no rank can go on; rank 0 at 0B0 (cell 1) waits for 1I0; rank 1 at 1F1 "
-      "(cell 1) waits for 0F1\n"
-      "  rank 0:  0F0 >0B0<  0F1  0B1\n"
-      "  rank 1:  1F0 >1F1<  1B0  1B1");
+      "schedule file.csv: no rank can go on; rank 0 at 0B0 (line 1, cell 2) waits for 1I0; "
+      "rank 1 at 1F1 (line 2, cell 2) waits for 0F1\n"
+      "  rank 0 (line 1):  0F0 >0B0<  0F1  0B1\n"
+      "  rank 1 (line 2):  1F0 >1F1<  1B0  1B1");
+  Schedule made = make_schedule("gpipe", {2, 2});  // in no file
+  made.ranks[1].push_back(made.ranks[1][2]);
+  EXPECT_TRUE(
+      refusal(made).starts_with("schedule gpipe: 1B0 comes a second time, the first is "
+                                "action 3 of rank 1\n  rank 0:  0F0"))
+      << refusal(made);
   EXPECT_NE(
       refusal(from_text("0F0,0B0,0F1,0I1\n")).find("microbatch 1 lacks a W at stage 0 on rank 0"),
       std::string::npos);
@@ -317,10 +321,10 @@ bool comes_to_its_end(const Schedule& s, bool one_queue_a_rank) {
       for (int to = 0; to < s.pp; ++to) {
         auto &out = queue(from, to, true), &in = queue(to, from, false);
         if (out.empty() || in.empty() || !is_send(out[0].kind) || is_send(in[0].kind)) continue;
-        const bool same = is_forward(out[0].kind) == is_forward(in[0].kind) &&
+        const bool same = is_forward_message(out[0].kind) == is_forward_message(in[0].kind) &&
             other_stage(out[0]) == in[0].stage && out[0].microbatch == in[0].microbatch;
         if (!same || s.rank_of[in[0].stage] != to || s.rank_of[out[0].stage] != from) continue;
-        const Kind made = is_forward(out[0].kind) ? Kind::F : Kind::I;
+        const Kind made = is_forward_message(out[0].kind) ? Kind::F : Kind::I;
         received.insert({to, {made, out[0].stage, out[0].microbatch}});
         out.pop_front(), in.pop_front();
         any = true;

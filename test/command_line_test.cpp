@@ -122,7 +122,7 @@ TEST_F(CommandLine, SmallLanguagesAreCheckedItemByItem) {
       {"train --trace t.json --trace-steps 2-", {"--trace-steps: found '2-'", "2-3"}},
       {"train --trace t.json --trace-steps 2-3-4", {"--trace-steps: found '2-3-4'", "2-3"}},
       {"train --trace t.json --trace-steps '2 3'", {"--trace-steps: found '2 3'", "2-3"}},
-      {"schedule --cost F=0", {"--cost: found 'F=0'", "positive"}},
+      {"schedule --cost F=0", {"--cost: found 'F=0'", "costs from 1e-12 to 1e+09"}},
       {"schedule --pp 4096 --microbatches 1048576",
           {"--microbatches: found 1048576 through 4096 ranks", "GiB", "up to 16777216"}},
       {"schedule --schedule 2f2b", {"--schedule", "2f2b", "dualpipe"}},
@@ -141,6 +141,22 @@ TEST_F(CommandLine, SmallLanguagesAreCheckedItemByItem) {
       {"schedule --schedule .csv", {".csv: cannot be opened"}},
   };
   for (const Wrong& wrong : table) expect_refused(wrong.arguments, wrong.words);
+}
+
+// A shell's variable that is not set is not a wish for the demonstration.
+TEST_F(CommandLine, EmptyValuesAreRefused) {
+  expect_refused("analyze ''", {"traces: found '', allowed: 1 to 4096"});
+  expect_refused("diff '' b", {"A: found '', allowed: 1 to 4096"});
+  for (const std::string option : {"eplb --loads", "schedule --schedule", "schedule --cost",
+           "plan --layouts", "plan --loads", "plan --schedule", "plan --split", "compare --layouts",
+           "compare --schedules", "train --data", "train --out", "train --link", "train --model",
+           "train --split", "generate --from", "generate --prompt"}) {
+    const size_t end = option.find(' ');
+    const std::string command = option.substr(0, end), name = option.substr(end + 3);
+    write("f.toml", name + " = \"\"\n");
+    for (const std::string& empty : {option + " ''", command + " --config f.toml"})
+      expect_refused(empty, {"--" + name + ": found '', allowed: "}, 1);
+  }
 }
 
 TEST_F(CommandLine, DiffWithoutFilesIsADemonstration) {
@@ -236,7 +252,8 @@ TEST_F(CommandLine, WhatIsTooLargeToReadWholeIsRefused) {
 
 TEST_F(CommandLine, LoadsOfAPlanAreChecked) {
   write("l.json", "[-1]");
-  expect_refused("plan --loads l.json", {"l.json, layer 0: expected a load", "found -1"}, 1);
+  expect_refused(
+      "plan --loads l.json", {"l.json, layer 0, expert 0: expected a load", "found -1"}, 1);
   for (const char* none : {"[]", "{\"weight\": []}"}) {
     write("l.json", none);
     expect_refused("plan --loads l.json", {"l.json: expected at least one layer", "found none"}, 1);

@@ -88,9 +88,11 @@ TEST_F(EplbCommand, WrongDumpsAreNamed) {
   EXPECT_EQ(
       error("[[[1,2]],[[1]]]"), "d, layer 0: found 1 experts, allowed: 2 like the first step");
   EXPECT_EQ(error("[]"), "d: expected at least one layer of at least one expert, found none");
-  EXPECT_EQ(error("[1,[2]]"), "d: expected a number, found [2]");
-  EXPECT_EQ(
-      error("[[3e38],[3e38],[-1]]"), "d, layer 2: expected a load, a finite number >= 0, found -1");
+  const std::string load = ": expected a load, a finite number >= 0, found ";
+  EXPECT_EQ(error("[1,[2]]"), "d, layer 0, expert 1" + load + "[2]");
+  EXPECT_EQ(error("[[3e38],[3e38],[-1]]"), "d, layer 2, expert 0" + load + "-1");
+  EXPECT_EQ(error("[[1,2],[1,null]]"), "d, layer 1, expert 1" + load + "null");
+  EXPECT_EQ(error("[[3e38],[3e38],[\"1\"]]"), "d, layer 2, expert 0" + load + "\"1\"");
   EXPECT_EQ(error("layer_id,expert_id\n1,2\n"), "d: line 1: expected a column count, found none");
   EXPECT_EQ(error("layer_id,expert_id,count\n1,2\n"), "d: line 2: expected 3 columns, found 2");
   EXPECT_EQ(error("layer_id,expert_id,count\n1,99999999,2\n"),
@@ -104,10 +106,10 @@ TEST_F(EplbCommand, WrongDumpsAreNamed) {
 TEST_F(EplbCommand, WhatIsIgnoredOrWastedIsSaid) {
   const std::string loads = write("a.csv", "90,132,40,61,104,165,39,4");
   EXPECT_EQ(
-      error_of({.loads = loads, .shape = {.replicas = 16, .groups = 8, .nodes = 3, .gpus = 16}}),
-      "--gpus 16: expected a multiple of --nodes 3");
+      error_of({.loads = loads, .shape = {.replicas = 15, .groups = 8, .nodes = 4, .gpus = 15}}),
+      "--gpus 15: expected a multiple of --nodes 4");
   const Json j = Json::parse(run({.loads = loads,
-                                 .shape = {.replicas = 12, .groups = 8, .nodes = 3, .gpus = 6},
+                                 .shape = {.replicas = 12, .groups = 8, .nodes = 3, .gpus = 4},
                                  .format = Format::json}),
       "t");
   EXPECT_EQ(j.at("remark").string(),
@@ -119,6 +121,26 @@ TEST_F(EplbCommand, WhatIsIgnoredOrWastedIsSaid) {
   EXPECT_NE(text.find("0* 0* 0* 1\n"), std::string::npos) << text;
   EXPECT_NE(text.find("several replicas of an expert on one GPU"), std::string::npos) << text;
   EXPECT_EQ(run({}).find("several replicas"), std::string::npos);
+}
+
+// As a run and its pictures count them.
+TEST_F(EplbCommand, LayersHaveTheFilesNumbers) {
+  const auto text = [&](const std::string& loads) {
+    return run(
+        {.loads = write("l", loads), .shape = {.replicas = 2, .groups = 1, .nodes = 1, .gpus = 1}});
+  };
+  const std::string line = R"({"step":1,"moe":[{"layer":1,"tokens_per_expert":[3,5]},)"
+                           R"({"layer":4,"tokens_per_expert":[2,9]}]})"
+                           "\n";
+  const std::string run = text(line), listed = text("layer_id,expert_id,count\n4,1,9\n1,0,3\n");
+  for (const std::string& found : {run, listed}) {
+    EXPECT_NE(found.find("\nlayer 1: balancedness"), std::string::npos) << found;
+    EXPECT_NE(found.find("\nlayer 4: balancedness"), std::string::npos) << found;
+  }
+  EXPECT_NE(text("3,5\n2,9\n").find("\nlayer 0: balancedness"), std::string::npos);
+  std::string twice = line;
+  EXPECT_EQ(error_of({.loads = write("l", twice.replace(twice.find("4"), 1, "1"))}),
+      "l: line 1: moe.layer: expected an integer in 2 .. 1048576, found 1");
 }
 
 TEST_F(EplbCommand, TextShowsBothPoliciesWork) {
@@ -149,8 +171,7 @@ TEST_F(EplbCommand, WrongInputIsNamed) {
   EXPECT_EQ(error_of({.loads = write("a.csv", "1,2\n1\n")}),
       "a.csv: layer 1: expected 2 experts like layer 0, found 1");
   EXPECT_EQ(error_of({.loads = write("a.json", "{\"weight\": [[1e39]]}")}),
-      "a.json: weight, layer 0: expected a load, a finite number >= 0, found 1e+39");
-  EXPECT_NE(error_of({.loads = write("a.json", "{\"weight\": [[null]]}")}), "no error");
+      "a.json: weight, layer 0, expert 0: expected a load, a finite number >= 0, found 1e+39");
   EXPECT_NE(error_of({.loads = write("a.json", "{\"weights\": [[1]]}")}), "no error");
   EXPECT_EQ(error_of({.format = Format::svg}),
       "--format svg: expected --loads OUT/metrics.jsonl of a training run, found none");

@@ -125,7 +125,7 @@ constexpr int kKinds = 5;
 
 const EplbShape kShapes[] = {{12, 16, 4, 2, 8}, {64, 80, 1, 1, 8}, {16, 24, 4, 2, 4},
     {32, 48, 8, 4, 16}, {64, 96, 8, 4, 16}, {8, 8, 1, 1, 8}, {10, 12, 3, 2, 4}, {8, 32, 4, 2, 4},
-    {3, 24, 1, 1, 4}, {256, 288, 8, 4, 32}};
+    {3, 24, 1, 1, 4}, {256, 288, 8, 4, 32}, {10, 12, 4, 3, 4}};
 
 int pairs(const ExpertPlacement& p) {
   int n = 0;
@@ -210,7 +210,8 @@ TEST(Eplb, BadSizesNameTheirRule) {
     return error_of([&] { plan_experts(Load(size_t(s.experts), 1.f), s); });
   };
   EXPECT_EQ(refused({8, 8, 4, 2, 4}), "no error");
-  EXPECT_EQ(refused({8, 8, 3, 2, 4}), "no error");  // 2 does not divide 3: without groups
+  EXPECT_EQ(refused({8, 8, 3, 2, 4}), "no error");   // 2 does not divide 3: without groups
+  EXPECT_EQ(refused({8, 12, 4, 3, 4}), "no error");  // nor 3 4, nor is 4 a multiple of 3
   EXPECT_EQ(refused({9, 12, 4, 2, 4}), "--groups 4: expected a divisor of the 9 experts");
   EXPECT_EQ(refused({8, 9, 4, 2, 3}), "--gpus 3: expected a multiple of --nodes 2");
   EXPECT_EQ(refused({8, 10, 4, 2, 4}), "--replicas 10: expected a multiple of --gpus 4");

@@ -338,8 +338,10 @@ TEST(PlanProfile, SimulatesStagesAndMessages) {
   for (const char* stage :
       {R"({"F": 0, "I": 1, "W": 1, "FB": 2})", R"({"F": 1, "I": 0, "W": 0, "FB": 2})"}) {
     std::ofstream(path) << R"({"unit": "s", "stages": [)" << stage << "]}";
-    expect_plan_refused([&] { read_profile(path); }, {path, "stages", "above 0"});
+    expect_plan_refused([&] { read_profile(path); }, {path, "stages", "at least 1e-12"});
   }
+  std::ofstream(path) << R"({"unit": "s", "stages": [{"F": 1e308, "I": 1, "W": 1, "FB": 1}]})";
+  expect_plan_refused([&] { read_profile(path); }, {path, "stages.F", "0 .. 1e+09", "1e+308"});
   std::ofstream(path) << R"({"unit": "ms", "stages": []})";
   expect_plan_refused([&] { read_profile(path); }, {path, "unit", "ms"});
 }

@@ -1,8 +1,10 @@
-// Test material: schedules that no paper has, legal by construction.
+// Test material: sizes, and schedules that no paper has, legal by construction.
 //
 // Ranks take, at random, any action whose needs are done. So backwards, Ws and pairs come in every
 // legal order.
 #pragma once
+#include <gtest/gtest.h>
+
 #include <random>
 #include <set>
 #include <tuple>
@@ -10,6 +12,15 @@
 #include "pipeline/schedule/schedule.h"
 
 namespace duet {
+
+// The sizes at which the README's closed forms are held.
+template <class Fn> void for_all_sizes(Fn fn) {
+  for (int P = 1; P <= 12; ++P)
+    for (int M = 1; M <= 4 * P; ++M) {
+      SCOPED_TRACE(cat("P ", P, " M ", M));
+      fn(P, M);
+    }
+}
 
 struct RandomShape {
   int pp, stages_per_rank, microbatches;

@@ -181,13 +181,59 @@ TEST(ScheduleFile, SendsAndReceivesAreMatchedAndLeftOut) {
   };
   EXPECT_EQ(error("0SEND_F0", ""),
       "file.csv:2, cell 1: found 1RECV_F0, but no cell has 0SEND_F0, the other end of the message");
-  EXPECT_EQ(error("1SEND_B0", "1SEND_B1"),
-      "file.csv:2, cell 4: found 1SEND_B1, but no cell has 0RECV_B1, the other end of the message");
   EXPECT_EQ(error("1RECV_F0", "0SEND_F0"), "file.csv:2, cell 1: found 0SEND_F0 a second time");
   EXPECT_EQ(error("0RECV_B0", "1RECV_B0"),
       "file.csv:1, cell 3: found 1RECV_B0 in a row that does not run stage 1");
   EXPECT_EQ(error("1SEND_B0", "9SEND_B0"),
       "file.csv:2, cell 4: found 9SEND_B0 in a row that does not run stage 9");
+  // of what there is not, though both ends are there
+  EXPECT_EQ(error_of("0F0,0SEND_F5,0B0\n1RECV_F5,1F0,1B0\n"),
+      "file.csv:1, cell 2: found 0SEND_F5, but its row has no forward of stage 0 for microbatch 5");
+  EXPECT_EQ(error("1SEND_B0", "1SEND_B1"),
+      "file.csv:2, cell 4: found 1SEND_B1, but its row has no backward of stage 1 for microbatch "
+      "1");
+  // sent before it is made, received after it is needed
+  EXPECT_EQ(error("0F0,0SEND_F0", "0SEND_F0,,0F0"),
+      "file.csv:1, cell 1: found 0SEND_F0 before its forward in cell 3");
+  EXPECT_EQ(error("1B0,1SEND_B0", "1SEND_B0,1I0,1W0"),
+      "file.csv:2, cell 3: found 1SEND_B0 before its backward in cell 4");
+  EXPECT_EQ(error("1RECV_F0,1F0", "1F0,1RECV_F0"),
+      "file.csv:2, cell 2: found 1RECV_F0 after its forward in cell 1");
+}
+
+// As PyTorch 2.15 writes them, with all that concerns its own runtime.
+TEST(ScheduleFile, WhatALoweredScheduleSaysBesideIsLeftOut) {
+  const std::string lowered =
+      "0UNSHARD,0F0,0SEND_F0,0F1,0SEND_F1,0RECV_B0,0I0,0WAIT_SEND_F0,0W0,0RECV_B1,0B1,"
+      "0WAIT_SEND_F1,0REDUCE_GRAD,0WAIT_REDUCE_GRAD,0RESHARD\n"
+      "1UNSHARD,1RECV_F0,1F0,1RECV_F1,1B0,1SEND_B0,1F1,1B1,1SEND_B1,1REDUCE_GRAD,"
+      "1WAIT_REDUCE_GRAD,1RESHARD,1WAIT_SEND_B0,1WAIT_SEND_B1\n";
+  EXPECT_EQ(csv(from_text(lowered)), "0F0,0F1,0I0,0W0,0B1\n1F0,1B0,1F1,1B1\n");
+  // a V: nothing is sent between stages 0 and 1
+  EXPECT_EQ(csv(from_text("0UNSHARD,1UNSHARD,0F0,1F0,0F1,1B0,(1F1;0B0)OVERLAP_F_B,1REDUCE_GRAD,1B1,"
+                          "0I1,0W1,0REDUCE_GRAD,1WAIT_REDUCE_GRAD,1RESHARD,0RESHARD\r\n")),
+      "0F0,1F0,0F1,1B0,(1F1;0B0)OVERLAP_F_B,1B1,0I1,0W1\n");
+  // no I and no W, and yet not the B of old
+  EXPECT_EQ(csv(from_text("0F0,0SEND_F0,0RECV_B0,0B0,0WAIT_SEND_F0\n1RECV_F0,1F0,1B0,1SEND_B0\n")),
+      "0F0,0B0\n1F0,1B0\n");
+  const auto error = [&](const std::string& from, const std::string& to) {
+    std::string text = lowered;
+    return error_of(text.replace(text.find(from), from.size(), to));
+  };
+  for (const char* wrong : {"0UNSHRD", "0UNSHARD0", "UNSHARD", "0RESHARD_", "0WAIT_SEND_F",
+           "0WAIT_RECV_F0", "0WAIT_RESHARD", "0WAIT_F0"})
+    EXPECT_NE(error("0UNSHARD", wrong)
+                  .find(cat("file.csv:1, cell 1: expected an action such as "
+                            "0F1, 2I0, 2W0, 2B0 or (0F1;7B0)OVERLAP_F_B, "
+                            "found ",
+                      wrong)),
+        std::string::npos)
+        << error("0UNSHARD", wrong);
+  EXPECT_EQ(error("1UNSHARD", "7UNSHARD"),
+      "file.csv:2, cell 1: found 7UNSHARD in a row that does not run stage 7");
+  EXPECT_EQ(error("0WAIT_SEND_F1", "0WAIT_SEND_F9"),
+      "file.csv:1, cell 12: found 0WAIT_SEND_F9, but its row has no forward of stage 0 for "
+      "microbatch 9");
 }
 
 TEST(ScheduleFile, OldNamesOfBackwardsAreRead) {
@@ -230,14 +276,27 @@ TEST(ScheduleFile, FewCellsTakeLittleMemory) {
   }
 }
 
-TEST(ScheduleFile, TheCheckerNamesLines) {
-  try {
-    check(from_text("# a remark\n0F0,0B0\n\n1F0,1I0\n"));
-    FAIL();
-  } catch (const UsageError& e) {
-    EXPECT_NE(std::string(e.what()).find("lacks a W at stage 1"), std::string::npos) << e.what();
-    EXPECT_NE(std::string(e.what()).find("rank 1 (line 4):"), std::string::npos) << e.what();
-  }
+// Reader and checker count alike: from 1, remarks and empty cells too.
+TEST(ScheduleFile, TheCheckerNamesLinesAndCells) {
+  const auto expect_refused = [](const char* text, const std::vector<std::string>& words) {
+    try {
+      check(from_text(text));
+      ADD_FAILURE() << text;
+    } catch (const UsageError& e) {
+      for (const std::string& word : words)
+        EXPECT_NE(std::string(e.what()).find(word), std::string::npos) << e.what();
+    }
+  };
+  expect_refused("# a remark\n0F0,0B0\n\n1F0,1I0\n", {"lacks a W at stage 1", "rank 1 (line 4):"});
+  expect_refused("0F0,,0B0,0B0\n",
+      {"0B0 comes a second time, the first is line 1, cell 3\n",
+          "rank 0 (line 1):  0F0  0B0 >0B0<"});
+  EXPECT_NE(error_of("0F0,,0B0,junk\n").find("file.csv:1, cell 4: expected"), std::string::npos);
+  expect_refused("\n0F0,0SEND_F0,0RECV_B0,,0B0,0F1,0B1\n1RECV_F0,1F0,1F1,1B0,1SEND_B0,1B1\n",
+      {"rank 0 at 0B0 (line 2, cell 5) waits for 1I0; rank 1 at 1F1 (line 3, cell 3) waits for "
+       "0F1"});
+  expect_refused(",0F0,0F1,0F2,0F3,0F4,0F5,0F6,0F7,0B0,0B1,0B2,0B3,0B4,0B5,0B6,0B7,0B7\n",
+      {"rank 0 (line 1)  .. from 10:  0B0"});
 }
 
 TEST(ScheduleFile, SizesGivenMustBeTheFiles) {

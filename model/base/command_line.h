@@ -68,13 +68,15 @@ class Command {
     app_->add_flag(name, value, help);
   }
 
-  // A file, a folder or a name; several where V is a vector.
+  // A file, a folder or a name; several where V is a vector. An empty one is a shell's variable
+  // that is not set, say, and never meant.
   template <class V> void text(const std::string& name, V& value, const std::string& help) {
     app_->add_option(name, value, help)->check([](const std::string& text) {
-      const bool good = text.size() <= 4096 && std::all_of(text.begin(), text.end(), is_visible);
+      const bool good =
+          !text.empty() && text.size() <= 4096 && std::all_of(text.begin(), text.end(), is_visible);
       return good
           ? ""
-          : cat("found '", shortened(text), "', allowed: at most 4096 characters, no line ends");
+          : cat("found '", shortened(text), "', allowed: 1 to 4096 characters, no line ends");
     });
   }
 
@@ -96,12 +98,17 @@ class Command {
         ->transform(CLI::Validator(check, ""));
   }
 
-  // What `parse` makes of the text; it throws UsageError.
+  // What `parse` makes of the text, which is not empty; it throws UsageError.
   template <class V, class Parse>
   CLI::Option* parsed(
       const std::string& name, V& value, const Parse& parse, const std::string& help) {
     return app_->add_option_function<std::string>(
-        name, [&value, parse](const std::string& text) { value = parse(text); }, help);
+        name,
+        [&value, parse, name](const std::string& text) {
+          value = parse(text);
+          require(!text.empty(), name, ": found '', allowed: 1 or more characters");
+        },
+        help);
   }
 
   // One of a few, by the names that `name_of` gives them. V: T or std::optional<T>.

@@ -34,10 +34,10 @@ struct Action {
 };
 
 // Of sends and receives.
-inline bool is_forward(Kind kind) { return kind == Kind::SEND_F || kind == Kind::RECV_F; }
+inline bool is_forward_message(Kind kind) { return kind == Kind::SEND_F || kind == Kind::RECV_F; }
 inline bool is_send(Kind kind) { return kind == Kind::SEND_F || kind == Kind::SEND_B; }
 inline int other_stage(const Action& comm) {
-  return comm.stage + (is_forward(comm.kind) == is_send(comm.kind) ? 1 : -1);
+  return comm.stage + (is_forward_message(comm.kind) == is_send(comm.kind) ? 1 : -1);
 }
 
 // Calls part(Action) for the action itself or, where it is an overlapped pair, for its F and then

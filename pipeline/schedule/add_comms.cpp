@@ -26,7 +26,7 @@ template <class Recv> void for_messages_needed(const Schedule& s, const Action& 
 // Numbers messages by their receiver's stage: 0 .. 2 S M - 1.
 size_t message_id(const Schedule& s, const Action& comm) {
   const int receiver = is_send(comm.kind) ? other_stage(comm) : comm.stage;
-  return product(s, is_forward(comm.kind) ? Kind::F : Kind::I, receiver, comm.microbatch);
+  return result_id(s, is_forward_message(comm.kind) ? Kind::F : Kind::I, receiver, comm.microbatch);
 }
 
 }  // namespace
@@ -47,6 +47,7 @@ Schedule add_comms(const Schedule& s) {
   });
 
   Schedule with = s;
+  with.cells.clear();  // messages have none
   std::vector<int> received(channel.size(), 0);
   for (int rank = 0; rank < s.pp; ++rank) {
     auto& list = with.ranks[rank];

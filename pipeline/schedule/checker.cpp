@@ -16,6 +16,16 @@ struct Cell {
   int rank = -1, index = -1;
 };
 
+// Of a file its cell, else the place among its rank's actions; from 1.
+int number(const Schedule& s, const Cell& at) {
+  return s.cells.empty() ? at.index + 1 : s.cells[at.rank][at.index];
+}
+
+std::string where(const Schedule& s, const Cell& at) {
+  return s.cells.empty() ? cat("action ", number(s, at), " of rank ", at.rank)
+                         : cat("line ", s.lines[at.rank], ", cell ", number(s, at));
+}
+
 // The lists around the marked cells, one row a rank. With many ranks only those near the first mark
 // are shown.
 std::string grid(const Schedule& s, const std::vector<Cell>& marks) {
@@ -30,9 +40,9 @@ std::string grid(const Schedule& s, const std::vector<Cell>& marks) {
     const int begin =
         std::clamp(center - kBefore, 0, std::max(0, int(row.size()) - kBefore - kAfter));
     const int end = std::min(begin + kBefore + kAfter, int(row.size()));
-    const std::string line =
-        s.lines.empty() || s.lines[rank] == rank + 1 ? "" : cat(" (line ", s.lines[rank], ")");
-    out += cat("\n  rank ", rank, line, begin > 0 ? cat("  .. from ", begin, ":") : ":");
+    const std::string line = s.lines.empty() ? "" : cat(" (line ", s.lines[rank], ")"),
+                      from = begin > 0 ? cat("  .. from ", number(s, {rank, begin})) : "";
+    out += cat("\n  rank ", rank, line, from, ":");
     for (int i = begin; i < end; ++i) {
       const std::string text = to_string(row[i]);
       out += i == marked ? cat(" >", text, "<") : cat("  ", text);
@@ -83,7 +93,7 @@ void check_set(const Schedule& s) {
       if (there.rank < 0) return;
       const std::string what =
           a.kind == other ? " comes a second time" : cat(" beside a ", kind_name(other));
-      refuse(s, here, text, what, ", the first is cell ", there.index, " of rank ", there.rank);
+      refuse(s, here, text, what, ", the first is ", where(s, there));
     };
     exclude(a.kind);
     if (a.kind == Kind::B) exclude(Kind::I), exclude(Kind::W);
@@ -116,8 +126,8 @@ void refuse_stuck(const Schedule& s, const std::vector<Stuck>& stuck, const char
   for (const Stuck& rank : stuck) {
     marks.push_back({rank.rank, rank.index});
     if (marks.size() > 4) continue;
-    waits += cat("; rank ", rank.rank, " at ", to_string(s.ranks[rank.rank][rank.index]), " (cell ",
-        rank.index, ") waits for ", to_string(rank.missing));
+    waits += cat("; rank ", rank.rank, " at ", to_string(s.ranks[rank.rank][rank.index]), " (",
+        where(s, marks.back()), ") waits for ", to_string(rank.missing));
   }
   if (marks.size() > 4) waits += cat("; and ", marks.size() - 4, " ranks more");
   refuse(s, marks, what, waits);

@@ -29,17 +29,23 @@ double CostProfile::of(const Schedule& s, const Action& a) const {
   }
 }
 
+// Of one cost in any unit: sums of a schedule's stay numbers.
+constexpr double kLeastCost = 1e-12, kMostCost = 1e9;
+
 CostProfile read_profile(const std::string& path) {
   const Json json = Json::load(path);
   require(json.at("unit").string() == "s", path, ": unit: expected \"s\", found ",
       json.at("unit").dump());
-  const auto cost = [](const Json& stage, const char* key) { return stage.at(key).number(0); };
+  const auto cost = [](const Json& stage, const char* key) {
+    return stage.at(key).number(0, kMostCost);
+  };
   CostProfile profile;
   const Json stages = json.at("stages");
   for (const Json& stage : stages.items()) {
     const StageCosts c = {cost(stage, "F"), cost(stage, "I"), cost(stage, "W"), cost(stage, "FB")};
-    require(c.F > 0 && c.B() > 0, stage.where(), ": expected F and I + W above 0, found F ", c.F,
-        ", I ", c.I, ", W ", c.W);
+    require(std::min(c.F, c.B()) >= kLeastCost, stage.where(),
+        ": expected F and I + W of at least ", kLeastCost, ", found F ", c.F, ", I ", c.I, ", W ",
+        c.W);
     profile.stages.push_back(c);
   }
   require(!profile.stages.empty(), path, ": stages: expected one or more, found none");
@@ -65,10 +71,11 @@ StageCosts parse_costs(const std::string& text) {
   c.FB = 0;
   const std::map<std::string, double*> costs = {
       {"F", &c.F}, {"I", &c.I}, {"W", &c.W}, {"FB", &c.FB}};
-  read_keys("--cost", text, "positive costs such as F=1,I=1,W=1,FB=2.4",
+  read_keys("--cost", text,
+      cat("costs from ", kLeastCost, " to ", kMostCost, ", such as F=1,I=1,W=1,FB=2.4"),
       [&](const std::string& key, const std::string& value) {
         const std::optional<double> x = parse_number<double>(value);
-        if (!costs.contains(key) || !x || *x <= 0) return false;
+        if (!costs.contains(key) || !x || *x < kLeastCost || *x > kMostCost) return false;
         *costs.at(key) = *x;
         return true;
       });

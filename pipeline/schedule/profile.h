@@ -12,7 +12,8 @@
 // t takes
 //   F(s) + B(t) - the mean of what the two save, but no less than the longer of F(s) and B(t).
 //
-// On the command line a single entry may stand as "F=1,I=1,W=1,FB=2.4", in any unit.
+// On the command line a single entry may stand as "F=1,I=1,W=1,FB=2.4", in any unit. Costs are from
+// 1e-12 to 1e9; but in a profile I or W, FB and messages may be 0.
 // Read next: simulator.h.
 #pragma once
 #include <string>

@@ -27,19 +27,19 @@ std::vector<Stuck> sweep(
 
 std::vector<Stuck> run_list(
     const Schedule& s, const std::function<void(int rank, int index)>& visit) {
-  std::vector<bool> made(size_t(2) * s.stages() * s.microbatches, false);  // [products]
+  std::vector<bool> made(size_t(2) * s.stages() * s.microbatches, false);  // [results]
   return sweep(s, [&](int rank, int index) {
     const Action& action = s.ranks[rank][index];
     std::optional<Action> missing;
     for_parts(action, [&](const Action& part) {
       for_needs(s, part, [&](Kind kind, int stage, int m) {
-        if (!missing && !made[product(s, kind, stage, m)]) missing = Action{kind, stage, m};
+        if (!missing && !made[result_id(s, kind, stage, m)]) missing = Action{kind, stage, m};
       });
     });
     if (missing) return missing;
     visit(rank, index);
     for_parts(action, [&](const Action& part) {
-      if (part.kind != Kind::W) made[product(s, part.kind, part.stage, part.microbatch)] = true;
+      if (part.kind != Kind::W) made[result_id(s, part.kind, part.stage, part.microbatch)] = true;
     });
     return missing;
   });

@@ -41,9 +41,8 @@ template <class Need> void for_needs(const Schedule& s, const Action& part, Need
   }
 }
 
-// Things that actions make, densely numbered: the output of an F, the input gradient of an I or B.
-// Each 0 .. 2 S M - 1.
-inline size_t product(const Schedule& s, Kind kind, int stage, int microbatch) {
+// Numbers what actions make, outputs of F and input gradients of I or B: 0 .. 2 S M - 1.
+inline size_t result_id(const Schedule& s, Kind kind, int stage, int microbatch) {
   return (size_t(kind != Kind::F) * s.stages() + stage) * s.microbatches + microbatch;
 }
 

@@ -22,6 +22,25 @@ struct Place {
   int rank = 0, column = 0;
 };
 
+// What PyTorch adds to a lowered schedule beside sends and receives: a stage's weights gathered and
+// let go, its gradients reduced, a send waited for. As that send, or as one of microbatch -1.
+std::optional<Action> parse_upkeep(std::string cell) {
+  for (const std::string_view name : {"UNSHARD", "RESHARD", "REDUCE_GRAD", "WAIT_REDUCE_GRAD"}) {
+    if (!cell.ends_with(name)) continue;
+    const auto stage = parse_number<int>(cell.substr(0, cell.size() - name.size()));
+    if (stage) return Action{Kind::SEND_F, *stage, -1};
+  }
+  const size_t wait = cell.find("WAIT_SEND_");
+  return wait == cell.npos ? std::nullopt : parse_action(cell.erase(wait, 5));
+}
+
+// A cell that is no computation.
+struct Aside {
+  std::string found;
+  Place at;
+  Action action;
+};
+
 class CsvReader {
  public:
   Schedule read(const std::string& text, const std::string& name) {
@@ -36,7 +55,8 @@ class CsvReader {
       s_.lines.push_back(number);
       all += rows.emplace_back(line);
     }
-    // PyTorch 2.5 and before wrote B for the backward for inputs and BW for the full one.
+    // PyTorch 2.5 and before wrote B for the backward for inputs and BW for the full one. (Where a
+    // later one waits, I is in WAIT.)
     old_ = all.find('W') != all.npos && all.find('I') == all.npos;
     for (const std::string& row : rows) read_row(row);
     require(
@@ -47,9 +67,6 @@ class CsvReader {
     // stages are where their actions stand
     for (const auto& [stage, place] : stages_) s_.rank_of.push_back(place.rank);
     find_directions();
-    for (const auto& [message, place] : messages_)
-      require(message.stage < s_.stages() && s_.rank_of[message.stage] == place.rank, where(place),
-          ": found ", to_string(message), " in a row that does not run stage ", message.stage);
     for (const auto& [message, place] : messages_) {
       Action other = message;
       other.kind = Kind(int(message.kind) + (is_send(message.kind) ? 1 : -1));
@@ -79,6 +96,8 @@ class CsvReader {
 
   void read_row(const std::string& line) {
     std::vector<Action>& row = s_.ranks.emplace_back();
+    std::vector<int>& cells = s_.cells.emplace_back();
+    std::vector<Aside> asides;
     Place at{s_.pp++, 0};
     for (std::string cell : split(line)) {
       ++at.column;
@@ -87,6 +106,7 @@ class CsvReader {
       const size_t full = old_ ? cell.find("BW") : cell.npos;
       if (full != cell.npos) cell.erase(full + 1, 1);
       std::optional<Action> action = parse_action(cell);
+      const bool upkeep = !action && (action = parse_upkeep(cell));
       require(action.has_value(), where(at),
           ": expected an action such as 0F1, 2I0, 2W0, 2B0 or (0F1;7B0)OVERLAP_F_B, found ", found);
       if (old_ && full == cell.npos && action->kind == Kind::B) action->kind = Kind::I;
@@ -95,15 +115,43 @@ class CsvReader {
       require(
           largest < kLargest, where(at), ": expected numbers below ", kLargest, ", found ", found);
       if (action->is_comm()) {
-        require(
-            messages_.emplace(*action, at).second, where(at), ": found ", found, " a second time");
+        asides.push_back({found, at, *action});
+        require(upkeep || messages_.emplace(*action, at).second, where(at), ": found ", found,
+            " a second time");
         continue;
       }
       row.push_back(*action);
+      cells.push_back(at.column);
       for_parts(*action, [&](const Action& part) {
         stages_.try_emplace(part.stage, at);
         microbatches_.try_emplace(part.microbatch, at);
       });
+    }
+    if (!asides.empty()) expect_in_place(asides);
+  }
+
+  // Of the row just read: a send stands after what it sends, a receive before what needs it.
+  void expect_in_place(const std::vector<Aside>& asides) const {
+    std::map<Action, int> cell_of;  // each F, and each I or B as an I
+    std::set<int> stages;
+    for (size_t i = 0; i < s_.cells.back().size(); ++i)
+      for_parts(s_.ranks.back()[i], [&](const Action& part) {
+        stages.insert(part.stage);
+        if (part.kind == Kind::W) return;
+        const Kind made = part.kind == Kind::F ? Kind::F : Kind::I;
+        cell_of.try_emplace({made, part.stage, part.microbatch}, s_.cells.back()[i]);
+      });
+    for (const auto& [found, at, a] : asides) {
+      require(stages.contains(a.stage), where(at), ": found ", found,
+          " in a row that does not run stage ", a.stage);
+      if (a.microbatch < 0) continue;
+      const bool forward = is_forward_message(a.kind);
+      const char* const what = forward ? "forward" : "backward";
+      const auto own = cell_of.find({forward ? Kind::F : Kind::I, a.stage, a.microbatch});
+      require(own != cell_of.end(), where(at), ": found ", found, ", but its row has no ", what,
+          " of stage ", a.stage, " for microbatch ", a.microbatch);
+      require((own->second < at.column) == is_send(a.kind), where(at), ": found ", found,
+          is_send(a.kind) ? " before" : " after", " its ", what, " in cell ", own->second);
     }
   }
 

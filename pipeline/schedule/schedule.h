@@ -15,8 +15,8 @@
 // Files are PyTorch's pipelining CSV: one row a rank, one cell an action, empty cells are idle. Who
 // runs a stage is seen from the rows, and the directions from the (stage, microbatch) set: DualPipe
 // and a V share their stage numbers and differ in that. Sends and receives must match and are left
-// out, for duet adds its own. A file with W and without I is one of PyTorch 2.5 or before, whose B
-// is I and whose BW is B.
+// out, for duet adds its own; so is what else stands in a lowered schedule (UNSHARD, WAIT_SEND_F).
+// A file with W and without I is one of PyTorch 2.5 or before, whose B is I and whose BW is B.
 // Read next: published/published.h.
 #pragma once
 #include <iosfwd>
@@ -36,7 +36,9 @@ struct Schedule {
   bool two_directions = false;
   std::vector<int> rank_of;                // [stages]
   std::vector<std::vector<Action>> ranks;  // [pp], each any length
-  std::vector<int> lines;                  // [pp] of the file, where it came from one
+  // of the file, where it came from one; both from 1
+  std::vector<int> lines;               // [pp]
+  std::vector<std::vector<int>> cells;  // [pp], as ranks; empty ones are counted
 
   int stages() const { return int(rank_of.size()); }
   // parts the model is cut into

@@ -11,7 +11,7 @@ Timing simulate(const Schedule& s, const CostProfile& profile) {
   DUET_CHECK(profile.fits(s), "simulate: expected a profile of one or ", s.model_stages(),
       " stages, found ", profile.stages.size());
   Timing timing;
-  std::vector<double> made_at(size_t(2) * s.stages() * s.microbatches, 0);  // [products]
+  std::vector<double> made_at(size_t(2) * s.stages() * s.microbatches, 0);  // [results]
   std::vector<double> free_at(s.pp, 0), busy(s.pp, 0);
   timing.spans.resize(s.pp);
   for (int rank = 0; rank < s.pp; ++rank) timing.spans[rank].resize(s.ranks[rank].size());
@@ -24,12 +24,12 @@ Timing simulate(const Schedule& s, const CostProfile& profile) {
         const double travel = s.rank_of[stage] == rank ? 0
             : kind == Kind::F                          ? profile.forward_message
                                                        : profile.backward_message;
-        start = std::max(start, made_at[product(s, kind, stage, m)] + travel);
+        start = std::max(start, made_at[result_id(s, kind, stage, m)] + travel);
       });
     });
     const double cost = profile.of(s, action), end = start + cost;
     for_parts(action, [&](const Action& part) {
-      if (part.kind != Kind::W) made_at[product(s, part.kind, part.stage, part.microbatch)] = end;
+      if (part.kind != Kind::W) made_at[result_id(s, part.kind, part.stage, part.microbatch)] = end;
     });
     timing.spans[rank][index] = {start, end};
     free_at[rank] = end;

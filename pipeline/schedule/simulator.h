@@ -20,8 +20,7 @@ struct Timing {
   double makespan = 0;                   // from 0 to the last end
   std::vector<std::vector<Span>> spans;  // [pp], as schedule.ranks
   std::vector<double> bubble_fraction;   // [pp]: the part of the makespan in which the rank idles
-  double idle(int rank) const { return makespan * bubble_fraction[rank]; }
-  double bubble() const {  // mean over ranks
+  double bubble() const {                // mean over ranks
     return std::accumulate(bubble_fraction.begin(), bubble_fraction.end(), 0.0) /
         bubble_fraction.size();
   }

@@ -50,7 +50,7 @@ void Executor::act(const Action& a) {
   const char* name = a.overlapped() ? "pair" : kind_name(a.kind);
   const Scope scope(context_.recorder, context_.stream(), {name, "actions", a.stage, a.microbatch});
   if (a.is_comm()) {
-    const Tag::Kind kind = is_forward(a.kind) ? Tag::F : Tag::B;
+    const Tag::Kind kind = is_forward_message(a.kind) ? Tag::F : Tag::B;
     return is_send(a.kind) ? send(kind, a) : receive(kind, a);
   }
   if (overlap_) return compute(a);

@@ -109,7 +109,8 @@ void eplb_command(const EplbCommandOptions& o, std::ostream& out) {
         o.loads.empty() ? "none" : o.loads);
     return paint_load_map(out, read_metrics(text, file_name(o.loads)));
   }
-  const Loads loads = o.loads.empty() ? kExample : read_loads(o.loads);
+  std::vector<int64_t> numbers = {0, 1};
+  const Loads loads = o.loads.empty() ? kExample : read_loads(o.loads, &numbers);
   EplbShape shape = o.shape;
   shape.experts = int(std::min(loads[0].size(), size_t(kMaxReplicas) + 1));
   shape.checked();
@@ -129,7 +130,7 @@ void eplb_command(const EplbCommandOptions& o, std::ostream& out) {
       << policy_name(policy) << (may_leave ? ", replicas may leave their node" : "") << '\n';
   if (const std::string remark = ignored_nodes(shape); !remark.empty()) out << remark << '\n';
   for (size_t layer = 0; layer < plan.size(); ++layer) {
-    out << "\nlayer " << layer << ": ";
+    out << "\nlayer " << numbers[layer] << ": ";
     print_layer(plan[layer], loads[layer], out);
   }
 }

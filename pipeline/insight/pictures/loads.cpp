@@ -44,8 +44,10 @@ RunLoads read_metrics(const std::string& text, const std::string& path) {
     if (run.steps == 0) {
       require(!layers.empty(), where, ": moe: found no layer with experts, allowed: at least one");
       run.first_step = step;
-      for (const Json& layer : layers)
-        run.layers.push_back({layer.at("layer").integer(0, kMostLayers)});
+      for (const Json& layer : layers) {
+        const int64_t least = run.layers.empty() ? 0 : run.layers.back().layer + 1;
+        run.layers.push_back({layer.at("layer").integer(least, kMostLayers)});
+      }
     }
     const int64_t allowed = run.first_step + run.steps;
     require(step == allowed, where, ": step: found ", step, ", allowed: ", allowed);
@@ -71,11 +73,19 @@ RunLoads read_metrics(const std::string& text, const std::string& path) {
 
 namespace {
 
-using Sums = std::vector<std::vector<double>>;  // as Loads, over steps
+using Sums = std::map<int64_t, std::vector<double>>;  // over steps, by the number of the layer
 
 float checked_load(double x, const std::string& where) {
   require(x >= 0 && x <= FLT_MAX, where, ": expected a load, a finite number >= 0, found ", x);
   return float(x);
+}
+
+// An element of an array, which knows its array's place alone.
+float load_of(const Json& x, const std::string& where) try {
+  return checked_load(x.number(), where);
+} catch (const UsageError&) {
+  throw UsageError(
+      cat(where, ": expected a load, a finite number >= 0, found ", shortened(x.dump())));
 }
 
 // A layer, [layers][experts], or [steps][layers][experts], summed.
@@ -84,14 +94,13 @@ Sums parse_layers(const Json& json, const std::string& where) {
   const auto add = [&](const Json::Array& rows) {
     require(sum.empty() || rows.size() == sum.size(), where, ": found a step of ", rows.size(),
         " layers, allowed: ", sum.size(), " like the first");
-    sum.resize(rows.size());
     for (size_t layer = 0; layer < rows.size(); ++layer) {
       const Json::Array loads = rows[layer].items();
       if (sum[layer].empty()) sum[layer].resize(loads.size());
       require(loads.size() == sum[layer].size(), where, ", layer ", layer, ": found ", loads.size(),
           " experts, allowed: ", sum[layer].size(), " like the first step");
       for (size_t e = 0; e < loads.size(); ++e)
-        sum[layer][e] += checked_load(loads[e].number(), cat(where, ", layer ", layer));
+        sum[layer][e] += load_of(loads[e], cat(where, ", layer ", layer, ", expert ", e));
     }
   };
   const auto nested = [](const Json& j) { return !j.items().empty() && j.items()[0].is_array(); };
@@ -132,7 +141,7 @@ Sums parse_listed(const std::vector<Row>& rows) {
   };
   const size_t layer_id = column("layer_id"), expert_id = column("expert_id"),
                count = column("count");
-  std::map<int, std::vector<double>> layers;
+  Sums layers;
   size_t experts = 0;
   for (const Row& row : std::span(rows).subspan(1)) {
     require(row.cells.size() == rows[0].cells.size(), row.where, ": expected ",
@@ -149,12 +158,8 @@ Sums parse_listed(const std::vector<Row>& rows) {
     layer.resize(std::max(layer.size(), experts));
     layer[expert] += row.number(count);
   }
-  Sums sum;
-  for (auto& [id, layer] : layers) {
-    layer.resize(experts);
-    sum.push_back(std::move(layer));
-  }
-  return sum;
+  for (auto& [id, layer] : layers) layer.resize(experts);
+  return layers;
 }
 
 Sums parse_csv(const std::string& text, const std::string& path) {
@@ -166,8 +171,8 @@ Sums parse_csv(const std::string& text, const std::string& path) {
   if (text.find("expert_id") < text.find('\n')) return parse_listed(rows);
   Sums loads;
   for (const Row& row : rows) {
-    loads.emplace_back();
-    for (size_t i = 0; i < row.cells.size(); ++i) loads.back().push_back(row.number(i));
+    std::vector<double>& layer = loads[int64_t(loads.size())];
+    for (size_t i = 0; i < row.cells.size(); ++i) layer.push_back(row.number(i));
   }
   return loads;
 }
@@ -176,30 +181,34 @@ Sums parse_csv(const std::string& text, const std::string& path) {
 Sums summed(const RunLoads& run) {
   Sums sum;
   for (const LayerHistory& layer : run.layers) {
-    sum.emplace_back(layer.experts[0].size(), 0);
+    std::vector<double>& all = sum[layer.layer];
+    all.resize(layer.experts[0].size());
     for (const std::vector<double>& step : layer.experts)
-      std::ranges::transform(step, sum.back(), sum.back().begin(), std::plus{});
+      std::ranges::transform(step, all, all.begin(), std::plus{});
   }
   return sum;
 }
 
 }  // namespace
 
-Loads read_loads(const std::string& file) {
+Loads read_loads(const std::string& file, std::vector<int64_t>* numbers) {
   const std::string text = read_file(file), path = file_name(file);
   const size_t first = std::min(text.find_first_not_of(" \t\r\n"), text.size());
   const bool json = text.substr(first, 1) == "{" || text.substr(first, 1) == "[";
   const Sums sums = is_metrics(text) ? summed(read_metrics(text, path))
       : json                         ? parse_json(text, path)
                                      : parse_csv(text, path);
-  require(!sums.empty() && !sums[0].empty(), path,
+  require(!sums.empty() && !sums.begin()->second.empty(), path,
       ": expected at least one layer of at least one expert, found none");
+  const auto& [lowest, experts] = *sums.begin();
   Loads loads;
-  for (const std::vector<double>& layer : sums) {
-    require(layer.size() == sums[0].size(), path, ": layer ", loads.size(), ": expected ",
-        sums[0].size(), " experts like layer 0, ", "found ", layer.size());
+  if (numbers) numbers->clear();
+  for (const auto& [number, layer] : sums) {
+    require(layer.size() == experts.size(), path, ": layer ", number, ": expected ", experts.size(),
+        " experts like layer ", lowest, ", found ", layer.size());
     for (loads.emplace_back(); const double x : layer)
       loads.back().push_back(checked_load(x, path));
+    if (numbers) numbers->push_back(number);
   }
   return loads;
 }

@@ -21,8 +21,9 @@ constexpr const char* kLoadsFile =  // as options say it
     "dump; - for stdin";
 
 // Of a file, or of standard input ("-"): at least one layer, all of as many experts, at least one.
-// Throws UsageError that names the file and the place.
-Loads read_loads(const std::string& path);
+// numbers [layers], where asked for: the layers', as the file counts them or from 0. Throws
+// UsageError that names the file and the place.
+Loads read_loads(const std::string& path, std::vector<int64_t>* numbers = nullptr);
 
 struct LayerHistory {
   using Tokens = std::vector<std::vector<double>>;

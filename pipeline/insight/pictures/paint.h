@@ -27,15 +27,15 @@ void paint_text(
     std::ostream& out, const Schedule& schedule, const Timing& timing, const Terminal& terminal);
 
 // A schedule with all that is known about it.
-struct Panel {
+struct Picture {
   Schedule schedule;
   StageCosts costs;  // of its stages, on average: where a pair is divided
   Usage usage;
   Timing timing;
   std::string caption;  // beside the schedule's title
 };
-// The panels below each other to one scale in time, with one legend.
-void paint_svg(std::ostream& out, std::span<const Panel> panels);
+// The pictures below each other to one scale in time, with one legend.
+void paint_svg(std::ostream& out, std::span<const Picture> pictures);
 
 // For both: each stage's place among the stages of its rank, 0 for the first; of a schedule of two
 // directions, the direction.

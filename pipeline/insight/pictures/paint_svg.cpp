@@ -10,7 +10,7 @@
 namespace duet {
 namespace {
 
-constexpr double kLabel = 66, kMargin = 14, kTitle = 34, kRow = 20, kRowGap = 3, kPanelGap = 16,
+constexpr double kLabel = 66, kMargin = 14, kTitle = 34, kRow = 20, kRowGap = 3, kPictureGap = 16,
                  kLegend = 40;
 constexpr double kDigit = 5.6;  // width of a digit of the boxes' text
 
@@ -34,17 +34,17 @@ int chunks_of(const Schedule& s) {
 }
 
 // scale: pixels for one unit of time.
-void draw_rank(Svg& draw, double scale, const Panel& panel, int rank, double y) {
-  const Schedule& s = panel.schedule;
+void draw_rank(Svg& draw, double scale, const Picture& picture, int rank, double y) {
+  const Schedule& s = picture.schedule;
   const std::vector<int> chunk = chunk_of_stage(s);
   const int chunks = chunks_of(s);
-  const double B_of_pair = panel.costs.B() / (panel.costs.F + panel.costs.B());
+  const double B_of_pair = picture.costs.B() / (picture.costs.F + picture.costs.B());
   draw.text(kMargin, y + kRow / 2 + 4, "r", cat("rank ", rank));
-  draw.box(kLabel, y, panel.timing.makespan * scale, kRow, "fill='url(#idle)'");
+  draw.box(kLabel, y, picture.timing.makespan * scale, kRow, "fill='url(#idle)'");
   for (size_t i = 0; i < s.ranks[rank].size(); ++i) {
     const Action& action = s.ranks[rank][i];
-    const double x = kLabel + panel.timing.spans[rank][i].start * scale;
-    const double width = kLabel + panel.timing.spans[rank][i].end * scale - x;
+    const double x = kLabel + picture.timing.spans[rank][i].start * scale;
+    const double width = kLabel + picture.timing.spans[rank][i].end * scale - x;
     for_parts(action, [&](const Action& part) {
       const bool is_B = action.overlapped() && part.kind == Kind::B;
       const double share = !action.overlapped() ? 1 : is_B ? B_of_pair : 1 - B_of_pair;
@@ -59,14 +59,14 @@ void draw_rank(Svg& draw, double scale, const Panel& panel, int rank, double y) 
   }
 }
 
-void draw_legend(Svg& draw, std::span<const Panel> panels, double y) {
-  std::array<int, 4> shades{};  // by Kind: the most chunks of a panel that has such actions
+void draw_legend(Svg& draw, std::span<const Picture> pictures, double y) {
+  std::array<int, 4> shades{};  // by Kind: the most chunks of a picture that has such actions
   bool pairs = false, directions = true;
-  for (const Panel& panel : panels) {
-    const int chunks = chunks_of(panel.schedule);
-    if (chunks > 1) directions &= panel.schedule.two_directions;
-    for_all_parts(panel.schedule, [&](int rank, int i, const Action& part) {
-      pairs |= panel.schedule.ranks[rank][i].overlapped();
+  for (const Picture& picture : pictures) {
+    const int chunks = chunks_of(picture.schedule);
+    if (chunks > 1) directions &= picture.schedule.two_directions;
+    for_all_parts(picture.schedule, [&](int rank, int i, const Action& part) {
+      pairs |= picture.schedule.ranks[rank][i].overlapped();
       shades[size_t(part.kind)] = std::max(shades[size_t(part.kind)], chunks);
     });
   }
@@ -95,13 +95,13 @@ void draw_legend(Svg& draw, std::span<const Panel> panels, double y) {
 }
 
 // So wide that the narrowest action shows its number, unless the whole became too wide to look at.
-double choose_scale(std::span<const Panel> panels) {
+double choose_scale(std::span<const Picture> pictures) {
   double narrowest = 1e300, makespan = 0;
   size_t digits = 1;
-  for (const Panel& panel : panels) {
-    makespan = std::max(makespan, panel.timing.makespan);
-    digits = std::max(digits, std::to_string(panel.schedule.microbatches - 1).size());
-    for (const auto& row : panel.timing.spans)
+  for (const Picture& picture : pictures) {
+    makespan = std::max(makespan, picture.timing.makespan);
+    digits = std::max(digits, std::to_string(picture.schedule.microbatches - 1).size());
+    for (const auto& row : picture.timing.spans)
       for (const Span& span : row) narrowest = std::min(narrowest, span.end - span.start);
   }
   return std::max(std::min((digits * kDigit + 4) / narrowest, 2400 / makespan), 880 / makespan);
@@ -109,26 +109,26 @@ double choose_scale(std::span<const Panel> panels) {
 
 }  // namespace
 
-void paint_svg(std::ostream& out, std::span<const Panel> panels) {
+void paint_svg(std::ostream& out, std::span<const Picture> pictures) {
   Svg draw;
-  const double scale = choose_scale(panels);
+  const double scale = choose_scale(pictures);
   double longest = 0, height = kMargin + kLegend;
-  for (const Panel& panel : panels) {
-    longest = std::max(longest, panel.timing.makespan);
-    height += kTitle + panel.schedule.pp * (kRow + kRowGap) + kPanelGap;
+  for (const Picture& picture : pictures) {
+    longest = std::max(longest, picture.timing.makespan);
+    height += kTitle + picture.schedule.pp * (kRow + kRowGap) + kPictureGap;
   }
   const double width = std::max(kLabel + longest * scale + kMargin, 960.0);
   double y = kMargin;
-  for (const Panel& panel : panels) {
-    const std::string title = title_of(panel.schedule);
+  for (const Picture& picture : pictures) {
+    const std::string title = title_of(picture.schedule);
     draw.text(kLabel, y + 16, "t", title);
-    draw.text(kLabel + 10.2 * title.size() + 14, y + 16, "c", panel.caption);
+    draw.text(kLabel + 10.2 * title.size() + 14, y + 16, "c", picture.caption);
     y += kTitle - 6;
-    for (int rank = 0; rank < panel.schedule.pp; ++rank, y += kRow + kRowGap)
-      draw_rank(draw, scale, panel, rank, y);
-    y += kPanelGap + 6;
+    for (int rank = 0; rank < picture.schedule.pp; ++rank, y += kRow + kRowGap)
+      draw_rank(draw, scale, picture, rank, y);
+    y += kPictureGap + 6;
   }
-  draw_legend(draw, panels, y + 4);
+  draw_legend(draw, pictures, y + 4);
   draw.write(out, width, height,
       ".a{stroke:#fff;stroke-width:.8}.p{fill:none;stroke:#22272e;stroke-width:1.4}"
       ".n{font-size:9px;text-anchor:middle;fill:#22272e}.r{font-size:12px;fill:#57606a}"

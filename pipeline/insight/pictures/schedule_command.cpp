@@ -24,9 +24,9 @@ std::string percent(double fraction) { return format("%.1f%%", 100 * fraction); 
 std::string rounded(double value) { return format("%.12g", std::round(value * 100) / 100); }
 
 // With `equal_work` the costs are those of one pp-th of the model.
-Panel make_panel(const std::string& name, const ScheduleSize& size, const CostProfile& profile,
+Picture make_picture(const std::string& name, const ScheduleSize& size, const CostProfile& profile,
     bool equal_work = false) {
-  Panel p{make_schedule(name, size), mean_of(profile), {}, {}, {}};
+  Picture p{make_schedule(name, size), mean_of(profile), {}, {}, {}};
   p.usage = check(p.schedule);
   require(profile.fits(p.schedule), "--cost: found a profile of ", profile.stages.size(),
       " stages, allowed: 1 or the schedule's ", p.schedule.model_stages());
@@ -48,7 +48,7 @@ std::string describe_overlap(const StageCosts& c) {
                                  : cat("a pair saves ", percent(hidden), " of F + B");
 }
 
-void print_text(std::ostream& out, const Panel& p, const Terminal& terminal) {
+void print_text(std::ostream& out, const Picture& p, const Terminal& terminal) {
   const Schedule& s = p.schedule;
   out << title_of(s) << ": " << s.pp << " ranks, " << s.microbatches << " microbatches, "
       << s.stages() << " stages"
@@ -70,7 +70,7 @@ void print_text(std::ostream& out, const Panel& p, const Terminal& terminal) {
       << ", with " << describe(p.costs) << " (" << describe_overlap(p.costs) << ")\n";
 }
 
-void print_json(std::ostream& out, const Panel& p) {
+void print_json(std::ostream& out, const Picture& p) {
   const Schedule& s = p.schedule;
   Json ranks = Json::array();
   for (const auto& actions : s.ranks) {
@@ -92,19 +92,19 @@ struct Comparison {
   ScheduleSize size;
   StageCosts costs;     // of one pp-th of the model
   double baseline = 0;  // makespan of 1F1B
-  std::vector<Panel> panels = {};
+  std::vector<Picture> pictures = {};
   std::vector<std::string> left_out = {};  // why
-  double gain(const Panel& p) const { return baseline / p.timing.makespan - 1; }
+  double gain(const Picture& p) const { return baseline / p.timing.makespan - 1; }
 };
 
 Comparison compare(const ScheduleOptions& options, const ScheduleSize& size) {
-  const auto panel = [&](const std::string& name) {
-    return make_panel(name, size, options.cost, true);
+  const auto picture = [&](const std::string& name) {
+    return make_picture(name, size, options.cost, true);
   };
-  Comparison result{size, options.cost.stages[0], panel("1f1b").timing.makespan};
+  Comparison result{size, options.cost.stages[0], picture("1f1b").timing.makespan};
   const bool all = options.schedule.empty();
   for (const std::string& name : split(all ? schedule_names() : options.schedule)) try {
-      result.panels.push_back(panel(name));
+      result.pictures.push_back(picture(name));
     } catch (const UsageError& why) {
       if (!all) throw;
       result.left_out.push_back(why.what());
@@ -114,7 +114,7 @@ Comparison compare(const ScheduleOptions& options, const ScheduleSize& size) {
 
 // What part of F + B a pair must save for the schedule to be `gain` faster than 1F1B; nothing if no
 // FB >= max(F, B) does it.
-std::optional<double> saving_for(double gain, const Panel& p, double baseline) {
+std::optional<double> saving_for(double gain, const Picture& p, double baseline) {
   const double none = p.costs.F + p.costs.B(), most = std::max(p.costs.F, p.costs.B());
   const auto reaches = [&](double FB) {
     const StageCosts costs{p.costs.F, p.costs.I, p.costs.W, FB};
@@ -132,7 +132,7 @@ void print_comparison(std::ostream& out, const Comparison& c) {
       << " microbatches, the same model under each\n\n"
       << " schedule          stages  makespan   bubble  activations  weight copies  speed over "
          "1F1B\n";
-  for (const Panel& p : c.panels) {
+  for (const Picture& p : c.pictures) {
     const Schedule& s = p.schedule;
     const double gain = std::round(1000 * c.gain(p)) / 10 + 0.0;  // percent; + 0.0: never -0
     out << format(" %-18s%6d%10.2f%9s%13.1f%15d%+16.1f%%\n", title_of(s).c_str(), s.stages(),
@@ -144,7 +144,7 @@ void print_comparison(std::ostream& out, const Comparison& c) {
       << describe_overlap(c.costs) << ". Messages take no time, all stages cost the same.\n"
       << " bubble: mean over ranks. activations: the largest rank's, one = a microbatch in one "
       << c.size.pp << "-th of the model.\n";
-  for (const Panel& p : c.panels) {
+  for (const Picture& p : c.pictures) {
     if (std::ranges::none_of(p.schedule.ranks[0], &Action::overlapped)) continue;
     const auto saving = saving_for(0.30, p, c.baseline);
     out << " For +30% over 1F1B a pair of " << title_of(p.schedule) << " must "
@@ -155,7 +155,7 @@ void print_comparison(std::ostream& out, const Comparison& c) {
 
 void print_comparison_json(std::ostream& out, const Comparison& c) {
   Json rows = Json::array();
-  for (const Panel& p : c.panels) {
+  for (const Picture& p : c.pictures) {
     const Schedule& s = p.schedule;
     rows.push(Json::object({{"schedule", s.name}, {"stages", s.stages()},
         {"makespan", p.timing.makespan}, {"bubble_fraction", p.timing.bubble()},
@@ -216,14 +216,14 @@ void schedule_command(const ScheduleOptions& options, std::ostream& out, const T
         stages == 1, "--cost: found a profile of ", stages, " stages, allowed with --compare: 1");
     const Comparison all = compare(options, size);
     if (format == Format::json) return print_comparison_json(out, all);
-    if (format == Format::svg) return paint_svg(out, all.panels);
+    if (format == Format::svg) return paint_svg(out, all.pictures);
     return print_comparison(out, all);
   }
-  const Panel panel = make_panel(name, size, options.cost);
-  if (format == Format::csv) write_csv(out, panel.schedule);
-  if (format == Format::json) print_json(out, panel);
-  if (format == Format::svg) paint_svg(out, {&panel, 1});
-  if (format == Format::text) print_text(out, panel, terminal);
+  const Picture picture = make_picture(name, size, options.cost);
+  if (format == Format::csv) write_csv(out, picture.schedule);
+  if (format == Format::json) print_json(out, picture);
+  if (format == Format::svg) paint_svg(out, {&picture, 1});
+  if (format == Format::text) print_text(out, picture, terminal);
 }
 
 }  // namespace duet

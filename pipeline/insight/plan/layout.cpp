@@ -76,6 +76,7 @@ void set_layout(PlanLayout& l, const std::string& key, const std::string& value)
     for (const Key& k : kKeys) allowed += cat(' ', k.name);
     throw UsageError(cat("--layouts: found ", key, ", allowed:", allowed));
   }
+  require(!value.empty(), "--", key, ": found '', allowed: 1 or more characters");
   if (known->member) {
     l.*known->member = parse_int(key, value, known->lo, known->hi);
   } else if (key == "schedule") {

@@ -5,7 +5,7 @@
 // pipeline fills v times as fast. Microbatches go in groups of P: a group through chunk 0, then
 // through chunk 1, ... Where P does not divide M the groups are somewhat larger and as even as can
 // be: a group smaller than P would deadlock with its neighbour. Idle time (P-1)(F+B), with F and B
-// those of the v times smaller chunks, where P divides M.
+// those of the v times smaller chunks, where M >= P.
 // Read next: zb1p.cpp.
 #include <algorithm>
 

@@ -1,9 +1,9 @@
 // ZBV ("Zero Bubble Pipeline Parallelism", Qi et al., 2023, section 6): zero bubble over a V.
 //
 // Two chunks a rank, stages r and 2P-1-r, each half of a rank's share of the model: the last stage
-// is on rank 0 again, so that rank can start its backwards early. With F = I = W no rank idles
-// between its first and its last action; peak activations 2P half chunks, the memory of 1F1B's rank
-// 0 on every rank.
+// is on rank 0 again, so that rank can start its backwards early. With F = I = W and M >= 2P-1 no
+// rank idles between its first and its last action; peak activations 2P half chunks, the memory of
+// 1F1B's rank 0 on every rank.
 // Read next: dualpipe.cpp.
 #include <algorithm>
 
