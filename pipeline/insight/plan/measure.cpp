@@ -184,9 +184,9 @@ void measure_core(const Bench& bench, Cluster& c) {
     const double side = std::floor(std::sqrt(bytes / 12));
     return Linear{16, side, side, 16}.measured(bench).bytes_per_second(c, bench.precision);
   };
-  // beside other work it may seem slower than memory
-  c.cache_bytes_s = std::max(c.hbm_bytes_s, fetching(c.cache_bytes / c.gpus_per_node / 4));
   c.hbm_bytes_s = fetching(std::max(3 * c.cache_bytes, 48e6));
+  // beside other work a cache may seem slower than memory
+  c.cache_bytes_s = std::max(c.hbm_bytes_s, fetching(c.cache_bytes / c.gpus_per_node / 4));
   c.nvlink_bytes_s = c.network_bytes_s = c.hbm_bytes_s / 2;
 }
 
