@@ -42,9 +42,10 @@ TEST(Text, QuantitiesHaveOneOfTheUnits) {
   EXPECT_EQ(parse_quantity("40GB/s", kBandwidths), 40e9);
   EXPECT_EQ(parse_quantity("2.5 MB/s", kBandwidths), 2.5e6);
   EXPECT_DOUBLE_EQ(parse_quantity("5us", kTimes).value_or(0), 5e-6);
-  EXPECT_EQ(parse_quantity("14.5T", kCounts), 14.5e12);
-  EXPECT_EQ(parse_quantity("128k", kCounts), 128e3);
-  EXPECT_EQ(parse_quantity("7", kCounts), 7);
+  constexpr Unit counts[] = {{"", 1}, {"k", 1e3}, {"T", 1e12}};
+  EXPECT_EQ(parse_quantity("14.5T", counts), 14.5e12);
+  EXPECT_EQ(parse_quantity("128k", counts), 128e3);
+  EXPECT_EQ(parse_quantity("7", counts), 7);
   for (const char* text : {"", "5", "GB/s", "5gb/s", "5GB/s.", "nanGB/s", "5 us"})
     EXPECT_FALSE(parse_quantity(text, kBandwidths)) << text;
 }

@@ -41,7 +41,6 @@ struct Unit {
 };
 inline constexpr Unit kBandwidths[] = {{"GB/s", 1e9}, {"MB/s", 1e6}, {"KB/s", 1e3}, {"B/s", 1}};
 inline constexpr Unit kTimes[] = {{"s", 1}, {"ms", 1e-3}, {"us", 1e-6}, {"ns", 1e-9}};
-inline constexpr Unit kCounts[] = {{"", 1}, {"k", 1e3}, {"M", 1e6}, {"G", 1e9}, {"T", 1e12}};
 
 // A number with one of the units after it, "40GB/s" or "1.5 ms", in multiples of the unit 1.
 std::optional<double> parse_quantity(std::string_view text, std::span<const Unit> units);
