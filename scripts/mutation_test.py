@@ -113,10 +113,10 @@ FAULTS = [
     ("a message does not wait for its sender", LOCAL, "    stream.wait(*send.gpu->ready);", ""),
     ("a message does not wait for its receiver", LOCAL, "    stream.wait(*recv.gpu->ready);", ""),
     ("a message's copy is not marked", LOCAL, "recv.gpu->copied = record(stream);",
-     "recv.gpu->copied = lane.device().make_event();"),
+     "recv.gpu->copied = stream.device().make_event();"),
     ("nobody waits for a thread's message", LOCAL, "    stream.wait(*gpu->copied);", ""),
     ("nobody waits for NCCL's message", TRANSPORT, "  if (Event* event = landed()) stream.wait(*event);", ""),
-    ("a message over NCCL does not wait", NCCL, "    edge.lane->wait(*m.gpu->ready);", ""),
+    ("a message over NCCL does not wait", NCCL, "    edge.stream->wait(*m.gpu->ready);", ""),
     ("NCCL is not asked whether it is ready", COMMUNICATORS, "      settle(lock, text, comm);", ""),
 ]
 # the quick ones first
