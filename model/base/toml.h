@@ -1,6 +1,8 @@
 // Options in a TOML file: key = value, [sections], comments; strings, numbers, booleans and lists
 // of these. What TOML has beyond that (tables in tables, strings of several lines) is refused with
-// its line. Not refused is a word without quotes: schedule = dualpipe. Read next: json.h.
+// its line. Not refused is a word without quotes: schedule = dualpipe.
+//
+// Read next: json.h.
 #pragma once
 #include <string>
 #include <string_view>

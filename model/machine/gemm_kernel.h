@@ -11,7 +11,9 @@
 // The price, against cuBLAS, which has wgmma, and tiles of 128 x 256 that do 85 FLOP in bf16 for
 // each byte they fetch: tiles of 128 x 128 (64 x 64 where pieces are added in fp64) do 64 (32). And
 // where an expert of `base` has 512 tokens 4 of 4 tiles of rows are full; has it 513, 4 of 5.
-// README.md has what a GPU does with them. Read next: ptx.cuh.
+// README.md has what a GPU does with them.
+//
+// Read next: ptx.cuh.
 #pragma once
 #include <cuda_runtime.h>
 

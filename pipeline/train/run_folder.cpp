@@ -25,8 +25,7 @@ RunFolder::RunFolder(const Job& job) : RunFolder(job.options) {
   refuse_wrong_folder();
   choose_checkpoint(job);
   const std::error_code error = make_folders(out);
-  require(!error && fs::is_directory(out), "--out: cannot make the folder ", out, ": ",
-      error.message());
+  require(!error, "--out: cannot make the folder ", out, ": ", error.message());
   lock();
   const bool writable = access(out.c_str(), W_OK | X_OK) == 0;
   require(writable, "--out: ", out, cannot_be("written"));

@@ -1,7 +1,6 @@
 // See plan_command.h. The options of `duet plan`, and what becomes of them.
 #include "pipeline/insight/plan/plan_command.h"
 
-#include <filesystem>
 #include <iostream>
 
 #include "model/base/command_line.h"

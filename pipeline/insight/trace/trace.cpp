@@ -191,7 +191,8 @@ void Trace::write() {
       ",\n\"traceEvents\":[");
   // no comma before the first
   for (size_t r = 0; r < texts.size(); ++r) text += std::string_view(texts[r]).substr(r == 0);
-  write_file(options_.file, text + "\n]}\n");
+  text += "\n]}\n";
+  write_file(options_.file, text);
 }
 
 std::vector<std::string> Trace::finish() {
