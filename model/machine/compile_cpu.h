@@ -1,6 +1,6 @@
 // Compiles a row operation for the CPU: a loop over rows with a group of one. Included by
 // rows_cpu.cpp files, which the Makefile compiles with the flags that vectorize reductions, and by
-// comm.cpp for the one operation that must not be reordered. Which operations there are, each
+// comm.cpp for its few, which have no reduction within a row. Which operations there are, each
 // room's rows/list.h says.
 // Read next: gemm.cpp.
 #pragma once

@@ -18,8 +18,8 @@
 //
 // Each folder lists its operations once (rows/list.h) and compiles the list once for each backend:
 // rows_cpu.cpp, with the flags that let g++ vectorize reductions, and rows_cuda.cu (in a build
-// without nvcc, rows_nocuda.cpp); comm/, whose sum must keep its order, compiles its few in
-// comm.cpp instead of rows_cpu.cpp.
+// without nvcc, rows_nocuda.cpp); comm/, whose few have no reduction to vectorize, compiles
+// them in comm.cpp.
 // Read next: group.h.
 #pragma once
 #include "model/machine/device.h"
