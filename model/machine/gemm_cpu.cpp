@@ -170,8 +170,9 @@ template <class T> void gemm_typed(const Gemm& g, ThreadPool& pool) {
   const int64_t row_step =
       (rows + row_blocks * kTileRows - 1) / (row_blocks * kTileRows) * kTileRows;
   const int64_t blocks = count * row_blocks * col_blocks;
-  const int64_t grain = parallel ? std::max<int64_t>(1, blocks / (8 * threads)) : blocks;
-  pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end) {
+  // One at a time: an expert's blocks are as large as its rows are many, and whoever takes several
+  // may take the large ones.
+  pool.parallel_for(blocks, parallel ? 1 : blocks, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; block++) {
       const Product<T> p = product<T>(g, block / (row_blocks * col_blocks));
       const int64_t i = block / col_blocks % row_blocks * row_step, j = block % col_blocks * kCols;
