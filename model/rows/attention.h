@@ -171,9 +171,13 @@ struct CausalSoftmaxF {
     for (int i = g.lane(); i < n; i += Group::size) top = A(x[i]) > top ? A(x[i]) : top;
     top = g.max(top);
     A sum = 0;
-    for (int i = g.lane(); i < n; i += Group::size) sum += exp_(A(x[i]) - top);
+    for (int i = g.lane(); i < n; i += Group::size) {
+      const A e = exp_(A(x[i]) - top);
+      sum += e;
+      x[i] = T(e);
+    }
     const A scale = A(1) / g.sum(sum);
-    for (int i = g.lane(); i < n; i += Group::size) x[i] = T(exp_(A(x[i]) - top) * scale);
+    for (int i = g.lane(); i < n; i += Group::size) x[i] = T(A(x[i]) * scale);
     for (int i = n + g.lane(); i < keys; i += Group::size) x[i] = T(A(0));
   }
 };
