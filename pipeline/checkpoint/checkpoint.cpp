@@ -68,24 +68,41 @@ ModelConfig checkpoint_config(const std::string& dir) {
   return ModelConfig::from_json(Json::load(file), file);
 }
 
-TensorFiles open_tensors(const std::string& path) {
+TensorFiles::TensorFiles(const std::string& path) : path_(path) {
   if (fs::is_directory(path)) {
     const std::string file = path + "/model.safetensors", index = file + ".index.json";
-    return open_tensors(!fs::exists(file) && fs::exists(index) ? index : file);
+    path_ = !fs::exists(file) && fs::exists(index) ? index : file;
   }
-  if (!path.ends_with(".json")) return {SafetensorsReader(path)};
+  if (!path_.ends_with(".json")) {
+    add(path_);
+    return;
+  }
   std::map<std::string, std::set<std::string>> tensors;  // of each file
-  for (const auto& [tensor, file] : Json::load(path).at("weight_map").members())
+  for (const auto& [tensor, file] : Json::load(path_).at("weight_map").members())
     tensors[file.string()].insert(tensor);
-  require(!tensors.empty(), path, ": weight_map: found no tensor, allowed: at least one");
-  TensorFiles files;
+  require(!tensors.empty(), path_, ": weight_map: found no tensor, allowed: at least one");
   for (const auto& [name, names] : tensors) {
-    files.emplace_back((fs::path(path).parent_path() / name).string());
+    add((fs::path(path_).parent_path() / name).string());
     for (const std::string& tensor : names)
-      require(files.back().find(tensor), path, ": weight_map: found ", shortened(tensor), " in ",
+      require(files_.back().find(tensor), path_, ": weight_map: found ", shortened(tensor), " in ",
           name, ", which has no such tensor");
   }
-  return files;
+}
+
+void TensorFiles::add(const std::string& file) {
+  const SafetensorsReader& opened = files_.emplace_back(file);
+  for (const auto& [name, entry] : opened.tensors())
+    require(tensors.try_emplace(name, Located{&opened, &entry}).second, path_, ": found ",
+        shortened(name), " in two files, allowed: each tensor once");
+}
+
+const TensorFiles::Located& TensorFiles::at(
+    const std::string& name, const std::vector<int64_t>& shape) const {
+  const auto found = tensors.find(name);
+  require(found != tensors.end(), path_, ": tensor ", name, " is missing (found ", tensors.size(),
+      " tensors)");
+  found->second.file->at(name, shape);
+  return found->second;
 }
 
 // One state of every parameter.
@@ -93,10 +110,8 @@ static void read_tensors(const TensorFiles& files, Stream& stream, Params& param
   for (Param& p : params.all()) {
     if (state != State::weight && !p.trained) continue;
     const StoredTensor t(p.name, state, logical_shape(p));
-    const auto has = [&](const SafetensorsReader& file) { return file.find(t.name) != nullptr; };
-    const auto found = std::find_if(files.begin(), files.end(), has);
-    const SafetensorsReader& file = found == files.end() ? files.front() : *found;
-    std::vector<float> host = file.finite(file.at(t.name, t.shape));  // throws where it is missing
+    const auto& [file, entry] = files.at(t.name, t.shape);
+    std::vector<float> host = file->finite(*entry);
     if (p.transposed) host = transposed(host, p.cols, p.rows);
     stream.copy(state_of(p, state).data, host.data(), host.size() * sizeof(float));
     stream.synchronize();
@@ -112,10 +127,10 @@ void check_checkpoint(const std::string& dir, const ModelConfig& config) {
 }
 
 void read_checkpoint(const std::string& dir, Stream& stream, Params& params, Restore what) {
-  read_tensors(open_tensors(dir), stream, params, State::weight);
+  read_tensors(TensorFiles(dir), stream, params, State::weight);
   params.masters_changed(stream);
   if (what == Restore::weights || !fs::exists(dir + "/trainer.json")) return;
-  const TensorFiles moments = {SafetensorsReader(dir + "/optimizer.safetensors")};
+  const TensorFiles moments(dir + "/optimizer.safetensors");
   for (State state : {State::m, State::v}) read_tensors(moments, stream, params, state);
 }
 

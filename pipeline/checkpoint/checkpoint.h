@@ -14,6 +14,7 @@
 // what (train/trainer_state.cpp).
 // Read next: dump.h.
 #pragma once
+#include <deque>
 #include <functional>
 #include <map>
 #include <string>
@@ -56,10 +57,25 @@ enum class Restore { weights, everything };
 void check_checkpoint(const std::string& dir, const ModelConfig& config);
 void read_checkpoint(const std::string& dir, Stream& stream, Params& params, Restore what);
 
-// A safetensors file; those that an index names (.json), where a large model lies in several; of a
-// directory model.safetensors, or its index.
-using TensorFiles = std::vector<SafetensorsReader>;
-TensorFiles open_tensors(const std::string& path);
+// The tensors of a safetensors file; of those that an index names (.json), where a large model lies
+// in several; of a directory model.safetensors, or its index. A name that two files have is
+// refused: of two tensors other programs would take the other one.
+struct TensorFiles {
+  explicit TensorFiles(const std::string& path);
+  TensorFiles(TensorFiles&&) = default;
+  void add(const std::string& file);
+  struct Located {
+    const SafetensorsReader* file;
+    const SafetensorsReader::Entry* entry;
+  };
+  std::map<std::string, Located> tensors;
+  // which must exist with this shape
+  const Located& at(const std::string& name, const std::vector<int64_t>& shape) const;
+
+ private:
+  std::string path_;
+  std::deque<SafetensorsReader> files_;
+};
 
 // In a run's folder checkpoints are named step-NNNNNN, six digits or more; whatever has another
 // name is left alone. The complete ones, by step.

@@ -53,18 +53,7 @@ ForwardPlace forward_place(const std::string& name) {
 namespace {
 
 namespace fs = std::filesystem;
-
-// A tensor and the file that has it.
-struct Located {
-  const SafetensorsReader* file;
-  const SafetensorsReader::Entry* entry;
-};
-
-// One side: its files, and where each tensor is.
-struct Side {
-  std::vector<SafetensorsReader> files;
-  std::map<std::string, Located> tensors;
-};
+using Located = TensorFiles::Located;
 
 // Of a run's folder its newest checkpoint; else the path itself.
 std::string meant_by(const std::string& path) {
@@ -76,13 +65,9 @@ std::string moments_of(const std::string& path) {
   return meant_by(path) + "/optimizer.safetensors";
 }
 
-Side open_side(const std::string& path, bool moments) {
-  Side side{open_tensors(meant_by(path)), {}};
-  if (moments) side.files.emplace_back(moments_of(path));
-  for (const SafetensorsReader& file : side.files)
-    for (const auto& [name, entry] : file.tensors())
-      require(side.tensors.try_emplace(name, Located{&file, &entry}).second, path, ": found ",
-          shortened(name), " in two files, allowed: each tensor once");
+TensorFiles open_side(const std::string& path, bool moments) {
+  TensorFiles side(meant_by(path));
+  if (moments) side.add(moments_of(path));
   return side;
 }
 
@@ -144,7 +129,8 @@ std::string value_text(const Located& tensor, long double value) {
   return format("%.*Lg", dtype == "I64" ? 19 : dtype == "F64" ? 17 : 9, value);
 }
 
-TensorDiff compare(const std::string& name, const Side& a, const Side& b, double tolerance) {
+TensorDiff compare(
+    const std::string& name, const TensorFiles& a, const TensorFiles& b, double tolerance) {
   TensorDiff d{.name = name};
   const auto x = a.tensors.find(name), y = b.tensors.find(name);
   if (x != a.tensors.end()) d.a = x->second.entry->text();
@@ -262,15 +248,15 @@ void add_diff_command(CLI::App& duet, int& exit_status, MakeDumps make_dumps) {
   });
 }
 
-static std::set<ForwardPlace> places_of(const Side& a, const Side& b) {
+static std::set<ForwardPlace> places_of(const TensorFiles& a, const TensorFiles& b) {
   std::set<ForwardPlace> places;
-  for (const Side* side : {&a, &b})
+  for (const TensorFiles* side : {&a, &b})
     for (const auto& [name, tensor] : side->tensors) places.insert(forward_place(name));
   return places;
 }
 
 std::string first_difference(const std::string& path_a, const std::string& path_b) {
-  const Side a = open_side(path_a, false), b = open_side(path_b, false);
+  const TensorFiles a = open_side(path_a, false), b = open_side(path_b, false);
   for (const ForwardPlace& place : places_of(a, b)) {
     const TensorDiff d = compare(std::get<std::string>(place), a, b, 0);
     if (!d.agrees()) return cat(d.name, " ", d.index);
@@ -282,7 +268,7 @@ bool diff_command(const DiffOptions& o, std::ostream& out) {
   require(!o.a.empty() && !o.b.empty(), "A, B: found ", o.a.empty() ? "none" : "only A",
       ", allowed: two dumps or two checkpoints");
   const bool moments = fs::exists(moments_of(o.a)) && fs::exists(moments_of(o.b));
-  const Side a = open_side(o.a, moments), b = open_side(o.b, moments);
+  const TensorFiles a = open_side(o.a, moments), b = open_side(o.b, moments);
   const std::set<ForwardPlace> places = places_of(a, b);
   require(places.size() < a.tensors.size() + b.tensors.size(),
       "A, B: found no tensor in common in ", shortened(o.a), " and ", shortened(o.b),
