@@ -99,6 +99,8 @@ void ModelConfig::validate() const {
   require(topk <= n_routed, "topk: found ", topk, ", allowed: at most n_routed = ", n_routed);
   require(n_routed % n_group == 0, "n_group: found ", n_group,
       ", allowed: divisors of n_routed = ", n_routed);
+  require(n_routed / n_group >= 2, "n_group: found ", n_group, " of n_routed = ", n_routed,
+      ", allowed: groups of two experts or more, for a group's score is that of its two best");
   require(topk_group <= n_group, "topk_group: found ", topk_group,
       ", allowed: at most n_group = ", n_group);
   require(topk <= topk_group * (n_routed / n_group), "topk: found ", topk,
@@ -178,6 +180,7 @@ Json ModelConfig::to_json(int64_t seq_len, const std::string& dtype) const {
   j.set("max_position_embeddings", seq_len);
   j.set("bos_token_id", Json());
   j.set("eos_token_id", Json());
+  j.set("pad_token_id", pad_token >= 0 ? Json(pad_token) : Json());
   j.set("torch_dtype", dtype);
   return j;
 }
@@ -185,7 +188,7 @@ Json ModelConfig::to_json(int64_t seq_len, const std::string& dtype) const {
 ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
   const auto expect = [&](const Json& in, const char* key, const Json& value) {
     const auto found = in.find(key);
-    require(!found || found->dump() == value.dump(), where, ": ", key, ": found ",
+    require(!found || found->dump() == value.dump(), in.where(), ": ", key, ": found ",
         found ? shortened(found->dump()) : "", ", allowed: ", value.dump());
   };
   require(j.find("model_type").has_value(), where,
@@ -195,15 +198,22 @@ ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
   expect(j, "rope_scaling", Json());
   ModelConfig c;
   for (const Size& s : kSizes) {
-    const bool no_q_lora =
-        s.field == &ModelConfig::q_lora_rank && (!j.find(s.hf_name) || j.at(s.hf_name).is_null());
-    c.*s.field = no_q_lora ? 0 : j.at(s.hf_name).integer(s.least, s.most);
+    const bool q_lora = s.field == &ModelConfig::q_lora_rank;
+    const Json value = j.at(s.hf_name);
+    c.*s.field = q_lora && value.is_null() ? 0 : value.integer(q_lora ? 1 : s.least, s.most);
+  }
+  expect(j, "num_key_value_heads", c.n_heads);
+  expect(j, "head_dim", c.qk_rope_head_dim);
+  if (const auto pad = j.find("pad_token_id"); pad && !pad->is_null()) {
+    c.pad_token = pad->integer(-c.vocab_size, c.vocab_size - 1);
+    if (c.pad_token < 0) c.pad_token += c.vocab_size;  // counted from the end
   }
   c.routed_scaling = j.at("routed_scaling_factor").number(0, 1e6);
   // transformers 5 writes rope_parameters, earlier versions and duet rope_theta.
   const auto rope = j.find("rope_parameters");
   const bool nested = rope && !rope->is_null();
-  if (nested) expect(*rope, "rope_type", "default");
+  if (nested)
+    for (const char* key : {"rope_type", "type"}) expect(*rope, key, "default");
   c.rope_theta = (nested ? *rope : j).at("rope_theta").number(1, 1e15);
   c.validate();
   return c;

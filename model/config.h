@@ -30,6 +30,9 @@ struct ModelConfig {
   int64_t v_head_dim = 16;
   double rope_theta = 10000;
 
+  // whose row of the embedding gets no gradient, as in torch.nn.Embedding; -1: none
+  int64_t pad_token = -1;
+
   // Feed-forward: the first k layers dense, then mixture of experts
   int64_t first_k_dense = 1;
   int64_t d_ff = 128;     // width of the dense layers

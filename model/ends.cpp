@@ -26,6 +26,7 @@ Buf Embedding::forward(Saved& s, std::span<const int32_t> tokens) const {
 void Embedding::backward_weight(Saved& s) const {
   std::vector<int32_t> order(s.tokens.size()), begins, ids;
   std::iota(order.begin(), order.end(), 0);
+  std::erase_if(order, [&](int32_t i) { return s.tokens[i] == context_.config.pad_token; });
   std::stable_sort(
       order.begin(), order.end(), [&](int32_t a, int32_t b) { return s.tokens[a] < s.tokens[b]; });
   for (size_t j = 0; j < order.size(); ++j)

@@ -6,21 +6,35 @@
 
 namespace duet {
 
+// A checkpoint's tensors that this rank knows of: shape, then whether they are trained.
+static std::map<std::string, std::vector<int64_t>> stored_shapes(Trainer& t) {
+  std::map<std::string, std::vector<int64_t>> shapes;
+  for (Params* set : t.param_sets())
+    for (const Param& p : set->all()) {
+      shapes[p.name] = logical_shape(p);
+      shapes[p.name].push_back(p.trained);
+    }
+  if (t.job.config.n_shared > 0) return shapes;
+  // without shared experts transformers has them, with a width of zero
+  const int64_t d = t.job.config.d_model;
+  t.for_each_moe([&](int64_t layer, Moe&, int) {
+    const std::string prefix = cat("model.layers.", layer, ".mlp.shared_experts.");
+    shapes[prefix + "gate_proj.weight"] = shapes[prefix + "up_proj.weight"] = {0, d, false};
+    shapes[prefix + "down_proj.weight"] = {d, 0, false};
+  });
+  return shapes;
+}
+
 void save_checkpoint(Trainer& t, const std::string& dir, int64_t step) {
   const Guard while_it_is_written = t.world.patience();
   const TrainOptions& o = t.job.options;
   const int me = t.world.rank();
   std::map<std::string, const Param*> params;
-  std::map<std::string, std::vector<int64_t>> mine;  // shape, then whether it is trained
   for (Params* set : t.param_sets())
-    for (const Param& p : set->all()) {
-      params[p.name] = &p;
-      mine[p.name] = logical_shape(p);
-      mine[p.name].push_back(p.trained);
-    }
+    for (const Param& p : set->all()) params[p.name] = &p;
   CheckpointContents contents;
   std::map<std::string, int> owner;  // hands the tensor out: the lowest rank that has it
-  const auto all = gather_named(t.world, mine);
+  const auto all = gather_named(t.world, stored_shapes(t));
   for (State state : kStates)
     for (const auto& [name, of_ranks] : all) {
       auto [rank, shape] = of_ranks[0];
@@ -43,6 +57,7 @@ void save_checkpoint(Trainer& t, const std::string& dir, int64_t step) {
   contents.fetch = [&](const StoredTensor& tensor) {
     const int from = owner.at(tensor.param);
     std::vector<float> values;
+    if (tensor.elements() == 0) return values;
     if (from == me) {
       const Param& p = *params.at(tensor.param);
       values = download(t.context.stream(), p, state_of(p, tensor.state));
