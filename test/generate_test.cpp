@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "pipeline/checkpoint/safetensors.h"
 #include "test/run_testing.h"
@@ -78,6 +79,8 @@ TEST_F(Generate, WorksWithAnyContextAndVocabulary) {
   config("max_position_embeddings", 0);
   expect_refused(generated, {"config.json: max_position_embeddings", "0"});
   config("max_position_embeddings", 16);
+  config("vocab_size", 300);  // no bytes, and whose texts nobody knows
+  expect_refused(generated, {"--tokenizer", "300"});
 
   const SafetensorsReader all(dir + "/model.safetensors");
   FileWriter file(dir + "/small.safetensors");
@@ -116,6 +119,22 @@ TEST_F(Generate, WeightsThatAreNotFiniteAreRefused) {
       expect_refused([&] { run(o); }, {"model.safetensors: " + name + ": found ", " at element 1"});
       fs::remove_all(path("again"));
     }
+}
+
+// Finite weights may still be too large.
+TEST_F(Generate, LogitsThatAreNotFiniteAreAFailure) {
+  const std::string dir = model();
+  std::string bytes = contents(dir + "/model.safetensors");
+  const SafetensorsReader reader(dir + "/model.safetensors");
+  const auto& norm = *reader.find("model.norm.weight");
+  constexpr float kLargest = std::numeric_limits<float>::max();
+  for (int64_t i = 0; i < norm.elements(); ++i)
+    std::memcpy(bytes.data() + norm.begin + 4 * i, &kLargest, 4);
+  write("model/model.safetensors", bytes);
+  const GenerateOptions g{
+      .from = dir, .device = DeviceKind::cpu, .threads = 1, .sample = {.tokens = 1}};
+  std::ostringstream out;
+  EXPECT_THROW(generate_command(g, out), Error);
 }
 
 TEST_F(Generate, SampledBytesArePrintedSafely) {

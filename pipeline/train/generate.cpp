@@ -42,6 +42,8 @@ int generate(Trainer& trainer, const Tokenizer& tokenizer, const SampleOptions& 
   int signal = 0;
   for (int64_t i = 0; i < o.tokens && !signal; ++i) {
     const std::vector<float> logits = next_token_logits(trainer, ids);
+    if (!std::ranges::all_of(logits, [](float x) { return std::isfinite(x); }))
+      throw Error(cat("token ", i + 1, ": found logits that are not finite"));
     // a model's vocabulary may be padded
     const size_t known = std::min(logits.size(), size_t(tokenizer.vocab_size()));
     const double draw = double(random() >> 11) * 0x1p-53;
@@ -63,7 +65,8 @@ void add_generate_command(CLI::App& duet, int&) {
   cli.parsed(
       "--prompt", o->sample.prompt, [](const std::string& text) { return text; },
       "text to continue; default: a line end");
-  cli.number("--tokens", o->sample.tokens, 0, INT32_MAX, "how many tokens to add");
+  cli.number("--tokens", o->sample.tokens, 0, INT32_MAX,
+      "how many tokens to add; each sees the last max_position_embeddings (config.json) before it");
   cli.number("--temperature", o->sample.temperature, 0, 1e6, "0: always the most likely token");
   cli.number("--top-k", o->sample.top_k, 0, INT32_MAX,
       "sample from the k most likely tokens; 0: from all");
@@ -81,7 +84,11 @@ void add_generate_command(CLI::App& duet, int&) {
 // The tokenizer that is asked for, else the one that the checkpoint names.
 static Tokenizer tokenizer_of(const GenerateOptions& g, const std::string& dir) {
   if (!g.tokenizer.empty()) return Tokenizer(g.tokenizer);
-  const Json trainer = dir.empty() ? Json() : checkpoint_trainer(dir);
+  if (dir.empty()) return Tokenizer();
+  const Json trainer = checkpoint_trainer(dir);
+  const int64_t vocab_size = checkpoint_config(dir).vocab_size;
+  require(!trainer.is_null() || vocab_size <= kBytes, "--tokenizer: found none for the ",
+      vocab_size, " tokens of ", dir, ", allowed: llm.c's tokenizer .bin, bytes are too few");
   const auto named = trainer.is_null() ? std::nullopt : trainer.find("tokenizer");
   const std::string path = named ? named->string() : "";
   if (path.empty()) return Tokenizer();

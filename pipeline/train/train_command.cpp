@@ -81,7 +81,10 @@ void say_first_lines(const Job& job, Device& device, RunLog& log) {
           : device.is_cuda() ? ", peak unknown"
                              : ""));
   if (job.run.link.emulated()) log.say("links  emulated: " + job.run.link.text());
-  log.say("data   " + describe(job.dataset));
+  const int64_t known = job.dataset.vocab_size;
+  log.say(cat("data   ", describe(job.dataset),
+      known < c.vocab_size ? cat(", of the model's ", c.vocab_size, " tokens the first ", known)
+                           : ""));
 }
 
 // One rank's part of a run.
