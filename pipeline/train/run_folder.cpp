@@ -21,8 +21,8 @@ namespace fs = std::filesystem;
 RunFolder::RunFolder(const Job& job) : RunFolder(job.options) {
   const std::string& out = options_.out;
   if (out.empty()) return;
-  if (fs::is_directory(out)) lock();
   refuse_wrong_folder();
+  if (fs::is_directory(out)) lock();
   choose_checkpoint(job);
   const std::error_code error = make_folders(out);
   require(!error, "--out: cannot make the folder ", out, ": ", error.message());
