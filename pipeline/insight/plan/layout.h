@@ -133,7 +133,7 @@ Schedule layout_schedule(const PlanLayout& layout, int microbatches,
 //           paper searches for its lists; their bubbles come out to all digits that it prints)
 //   v-half  ("Pipeline Parallelism with Controllable Memory") two stages a rank in a V; the pattern
 //   v-min   of one microbatch is repeated every six actions, and a pattern that is longer keeps
-//           more: half, or a third, of 1F1B's activations
+//           more: (P + 2) / 2 activations, or (P + 4) / 3; ranks idle for about 3P actions, or 4P
 Schedule planned_schedule(
     const std::string& name, const ScheduleSize& size, const StageCosts& costs, double waiting = 1);
 

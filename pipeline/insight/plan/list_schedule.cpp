@@ -39,31 +39,52 @@ Schedule zero_bubble(
   return s;
 }
 
-// One microbatch's pattern: down the V and back up, forward and backward, `slope` actions from rank
-// to rank on the outer legs and one on the inner. Every rank does six actions a microbatch; each is
-// put off until its place in the six is free there, so that the pattern fits between its
-// neighbours.
-Schedule v_pattern(const char* name, const ScheduleSize& size, int slope) {
+// One microbatch's pattern: down the V and back up, forward and backward, `down` actions from a
+// rank to the one below it and one to the one above. Every rank does six actions a microbatch, and
+// patterns follow six apart, so that no two actions of a rank may be at the same time modulo six:
+// the pattern waits where it turns, as long as it must. Ws take the two places that are left.
+Schedule v_pattern(const char* name, const ScheduleSize& size, int down) {
   const int P = size.pp, M = size.microbatches;
   Schedule s = v_shaped(name, size);
   struct Place {
     int time = -1;  // of the first microbatch; -1: free
     Action action;
   };
-  std::vector<std::array<Place, 6>> pattern(P);  // by rank
-  const auto place = [&](int stage, int time, Kind kind) {
-    std::array<Place, 6>& six = pattern[s.rank_of[stage]];
-    while (six[time % 6].time >= 0) ++time;
-    six[time % 6] = {time, {kind, stage}};
-    return time;
-  };
-  int time = -slope;
+  std::vector<std::array<Place, 6>> pattern;  // by rank
   std::vector<int> i_done(2 * P);
-  for (int stage = 0; stage < 2 * P; ++stage)
-    time = place(stage, time + (stage < P ? slope : 1), Kind::F);
-  for (int stage = 2 * P; stage-- > 0;)
-    i_done[stage] = time = place(stage, time + (stage < P - 1 ? slope : 1), Kind::I);
-  for (int stage = 2 * P; stage-- > 0;) place(stage, i_done[stage] + 1, Kind::W);
+  const auto put = [&](Kind kind, int stage, int time) {
+    Place& place = pattern[s.rank_of[stage]][time % 6];
+    const bool free = place.time < 0;
+    place = {time, {kind, stage}};
+    return free;
+  };
+  // waits: below, at the loss, below again
+  const auto fits = [&](int below, int loss, int below_again) {
+    pattern.assign(P, {});
+    int time = -down;
+    bool free = true;
+    for (int stage = 0; stage < 2 * P; ++stage)
+      free &= put(Kind::F, stage, time += stage < P ? down : stage == P ? below : 1);
+    for (int stage = 2 * P; stage-- > 0; i_done[stage] = time)
+      free &= put(Kind::I, stage,
+          time += stage == 2 * P - 1 ? loss
+              : stage >= P           ? down
+              : stage == P - 1       ? below_again
+                                     : 1);
+    return free;
+  };
+  const auto fits_in = [&](int waits) {
+    for (int a = 1; a < waits - 1; ++a)
+      for (int b = 1; a + b < waits; ++b)
+        if (fits(a, b, waits - a - b)) return true;
+    return false;
+  };
+  for (int waits = 3; !fits_in(waits);) ++waits;
+  for (int stage = 2 * P; stage-- > 0;) {
+    int time = i_done[stage] + 1;
+    while (pattern[s.rank_of[stage]][time % 6].time >= 0) ++time;
+    put(Kind::W, stage, time);
+  }
   for (int rank = 0; rank < P; ++rank)
     for (int now = 0; int(s.ranks[rank].size()) < 6 * M; ++now) {
       const auto& [first, action] = pattern[rank][now % 6];
