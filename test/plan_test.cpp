@@ -7,6 +7,7 @@
 #include "pipeline/insight/plan/layout.h"
 #include "pipeline/insight/plan/report.h"
 #include "pipeline/schedule/checker.h"
+#include "pipeline/schedule/published/published.h"
 #include "pipeline/schedule/simulator.h"
 #include "test/plan_testing.h"
 
@@ -278,34 +279,13 @@ TEST(PlanPredict, PublishedPairOfDeepSeekV3) {
   EXPECT_NEAR(cost_profile(job, l, {chunk}).stages[0].FB, 0.1285, 0.1285 * 0.05);
 }
 
-// "Pipeline Parallelism with Controllable Memory": V-Half keeps (P + 2) / 2 activations (here half
-// a one more where P is even) and idles for about 3P actions, V-Min (P + 4) / 3 and 4P.
-TEST(PlanSchedules, ListsKeepTheirPromises) {
-  for (int P : {2, 3, 4, 5, 6, 8, 11, 12})
-    for (int M : {2 * P, 5 * P})
-      for (const char* name : {"zb-h2", "zb2p", "v-half", "v-min"}) {
-        SCOPED_TRACE(cat(name, ", ", P, " ranks, ", M, " microbatches"));
-        const Schedule s = planned_schedule(name, {P, M}, {1, 1, 1, 3});
-        const double share = check(s).peak() * s.stage_share();  // in P-ths of the model
-        const bool v = s.name.starts_with("v"), half = s.name == "v-half";
-        EXPECT_LE(share, half ? (P + 3) / 2.0 : v ? (P + 4) / 3 : 2 * P - 1);
-        const auto bubble = [&](const StageCosts& costs) {
-          const Timing t = simulate(s, {{costs}});
-          return (v ? t.makespan : longest_span(t)) - costs.FB * M * s.model_stages() / P;
-        };
-        EXPECT_LE(bubble({1, 1, 1, 3}), half ? 3 * P + 2 : v ? 4 * P : 0);
-        if (s.name != "zb-h2") continue;
-        EXPECT_NEAR(bubble({2, 2, 1, 5}), (P - 1) * 2, 1e-9);  // (P-1) (F + I - 2 W): table 1
-      }
-}
-
 // "Zero Bubble Pipeline Parallelism", table 5: bubbles of ZB-2p, computed from table 6's times.
 TEST(PlanSchedules, FillBubblesWithinTheirMemory) {
   for (const auto& [P, M, F, I, W, message, waiting, percent] :
       {std::tuple(8, 24, 18.522, 18.086, 9.337, 0.601, 0.39, 4.33),
           {8, 64, 18.546, 18.097, 9.321, 0.762, 0.39, 0.26},
           {16, 48, 11.347, 11.248, 8.132, 0.377, 0.46, 0.66}}) {
-    const Schedule s = planned_schedule("zb2p", {P, M}, {F, I, W, F + I + W}, waiting);
+    const Schedule s = zero_bubble("zb2p", {P, M}, {F, I, W, F + I + W}, waiting);
     check(s);
     const double span = longest_span(simulate(s, {{{F, I, W, F + I + W}}, message, message}));
     EXPECT_NEAR(100 * (1 - M * (F + I + W) / span), percent, 0.01) << P << " " << M;
@@ -316,7 +296,7 @@ TEST(PlanSchedules, FillBubblesWithinTheirMemory) {
   // an activation that is there until its W leaves room for fewer Ws that wait
   for (double F : {1.0, 0.0})
     for (double W : {0.3, 0.0})
-      EXPECT_LE(check(planned_schedule("zb2p", {8, 64}, {F, 2 * F, W, 3 * F + W})).peak(), 16);
+      EXPECT_LE(check(zero_bubble("zb2p", {8, 64}, {F, 2 * F, W, 3 * F + W}, 1)).peak(), 16);
 }
 
 TEST(PlanProfile, SimulatesStagesAndMessages) {

@@ -178,7 +178,8 @@ class CsvReader {
 const std::vector<ScheduleKind>& schedule_kinds() {
   static const std::vector<ScheduleKind> kinds = {{"gpipe", "GPipe", gpipe},
       {"1f1b", "1F1B", one_f_one_b}, {"interleaved", "Interleaved 1F1B", interleaved},
-      {"zb1p", "ZB1P", zb1p}, {"zbv", "ZBV", zbv}, {"dualpipe", "DualPipe", dualpipe},
+      {"zb1p", "ZB1P", zb1p}, {"zb-h2", "ZB-H2", zb_h2}, {"zbv", "ZBV", zbv},
+      {"v-half", "V-Half", v_half}, {"v-min", "V-Min", v_min}, {"dualpipe", "DualPipe", dualpipe},
       {"dualpipev", "DualPipeV", dualpipev}};
   return kinds;
 }

@@ -7,6 +7,7 @@
 
 #include "model/base/text.h"
 #include "pipeline/schedule/checker.h"
+#include "pipeline/schedule/published/published.h"
 
 namespace duet {
 namespace {
@@ -57,7 +58,7 @@ bool two_stages_a_rank(const std::string& schedule) {
 
 }  // namespace
 
-std::string planned_schedules() { return schedule_names() + ", zb-h2, zb2p, v-half, v-min"; }
+std::string planned_schedules() { return schedule_names() + ", zb2p"; }
 
 KeyValues layout_keys() {
   KeyValues keys;
@@ -282,8 +283,17 @@ std::string broken_rule(const PlanJob& job, const PlanLayout& l) {
 
 Schedule layout_schedule(const PlanLayout& l, int M, const StageCosts& costs, double waiting) {
   if (l.list) return *l.list;
-  const std::string& name = l.pp == 1 ? "1f1b" : l.schedule;
-  return planned_schedule(name, {l.pp, M, l.virtual_stages}, costs, waiting);
+  const ScheduleSize size{l.pp, M, l.virtual_stages};
+  if (l.pp == 1) return make_schedule("1f1b", size);
+  return l.schedule == "zb2p" ? zero_bubble("zb2p", size, costs, waiting)
+                              : make_schedule(l.schedule, size);
+}
+
+double longest_span(const Timing& timing) {
+  double longest = 0;
+  for (const auto& spans : timing.spans)
+    longest = std::max(longest, spans.back().end - spans.front().start);
+  return longest;
 }
 
 }  // namespace duet

@@ -27,7 +27,7 @@ struct PlanLayout {
   int virtual_stages = 0, micro_batch = 0;
   int zero = -1;
   Recompute recompute = Recompute::unset;
-  std::string schedule;  // planned_schedule's, or a file's name
+  std::string schedule;  // one of planned_schedules, or a file's name
   // the file's: pp and the number of microbatches are fixed by it
   std::shared_ptr<const Schedule> list;
   std::vector<int> split;  // layers of each stage; empty: even
@@ -63,7 +63,7 @@ KeyValues read_layout_text(const std::string& text, const std::string& where);
 void set_layout(PlanLayout& layout, const std::string& key, const std::string& value);
 PlanLayout with_options(PlanLayout layout, const KeyValues& options);
 KeyValues layout_keys();          // name, help
-std::string planned_schedules();  // planned_schedule's, with commas between
+std::string planned_schedules();  // make_schedule's and zb2p, with commas between
 
 // What becomes of a flag that is free. Hiding what can hide is never slower, so gradients and
 // tensor parallelism hide; that all-to-alls hide outside of a schedule's own pairs needs a
@@ -119,23 +119,11 @@ std::string broken_rule(const PlanJob& job, const PlanLayout& layout);
 // Of them those that know nothing of dp, pp, schedule and microbatches.
 std::string broken_size(const PlanJob& job, const PlanLayout& layout);
 
-// The layout's schedule for a number of microbatches; of those that are made by a rule (below)
-// `costs`, of a typical stage, and `waiting` (predict.h) order the actions.
+// The layout's schedule for a number of microbatches. ZB-2p is ZB-H2's rule for `costs`, of a
+// typical stage, and `waiting` (predict.h); "Zero Bubble Pipeline Parallelism" searches for its
+// lists, whose bubbles come out to all digits that it prints.
 Schedule layout_schedule(const PlanLayout& layout, int microbatches,
     const StageCosts& costs = {1, 1, 1, 3}, double waiting = 1);
-
-// make_schedule's schedules, and those that are published as a rule rather than as a list:
-//   zb-h2   ("Zero Bubble Pipeline Parallelism") for actions of equal cost: 2 (P - rank) - 1 Fs,
-//           then I, W, F; Ws wait on the lower ranks, two more on each, so that the last ranks
-//           hurry at the end. No bubble where costs are equal, (P-1) (F + I - 2 W) where they are
-//           not
-//   zb2p    the same rule for the actions' own costs, within the memory of 2P activations (the
-//           paper searches for its lists; their bubbles come out to all digits that it prints)
-//   v-half  ("Pipeline Parallelism with Controllable Memory") two stages a rank in a V; the pattern
-//   v-min   of one microbatch is repeated every six actions, and a pattern that is longer keeps
-//           more: (P + 2) / 2 activations, or (P + 4) / 3; ranks idle for about 3P actions, or 4P
-Schedule planned_schedule(
-    const std::string& name, const ScheduleSize& size, const StageCosts& costs, double waiting = 1);
 
 // From a rank's first action to its last, of the rank that takes longest: the step, where ranks
 // start their next one while others finish this one.

@@ -11,7 +11,7 @@
 #pragma once
 #include <vector>
 
-#include "pipeline/schedule/schedule.h"
+#include "pipeline/schedule/profile.h"
 
 namespace duet {
 
@@ -19,7 +19,10 @@ Schedule gpipe(const ScheduleSize& size);
 Schedule one_f_one_b(const ScheduleSize& size);
 Schedule interleaved(const ScheduleSize& size);
 Schedule zb1p(const ScheduleSize& size);
+Schedule zb_h2(const ScheduleSize& size);
 Schedule zbv(const ScheduleSize& size);
+Schedule v_half(const ScheduleSize& size);
+Schedule v_min(const ScheduleSize& size);
 Schedule dualpipe(const ScheduleSize& size);
 Schedule dualpipev(const ScheduleSize& size);
 
@@ -74,6 +77,11 @@ inline Schedule v_shaped(const char* name, const ScheduleSize& size) {
   for (int rank = size.pp - 1; rank >= 0; --rank) s.rank_of.push_back(rank);
   return s;
 }
+
+// ZB-H2's rule for actions that cost `costs`, within the memory of 2P activations, of each of which
+// `waiting` is there from its I to its W.
+Schedule zero_bubble(
+    const char* name, const ScheduleSize& size, const StageCosts& costs, double waiting);
 
 // The eight steps of DualPipe on one rank, h ranks away from the nearer end of a pipeline folded to
 // `half` ranks; each chunk sees m microbatches. See dualpipe.cpp.

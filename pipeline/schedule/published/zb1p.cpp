@@ -4,7 +4,7 @@
 // which nobody waits for. Rank r puts off its Ws by r microbatches and fills the gaps of the
 // cool-down with them; so the later ranks hold as many activations as rank 0 does in 1F1B, P. Idle
 // time (P-1)(F+I-min(F,I,W)) for M >= P.
-// Read next: zbv.cpp.
+// Read next: zb_h2.cpp.
 #include <algorithm>
 
 #include "pipeline/schedule/published/published.h"

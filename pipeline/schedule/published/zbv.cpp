@@ -4,7 +4,7 @@
 // is on rank 0 again, so that rank can start its backwards early. With F = I = W and M >= 2P-1 no
 // rank idles between its first and its last action; peak activations 2P half chunks, the memory of
 // 1F1B's rank 0 on every rank.
-// Read next: dualpipe.cpp.
+// Read next: v_half.cpp.
 #include <algorithm>
 
 #include "pipeline/schedule/published/published.h"

@@ -1,49 +1,21 @@
-// See layout.h. The schedules that a rule makes.
-#include "pipeline/insight/plan/layout.h"
-
-#include <algorithm>
+// V-Half and V-Min of "Pipeline Parallelism with Controllable Memory" (Qi et al., 2024, section 3):
+// half, or a third, of 1F1B's activations.
+//
+// Two stages a rank in a V, as under ZBV. How many activations a rank keeps is how long a
+// microbatch's are there; that depends on how steeply its pattern goes down the ranks and up again,
+// and balances over them: what comes early to a rank on its way down comes late on its way up.
+// Read next: dualpipe.cpp.
 #include <array>
-#include <cmath>
 
 #include "pipeline/schedule/published/published.h"
 
 namespace duet {
-namespace {
-
-// Warms up with as many Fs as a rank has time for until its first gradient comes, two fewer than
-// the rank before it at least; then I, W, F. Ws wait, the more the further down: by the time in
-// which a gradient goes up to the first rank and a microbatch comes down, so that the last ranks
-// hurry through their last Is, which is what the first wait for, and end with Ws. A rank keeps no
-// more than 2P activations, of each of which `waiting` is there until its W.
-Schedule zero_bubble(
-    const char* name, const ScheduleSize& size, const StageCosts& costs, double waiting) {
-  const int P = size.pp, M = size.microbatches;
-  Schedule s = looped(name, size, 1);
-  for (int rank = 0; rank < P; ++rank) {
-    const int below = P - 1 - rank;
-    const double trip = costs.F + costs.I, least = 1e-6 * trip + 1e-300;
-    const int warm_up = int(std::min(
-        {double(M), 2.0 * (P - rank), std::ceil(1 + below * trip / std::max(costs.F, least))}));
-    const double held =
-        std::min(rank * std::ceil(trip / std::max(costs.W, least)), (2 * P - warm_up) / waiting);
-    RankList list(s.ranks[rank]);
-    Chunk chunk{rank, 0, M};
-    repeat(warm_up, [&] { list.F(chunk); });
-    repeat(M, [&] {
-      list.I(chunk);
-      if (chunk.b - chunk.w > held) list.W(chunk);
-      list.F(chunk);
-    });
-    while (chunk.w < M) list.W(chunk);
-  }
-  return s;
-}
 
 // One microbatch's pattern: down the V and back up, forward and backward, `down` actions from a
 // rank to the one below it and one to the one above. Every rank does six actions a microbatch, and
 // patterns follow six apart, so that no two actions of a rank may be at the same time modulo six:
 // the pattern waits where it turns, as long as it must. Ws take the two places that are left.
-Schedule v_pattern(const char* name, const ScheduleSize& size, int down) {
+static Schedule v_pattern(const char* name, const ScheduleSize& size, int down) {
   const int P = size.pp, M = size.microbatches;
   Schedule s = v_shaped(name, size);
   struct Place {
@@ -94,22 +66,7 @@ Schedule v_pattern(const char* name, const ScheduleSize& size, int down) {
   return s;
 }
 
-}  // namespace
-
-double longest_span(const Timing& timing) {
-  double longest = 0;
-  for (const auto& spans : timing.spans)
-    longest = std::max(longest, spans.back().end - spans.front().start);
-  return longest;
-}
-
-Schedule planned_schedule(
-    const std::string& name, const ScheduleSize& size, const StageCosts& costs, double waiting) {
-  if (name == "v-min") return v_pattern("v-min", size, 1);
-  if (name == "v-half") return v_pattern("v-half", size, 2);
-  if (name == "zb-h2") return zero_bubble("zb-h2", size, {1, 1, 1, 3}, 1);
-  if (name == "zb2p") return zero_bubble("zb2p", size, costs, waiting);
-  return make_schedule(name, size);
-}
+Schedule v_half(const ScheduleSize& size) { return v_pattern("v-half", size, 2); }
+Schedule v_min(const ScheduleSize& size) { return v_pattern("v-min", size, 1); }
 
 }  // namespace duet
