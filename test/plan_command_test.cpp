@@ -350,6 +350,10 @@ TEST(PlanValidate, CountsErrorsAsItSays) {
   EXPECT_DOUBLE_EQ(
       e.at("fit_accuracy").number(), 0.5);     // both that ran, and not the one that did not
   EXPECT_EQ(e.at("pick_regret").number(), 0);  // tp 1 is picked and was the fastest
+  const Json second = v.document.at("records").items()[1];  // with what was filled in
+  EXPECT_EQ(second.at("layout").string(), v.records[1].layout.text());
+  EXPECT_NE(second.at("layout").string().find("dp=4,tp=2"), std::string::npos);
+  EXPECT_GT(second.at("predicted_gib").number(), 1);
   std::ostringstream out;
   print_validation(v, true, out);
   EXPECT_EQ(Json::parse(out.str(), "out").at("suites").at("s").at("n").integer(), 3);

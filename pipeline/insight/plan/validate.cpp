@@ -43,6 +43,7 @@ void predict_record(Record& r) {
   const SearchResult found = search(r.job, r.layout, 1);
   require(found.legal > 0, found.first_rule);
   const Prediction& p = found.pick();
+  r.layout = p.layout;  // filled in
   r.fits = p.fits, r.predicted_step = p.step;
   r.predicted_gib = p.memory.total() / double(1 << 30);
   r.predicted = r.ran() ? in_unit(r, p.step) : p.step;
@@ -151,9 +152,10 @@ Json document_of(const Validation& v) {
   }
   for (const Record& r : v.records) {
     all.push_back(&r);
-    records.push(Json::object(
-        {{"id", r.id}, {"kind", kMeasured[size_t(*r.kind)]}, {"predicted", r.predicted},
-            {"measured", r.ran() ? Json(r.measured) : Json()}, {"fits", r.fits}}));
+    records.push(Json::object({{"id", r.id}, {"kind", kMeasured[size_t(*r.kind)]},
+        {"predicted", r.predicted}, {"measured", r.ran() ? Json(r.measured) : Json()},
+        {"fits", r.fits}, {"layout", r.layout.text()},
+        {"predicted_gib", r.is_bubble() ? Json() : Json(r.predicted_gib)}}));
   }
   for (const auto& [id, reason] : v.unpredicted)
     unpredicted.push(Json::object({{"id", id}, {"reason", reason}}));

@@ -46,6 +46,7 @@ inline constexpr const char* kMeasured[] = {  // as files have it
 //                       kernel that rotations and activations are not, another "kernel: " neither
 //   H100 with 96 GB     the 500 W version with HBM2e
 //   hardware.hbm_gb     where it is not the cluster file's: that much memory
+//   hardware.gpu        a cluster's name or the path of its file
 struct Record {
   std::string id, suite, scan;  // scan: what it shares with other layouts of the same job
   PlanJob job;
@@ -73,7 +74,8 @@ Record read_record(const Json& json);
 struct Validation {
   std::vector<Record> records;
   std::vector<std::pair<std::string, std::string>> unpredicted;  // id, reason
-  // {"suites": {name: {"n", "mape", ...}}, "all": {...}, "records", "unpredicted"}; null where
+  // {"suites": {name: {"n", "mape", ...}}, "all": {...}, "records": [{"id", "kind", "predicted",
+  // "measured", "fits", "layout" (as filled in), "predicted_gib"}], "unpredicted"}; null where
   // there is nothing to say it from
   Json document;
 };
