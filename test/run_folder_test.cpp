@@ -245,7 +245,12 @@ TEST_F(Runs, SomebodysConfigIsNoRun) {
   write("model/config.json", "{}");
   TrainOptions o = options("model", 1);
   expect_refused([&] { run(o); }, {"--out", "config.json", "not a run's"});
-  EXPECT_EQ(std::distance(fs::directory_iterator(o.out), {}), 1);  // not even a lock
+  write("notes/note", "not a run's");
+  TrainOptions back = options("notes", 1);
+  back.resume = true, back.from_step = 5;
+  expect_refused([&] { run(back); }, {"--from-step", "5"});
+  for (const std::string& out : {o.out, back.out})  // not even a lock
+    EXPECT_EQ(std::distance(fs::directory_iterator(out), {}), 1);
 }
 
 // --- how it ends ---------------------------------------------------------------------------------

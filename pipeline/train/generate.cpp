@@ -43,7 +43,7 @@ int generate(Trainer& trainer, const Tokenizer& tokenizer, const SampleOptions& 
   for (int64_t i = 0; i < o.tokens && !signal; ++i) {
     const std::vector<float> logits = next_token_logits(trainer, ids);
     if (!std::ranges::all_of(logits, [](float x) { return std::isfinite(x); }))
-      throw Error(cat("token ", i + 1, ": found logits that are not finite"));
+      throw Error(cat("token ", i + 1, ": expected finite logits, found others"));
     // a model's vocabulary may be padded
     const size_t known = std::min(logits.size(), size_t(tokenizer.vocab_size()));
     const double draw = double(random() >> 11) * 0x1p-53;

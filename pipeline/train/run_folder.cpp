@@ -21,8 +21,9 @@ namespace fs = std::filesystem;
 RunFolder::RunFolder(const Job& job) : RunFolder(job.options) {
   const std::string& out = options_.out;
   if (out.empty()) return;
+  // what is nobody's run yet is not even locked before it is known to become one
+  if (holds_run() || fs::exists(out + "/.lock")) lock();
   refuse_wrong_folder();
-  if (fs::is_directory(out)) lock();
   choose_checkpoint(job);
   const std::error_code error = make_folders(out);
   require(!error, "--out: cannot make the folder ", out, ": ", error.message());
@@ -55,12 +56,15 @@ void RunFolder::lock() {
   if (!written) throw Error(path + cannot_be("written"));
 }
 
+bool RunFolder::holds_run() const {
+  return fs::exists(options_.out + "/metrics.jsonl") || !run_checkpoints(options_.out).empty();
+}
+
 void RunFolder::refuse_wrong_folder() const {
   const std::string &out = options_.out, &init = options_.init;
-  const bool holds_run = fs::exists(out + "/metrics.jsonl") || !run_checkpoints(out).empty();
-  require(!holds_run || options_.resume || options_.overwrite, "--out: found a run in ", out,
+  require(!holds_run() || options_.resume || options_.overwrite, "--out: found a run in ", out,
       ", allowed: another folder, --resume or --overwrite");
-  require(holds_run || !fs::exists(out + "/config.json"), "--out: found a config.json in ", out,
+  require(holds_run() || !fs::exists(out + "/config.json"), "--out: found a config.json in ", out,
       ", which is not a run's, allowed: a folder without");
   if (!options_.overwrite || init.empty()) return;
   for (const auto& [step, dir] : run_checkpoints(out)) {

@@ -29,6 +29,7 @@ class RunFolder {
  private:
   explicit RunFolder(const TrainOptions& options) : options_(options) {}
   void lock();
+  bool holds_run() const;
   void refuse_wrong_folder() const;
   void choose_checkpoint(const Job& job);
   void make_room();
