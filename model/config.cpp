@@ -67,7 +67,7 @@ static const Size kSizes[] = {{"vocab_size", "vocab_size", &ModelConfig::vocab_s
     {"d_ff", "intermediate_size", &ModelConfig::d_ff, 1},
     {"d_expert", "moe_intermediate_size", &ModelConfig::d_expert, 1},
     {"n_shared", "n_shared_experts", &ModelConfig::n_shared, 0},
-    {"n_routed", "n_routed_experts", &ModelConfig::n_routed, 1},
+    {"n_routed", "n_routed_experts", &ModelConfig::n_routed, 2},
     {"topk", "num_experts_per_tok", &ModelConfig::topk, 1},
     {"n_group", "n_group", &ModelConfig::n_group, 1},
     {"topk_group", "topk_group", &ModelConfig::topk_group, 1}};
@@ -202,7 +202,8 @@ ModelConfig ModelConfig::from_json(const Json& j, const std::string& where) {
     const Json value = j.at(s.hf_name);
     c.*s.field = q_lora && value.is_null() ? 0 : value.integer(q_lora ? 1 : s.least, s.most);
   }
-  expect(j, "num_key_value_heads", c.n_heads);
+  if (const auto heads = j.find("num_key_value_heads"); heads && !heads->is_null())
+    expect(j, "num_key_value_heads", c.n_heads);
   expect(j, "head_dim", c.qk_rope_head_dim);
   if (const auto pad = j.find("pad_token_id"); pad && !pad->is_null()) {
     c.pad_token = pad->integer(-c.vocab_size, c.vocab_size - 1);

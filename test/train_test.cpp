@@ -319,7 +319,7 @@ TEST_F(Train, NamesWhatIsDamagedInACheckpoint) {
   }
   TrainOptions other = o;
   other.model = parse_sizes("n_layers=2");
-  expect_refused([&] { run(other); }, {"--resume", "other sizes"});
+  expect_refused([&] { run(other); }, {"--resume", "another model"});
   EXPECT_NO_THROW(run(o));
 }
 

@@ -14,7 +14,8 @@ namespace duet {
 
 struct RouterShape {
   int experts, topk;
-  // experts per group = experts / groups; a token's experts lie in topk_groups of the groups
+  // experts per group = experts / groups, two or more; a token's experts lie in topk_groups of the
+  // groups
   int groups, topk_groups;
   double scaling;  // routed_scaling_factor
 };

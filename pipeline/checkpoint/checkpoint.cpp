@@ -122,8 +122,8 @@ void check_checkpoint(const std::string& dir, const ModelConfig& config) {
   const bool ours = fs::exists(dir + "/trainer.json");
   require(!ours || is_complete(dir), dir, ": found no DONE file, allowed: a complete checkpoint");
   if (ours) verify(dir);
-  require(checkpoint_config(dir) == config, "--resume: found a model of other sizes in ", dir,
-      ", allowed: the same --preset, --model and vocabulary");
+  require(checkpoint_config(dir) == config, "--resume: found another model in ", dir,
+      ", allowed: the same --preset, --model, --init and vocabulary");
 }
 
 void read_checkpoint(const std::string& dir, Stream& stream, Params& params, Restore what) {
