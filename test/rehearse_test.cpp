@@ -89,7 +89,7 @@ TEST_F(Rehearse, EveryActionIsWhereTheSimulatorHasIt) {
         expect_spans(run(*job, profile), simulate(job->compute, profile), 1);
         ++tried;
       }
-  EXPECT_GE(tried, 36);
+  EXPECT_EQ(tried, 58);  // DualPipe has no 16 x 20, DualPipeV neither
 }
 
 TEST_F(Rehearse, DataParallelRanksRehearseSideBySide) {

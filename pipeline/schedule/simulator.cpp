@@ -42,4 +42,11 @@ Timing simulate(const Schedule& s, const CostProfile& profile) {
   return timing;
 }
 
+double longest_span(const Timing& timing) {
+  double longest = 0;
+  for (const auto& spans : timing.spans)
+    longest = std::max(longest, spans.back().end - spans.front().start);
+  return longest;
+}
+
 }  // namespace duet

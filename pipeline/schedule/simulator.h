@@ -30,4 +30,8 @@ struct Timing {
 // schedule cuts the model into. About 100 ns an action.
 Timing simulate(const Schedule& schedule, const CostProfile& profile);
 
+// From a rank's first action to its last, of the rank that takes longest: the step, where ranks
+// start their next one while others finish this one.
+double longest_span(const Timing& timing);
+
 }  // namespace duet

@@ -289,11 +289,4 @@ Schedule layout_schedule(const PlanLayout& l, int M, const StageCosts& costs, do
                               : make_schedule(l.schedule, size);
 }
 
-double longest_span(const Timing& timing) {
-  double longest = 0;
-  for (const auto& spans : timing.spans)
-    longest = std::max(longest, spans.back().end - spans.front().start);
-  return longest;
-}
-
 }  // namespace duet

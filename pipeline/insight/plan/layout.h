@@ -125,8 +125,4 @@ std::string broken_size(const PlanJob& job, const PlanLayout& layout);
 Schedule layout_schedule(const PlanLayout& layout, int microbatches,
     const StageCosts& costs = {1, 1, 1, 3}, double waiting = 1);
 
-// From a rank's first action to its last, of the rank that takes longest: the step, where ranks
-// start their next one while others finish this one.
-double longest_span(const Timing& timing);
-
 }  // namespace duet

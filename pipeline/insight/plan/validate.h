@@ -75,8 +75,8 @@ struct Validation {
   std::vector<Record> records;
   std::vector<std::pair<std::string, std::string>> unpredicted;  // id, reason
   // {"suites": {name: {"n", "mape", ...}}, "all": {...}, "records": [{"id", "kind", "predicted",
-  // "measured", "fits", "layout" (as filled in), "predicted_gib"}], "unpredicted"}; null where
-  // there is nothing to say it from
+  // "measured", "fits", "layout" (as filled in where it was), "predicted_gib"}], "unpredicted"};
+  // null where there is nothing to say it from
   Json document;
 };
 

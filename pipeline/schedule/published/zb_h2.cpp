@@ -3,7 +3,7 @@
 // Enough Fs before the first I that no rank ever waits between its first and its last action: rank
 // r starts 2 (P - r) - 1 of them, and keeps up to 2P - 1 activations for it. Ws wait on the lower
 // ranks, so that these hurry through their last Is. With equal costs nothing is idle from a rank's
-// first action to its last, else (P-1) (F + I - 2 W).
+// first action to its last, and (P-1) (F + I - 2 W) where W is shorter than F and I.
 //
 // The same rule for other costs is what `duet plan` calls zb2p.
 // Read next: zbv.cpp.
