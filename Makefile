@@ -64,7 +64,9 @@ NCCL ?= $(firstword $(foreach d,$(CUDA) /usr/local /usr,\
 NCCL_LIB := $(if $(NCCL),$(call lib,nccl,$(call libdirs,$(abspath $(NCCL)))))
 endif
 ifeq ($(origin MPI),undefined)  # MPICH's mpicxx does not know --showme
-MPI := $(shell mpicxx --showme:command >/dev/null 2>&1 && command -v mpicxx)
+MPI := $(shell mpicxx --showme:command >/dev/null 2>&1 && \
+         [ "$$(mpicxx -dumpmachine | cut -d- -f1)" = "$$($(CXX) -dumpmachine | cut -d- -f1)" ] && \
+         command -v mpicxx)
 endif
 CLANG := $(findstring clang,$(shell $(CXX) --version 2>/dev/null))
 
@@ -77,7 +79,7 @@ CAPABLE := $(if $(NVCC),-cuda)$(if $(NCCL_LIB),-nccl)$(if $(MPI),-mpi)
 PREFLAGS := -I. $(call system,.deps/usr/include /opt/homebrew/include)
 SET := $(shell $(CXX) -march=$(MARCH) -E -x c /dev/null >/dev/null 2>&1 && echo march || echo mcpu)
 FLAGS   := -std=c++20 -O3 -g1 -ffp-contract=off -pthread -Wall -Wextra -Wno-unused-parameter \
-           -Wno-missing-field-initializers -$(SET)=$(MARCH) \
+           -Wno-missing-field-initializers -Wno-psabi -$(SET)=$(MARCH) \
            $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
 # Row files: reductions over lanes may be reassociated, which is what vectorizes them. No peeling
 # for alignment: a row's bits must not depend on where it lies.
@@ -232,7 +234,10 @@ GPUS := $(or $(ARCH),80$(comma) 90 and PTX)
 NEEDED := !__has_include(<CLI/CLI.hpp>) || !__has_include(<nlohmann/json.hpp>) || \
           !__has_include(<zlib.h>)
 found:
-	@echo "duet: $(CXX), -march=$(MARCH)$(if $(SAN), with the $(SAN) sanitizer)"
+	@echo "duet: $(CXX), -$(SET)=$(MARCH)$(if $(SAN), with the $(SAN) sanitizer)"
+	@$(CXX) -$(SET)=$(MARCH) -E -x c /dev/null >/dev/null 2>&1 || \
+	  { echo "$(CXX) is missing, or takes neither -march=$(MARCH) nor -mcpu; for another machine" \
+	    "than this name one, e.g. MARCH=armv8-a"; exit 1; }
 	@echo "  CUDA  $(if $(NVCC),$(NVCC)$(comma) for GPU architecture $(GPUS),none: CPU only)"
 	@echo "  NCCL  $(or $(NCCL_LIB),none: no NCCL transport)"
 	@echo "  MPI   $(or $(MPI),none: ranks are threads of one process)"

@@ -7,7 +7,12 @@
 namespace duet {
 namespace {
 
-template <class T> struct GridTest : testing::Test {};
+template <class T> struct GridTest : testing::Test {
+  void SetUp() override {  // madd is fused where this is not zero
+    if (sizeof(T) == 8 && madd(1 + 0x1p-52, 1 - 0x1p-52, -1.) == 0)
+      GTEST_SKIP() << "of fp64's sums the grid forgets the order with a fused multiply-add only";
+  }
+};
 using Types = testing::Types<float, double>;
 TYPED_TEST_SUITE(GridTest, Types);
 

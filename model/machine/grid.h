@@ -34,7 +34,7 @@ inline constexpr double kGridBias = 1.5 * double(int64_t(1) << (52 - kGridBits))
 
 inline constexpr double kGridFactor = 1 + 0x1p-52;
 
-// Not fused, the product is off the halfway point, too.
+// Not fused, the product of an fp32 p is off the halfway point, too.
 HD double grid_add(double acc, double p) { return madd(p, kGridFactor, acc); }
 
 // p rounded to the grid, to be added to an fp64 sum.
