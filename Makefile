@@ -77,7 +77,9 @@ system   = $(addprefix -isystem ,$(filter-out /usr/include,$(wildcard $(1))))
 BUILD   := build/$(notdir $(lastword $(CXX)))-$(MARCH)$(addprefix -,$(subst $(comma),-,$(SAN)))
 CAPABLE := $(if $(NVCC),-cuda)$(if $(NCCL_LIB),-nccl)$(if $(MPI),-mpi)
 PREFLAGS := -I. $(call system,.deps/usr/include /opt/homebrew/include)
-SET := $(shell $(CXX) -march=$(MARCH) -E -x c /dev/null >/dev/null 2>&1 && echo march || echo mcpu)
+# of these the one that the compiler takes MARCH by; none: there is no such compiler or processor
+SET := $(firstword $(foreach s,march mcpu,\
+         $(shell $(CXX) -$s=$(MARCH) -E -x c /dev/null >/dev/null 2>&1 && echo $s)))
 FLAGS   := -std=c++20 -O3 -g1 -ffp-contract=off -pthread -Wall -Wextra -Wno-unused-parameter \
            -Wno-missing-field-initializers -Wno-psabi -$(SET)=$(MARCH) \
            $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
@@ -234,10 +236,9 @@ GPUS := $(or $(ARCH),80$(comma) 90 and PTX)
 NEEDED := !__has_include(<CLI/CLI.hpp>) || !__has_include(<nlohmann/json.hpp>) || \
           !__has_include(<zlib.h>)
 found:
+	@$(if $(SET),,echo "$(CXX) is missing, or takes neither -march=$(MARCH) nor -mcpu; for another" \
+	  "machine than this name one, e.g. MARCH=armv8-a"; exit 1)
 	@echo "duet: $(CXX), -$(SET)=$(MARCH)$(if $(SAN), with the $(SAN) sanitizer)"
-	@$(CXX) -$(SET)=$(MARCH) -E -x c /dev/null >/dev/null 2>&1 || \
-	  { echo "$(CXX) is missing, or takes neither -march=$(MARCH) nor -mcpu; for another machine" \
-	    "than this name one, e.g. MARCH=armv8-a"; exit 1; }
 	@echo "  CUDA  $(if $(NVCC),$(NVCC)$(comma) for GPU architecture $(GPUS),none: CPU only)"
 	@echo "  NCCL  $(or $(NCCL_LIB),none: no NCCL transport)"
 	@echo "  MPI   $(or $(MPI),none: ranks are threads of one process)"
