@@ -22,9 +22,10 @@ class Import : public RunTest {
     return dir;
   }
   std::string checkpoint() const { return newest_checkpoint(path("run")); }
-  // from transformers' own config.json, which has more than duet's
+  // duet's, with what transformers adds
   Json config() const {
-    Json j = Json::load(folder("") + "/../run/step-000001/config.json");
+    folder("");
+    Json j = Json::load(checkpoint() + "/config.json");
     return j.set("head_dim", 8).set("dtype", "float32").set("use_cache", true);
   }
   TrainOptions from(const std::string& dir) const {

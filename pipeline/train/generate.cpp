@@ -86,10 +86,13 @@ static Tokenizer tokenizer_of(const GenerateOptions& g, const std::string& dir) 
   if (!g.tokenizer.empty()) return Tokenizer(g.tokenizer);
   if (dir.empty()) return Tokenizer();
   const Json trainer = checkpoint_trainer(dir);
-  const int64_t vocab_size = checkpoint_config(dir).vocab_size;
-  require(!trainer.is_null() || vocab_size <= kBytes, "--tokenizer: found none for the ",
-      vocab_size, " tokens of ", dir, ", allowed: llm.c's tokenizer .bin, bytes are too few");
-  const auto named = trainer.is_null() ? std::nullopt : trainer.find("tokenizer");
+  if (trainer.is_null()) {
+    const int64_t vocab_size = checkpoint_config(dir).vocab_size;
+    require(vocab_size <= kBytes, "--tokenizer: found none for the ", vocab_size, " tokens of ",
+        dir, ", allowed: llm.c's tokenizer .bin, bytes are too few");
+    return Tokenizer();
+  }
+  const auto named = trainer.find("tokenizer");
   const std::string path = named ? named->string() : "";
   if (path.empty()) return Tokenizer();
   require(std::filesystem::exists(path), named->where(), ": found ", shortened(path),

@@ -62,9 +62,10 @@ bool RunFolder::holds_run() const {
 
 void RunFolder::refuse_wrong_folder() const {
   const std::string &out = options_.out, &init = options_.init;
-  require(!holds_run() || options_.resume || options_.overwrite, "--out: found a run in ", out,
+  const bool run = holds_run();
+  require(!run || options_.resume || options_.overwrite, "--out: found a run in ", out,
       ", allowed: another folder, --resume or --overwrite");
-  require(holds_run() || !fs::exists(out + "/config.json"), "--out: found a config.json in ", out,
+  require(run || !fs::exists(out + "/config.json"), "--out: found a config.json in ", out,
       ", which is not a run's, allowed: a folder without");
   if (!options_.overwrite || init.empty()) return;
   for (const auto& [step, dir] : run_checkpoints(out)) {

@@ -1,7 +1,8 @@
 // The published schedules, one generator each, and the small tool they are written with.
 //
 // A generator emits one list per rank, of compute actions only. Each is a transcription of its
-// paper's steps and knows nothing of costs, messages or memory. A rank's list is built from
+// paper's steps or pattern and knows nothing of messages or memory, nor, but for zero_bubble, of
+// costs. A rank's list is built from
 // *chunks*: a chunk is one of the rank's stages with the microbatches that visit it, and it counts
 // its own forwards and backwards, so a step reads as in the paper: list.F(a), list.B(b).
 //

@@ -11,7 +11,6 @@
 #include "pipeline/schedule/published/published.h"
 
 namespace duet {
-
 namespace {
 
 struct Place {
@@ -72,7 +71,6 @@ int most_kept(const std::vector<Six>& pattern) {
 // The pattern that keeps least; of several the one that waits least, and last.
 Schedule repeat_pattern(const char* name, const ScheduleSize& size, int down) {
   Schedule s = v_shaped(name, size);
-  const int M = size.microbatches;
   std::vector<Six> best;
   std::pair<int, int> least;
   for (int a = 6; a > 0; --a)
@@ -83,7 +81,7 @@ Schedule repeat_pattern(const char* name, const ScheduleSize& size, int down) {
         const std::pair cost(most_kept(pattern), a + b + c);
         if (best.empty() || cost < least) best = std::move(pattern), least = cost;
       }
-  for (int rank = 0; rank < s.pp; ++rank)
+  for (int rank = 0, M = size.microbatches; rank < s.pp; ++rank)
     for (int now = 0; int(s.ranks[rank].size()) < 6 * M; ++now) {
       const auto& [first, action] = best[rank][now % 6];
       const int m = (now - first) / 6;
